@@ -1,0 +1,40 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer; each makes its own environment.
+
+PYTHON ?= python3
+RUN := .venv
+TEST := .venv-test
+
+.PHONY: demo test test-slow lint format clean always
+
+demo: $(RUN)/installed
+	$(RUN)/bin/python -m dsd_jax.demo --output_dir outputs/demo
+
+test: lint
+	$(TEST)/bin/pytest -q -n 2
+
+test-slow: $(TEST)/installed
+	$(TEST)/bin/pytest -q -m slow
+
+lint: $(TEST)/installed
+	$(TEST)/bin/ruff format --check
+	$(TEST)/bin/ruff check
+	$(TEST)/bin/mypy
+
+format: $(TEST)/installed
+	$(TEST)/bin/ruff check --fix
+	$(TEST)/bin/ruff format
+
+clean:
+	rm -rf $(RUN) $(TEST) build dist
+
+# An environment is made anew when its requirements change, and always under CI=true.
+$(RUN)/installed: EXTRAS =
+$(TEST)/installed: EXTRAS = [dev]
+$(RUN)/installed $(TEST)/installed: pyproject.toml constraints.txt $(if $(filter true,$(CI)),always)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	    "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable '.$(EXTRAS)'
+	@touch $@
