@@ -1,0 +1,150 @@
+"""Softmax attention without mask, one function over several implementations.
+
+| name     | runs on    | what it is                                                           |
+| -------- | ---------- | -------------------------------------------------------------------- |
+| `xla`    | everywhere | two einsums and a softmax; the [L, L] weights of all heads in memory |
+| `mapped` | everywhere | one head and one block of queries at a time: fast on CPU             |
+| `cudnn`  | NVIDIA     | cuDNN's fused kernel; bfloat16 or float16                            |
+| `splash` | TPU        | Pallas splash attention; L a multiple of 128                         |
+| `auto`   | everywhere | the fastest of these that fits backend, dtype and shape              |
+
+Logits and softmax are float32 in all of them. Under a mesh, every implementation runs in a
+`shard_map` over batch and heads (sequence shards are exchanged for heads on the way in and back on
+the way out, as in DeepSpeed-Ulysses), so that no kernel has to know about partitioning.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from dsd_jax.sharding import activation_spec, current_mesh
+from dsd_jax.types import Array, Float, UserError
+
+__all__ = ["IMPLEMENTATIONS", "attention"]
+
+QUERY_BLOCK = 1024  # queries of one head at a time in `mapped`: 9 MB of weights at 2,304 keys
+SPLASH_TILE = 128
+
+
+def _precision(x: Array) -> str:
+    return "highest" if x.dtype == jnp.float32 else "default"
+
+
+def _xla(q: Array, k: Array, v: Array) -> Array:
+    logits = jnp.einsum(
+        "blnh,bmnh->bnlm",
+        q,
+        k,
+        precision=_precision(q),
+        preferred_element_type=jnp.float32,
+    )
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnlm,bmnh->blnh", weights, v, precision=_precision(v))
+
+
+def _mapped(q: Array, k: Array, v: Array) -> Array:
+    batch, length, heads, dim = q.shape
+
+    def one_head(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        out = [
+            _xla(q[None, i : i + QUERY_BLOCK, None], k[None, :, None], v[None, :, None])[0, :, 0]
+            for i in range(0, length, QUERY_BLOCK)
+        ]
+        return jnp.concatenate(out)
+
+    def fold(x: Array) -> Array:
+        return x.swapaxes(1, 2).reshape(batch * heads, x.shape[1], dim)
+
+    # Rematerialised, or the backward pass would keep what the loop was there to avoid.
+    out = lax.map(jax.checkpoint(one_head), (fold(q), fold(k), fold(v)))
+    return out.reshape(batch, heads, length, dim).swapaxes(1, 2)
+
+
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _splash(q: Array, k: Array, v: Array) -> Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import (  # noqa: PLC0415 (TPU only)
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    length, heads = q.shape[1], q.shape[2]
+    if length % SPLASH_TILE or k.shape[1] % SPLASH_TILE:
+        raise UserError(
+            f"splash attention needs sequence lengths that are multiples of {SPLASH_TILE}, got "
+            f"{length} and {k.shape[1]}; choose another image size or attention=xla"
+        )
+
+    def tile(size: int) -> int:
+        return max(t for t in range(SPLASH_TILE, 1025, SPLASH_TILE) if size % t == 0)
+
+    q_tile, kv_tile = tile(length), tile(k.shape[1])
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=q_tile,
+        block_kv=kv_tile,
+        block_kv_compute=kv_tile,
+        block_q_dkv=q_tile,
+        block_kv_dkv=kv_tile,
+        block_kv_dkv_compute=kv_tile,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash_attention_mask.FullMask((length, k.shape[1]))
+    kernel = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+    )
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "xla": _xla,
+    "mapped": _mapped,
+    "cudnn": _cudnn,
+    "splash": _splash,
+}
+
+
+def _choose(q: Array, k: Array) -> str:
+    backend = jax.default_backend()
+    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
+        return "cudnn"
+    tiled = q.shape[1] % SPLASH_TILE == 0 and k.shape[1] % SPLASH_TILE == 0
+    if backend == "tpu" and tiled and q.shape[-1] == 128:
+        return "splash"
+    return "mapped" if backend == "cpu" else "xla"
+
+
+def attention(
+    q: Float[Array, "B L N H"],
+    k: Float[Array, "B M N H"],
+    v: Float[Array, "B M N H"],
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "B L N H"]:
+    """`softmax(q k^T / sqrt(H)) v` per head, every query to every key.
+
+    Raises:
+        UserError: unknown implementation, or a shape it cannot take.
+    """
+    name = _choose(q, k) if implementation == "auto" else implementation
+    if name not in IMPLEMENTATIONS:
+        raise UserError(
+            f"unknown attention implementation {name!r}; choose one of "
+            f"auto, {', '.join(IMPLEMENTATIONS)}"
+        )
+    run = IMPLEMENTATIONS[name]
+    mesh = current_mesh()
+    if mesh is not None:
+        spec = activation_spec(mesh, q.shape, ("batch", None, "attention_heads", None))
+        run = jax.shard_map(run, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    return checkpoint_name(run(q, k, v), "attention")

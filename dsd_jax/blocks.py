@@ -1,0 +1,111 @@
+"""The two kinds of FLUX block: two streams with joint attention, then one stream."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from dsd_jax.attention import attention
+from dsd_jax.config import FluxConfig, Precision
+from dsd_jax.layers import JoinedLinear, Linear, Mlp, Modulation, RMSNorm, gelu_tanh, modulate
+from dsd_jax.rope import apply_rope
+from dsd_jax.sharding import constrain
+from dsd_jax.types import Array, Float, Float32
+
+__all__ = ["DoubleBlock", "SelfAttention", "SingleBlock"]
+
+
+def _qkv_linear(config: FluxConfig, precision: Precision, rngs: nnx.Rngs) -> Linear:
+    out = (3, config.num_heads, config.head_dim)
+    return Linear((config.width,), out, fused=3, precision=precision, rngs=rngs)
+
+
+def _split_qkv(
+    qkv: Float[Array, "B L 3 N H"], query_norm: RMSNorm, key_norm: RMSNorm
+) -> tuple[Array, Array, Array]:
+    qkv = checkpoint_name(qkv, "qkv")
+    return query_norm(qkv[:, :, 0]), key_norm(qkv[:, :, 1]), qkv[:, :, 2]
+
+
+class SelfAttention(nnx.Module):
+    """The projections of one stream of a double block; the attention itself joins both streams."""
+
+    def __init__(self, config: FluxConfig, *, precision: Precision, rngs: nnx.Rngs) -> None:
+        heads = (config.num_heads, config.head_dim)
+        self.qkv = _qkv_linear(config, precision, rngs)
+        self.query_norm = RMSNorm(config.head_dim, precision=precision)
+        self.key_norm = RMSNorm(config.head_dim, precision=precision)
+        self.proj = Linear(heads, (config.width,), precision=precision, rngs=rngs)
+
+    def split(self, x: Float[Array, "B L D"]) -> tuple[Array, Array, Array]:
+        """Normalised queries, normalised keys and values, each `[B, L, N, H]`."""
+        return _split_qkv(self.qkv(x), self.query_norm, self.key_norm)
+
+
+class DoubleBlock(nnx.Module):
+    """Image and text keep their own weights and meet in one attention, text tokens first."""
+
+    def __init__(self, config: FluxConfig, *, precision: Precision, rngs: nnx.Rngs) -> None:
+        width, mlp = config.width, config.mlp_width
+        self.img_mod = Modulation(width, 2, precision=precision, rngs=rngs)
+        self.txt_mod = Modulation(width, 2, precision=precision, rngs=rngs)
+        self.img_attn = SelfAttention(config, precision=precision, rngs=rngs)
+        self.txt_attn = SelfAttention(config, precision=precision, rngs=rngs)
+        self.img_mlp = Mlp(width, mlp, precision=precision, rngs=rngs)
+        self.txt_mlp = Mlp(width, mlp, precision=precision, rngs=rngs)
+
+    def __call__(
+        self,
+        img: Float[Array, "B Li D"],
+        txt: Float[Array, "B Lt D"],
+        vec: Float[Array, "B D"],
+        pe: Float32[Array, "2 L H"],
+        implementation: str,
+    ) -> tuple[Float[Array, "B Li D"], Float[Array, "B Lt D"]]:
+        img_mod1, img_mod2 = self.img_mod(vec)
+        txt_mod1, txt_mod2 = self.txt_mod(vec)
+
+        img_qkv = self.img_attn.split(modulate(img, img_mod1.shift, img_mod1.scale))
+        txt_qkv = self.txt_attn.split(modulate(txt, txt_mod1.shift, txt_mod1.scale))
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(txt_qkv, img_qkv, strict=True))
+        attn = attention(apply_rope(q, pe), apply_rope(k, pe), v, implementation=implementation)
+        txt_attn, img_attn = jnp.split(attn, [txt.shape[1]], axis=1)
+
+        img = img + img_mod1.gate[:, None] * self.img_attn.proj(img_attn)
+        img = img + img_mod2.gate[:, None] * self.img_mlp(
+            modulate(img, img_mod2.shift, img_mod2.scale)
+        )
+        txt = txt + txt_mod1.gate[:, None] * self.txt_attn.proj(txt_attn)
+        txt = txt + txt_mod2.gate[:, None] * self.txt_mlp(
+            modulate(txt, txt_mod2.shift, txt_mod2.scale)
+        )
+        return constrain(img, "batch", "length", None), constrain(txt, "batch", None, None)
+
+
+class SingleBlock(nnx.Module):
+    """One stream [text, image]; attention and mlp run side by side on the same input."""
+
+    def __init__(self, config: FluxConfig, *, precision: Precision, rngs: nnx.Rngs) -> None:
+        width, mlp = config.width, config.mlp_width
+        self.modulation = Modulation(width, 1, precision=precision, rngs=rngs)
+        self.qkv = _qkv_linear(config, precision, rngs)
+        self.query_norm = RMSNorm(config.head_dim, precision=precision)
+        self.key_norm = RMSNorm(config.head_dim, precision=precision)
+        self.mlp_in = Linear((width,), (mlp,), precision=precision, rngs=rngs)
+        self.linear2 = JoinedLinear(
+            config.num_heads, config.head_dim, mlp, precision=precision, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        vec: Float[Array, "B D"],
+        pe: Float32[Array, "2 L H"],
+        implementation: str,
+    ) -> Float[Array, "B L D"]:
+        (mod,) = self.modulation(vec)
+        x_mod = modulate(x, mod.shift, mod.scale)
+        q, k, v = _split_qkv(self.qkv(x_mod), self.query_norm, self.key_norm)
+        attn = attention(apply_rope(q, pe), apply_rope(k, pe), v, implementation=implementation)
+        mlp = gelu_tanh(self.mlp_in(x_mod))
+        x = x + mod.gate[:, None] * self.linear2(attn, mlp)
+        return constrain(x, "batch", "length", None)

@@ -1,0 +1,162 @@
+"""Orbax checkpoints of model parameters: written as a stream, read by slices.
+
+The tree has one leaf per parameter under its per-layer path, so that a checkpoint is independent of
+mesh, scan setting and LoRA. Local paths and `gs://` buckets work alike.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import tensorstore as ts
+from etils import epath
+
+from dsd_jax.types import Shape, UserError
+from dsd_jax.weights import Index
+
+__all__ = ["OrbaxSource", "is_checkpoint", "save_params"]
+
+BATCH_BYTES = 2**28  # written at once; bounds the memory of a conversion
+# Stored apart. Smaller chunks took three times as long to write, larger ones more memory.
+CHUNK_BYTES = 2**27
+_ITEM = "state"  # Orbax's name for the one tree of such a checkpoint
+
+
+def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
+def _locate(path: epath.PathLike) -> epath.Path:
+    """Orbax wants absolute paths, which those of buckets are."""
+    return epath.Path(path if "://" in str(path) else Path(path).absolute())
+
+
+def is_checkpoint(path: epath.PathLike) -> bool:
+    """Whether `path` is a finished Orbax checkpoint."""
+    # Orbax' own test takes any folder, an empty one too, for a checkpoint of an older format.
+    root = _locate(path)
+    return all((root / file).exists() for file in ("orbax.checkpoint", f"{_ITEM}/_METADATA"))
+
+
+def save_params(
+    path: epath.PathLike,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes (per-layer path, tensor) pairs as they come, with bounded memory.
+
+    The checkpoint appears under `path` only when it is complete; an error leaves nothing behind.
+
+    Args:
+        path: new folder, local or `gs://`.
+        tensors: any float dtype, each path once.
+        metadata: JSON that `OrbaxSource.metadata` gives back.
+
+    Raises:
+        UserError: `path` exists or cannot be written.
+    """
+    root = _locate(path)
+    if root.exists():
+        raise UserError(f"{path} exists already; remove it or choose another destination")
+    batch: dict[str, np.ndarray] = {}
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        if batch:
+            with _writing(root):
+                ocp.partial.save(root, _nest(batch), custom_metadata=dict(metadata or {}))
+        batch.clear()
+        size = 0
+
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # bfloat16 weights hardly shrink
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    try:
+        with _writing(root):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(root)  # of a process that was killed; Orbax would add to it
+        with context:
+            for name, tensor in tensors:
+                # Orbax wants plain arrays; a strided view is copied here at the latest.
+                batch[name] = np.asarray(tensor, order="C")
+                size += tensor.nbytes
+                if size >= BATCH_BYTES:
+                    flush()
+            flush()
+            with _writing(root):
+                ocp.partial.finalize(root)
+    except BaseException:
+        _remove_unfinished(root)
+        raise
+
+
+def _remove_unfinished(root: epath.Path) -> None:
+    """Removes what Orbax has written for `root` before it is finished, and only that."""
+    if root.parent.is_dir():
+        for entry in root.parent.iterdir():
+            if entry.name.startswith(f"{root.name}.partial_save"):
+                entry.rmtree()
+
+
+@contextlib.contextmanager
+def _writing(root: epath.Path) -> Iterator[None]:
+    """Turns a failure to write into a message."""
+    log = logging.getLogger("absl")
+    was, log.disabled = log.disabled, True  # Orbax logs a traceback for each of its threads
+    try:
+        yield
+    except (OSError, ValueError) as error:  # TensorStore has only ValueError
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else str(error)
+        free = ""
+        if "://" not in str(root):
+            held = next(parent for parent in Path(str(root)).parents if parent.is_dir())
+            free = f" ({shutil.disk_usage(held).free / 1e9:.1f} GB free)"
+        raise UserError(f"cannot write {root}: {reason}{free}; nothing was left behind") from error
+    finally:
+        log.disabled = was
+
+
+class OrbaxSource:
+    """Parameters in an Orbax checkpoint, read by slices through TensorStore."""
+
+    def __init__(self, path: epath.PathLike) -> None:
+        self.path = _locate(path)
+        if not is_checkpoint(path):
+            raise UserError(
+                f"{path} is not a finished Orbax checkpoint; write one with `dsd convert to-jax`"
+            )
+        found = ocp.metadata(self.path)
+        self.metadata: dict[str, Any] = dict(found.custom_metadata or {})
+        leaves = jax.tree_util.tree_flatten_with_path(found.metadata)[0]
+        info = {".".join(str(key.key) for key in keys): leaf for keys, leaf in leaves}
+        self.shapes: dict[str, Shape] = {p: tuple(i.shape) for p, i in info.items()}
+        self.dtypes = {path: np.dtype(leaf.dtype) for path, leaf in info.items()}
+        self._open: dict[str, ts.TensorStore] = {}
+
+    def read(self, path: str, index: Index) -> np.ndarray:
+        if path not in self._open:
+            base = str(self.path / _ITEM)
+            store = base if "://" in base else f"file://{base}"
+            spec = {
+                "driver": "zarr3",
+                "kvstore": {"driver": "ocdbt", "base": f"{store}/", "path": f"{path}/"},
+            }
+            self._open[path] = ts.open(spec, open=True, read=True).result()
+        return self._open[path][index].read().result()

@@ -1,0 +1,165 @@
+"""From a config and a source of weights to a model on devices: the same steps for every model."""
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias, TypeVar, overload
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from dsd_jax.autoencoder import Autoencoder
+from dsd_jax.config import (
+    AutoencoderConfig,
+    ClipConfig,
+    Execution,
+    FluxConfig,
+    Precision,
+    T5Config,
+)
+from dsd_jax.flux import Flux
+from dsd_jax.lora import Adapter, add_factors, combine
+from dsd_jax.sharding import (
+    AUTOENCODER_RULES,
+    CLIP_RULES,
+    FLUX_RULES,
+    LARGE,
+    LORA_RULES,
+    T5_RULES,
+    TRAINED_LORA_RULES,
+    Rules,
+    param_shardings,
+)
+from dsd_jax.text.clip import ClipTextEncoder
+from dsd_jax.text.t5 import T5Encoder
+from dsd_jax.weights import Layered, TensorSource, WeightSource, materialise, param_shapes
+
+__all__ = ["Config", "Model", "abstract", "abstract_state", "load", "model_shardings", "stacks_of"]
+
+Config: TypeAlias = FluxConfig | T5Config | ClipConfig | AutoencoderConfig
+Model: TypeAlias = Flux | T5Encoder | ClipTextEncoder | Autoencoder
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+_RULES: dict[type, Rules] = {
+    FluxConfig: FLUX_RULES,
+    T5Config: T5_RULES,
+    ClipConfig: CLIP_RULES,
+    AutoencoderConfig: AUTOENCODER_RULES,
+}
+
+
+def stacks_of(model: Model) -> dict[str, int]:
+    """Path and depth of the stacks of blocks in a model."""
+    return {} if isinstance(model, Autoencoder) else model.stacks
+
+
+@overload
+def abstract(
+    config: FluxConfig, *, precision: Precision, execution: Execution | None = None
+) -> Flux: ...
+@overload
+def abstract(
+    config: T5Config, *, precision: Precision, execution: Execution | None = None
+) -> T5Encoder: ...
+@overload
+def abstract(
+    config: ClipConfig, *, precision: Precision, execution: Execution | None = None
+) -> ClipTextEncoder: ...
+@overload
+def abstract(
+    config: AutoencoderConfig, *, precision: Precision, execution: Execution | None = None
+) -> Autoencoder: ...
+def abstract(config: Config, *, precision: Precision, execution: Execution | None = None) -> Model:
+    """The model with shapes and dtypes but no arrays."""
+
+    def make() -> Model:
+        rngs = nnx.Rngs(0)
+        match config:
+            case FluxConfig():
+                return Flux(config, precision=precision, execution=execution, rngs=rngs)
+            case T5Config():
+                return T5Encoder(config, precision=precision, execution=execution, rngs=rngs)
+            case ClipConfig():
+                return ClipTextEncoder(config, precision=precision, execution=execution, rngs=rngs)
+            case AutoencoderConfig():
+                return Autoencoder(config, precision=precision, rngs=rngs)
+
+    return nnx.eval_shape(make)
+
+
+def load(
+    model: AnyModel,
+    source: WeightSource,
+    *,
+    mesh: Mesh | None = None,
+    adapters: Sequence[tuple[Adapter, float]] = (),
+) -> AnyModel:
+    """Fills an abstract model with weights and adapters, sharded over a mesh by the model's rules.
+
+    Args:
+        model: from `abstract`.
+        source: base weights.
+        mesh: default: the first device.
+        adapters: each with its scale; their factors stay apart from the kernels.
+
+    Raises:
+        UserError: weights or adapters do not fit the model, or the mesh does not divide it.
+    """
+    if adapters:
+        ranks, factors = combine(model, adapters, stacks_of(model))
+        add_factors(model, ranks)
+        full = [TensorSource(adapter.full) for adapter, _ in reversed(adapters)]
+        source = Layered(factors, *full, source)
+    shardings = model_shardings(model, mesh)
+    return materialise(model, source, stacks=stacks_of(model), shardings=shardings)
+
+
+def model_shardings(
+    model: Model, mesh: Mesh | None, *, trained_lora: bool = False
+) -> dict[str, Sharding]:
+    """Where every parameter of a model lies, factors of adapters included.
+
+    With `stream_layers`, the large parameters of blocks lie in pinned host memory.
+
+    Args:
+        model: with or without arrays.
+        mesh: None: the first device.
+        trained_lora: factors lie as for training, sharded over every device of the batch axes.
+
+    Raises:
+        UserError: the mesh does not divide the model.
+    """
+    shapes, stacks = param_shapes(model), stacks_of(model)
+    shardings: dict[str, Sharding]
+    if mesh is None:
+        shardings = dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
+    else:
+        spare = TRAINED_LORA_RULES if trained_lora else LORA_RULES
+        shardings = dict(
+            param_shardings(shapes, _RULES[type(model.config)], mesh, tuple(stacks), spare=spare)
+        )
+    if not isinstance(model, Autoencoder) and model.execution.stream_layers:
+        for path, shape in shapes.items():
+            in_stack = path.startswith(tuple(f"{stack}." for stack in stacks))
+            if in_stack and math.prod(shape[1:]) >= LARGE:
+                shardings[path] = shardings[path].with_memory_kind("pinned_host")
+    return shardings
+
+
+def abstract_state(model: Model, mesh: Mesh, *, trained_lora: bool = False) -> nnx.State:
+    """The state of an abstract model with its shardings, for compiling ahead of time."""
+    shardings = model_shardings(model, mesh, trained_lora=trained_lora)
+    flat = nnx.to_flat_state(nnx.state(model))
+    return nnx.from_flat_state(
+        [
+            (
+                path,
+                variable.replace(
+                    jax.ShapeDtypeStruct(
+                        variable.shape, variable.dtype, sharding=shardings[".".join(map(str, path))]
+                    )
+                ),
+            )
+            for path, variable in flat
+        ]
+    )

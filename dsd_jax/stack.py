@@ -1,0 +1,101 @@
+"""A stack of equal blocks: built, run, and renamed between its two layouts.
+
+Unrolled, the stack is a list and a parameter's path is `double_blocks.3.img_mod.lin.kernel`.
+Scanned, it is one block whose arrays have a leading layer axis, at
+`double_blocks.img_mod.lin.kernel`: one block to trace and compile, at the price of a copy out of
+the stacked array in every layer. Files and conversion tables know the first form only.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from dsd_jax.config import Execution
+from dsd_jax.types import UserError
+
+__all__ = ["REMAT_POLICIES", "build_stack", "layer_paths", "run_stack"]
+
+Block = TypeVar("Block", bound=nnx.Module)
+Carry = TypeVar("Carry")
+
+_POLICIES = jax.checkpoint_policies
+# "none" keeps everything; the others name what survives to the backward pass.
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "full": _POLICIES.nothing_saveable,
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+    "attention": _POLICIES.save_only_these_names("attention"),
+    "attention+qkv": _POLICIES.save_only_these_names("attention", "qkv"),
+}
+
+
+def build_stack(
+    make: Callable[[nnx.Rngs], Block], depth: int, *, scan: bool, rngs: nnx.Rngs
+) -> Any:
+    """`depth` blocks from `make`, each from its own key.
+
+    Returns:
+        Unrolled, an `nnx.List` of blocks; scanned, one block with stacked arrays. Callers know
+        which they asked for.
+    """
+    if not scan:
+        return nnx.List([make(rngs) for _ in range(depth)])
+    keys = jax.random.split(rngs.params(), depth)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
+
+
+def run_stack(
+    stack: nnx.List[Block] | Block,
+    step: Callable[[Block, Carry], Carry],
+    carry: Carry,
+    execution: Execution,
+) -> Carry:
+    """Applies `carry = step(block, carry)` for every block in order.
+
+    Raises:
+        UserError: `execution.remat` is not a key of `REMAT_POLICIES`.
+    """
+    remat = execution.remat
+    if remat not in REMAT_POLICIES:
+        raise UserError(
+            f"unknown rematerialisation policy {remat!r}; choose one of {', '.join(REMAT_POLICIES)}"
+        )
+
+    def apply(graphdef: nnx.GraphDef[Block], state: nnx.State, carry: Carry) -> Carry:
+        if execution.stream_layers:
+            state = jax.device_put(state, jax.memory.Space.Device)
+        return step(nnx.merge(graphdef, state), carry)
+
+    if remat != "none":
+        # A scan keeps forward and backward apart by itself, without the barriers of prevent_cse.
+        apply = jax.checkpoint(
+            apply,
+            policy=REMAT_POLICIES[remat],
+            static_argnums=0,
+            prevent_cse=isinstance(stack, nnx.List),
+        )
+
+    if isinstance(stack, nnx.List):
+        for block in stack:
+            carry = apply(*nnx.split(block), carry)
+        return carry
+    graphdef, state = nnx.split(stack)
+    return jax.lax.scan(lambda c, s: (apply(graphdef, s, c), None), carry, state)[0]
+
+
+def layer_paths(path: str, stacks: Mapping[str, int]) -> list[str]:
+    """Per-layer paths behind a parameter path of a scanned model; `[path]` if not in a stack.
+
+    `stacks` maps the path of each stack to its depth: `{"double_blocks": 19}` turns
+    `double_blocks.img_mod.lin.kernel` into `double_blocks.0.img_mod.lin.kernel` and 18 more.
+    """
+    for prefix, depth in stacks.items():
+        rest = path.removeprefix(prefix + ".")
+        if rest != path:
+            if rest.split(".", 1)[0].isdigit():
+                return [path]
+            return [f"{prefix}.{layer}.{rest}" for layer in range(depth)]
+    return [path]

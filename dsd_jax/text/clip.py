@@ -1,0 +1,151 @@
+"""The text encoder of CLIP: FLUX takes one vector of it, at the end-of-text token.
+
+CLIP (Radford et al. 2021, section 2.4): a causal transformer with learned positions, so that the
+last token of a text is the one that has seen all of it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dsd_jax.config import ClipConfig, Execution, Precision
+from dsd_jax.layers import Embedding, LayerNorm, Linear
+from dsd_jax.sharding import constrain
+from dsd_jax.stack import build_stack, run_stack
+from dsd_jax.text.attention import biased_attention
+from dsd_jax.types import Array, Float, Float32, Int, UserError
+
+__all__ = ["ClipBlock", "ClipOutput", "ClipTextEncoder"]
+
+LEGACY_EOS_TOKEN_ID = 2
+
+
+def _quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
+
+
+class ClipOutput(NamedTuple):
+    """Last hidden state of every token, and that of the end-of-text token; compute dtype."""
+
+    hidden: Float[Array, "B L D"]
+    pooled: Float[Array, "B D"]
+
+
+class ClipAttention(nnx.Module):
+    """Causal self-attention, all Linears with bias."""
+
+    def __init__(self, config: ClipConfig, *, precision: Precision, rngs: nnx.Rngs) -> None:
+        width, heads = (config.width,), (config.num_heads, config.head_dim)
+        self.q = Linear(width, heads, precision=precision, rngs=rngs)
+        self.k = Linear(width, heads, precision=precision, rngs=rngs)
+        self.v = Linear(width, heads, precision=precision, rngs=rngs)
+        self.proj = Linear(heads, width, precision=precision, rngs=rngs)
+        self.scale = config.head_dim**-0.5
+
+    def __call__(self, x: Float[Array, "B L D"], mask: Float32[Array, "1 L L"]) -> Array:
+        attn = biased_attention(self.q(x), self.k(x), self.v(x), mask, scale=self.scale)
+        return self.proj(attn)
+
+
+class ClipMlp(nnx.Module):
+    """Linear, the configured activation, Linear."""
+
+    def __init__(self, config: ClipConfig, *, precision: Precision, rngs: nnx.Rngs) -> None:
+        width, mlp = (config.width,), (config.mlp_width,)
+        self.in_layer = Linear(width, mlp, precision=precision, rngs=rngs)
+        self.out_layer = Linear(mlp, width, precision=precision, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.out_layer(ACTIVATIONS[self.activation](self.in_layer(x)))
+
+
+class ClipBlock(nnx.Module):
+    """Norm and attention, norm and mlp, each added to its input."""
+
+    def __init__(self, config: ClipConfig, *, precision: Precision, rngs: nnx.Rngs) -> None:
+        self.norm1 = LayerNorm(config.width, eps=config.eps, precision=precision)
+        self.attn = ClipAttention(config, precision=precision, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, eps=config.eps, precision=precision)
+        self.mlp = ClipMlp(config, precision=precision, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Float32[Array, "1 L L"]
+    ) -> Float[Array, "B L D"]:
+        x = x + self.attn(self.norm1(x), mask)
+        x = x + self.mlp(self.norm2(x))
+        return constrain(x, "batch", None, None)
+
+
+class ClipTextEncoder(nnx.Module):
+    """Token ids to hidden states and the pooled embedding."""
+
+    def __init__(
+        self,
+        config: ClipConfig,
+        *,
+        precision: Precision,
+        execution: Execution | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if config.activation not in ACTIVATIONS:
+            raise UserError(
+                f"the CLIP configuration has activation {config.activation!r}; "
+                f"only {' and '.join(ACTIVATIONS)} are known"
+            )
+        self.config, self.precision = config, precision
+        self.execution = execution or Execution()
+        self.token_embedding = Embedding(config.vocab, config.width, precision=precision, rngs=rngs)
+        self.position_embedding = Embedding(
+            config.max_length, config.width, precision=precision, rngs=rngs
+        )
+        self.blocks = build_stack(
+            lambda rngs: ClipBlock(config, precision=precision, rngs=rngs),
+            config.depth,
+            scan=self.execution.scan_layers,
+            rngs=rngs,
+        )
+        self.final_norm = LayerNorm(config.width, eps=config.eps, precision=precision)
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Path and depth of the stack of blocks, for `dsd_jax.stack.layer_paths`."""
+        return {"blocks": self.config.depth}
+
+    def __call__(self, ids: Int[Array, "B L"]) -> ClipOutput:
+        """Encodes ids of at most `config.max_length` tokens, start and end included."""
+        length = ids.shape[1]
+        position = jnp.arange(length)
+        x = self.token_embedding(ids) + self.position_embedding(position)[None]
+        future = position[None, None, :] > position[None, :, None]
+        mask = jnp.where(future, jnp.float32(-jnp.inf), jnp.float32(0))
+        x = run_stack(
+            self.blocks,
+            lambda block, x: block(x, mask),
+            constrain(x, "batch", None, None),
+            self.execution,
+        )
+        hidden = self.final_norm(x)
+        end = self._end_of_text(ids)
+        pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+        return ClipOutput(hidden, pooled)
+
+    def _end_of_text(self, ids: Int[Array, "B L"]) -> Int[Array, " B"]:
+        """Position of the end-of-text token.
+
+        The released CLIP-L states `eos_token_id` 2 although its tokeniser uses the largest id of
+        the vocabulary; such configurations mean the first occurrence of the largest id.
+        """
+        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+            return jnp.argmax(ids, axis=1)
+        return jnp.argmax(ids == self.config.eos_token_id, axis=1)

@@ -1,0 +1,138 @@
+"""Prompts to token ids, with the two tokenisers of FLUX read from a local folder.
+
+The tokenisers themselves are transformers'; it is imported when they are loaded, not before.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from dsd_jax.types import Int, UserError
+
+__all__ = ["TextIds", "Tokenizers", "clean_prompt"]
+
+CLIP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"
+# Each tokeniser reads any one of these sets of files.
+CLIP_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+T5_FILES = (("tokenizer.json",), ("spiece.model",))
+
+
+def clean_prompt(prompt: str) -> str:
+    """Strips the prompt and deletes line breaks, as the released program does.
+
+    They are not replaced by spaces: words on both sides of a line break become one.
+    """
+    return prompt.strip().replace("\n", "").replace("\r", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextIds:
+    """Token ids of some prompts, int32, and the end of each prompt that found no room (or None)."""
+
+    clip: Int[np.ndarray, "B L_clip"]
+    t5: Int[np.ndarray, "B L_t5"]
+    clip_cut: list[str | None]
+    t5_cut: list[str | None]
+
+
+@runtime_checkable
+class _Tokenizer(Protocol):
+    """What is used of a transformers tokeniser."""
+
+    pad_token_id: int | None
+
+    def __call__(self, text: list[str], **options: Any) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """CLIP's and T5's tokeniser, and how many tokens each model takes."""
+
+    clip: _Tokenizer
+    t5: _Tokenizer
+    clip_length: int = 77
+    t5_length: int = 512
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], *, clip_length: int = 77, t5_length: int = 512
+    ) -> "Tokenizers":
+        """Reads `tokenizer/` (CLIP) and `tokenizer_2/` (T5) of a FLUX folder in diffusers layout.
+
+        Never uses the network.
+
+        Raises:
+            UserError: a folder or file is missing, or its content is not that of a tokeniser.
+        """
+        clip = _check_files(Path(folder), CLIP_FOLDER, CLIP_FILES)
+        t5 = _check_files(Path(folder), T5_FOLDER, T5_FILES)
+
+        from transformers import CLIPTokenizerFast, T5TokenizerFast  # noqa: PLC0415 - seconds
+
+        with _explain(clip):
+            clip_tokenizer = CLIPTokenizerFast.from_pretrained(str(clip), local_files_only=True)
+        with _explain(t5):
+            t5_tokenizer = T5TokenizerFast.from_pretrained(str(t5), local_files_only=True)
+        return cls(clip_tokenizer, t5_tokenizer, clip_length, t5_length)
+
+    def encode(self, prompts: list[str]) -> TextIds:
+        """Ids of cleaned prompts, padded or cut to each model's length."""
+        prompts = [clean_prompt(prompt) for prompt in prompts]
+        clip, clip_cut = _encode(self.clip, prompts, self.clip_length)
+        t5, t5_cut = _encode(self.t5, prompts, self.t5_length)
+        return TextIds(clip, t5, clip_cut, t5_cut)
+
+    def count_clip_tokens(self, text: str) -> int:
+        """Number of CLIP tokens of a cleaned text, start and end included."""
+        return len(self.clip([clean_prompt(text)], verbose=False)["input_ids"][0])
+
+
+def _encode(
+    tokenizer: _Tokenizer, prompts: list[str], length: int
+) -> tuple[Int[np.ndarray, "B L"], list[str | None]]:
+    ids = np.full((len(prompts), length), tokenizer.pad_token_id, np.int32)
+    cut: list[str | None] = []
+    if not prompts:
+        return ids, cut
+    # Tokenised without limit, to tell where in the text the limit falls.
+    encoded = tokenizer(prompts, return_offsets_mapping=True, verbose=False)
+    for row, prompt, own, offsets in zip(
+        ids, prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        if len(own) <= length:
+            row[: len(own)] = own
+            cut.append(None)
+        else:
+            row[:] = [*own[: length - 1], own[-1]]  # both tokenisers end with an end token
+            cut.append(prompt[offsets[length - 1][0] :].strip())
+    return ids, cut
+
+
+def _check_files(folder: Path, name: str, choices: tuple[tuple[str, ...], ...]) -> Path:
+    path = folder / name
+    expected = " or ".join(" + ".join(files) for files in choices)
+    if not path.is_dir():
+        raise UserError(
+            f"{folder} has no folder {name}/; give a FLUX.1 folder in diffusers layout, with "
+            f"{CLIP_FOLDER}/ and {T5_FOLDER}/ beside transformer/"
+        )
+    if not any(all((path / file).is_file() for file in files) for files in choices):
+        raise UserError(f"{path} is not a tokeniser: expected {expected}; download it again")
+    return path
+
+
+@contextlib.contextmanager
+def _explain(path: Path) -> Iterator[None]:
+    """Turns whatever the tokeniser libraries raise about bad files into one kind of error."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot read the tokeniser in {path}: {reason}; download it again"
+        ) from error

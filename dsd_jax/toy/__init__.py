@@ -1,0 +1,1 @@
+"""Small stand-ins for what cannot be shipped: a FLUX at a size that a laptop runs."""

@@ -1,0 +1,27 @@
+"""Every test: eight virtual CPU devices, strict numerics, checked annotations, no network."""
+
+import os
+
+# Before JAX, torch and transformers are loaded. One thread of torch per pytest worker.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+# Threads of XLA: with as few as this machine's cores, devices that wait for each other deadlock.
+os.environ["NPROC"] = "32"
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Shapes, dtypes and types of every annotated call inside the package; an int is a float (PEP 484).
+install_import_hook(
+    "dsd_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)

@@ -1,0 +1,308 @@
+"""Pictures from untrusted files, and PNG files that are complete or not there."""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsd_jax import images
+from dsd_jax.images import fit, from_array, open_image, read_parameters, save_png, to_array
+from dsd_jax.types import UserError
+
+
+def noise(height: int = 40, width: int = 60, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A gradient, which JPEG keeps nearly as it is; its four corners differ."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return (np.stack([x, y, 1 - x], -1) * 255).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_header(height: int, width: int) -> bytes:
+    """A PNG that claims a size and holds one row of nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(8))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
+    def test_truncated(self, tmp_path, kind):
+        data = encoded(Image.fromarray(noise()), kind)
+        path = tmp_path / "picture"
+        path.write_bytes(data[: len(data) * 2 // 3])
+        with pytest.raises(UserError, match=r"cannot (decode|read) .*picture: "):
+            open_image(path)
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(UserError, match=r"there is no image at .*gone\.png"):
+            open_image(tmp_path / "gone.png")
+
+    def test_folder(self, tmp_path):
+        with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+            open_image(tmp_path)
+
+    def test_name_that_no_file_can_have(self):
+        with pytest.raises(UserError, match=r"cannot read .*null"):
+            open_image("a\0b.png")
+
+    def test_text_named_png(self, tmp_path):
+        (tmp_path / "a.png").write_text("not a picture")
+        with pytest.raises(
+            UserError, match=r"a\.png is not a picture that can be read \(PNG, JPEG"
+        ):
+            open_image(tmp_path / "a.png")
+
+    def test_format_that_is_not_wanted(self):
+        data = encoded(Image.fromarray(noise()), "PPM")
+        with pytest.raises(UserError, match="the image is not a picture that can be read"):
+            open_image(data)
+
+    @pytest.mark.parametrize(
+        ("height", "width", "complaint"),
+        [
+            (50_000, 50_000, "the image has far more than the 64,000,000 pixels accepted"),
+            (10_000, 12_000, "the image has 12000x10000 pixels; at most 64,000,000 are accepted"),
+            (8, 60, "the image has 60x8 pixels; both sides must be >= 16"),
+        ],
+    )
+    def test_size_is_checked_before_decoding(self, monkeypatch, height, width, complaint):
+        def decode(*args):
+            pytest.fail("decoded")
+
+        monkeypatch.setattr(Image.Image, "load", decode)
+        with pytest.raises(UserError, match=complaint):
+            open_image(png_header(height, width))
+
+    def test_huge_image_object(self):
+        with pytest.raises(UserError, match="the image has 9000x9000 pixels"):
+            open_image(Image.new("1", (9000, 9000)))
+
+    def test_floating_point(self):
+        data = encoded(Image.fromarray(noise(channels=1).astype(np.float32) / 255), "TIFF")
+        with pytest.raises(UserError, match="the image holds floating-point values"):
+            open_image(data)
+
+    def test_random_damage_is_a_message_or_a_picture(self):
+        rng = np.random.default_rng(0)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture = Image.fromarray(noise())
+        formats = [("PNG", {"exif": exif}), ("JPEG", {"exif": exif}), ("WEBP", {"exif": exif})]
+        formats += [("GIF", {}), ("BMP", {}), ("TIFF", {"exif": exif})]
+        refused = 0
+        for kind, options in formats:
+            whole = encoded(picture, kind, **options)
+            for _ in range(150):
+                data = bytearray(whole)
+                for place in rng.integers(0, min(len(data), 300), 6):
+                    data[place] = rng.integers(0, 256)
+                try:
+                    assert open_image(bytes(data)).mode == "RGB"
+                except UserError:
+                    refused += 1
+        assert 100 < refused < 900
+
+
+class TestDecoding:
+    def test_rgb_is_unchanged(self):
+        array = noise()
+        for source in (Image.fromarray(array), encoded(Image.fromarray(array), "PNG")):
+            np.testing.assert_array_equal(np.asarray(open_image(source)), array)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_rotation(self, orientation):
+        upright = smooth(32, 48)
+        # How a camera held that way stores the picture.
+        stored = {
+            1: upright,
+            2: upright[:, ::-1],
+            3: upright[::-1, ::-1],
+            4: upright[::-1],
+            5: upright.transpose(1, 0, 2),
+            6: np.rot90(upright, 1),
+            7: upright.transpose(1, 0, 2)[::-1, ::-1],
+            8: np.rot90(upright, -1),
+        }[orientation]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"exif": exif, "quality": 95, "subsampling": 0}
+        opened = open_image(encoded(Image.fromarray(stored), "JPEG", **options))
+        assert opened.size == (48, 32)
+        assert np.abs(np.asarray(opened).astype(int) - upright).max() < 12
+
+    def test_damaged_exif_is_no_reason_to_refuse(self):
+        data = encoded(Image.fromarray(smooth(32, 48)), "JPEG", exif=b"Exif\0\0II*\0nonsense")
+        assert open_image(data).size == (48, 32)
+
+    def test_cmyk_jpeg(self):
+        rgb = smooth(32, 48)
+        data = encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=95)
+        assert Image.open(io.BytesIO(data)).mode == "CMYK"
+        assert np.abs(np.asarray(open_image(data)).astype(int) - rgb).max() < 16
+
+    @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+    def test_sixteen_bits_are_scaled(self, kind):
+        values = np.linspace(0, 65_535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+        opened = np.asarray(open_image(encoded(Image.fromarray(values), kind)))
+        assert opened.shape == (32, 32, 3)
+        np.testing.assert_array_equal(opened, np.round(values / 257)[..., None].repeat(3, 2))
+
+    def test_grayscale_and_bilevel(self):
+        gray = noise(channels=1)
+        opened = np.asarray(open_image(encoded(Image.fromarray(gray), "PNG")))
+        np.testing.assert_array_equal(opened, gray[..., None].repeat(3, 2))
+        bits = Image.fromarray(gray > 127)
+        opened = np.asarray(open_image(encoded(bits, "PNG")))
+        np.testing.assert_array_equal(opened[..., 0], 255 * (gray > 127))
+
+    @pytest.mark.parametrize("channels", [2, 4], ids=["LA", "RGBA"])
+    def test_alpha_lies_over_white(self, channels):
+        array = noise(channels=channels)
+        colour, alpha = array[..., :-1].astype(float), array[..., -1:] / 255
+        expected = np.broadcast_to(colour * alpha + 255 * (1 - alpha), (*array.shape[:2], 3))
+        opened = np.asarray(open_image(encoded(Image.fromarray(array), "PNG")))
+        assert np.abs(opened - expected).max() <= 1
+
+    def test_palette_with_transparency(self):
+        indices = np.random.default_rng(0).integers(0, 3, (32, 32), dtype=np.uint8)
+        image = Image.fromarray(indices, "L")
+        image.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200])
+        data = encoded(image, "PNG", transparency=1)
+        expected = np.array([[200, 10, 10], [255, 255, 255], [10, 10, 200]])[indices]
+        np.testing.assert_array_equal(np.asarray(open_image(data)), expected)
+
+    def test_first_frame_of_a_gif(self):
+        red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+        data = encoded(red, "GIF", save_all=True, append_images=[blue])
+        assert open_image(data).getpixel((5, 5)) == (255, 0, 0)
+
+    def test_bytes_path_and_text_agree(self, tmp_path):
+        path = tmp_path / "a.png"
+        path.write_bytes(encoded(Image.fromarray(noise()), "PNG"))
+        for source in (path, str(path), path.read_bytes()):
+            np.testing.assert_array_equal(np.asarray(open_image(source)), noise())
+
+
+class TestFit:
+    @pytest.mark.parametrize("size", [(100, 70), (70, 100), (71, 100), (64, 64), (16, 90)])
+    def test_square_is_a_centre_crop_and_pils_resize(self, size):
+        width, height = size
+        image = Image.fromarray(noise(height, width))
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        expected = image.crop((left, top, left + side, top + side)).resize((48, 48))
+        np.testing.assert_array_equal(np.asarray(fit(image, 48, 48)), np.asarray(expected))
+
+    def test_other_ratios_keep_the_middle(self):
+        image = Image.fromarray(smooth(64, 64))
+        wide = np.asarray(fit(image, 16, 32)).astype(int)
+        assert wide.shape == (16, 32, 3)
+        # Red runs over the whole width, green only over the middle half of the height.
+        assert wide[:, 0, 0].max() < 10
+        assert wide[:, -1, 0].min() > 245
+        assert abs(wide[0, :, 1].mean() - 64) < 6
+        assert abs(wide[-1, :, 1].mean() - 191) < 6
+
+    def test_extreme_ratio(self):
+        assert fit(Image.fromarray(noise(16, 4000)), 512, 64).size == (64, 512)
+
+
+class TestArrays:
+    def test_there_and_back(self):
+        array = noise()
+        floats = to_array(Image.fromarray(array))
+        assert floats.dtype == np.float32
+        assert floats.min() == -1
+        assert floats.max() == 1
+        np.testing.assert_array_equal(np.asarray(from_array(floats)), array)
+
+    def test_clips(self):
+        array = np.full((2, 2, 3), -3, np.float32)
+        array[0] = 3
+        np.testing.assert_array_equal(np.asarray(from_array(array))[:, 0, 0], [255, 0])
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_refuses_what_is_not_finite(self, value):
+        array = np.zeros((2, 2, 3), np.float32)
+        array[1, 1, 2] = value
+        with pytest.raises(UserError, match="values that are not finite; try --dtype float32"):
+            from_array(array)
+
+
+class TestSaving:
+    def test_parameters_come_back(self, tmp_path):
+        parameters = {"text": "ein Küken 🐤\nim Gras", "seed": 2**32 - 1, "guidance": 3.5}
+        path = tmp_path / "new" / "folder" / "a.png"
+        save_png(Image.fromarray(noise()), path, parameters)
+        assert read_parameters(path) == parameters
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), noise())
+        assert names(path.parent) == ["a.png"]
+
+    def test_files_without_parameters(self, tmp_path):
+        save_png(Image.fromarray(noise()), tmp_path / "a.png")
+        (tmp_path / "b.png").write_text("text")
+        info = images.PngImagePlugin.PngInfo()
+        info.add_text("parameters", json.dumps([1, 2]))
+        Image.fromarray(noise()).save(tmp_path / "c.png", pnginfo=info)
+        (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
+        (tmp_path / "e.png").write_bytes(png_header(50_000, 50_000))
+        for name in ("a.png", "b.png", "c.png", "d.png", "e.png", "none.png"):
+            assert read_parameters(tmp_path / name) is None
+
+    def test_parent_is_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("kept")
+        with pytest.raises(UserError, match=r"cannot write .*file/a\.png: "):
+            save_png(Image.fromarray(noise()), tmp_path / "file" / "a.png")
+        assert names(tmp_path) == ["file"]
+
+    def test_target_is_a_folder(self, tmp_path):
+        (tmp_path / "a.png").mkdir()
+        with pytest.raises(UserError, match=r"cannot write .*a\.png: Is a directory"):
+            save_png(Image.fromarray(noise()), tmp_path / "a.png")
+        assert names(tmp_path) == ["a.png"]
+
+    def test_full_disk_keeps_the_old_file(self, tmp_path, monkeypatch):
+        save_png(Image.fromarray(noise()), tmp_path / "a.png", {"seed": 1})
+
+        def full(fd):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(images.os, "fsync", full)
+        with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left on device"):
+            save_png(Image.fromarray(noise(seed=1)), tmp_path / "a.png", {"seed": 2})
+        assert read_parameters(tmp_path / "a.png") == {"seed": 1}
+        assert names(tmp_path) == ["a.png"]
+
+    def test_interruption_leaves_nothing(self, tmp_path, monkeypatch):
+        def interrupted(fd):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(images.os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_png(Image.fromarray(noise()), tmp_path / "a.png")
+        assert names(tmp_path) == []

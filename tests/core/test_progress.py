@@ -1,0 +1,69 @@
+"""Progress: plain lines where there is no terminal, a bar where there is one."""
+
+import io
+import sys
+
+import pytest
+
+from dsd_jax import progress as module
+from dsd_jax.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_at_the_start_every_ten_seconds_and_the_end(capsys, clock):
+    with progress("batch", 40, "images") as advance:
+        for _ in range(40):
+            clock[0] += 0.75
+            advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "batch: 0/40 images",
+        "batch: 14/40 images, about 20 s left",
+        "batch: 28/40 images, about 9 s left",
+        "batch: 40/40 images in 30.0 s",
+    ]
+
+
+def test_numbers_are_readable(capsys, clock):
+    with progress("to JAX: transformer", 11_901.4, "M parameters") as advance:
+        clock[0] += 20
+        advance(2_975.35)
+    assert capsys.readouterr().err.splitlines() == [
+        "to JAX: transformer: 0/11,901 M parameters",
+        "to JAX: transformer: 2,975/11,901 M parameters, about 60 s left",
+        "to JAX: transformer: 2,975/11,901 M parameters in 20.0 s",
+    ]
+    with progress("small", 0.3333333):
+        pass
+    assert capsys.readouterr().err.splitlines()[0] == "small: 0/0.3333"
+
+
+def test_nothing_to_do(capsys, clock):
+    with progress("batch", 0, "images") as advance:
+        clock[0] += 60
+        advance(0)
+    assert capsys.readouterr().err.splitlines()[-1] == "batch: 0/0 images in 60.0 s"
+
+
+def test_an_error_is_not_reported_as_an_end(capsys, clock):
+    with pytest.raises(ZeroDivisionError), progress("batch", 2) as advance:
+        advance(1 / 0)
+    assert capsys.readouterr().err == "batch: 0/2\n"
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("sampling", 1200, "steps") as advance:
+        advance(300)
+        advance()
+    assert "sampling" in terminal.getvalue()
+    assert "301/1,200 steps" in terminal.getvalue()

@@ -1,0 +1,171 @@
+"""Which file may import which; and that importing the package is cheap."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dsd_jax
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("convert", "data", "infer", "train")
+MAY_IMPORT = {
+    "core": {"core"},
+    "data": {"core", "data"},
+    "convert": {"core", "convert"},
+    "infer": {"core", "convert", "infer"},
+    "train": {"core", "data", "train"},
+}
+# The command line wires the rooms together, so it may import all of them, and none imports it.
+WIRING = ("cli", "demo", "__main__")
+PYTORCH = ("accelerate", "diffusers", "peft", "torch")
+CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
+
+
+def imported(source: str) -> Iterator[str]:
+    """Dotted names that `source` imports; `from a import b` gives `a.b`, relative ones a dot."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = "." * node.level + (node.module or "")
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str:
+    part = module.split(".")[1] if "." in module else ""
+    return part if part in ROOMS else "core"
+
+
+def is_wiring(module: str) -> bool:
+    parts = module.split(".")
+    own = parts[2:3] if room_of(module) in ROOMS else parts[1:2]
+    return bool(own) and own[0] in WIRING
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What is wrong with the imports of `dsd_jax...` module, or test or script, `module`."""
+    found = []
+    in_package = module.startswith("dsd_jax.")
+    for name in imported(source):
+        top = name.split(".")[0]
+        if name.startswith("."):
+            found.append(f"{name}: relative, write dsd_jax...")
+        elif top in ROOMS:
+            found.append(f"{name}: a second copy of dsd_jax.{name}")
+        elif in_package and top in PYTORCH:
+            found.append(f"{name}: PyTorch is for tests and benchmarks")
+        elif in_package and top == "dsd_jax" and not is_wiring(module):
+            room, other = room_of(module), room_of(name)
+            if is_wiring(name):
+                found.append(f"{name}: nothing imports the command line")
+            elif other not in MAY_IMPORT[room]:
+                found.append(f"{name}: {room} must not import {other}")
+    return found
+
+
+def sources() -> dict[str, Path]:
+    """Module name to file, for the package (rooms under their package names) and the rest."""
+    core = {
+        path.relative_to(ROOT): path
+        for path in (ROOT / "dsd_jax").rglob("*.py")
+        if path.relative_to(ROOT).parts[1] not in ROOMS
+    }
+    rooms = {
+        Path("dsd_jax") / path.relative_to(ROOT): path
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+    }
+    rest = {
+        path.relative_to(ROOT): path
+        for folder in ("benchmarks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    return {".".join(p.with_suffix("").parts): path for p, path in (core | rooms | rest).items()}
+
+
+def test_imports_follow_the_arrows():
+    found = {name: violations(name, path.read_text()) for name, path in sources().items()}
+    assert {name: bad for name, bad in found.items() if bad} == {}
+    assert {"dsd_jax.flux", "dsd_jax.convert.io", "tests.test_layout"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "complaint"),
+    [
+        ("dsd_jax.flux", "import convert.io", "a second copy of dsd_jax.convert.io"),
+        ("tests.core.test_flux", "from train import loop", "a second copy of dsd_jax.train.loop"),
+        ("dsd_jax.flux", "from dsd_jax import convert", "core must not import convert"),
+        ("dsd_jax.text.t5", "import dsd_jax.infer.sampler as s", "core must not import infer"),
+        ("dsd_jax.convert.io", "from dsd_jax.data.store import x", "convert must not import data"),
+        ("dsd_jax.data.store", "import dsd_jax.convert.io", "data must not import convert"),
+        ("dsd_jax.infer.sampler", "import dsd_jax.data.store", "infer must not import data"),
+        ("dsd_jax.infer.sampler", "import dsd_jax.train.loop", "infer must not import train"),
+        ("dsd_jax.train.loop", "import dsd_jax.convert.io", "train must not import convert"),
+        ("dsd_jax.train.loop", "def f():\n  import dsd_jax.infer", "train must not import infer"),
+        ("dsd_jax.convert.io", "from . import rules", "relative"),
+        ("dsd_jax.flux", "from torch import nn", "PyTorch is for tests"),
+        ("dsd_jax.infer.cli", "import diffusers", "PyTorch is for tests"),
+        ("dsd_jax.train.loop", "from dsd_jax.train.cli import x", "nothing imports the command"),
+        ("dsd_jax.flux", "from dsd_jax import demo", "nothing imports the command"),
+    ],
+)
+def test_the_checker_sees_a_wrong_import(module: str, line: str, complaint: str):
+    (found,) = violations(module, f"import jax\n{line}\n")
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("dsd_jax.infer.pipeline", "from dsd_jax.convert.io import open_weights"),
+        ("dsd_jax.train.loop", "from dsd_jax.data import store"),
+        ("dsd_jax.train.cli", "import dsd_jax.convert.io"),
+        ("dsd_jax.demo", "from dsd_jax.infer import cli"),
+        ("tests.parity.test_flux", "import torch"),
+    ],
+)
+def test_the_checker_lets_a_right_import_pass(module: str, line: str):
+    assert violations(module, line) == []
+
+
+def test_the_rooms_are_relative_links():
+    for room in ROOMS:
+        link = ROOT / "dsd_jax" / room
+        assert link.readlink() == Path("..", room)
+        assert link.resolve() == ROOT / room
+        assert (link / "__init__.py").is_file()
+
+
+def test_no_file_is_a_catch_all():
+    assert [name for name in sources() if name.split(".")[-1] in CATCH_ALL] == []
+
+
+def test_importing_the_package_and_its_command_is_cheap():
+    script = """
+import sys, time
+start = time.perf_counter()
+import dsd_jax.cli
+seconds = time.perf_counter() - start
+heavy = {"flax", "grain", "jax", "numpy", "orbax", "rich", "transformers", "tyro"}
+print(sorted(heavy & set(sys.modules)), seconds)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    heavy, seconds = result.stdout.rsplit(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < 0.3
+
+
+def test_public_names_are_found_when_asked_for():
+    for name in dsd_jax.__all__:
+        assert name in dir(dsd_jax)
+        assert getattr(dsd_jax, name) is not None
+    assert dsd_jax.Flux is importlib.import_module("dsd_jax.flux").Flux
+    with pytest.raises(AttributeError, match="no attribute 'Fluxx'"):
+        _ = dsd_jax.Fluxx
