@@ -1,0 +1,105 @@
+"""The text encoders as transformers names them: T5EncoderModel and CLIPTextModel."""
+
+from dsd_jax.config import ClipConfig, T5Config
+from dsd_jax.convert.engine import Table
+from dsd_jax.convert.rules import Rule, linear
+
+__all__ = ["clip_table", "t5_table"]
+
+_ATTENTION = "encoder.block.{i}.layer.0"
+_MLP = "encoder.block.{i}.layer.1"
+
+_T5_RULES = (
+    Rule("shared.weight", "shared.embedding", "v d -> v d"),
+    Rule(
+        # Only the first block has this table; all blocks use it.
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "relative_bias.embedding",
+        "buckets n -> buckets n",
+    ),
+    Rule(f"{_ATTENTION}.layer_norm.weight", "blocks.{i}.attn_norm.scale", "d -> d"),
+    Rule(f"{_ATTENTION}.SelfAttention.q.weight", "blocks.{i}.attn.q.kernel", "(n h) d -> d n h"),
+    Rule(f"{_ATTENTION}.SelfAttention.k.weight", "blocks.{i}.attn.k.kernel", "(n h) d -> d n h"),
+    Rule(f"{_ATTENTION}.SelfAttention.v.weight", "blocks.{i}.attn.v.kernel", "(n h) d -> d n h"),
+    Rule(f"{_ATTENTION}.SelfAttention.o.weight", "blocks.{i}.attn.o.kernel", "d (n h) -> n h d"),
+    Rule(f"{_MLP}.layer_norm.weight", "blocks.{i}.mlp_norm.scale", "d -> d"),
+    Rule(f"{_MLP}.DenseReluDense.wi_0.weight", "blocks.{i}.mlp.wi_0.kernel", "m d -> d m"),
+    Rule(f"{_MLP}.DenseReluDense.wi_1.weight", "blocks.{i}.mlp.wi_1.kernel", "m d -> d m"),
+    Rule(f"{_MLP}.DenseReluDense.wo.weight", "blocks.{i}.mlp.wo.kernel", "d m -> m d"),
+    Rule("encoder.final_layer_norm.weight", "final_norm.scale", "d -> d"),
+)
+
+
+def t5_table(config: T5Config) -> Table:
+    """The table for a T5-v1.1 encoder. The embedding goes by two names in some files."""
+    return Table(
+        "T5 encoder in transformers layout",
+        _T5_RULES,
+        {
+            "v": config.vocab,
+            "d": config.width,
+            "n": config.num_heads,
+            "h": config.head_dim,
+            "m": config.mlp_width,
+            "buckets": config.relative_buckets,
+        },
+        {"blocks": config.depth},
+        tied={"encoder.embed_tokens.weight": "shared.weight"},
+    )
+
+
+_LAYER = "text_model.encoder.layers.{i}"
+
+
+def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(f"{theirs}.weight", f"{ours}.scale", "d -> d"),
+        Rule(f"{theirs}.bias", f"{ours}.bias", "d -> d"),
+    )
+
+
+_CLIP_RULES = (
+    Rule("text_model.embeddings.token_embedding.weight", "token_embedding.embedding", "v d -> v d"),
+    Rule(
+        "text_model.embeddings.position_embedding.weight",
+        "position_embedding.embedding",
+        "l d -> l d",
+    ),
+    *_norm(f"{_LAYER}.layer_norm1", "blocks.{i}.norm1"),
+    *linear(f"{_LAYER}.self_attn.q_proj", "blocks.{i}.attn.q", "(n h) d -> d n h", "(n h) -> n h"),
+    *linear(f"{_LAYER}.self_attn.k_proj", "blocks.{i}.attn.k", "(n h) d -> d n h", "(n h) -> n h"),
+    *linear(f"{_LAYER}.self_attn.v_proj", "blocks.{i}.attn.v", "(n h) d -> d n h", "(n h) -> n h"),
+    *linear(f"{_LAYER}.self_attn.out_proj", "blocks.{i}.attn.proj", "d (n h) -> n h d", "d -> d"),
+    *_norm(f"{_LAYER}.layer_norm2", "blocks.{i}.norm2"),
+    *linear(f"{_LAYER}.mlp.fc1", "blocks.{i}.mlp.in_layer", "m d -> d m", "m -> m"),
+    *linear(f"{_LAYER}.mlp.fc2", "blocks.{i}.mlp.out_layer", "d m -> m d", "d -> d"),
+    *_norm("text_model.final_layer_norm", "final_norm"),
+)
+
+
+def _with_prefix(name: str) -> str:
+    """Published files say `text_model.…`; transformers 5 saves the same tensors without it."""
+    bare = name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    return f"text_model.{name}" if bare else name
+
+
+def clip_table(config: ClipConfig) -> Table:
+    """The table for a CLIP text encoder; of what a file adds, FLUX uses nothing."""
+    return Table(
+        "CLIP text encoder in transformers layout",
+        _CLIP_RULES,
+        {
+            "v": config.vocab,
+            "l": config.max_length,
+            "d": config.width,
+            "n": config.num_heads,
+            "h": config.head_dim,
+            "m": config.mlp_width,
+        },
+        {"blocks": config.depth},
+        ignored=(
+            (r"embeddings\.position_ids$", "a buffer that counts positions"),
+            (r"^text_projection\.weight$", "CLIP's projection to the space of images, unused here"),
+        ),
+        respell=_with_prefix,
+    )
