@@ -1,0 +1,400 @@
+"""A manifest of images to make: sharded over devices, resumable, one broken row at a time.
+
+Every row that is finished is one line of `results.jsonl`, written after its image. A restart skips
+the rows that have a line; an image without a line (the run was killed between the two) is
+recognised by the digest inside the PNG and gets its line without being made again.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dsd_jax.images import NotFiniteError, open_image, read_parameters, save_png
+from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.infer.settings import Settings, check_seed
+from dsd_jax.progress import progress
+from dsd_jax.types import UserError
+
+__all__ = ["Row", "Summary", "read_manifest", "run_batch"]
+
+_WHOLE, _REAL = ("height", "width", "steps"), ("guidance", "i_guidance", "t_guidance")
+_COLUMNS = ("id", "image", "text", "seed", *(f.name for f in dataclasses.fields(Settings)))
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+# Rows for which the models are loaded once where they do not stay in memory.
+_ROWS_PER_LOAD = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a manifest; `error` says why it cannot be used.
+
+    Attributes:
+        id: unique, a file name; default: the line's number, from 0.
+        image: path as in the manifest, relative to `folder`.
+        folder: of the manifest.
+    """
+
+    id: str
+    text: str = ""
+    image: str | None = None
+    seed: int = 0
+    settings: Settings = dataclasses.field(default_factory=Settings)
+    folder: Path = Path()
+    error: str | None = None
+
+    def digest(self, model: Mapping[str, Any]) -> str:
+        """Of what the row and the model say; a row that changed is made again.
+
+        A folder that moved has not changed.
+        """
+        parts = [self.text, self.image, self.seed, dataclasses.asdict(self.settings), model]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a run did: rows `made` now, `kept` from before, `failed` (now or before)."""
+
+    made: int = 0
+    kept: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        rate = f", {self.made / self.seconds:.3g} images/s" if self.made and self.seconds else ""
+        return (
+            f"{self.made} made, {self.kept} kept from before, {self.failed} failed "
+            f"in {self.seconds:.1f} s{rate}"
+        )
+
+
+def read_manifest(path: str | Path, defaults: Settings) -> list[Row]:
+    """Rows of a JSONL or CSV file with columns text, image, seed, id, and fields of `Settings`.
+
+    Image paths are relative to the manifest. A row that cannot be used is kept, with its error.
+
+    Raises:
+        UserError: no such file, another format, no rows, or ids that are not unique.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the manifest {path}: {reason}") from None
+    raw: list[Any]
+    if path.suffix == ".csv":
+        try:
+            raw = list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise UserError(f"cannot read the manifest {path} as CSV: {error}") from None
+    elif path.suffix == ".jsonl":
+        raw = [_json_line(line) for line in text.split("\n") if line.strip()]
+    else:
+        raise UserError(f"{path} must end in .jsonl or .csv, which tells its format")
+    rows = [_row(number, fields, path.parent, defaults) for number, fields in enumerate(raw)]
+    if not rows:
+        raise UserError(f"the manifest {path} has no rows")
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            raise UserError(f"the manifest {path} has the id {row.id!r} twice; ids must be unique")
+        seen.add(row.id)
+    return rows
+
+
+def _json_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return error
+
+
+def _row(number: int, fields: Any, folder: Path, defaults: Settings) -> Row:
+    name = f"{number:06d}"
+    if not isinstance(fields, dict):
+        wrong = f"not JSON: {fields}" if isinstance(fields, ValueError) else "not a JSON object"
+        return Row(name, error=wrong)
+    given = {key: value for key, value in fields.items() if value not in (None, "")}
+    chosen = str(given.pop("id", name))
+    if not _ID.fullmatch(chosen):
+        return Row(name, error=f"id {chosen!r} is not a file name of ASCII letters, digits and -_.")
+    try:
+        for key in given:
+            if key is None:  # how the csv module calls what has no column
+                raise UserError("more values than columns; quote text that holds commas")
+            if key not in _COLUMNS:
+                raise UserError(f"unknown column {key!r}; columns are {', '.join(_COLUMNS)}")
+        values = {key: _typed(key, value) for key, value in given.items()}
+        return Row(
+            chosen,
+            text=values.pop("text", ""),
+            image=values.pop("image", None),
+            seed=check_seed(values.pop("seed", 0)),
+            settings=dataclasses.replace(defaults, **values),
+            folder=folder,
+        )
+    except UserError as error:
+        return Row(chosen, error=str(error))
+
+
+def _typed(key: str, value: Any) -> Any:
+    """A value of JSON, or of CSV, where all are text."""
+    if key in (*_WHOLE, "seed"):
+        try:
+            return int(str(value).removesuffix(".0"))  # spreadsheets write 512 as 512.0
+        except ValueError:
+            raise UserError(f"{key} must be a whole number, got {value!r}") from None
+    if key in _REAL:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise UserError(f"{key} must be a number, got {value!r}") from None
+    if key == "vae_sample":
+        if str(value).lower() not in ("true", "false"):
+            raise UserError(f"{key} must be true or false, got {value!r}")
+        return str(value).lower() == "true"
+    if not isinstance(value, str):
+        raise UserError(f"{key} must be text, got {value!r}")
+    return value
+
+
+class _Results:
+    """The results file of one run: read at the start, appended to, one writer at a time."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"another run is writing {path}; wait for it, or stop it") from None
+        except OSError:
+            pass  # a file system without locks, which cannot tell
+        self._file.seek(0)
+        content = self._file.read()
+        # What follows the last line end was being written when the run was killed.
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(whole))
+        self.lines: dict[str, dict[str, Any]] = {}
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # damaged: not there
+                entry = json.loads(line)
+                self.lines[entry["id"]] = {"digest": entry["digest"], "status": entry["status"]}
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def run_batch(
+    pipeline: Pipeline,
+    rows: list[Row],
+    output_dir: str | Path,
+    *,
+    batch_size: int | None = None,
+    shard: int = 0,
+    num_shards: int = 1,
+    retry_failed: bool = False,
+    on_result: Callable[[dict[str, Any]], None] | None = None,
+) -> Summary:
+    """Makes the images of a manifest.
+
+    Args:
+        pipeline: what makes them.
+        rows: from `read_manifest`.
+        output_dir: gets `<id>.png` per row and `results.jsonl`.
+        batch_size: images sampled together; default: as few as occupy every device.
+        shard, num_shards: make only the rows whose id hashes to `shard`, with a results file of its
+            own; the union over all shards is the manifest.
+        retry_failed: try again the rows that failed in an earlier run.
+        on_result: called with every new line of the results file.
+
+    Raises:
+        UserError: the output cannot be written, another run is writing there, or the models
+            cannot be loaded.
+    """
+    if not 0 <= shard < num_shards:
+        raise UserError(f"shard must be from 0 to num_shards - 1, got {shard} of {num_shards}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    folder = Path(output_dir)
+    name = "results.jsonl" if num_shards == 1 else f"results-{shard:05d}-of-{num_shards:05d}.jsonl"
+    try:
+        results = _Results(folder / name)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    with contextlib.closing(results), ThreadPoolExecutor(2) as writers:
+        run = _Run(pipeline, folder, results, writers, on_result)
+        mine = [row for row in rows if _shard_of(row.id, num_shards) == shard]
+        return run.make(mine, batch_size, retry_failed=retry_failed)
+
+
+class _Run:
+    """One run over a folder: what is left to do, and the record of what was done."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        results: _Results,
+        writers: ThreadPoolExecutor,
+        on_result: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.pipeline, self.folder, self.results = pipeline, folder, results
+        self.summary = Summary()
+        self._writers, self._on_result = writers, on_result
+        self._pending: list[tuple[Row, list[str], Future[None]]] = []
+
+    def make(self, rows: list[Row], batch_size: int | None, *, retry_failed: bool) -> Summary:
+        """Makes what is not there yet."""
+        start = time.monotonic()
+        self._remove_partial({row.id for row in rows})
+        todo = [row for row in rows if self._is_open(row, retry_failed=retry_failed)]
+        with progress("batch", len(todo), "images") as advance:
+            size = batch_size or self.pipeline.group
+            if self.pipeline.offload != "none":
+                size = max(size, _ROWS_PER_LOAD)
+            for chunk, settings in _chunks(self.pipeline, todo, size):
+                self._sample(chunk, settings, batch_size)
+                advance(len(chunk))
+            self._settle(keep=0)
+        self.summary.seconds = time.monotonic() - start
+        return self.summary
+
+    def _remove_partial(self, ids: set[str]) -> None:
+        """Removes what `save_png` was writing for these rows when an earlier run was killed."""
+        for path in self.folder.glob(".*.png.*.part"):
+            if path.name[1:].rsplit(".png.", 1)[0] in ids:
+                path.unlink(missing_ok=True)
+
+    def _digest(self, row: Row) -> str:
+        return row.digest(self.pipeline.identity)
+
+    def _record(self, row: Row, **fields: Any) -> None:
+        entry = {"id": row.id, "digest": self._digest(row), **fields}
+        self.results.add(entry)
+        if self._on_result:
+            self._on_result(entry)
+
+    def _is_open(self, row: Row, *, retry_failed: bool) -> bool:
+        """Whether the row is still to be made; counts (and if need be records) what is not."""
+        output, digest = self.folder / f"{row.id}.png", self._digest(row)
+        entry = self.results.lines.get(row.id)
+        if entry and entry["digest"] == digest:
+            if entry["status"] == "error":
+                self.summary.failed += not retry_failed
+                return retry_failed
+            if output.exists():
+                self.summary.kept += 1
+                return False
+        if output.exists() and (read_parameters(output) or {}).get("digest") == digest:
+            self._record(row, status="ok", output=output.name)
+            self.summary.kept += 1
+            return False
+        return True
+
+    def _sample(self, chunk: list[Row], settings: Settings, batch_size: int | None) -> None:
+        """Makes the rows of a chunk that can be made; the others are recorded with their error."""
+        rows: list[Row] = []
+        said: dict[str, list[str]] = {}
+        references: list[Image.Image] = []
+        for row in chunk:
+            try:
+                image, notices = _open(self.pipeline, row, settings)
+            except UserError as error:
+                self._fail(row, error)
+                continue
+            rows.append(row)
+            said[row.id] = notices
+            references += [] if image is None else [image]
+        if not rows:
+            return
+        try:
+            made = self.pipeline.run(
+                [row.text for row in rows],
+                references or None,
+                np.asarray([row.seed for row in rows], np.uint32),
+                settings,
+                batch_size=batch_size,
+            )
+        except NotFiniteError as error:  # any other would be the same for every row
+            if len(rows) == 1:
+                self._fail(rows[0], error)
+            else:  # it is the fault of one of them
+                for row in rows:
+                    self._sample([row], settings, batch_size)
+            return
+        for row, image, parameters in zip(rows, made.images, made.parameters, strict=True):
+            info = {**parameters, "digest": self._digest(row)}
+            path = self.folder / f"{row.id}.png"
+            written = self._writers.submit(save_png, image, path, info)
+            self._pending.append((row, said[row.id], written))
+        self._settle(keep=len(rows))  # written while the next images are sampled
+
+    def _fail(self, row: Row, error: UserError) -> None:
+        self._record(row, status="error", error=str(error))
+        self.summary.failed += 1
+
+    def _settle(self, keep: int) -> None:
+        """Records images that are on disk, in order, until `keep` are left."""
+        while len(self._pending) > keep:
+            row, notices, written = self._pending.pop(0)
+            written.result()
+            said = {"notices": notices} if notices else {}
+            self._record(row, status="ok", output=f"{row.id}.png", **said)
+            self.summary.made += 1
+
+
+def _shard_of(name: str, num_shards: int) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % num_shards
+
+
+def _chunks(pipeline: Pipeline, rows: list[Row], size: int) -> Iterator[tuple[list[Row], Settings]]:
+    """Rows that can run as one batch: equal checked settings, all or none with a reference.
+
+    Rows that cannot be used come alone, so that the caller records them.
+    """
+    groups: dict[tuple[Settings, bool], list[Row]] = {}
+    for row in rows:
+        try:
+            if row.error:
+                raise UserError(row.error)
+            two_frames = row.image is not None
+            checked = row.settings.checked(
+                two_frames=two_frames, downscale=pipeline.autoencoder_config.downscale
+            )
+        except UserError as error:
+            yield [dataclasses.replace(row, error=str(error))], row.settings
+            continue
+        groups.setdefault((checked, two_frames), []).append(row)
+    for (settings, _), group in groups.items():
+        for start in range(0, len(group), size):
+            yield group[start : start + size], settings
+
+
+def _open(pipeline: Pipeline, row: Row, settings: Settings) -> tuple[Image.Image | None, list[str]]:
+    """The row's reference, and notices; raises UserError for whatever is wrong with the row."""
+    if row.error:
+        raise UserError(row.error)
+    image = None if row.image is None else open_image(row.folder / row.image)
+    return image, pipeline.check([row.text], None if image is None else [image], settings)

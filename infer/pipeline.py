@@ -1,0 +1,496 @@
+"""The whole way from a reference image and a text to images.
+
+pipe = Pipeline.load("FLUX.1-dev/", model_path="dsd/transformer", lora_path="lora.safetensors")
+image = pipe(text="this character sitting on a chair", image=reference, seed=0)[0]
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from PIL import Image
+
+from dsd_jax import __version__
+from dsd_jax.config import (
+    AutoencoderConfig,
+    ClipConfig,
+    Execution,
+    FluxConfig,
+    Precision,
+    T5Config,
+    default_execution,
+)
+from dsd_jax.convert.components import Component, open_component, read_json
+from dsd_jax.convert.configs import schedule_from_json
+from dsd_jax.convert.hub import resolve
+from dsd_jax.convert.lora import read_lora
+from dsd_jax.flow import Schedule
+from dsd_jax.frames import pack_latents, unpack_latents
+from dsd_jax.images import fit, from_array, open_image, to_array
+from dsd_jax.infer.encode import AutoencoderPrograms, Text, TextPrograms, in_groups
+from dsd_jax.infer.guidance import Conditioning
+from dsd_jax.infer.sampler import Callback, Inputs, Sampler, TrueGuidance, initial_noise
+from dsd_jax.infer.settings import Settings, check_seed
+from dsd_jax.lora import Adapter, MergedSource
+from dsd_jax.models import abstract, load
+from dsd_jax.sharding import activation_spec
+from dsd_jax.text.tokenize import Tokenizers
+from dsd_jax.types import UserError
+
+__all__ = ["Generated", "Pipeline"]
+
+# Of a hub repository; it may also hold the same weights in another layout.
+PIPELINE_FILES = (
+    "model_index.json",
+    *(f"{name}/*" for name in ("scheduler", "tokenizer", "tokenizer_2")),
+    *(f"{name}/*" for name in ("text_encoder", "text_encoder_2", "transformer", "vae")),
+)
+Offload = Literal["none", "model", "layers"]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated(Sequence[Image.Image]):
+    """Images in order, as a sequence of PIL images.
+
+    Attributes:
+        images: the targets (or, without reference, the whole pictures).
+        references: the reconstructed reference frames; empty without reference.
+        latents: final latents of the whole canvases, float32 `[N, 16, H/8, W/8]`, normalised.
+        parameters: what each image was made with, as stored in a PNG.
+        notices: what the user should know, one sentence each.
+    """
+
+    images: list[Image.Image]
+    references: list[Image.Image]
+    latents: np.ndarray
+    parameters: list[dict[str, Any]]
+    notices: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.images[index]
+
+
+class _Lazy(Generic[T]):
+    """Something large that is made when it is first used, and again after it was dropped."""
+
+    def __init__(self, make: Callable[[], T], *, keep: bool) -> None:
+        self._make, self._keep = make, keep
+        self._value: T | None = None
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[T]:
+        if self._value is None:
+            if not self._keep:
+                gc.collect()  # NNX modules lie in reference cycles: those dropped before go now
+            self._value = self._make()
+        try:
+            yield self._value
+        finally:
+            if not self._keep:
+                self._value = None
+
+
+class Pipeline:
+    """Tokenisers, text encoders, transformer and autoencoder of FLUX. Made by `Pipeline.load`."""
+
+    def __init__(
+        self,
+        *,
+        tokenizers: Tokenizers,
+        t5: Component,
+        clip: Component,
+        transformer: Component,
+        autoencoder: Component,
+        schedule: Schedule,
+        adapters: Sequence[tuple[Adapter, float]] = (),
+        merge_lora: bool = False,
+        precision: Precision | None = None,
+        execution: Execution | None = None,
+        mesh: Mesh | None = None,
+        offload: Offload = "none",
+    ) -> None:
+        self.tokenizers, self.schedule, self.mesh = tokenizers, schedule, mesh
+        self.offload = offload
+        precision = precision or Precision()
+        execution = execution or default_execution(jax.default_backend())
+        if offload == "layers":
+            execution = dataclasses.replace(execution, scan_layers=True, stream_layers=True)
+        self.autoencoder_config = _expect(autoencoder, AutoencoderConfig)
+        self.transformer_config = flux_config = _expect(transformer, FluxConfig)
+        t5_config, clip_config = _expect(t5, T5Config), _expect(clip, ClipConfig)
+        keep = offload == "none"
+        self.notices = [n for c in (t5, clip, transformer, autoencoder) for n in c.notices]
+        self.identity = {
+            "model": Path(transformer.path).parent.name + "/" + Path(transformer.path).name,
+            "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in adapters],
+            "dtype": jnp.dtype(precision.compute_dtype).name,
+        }
+
+        def text() -> TextPrograms:
+            t5_model = abstract(t5_config, precision=precision, execution=execution)
+            clip_model = abstract(clip_config, precision=precision, execution=execution)
+            return TextPrograms(
+                tokenizers,
+                load(t5_model, t5.source, mesh=mesh),
+                load(clip_model, clip.source, mesh=mesh),
+            )
+
+        def decoder() -> AutoencoderPrograms:
+            model = abstract(self.autoencoder_config, precision=precision)
+            return AutoencoderPrograms(load(model, autoencoder.source, mesh=mesh))
+
+        def denoiser() -> Callable[[int, int], Sampler]:
+            model = abstract(flux_config, precision=precision, execution=execution)
+            if merge_lora and adapters:
+                merged = MergedSource(transformer.source, adapters, precision.param_dtype)
+                model = load(model, merged, mesh=mesh)
+            else:
+                model = load(model, transformer.source, mesh=mesh, adapters=adapters)
+            return functools.cache(functools.partial(Sampler, model))
+
+        self._text = _Lazy(text, keep=keep)
+        self._autoencoder = _Lazy(decoder, keep=keep)
+        self._denoiser = _Lazy(denoiser, keep=keep)
+
+    @classmethod
+    def load(
+        cls,
+        base_path: str | Path = "black-forest-labs/FLUX.1-dev",
+        *,
+        model_path: str | Path | None = None,
+        lora_path: str | Path | Sequence[str | Path] = (),
+        lora_scale: float | Sequence[float] = 1.0,
+        **options: Any,
+    ) -> "Pipeline":
+        """Opens a pipeline; weights are read when they are first needed.
+
+        Args:
+            base_path: FLUX.1 in diffusers layout (or converted): a folder or a hub id.
+            model_path: another transformer, such as the DSD release's; default: the base's.
+            lora_path: LoRA files of any dialect.
+            lora_scale: one for all, or one each.
+            options: `precision`, `execution`, `mesh`, `merge_lora` and `offload` of `Pipeline`.
+
+        Raises:
+            UserError: something is missing, damaged, or does not fit together.
+        """
+        wanted = [f for f in PIPELINE_FILES if f != "transformer/*" or model_path is None]
+        base = resolve(base_path, wanted)
+        if "://" in str(base):
+            raise UserError(f"{base}: base_path must be a local folder; model_path may be a bucket")
+        own = resolve(model_path) if model_path else base / "transformer"
+        if model_path and (own / "transformer").is_dir():
+            own = own / "transformer"
+        config = open_component(own).config
+        if not isinstance(config, FluxConfig):
+            raise UserError(f"{own} is not a FLUX transformer")
+        files = [lora_path] if isinstance(lora_path, str | Path) else list(lora_path)
+        scales = [*lora_scale] if isinstance(lora_scale, Sequence) else [lora_scale] * len(files)
+        if len(scales) != len(files):
+            raise UserError(f"{len(files)} LoRA files but {len(scales)} scales; give as many")
+        read = [read_lora(resolve(file), config) for file in files]
+        adapters = [(adapter, scale) for (adapter, _), scale in zip(read, scales, strict=True)]
+        embed = any("cond_in.kernel" in adapter.full for adapter, _ in adapters)
+        pipeline = cls(
+            tokenizers=Tokenizers.load(base),
+            t5=open_component(base / "text_encoder_2"),
+            clip=open_component(base / "text_encoder"),
+            transformer=open_component(own, condition_embed=embed),
+            autoencoder=open_component(base / "vae"),
+            schedule=schedule_from_json(read_json(base / "scheduler" / "scheduler_config.json")),
+            adapters=adapters,
+            **options,
+        )
+        pipeline.notices += [notice for _, report in read for notice in report.notices]
+        return pipeline
+
+    @property
+    def group(self) -> int:
+        """Images that must be run together for every device to have one."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        image: Image.Image | str | Path | Sequence[Image.Image | str | Path] | None = None,
+        *,
+        seed: int | Sequence[int] | np.ndarray = 0,
+        num_images: int = 1,
+        batch_size: int | None = None,
+        latents: np.ndarray | None = None,
+        callback: Callback | None = None,
+        **settings: Any,
+    ) -> Generated:
+        """Generates `num_images` images for every text.
+
+        Args:
+            text: one prompt or several.
+            image: the reference; one for all texts, or one each; None: plain text to image.
+            seed: image j of a text has seed + j; or one seed for every image.
+            num_images: per text.
+            batch_size: images sampled together; default: as few as occupy every device.
+            latents: initial noise, float32 `[N, 16, H/8, W/8]`, instead of the seeds' noise.
+            callback: called after every step of every batch (see `infer.sampler.Callback`).
+            settings: fields of `Settings`.
+
+        Raises:
+            UserError: an empty text, an unreadable image, or settings that cannot be used.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise UserError("there is no text; describe the image that is wanted")
+        references = _references(image, len(texts))
+        if num_images < 1:
+            raise UserError(f"num_images must be at least 1, got {num_images}")
+        rows = [i for i in range(len(texts)) for _ in range(num_images)]
+        seeds = _seeds(seed, len(texts), num_images)
+        chosen = Settings(**settings).checked(
+            two_frames=references is not None, downscale=self.autoencoder_config.downscale
+        )
+        return self.run(
+            [texts[i] for i in rows],
+            [references[i] for i in rows] if references else None,
+            seeds,
+            chosen,
+            batch_size=batch_size,
+            latents=latents,
+            callback=callback,
+        )
+
+    def run(
+        self,
+        texts: list[str],
+        references: list[Image.Image] | None,
+        seeds: np.ndarray,
+        settings: Settings,
+        *,
+        batch_size: int | None = None,
+        latents: np.ndarray | None = None,
+        callback: Callback | None = None,
+    ) -> Generated:
+        """One image per text, with checked settings: the stages one after another."""
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        notices = self.notices + self.check(texts, references, settings)
+        canvas = self._latent_size(settings)
+        noise = self._noise(seeds, latents, len(texts), canvas)
+        with self._mesh():
+            encoded = self._encode(texts, settings)
+            condition = self._condition(references, seeds, settings) if references else None
+            final = self._denoise(noise, texts, encoded, condition, settings, batch_size, callback)
+            with self._autoencoder.use() as autoencoder:
+                decoded = in_groups(autoencoder.decode, [final], self.group)
+        left, right = np.split(decoded, 2, axis=2) if references else (decoded[:0], decoded)
+        return Generated(
+            images=[from_array(pixels) for pixels in right],
+            references=[from_array(pixels) for pixels in left],
+            latents=final.transpose(0, 3, 1, 2),
+            parameters=[
+                {
+                    "program": f"dsd-jax {__version__}",
+                    "text": text,
+                    "seed": int(seed),
+                    "noise": "of the seed" if latents is None else "given",
+                    **dataclasses.asdict(settings),
+                    **self.identity,
+                }
+                for text, seed in zip(texts, seeds, strict=True)
+            ],
+            notices=notices,
+        )
+
+    def _latent_size(self, settings: Settings) -> tuple[int, int]:
+        height, width = (side // self.autoencoder_config.downscale for side in settings.size)
+        return height, width
+
+    def _noise(
+        self,
+        seeds: np.ndarray,
+        latents: np.ndarray | None,
+        count: int,
+        canvas: tuple[int, int],
+    ) -> np.ndarray:
+        """Packed initial noise, from the seeds or as given."""
+        channels = self.autoencoder_config.latent_channels
+        if latents is None:
+            noise = initial_noise(seeds, *canvas, channels)
+        else:
+            expected = (count, channels, *canvas)
+            if latents.shape != expected or latents.dtype != np.float32:
+                raise UserError(
+                    f"latents must be float32 {list(expected)}, got {latents.dtype} "
+                    f"{list(latents.shape)}"
+                )
+            noise = jnp.asarray(latents).transpose(0, 2, 3, 1)
+        return np.asarray(pack_latents(noise))
+
+    def _encode(self, texts: list[str], settings: Settings) -> dict[str, Text]:
+        negative = [settings.negative_prompt] if settings.true_guidance else []
+        with self._text.use() as encode:
+            return encode([*texts, *negative], self.group)
+
+    def _condition(
+        self, references: list[Image.Image], seeds: np.ndarray, settings: Settings
+    ) -> np.ndarray:
+        """Condition tokens of every reference."""
+        height, width = settings.size
+        frames = [fit(image, height, width // 2) for image in references]
+        pixels = np.stack([to_array(frame) for frame in frames])
+        with self._autoencoder.use() as autoencoder:
+            if settings.vae_sample:
+                return in_groups(autoencoder.condition, [pixels, seeds], self.group)
+            return in_groups(
+                lambda pixels: autoencoder.condition(pixels, None), [pixels], self.group
+            )
+
+    def _denoise(
+        self,
+        noise: np.ndarray,
+        texts: list[str],
+        encoded: dict[str, Text],
+        condition: np.ndarray | None,
+        settings: Settings,
+        batch_size: int | None,
+        callback: Callback | None,
+    ) -> np.ndarray:
+        """Final latents `[N, h, w, C]`, a batch at a time."""
+        height, width = self._latent_size(settings)
+        timesteps = self.schedule.timesteps(settings.steps, noise.shape[1])
+        null = encoded[settings.negative_prompt] if settings.true_guidance else None
+        arrays = [
+            noise,
+            np.stack([encoded[text].txt for text in texts]),
+            np.stack([encoded[text].vec for text in texts]),
+            *([] if condition is None else [condition]),
+        ]
+        # Whole groups, and no larger than there are images to fill them.
+        groups = min(-(-(batch_size or 1) // self.group), -(-len(texts) // self.group))
+        with self._denoiser.use() as sampler_of:
+            sampler = sampler_of(height, width)
+
+            def denoise(
+                img: np.ndarray, txt: np.ndarray, vec: np.ndarray, cond: np.ndarray | None = None
+            ) -> jax.Array:
+                placed = self._place((jnp.asarray(img), _inputs(txt, vec, cond, null, settings)))
+                return sampler.run(*placed, timesteps, callback)
+
+            done = in_groups(denoise, arrays, groups * self.group)
+        return np.asarray(unpack_latents(jnp.asarray(done), height, width))
+
+    def check(
+        self, texts: list[str], references: list[Image.Image] | None, settings: Settings
+    ) -> list[str]:
+        """Notices about this input.
+
+        Raises:
+            UserError: an empty text, or a reference for a model that cannot take one.
+        """
+        if references is not None and not self.transformer_config.condition_embed:
+            raise UserError(
+                "this transformer has no condition embedding, so it cannot take a reference image; "
+                "give the DSD transformer as model_path, or a LoRA file that carries c_embedder"
+            )
+        if empty := [i for i, text in enumerate(texts) if not text.strip()]:
+            raise UserError(f"text {empty[0]} is empty; describe the image that is wanted")
+        notices = []
+        negative = [settings.negative_prompt] if settings.true_guidance else []
+        ids = self.tokenizers.encode(list(dict.fromkeys([*texts, *negative])))
+        for name, limit, cuts in (
+            ("T5", self.tokenizers.t5_length, ids.t5_cut),
+            ("CLIP", self.tokenizers.clip_length, ids.clip_cut),
+        ):
+            notices += [
+                f"text cut at {limit} {name} tokens; left out: {cut!r}" for cut in cuts if cut
+            ]
+        if not settings.true_guidance:
+            for name in ("i_guidance", "t_guidance", "negative_prompt"):
+                value = getattr(settings, name)
+                if value != getattr(Settings(), name):
+                    notices.append(f"{name}={value!r} has no effect: i_guidance is not above 1")
+        return notices
+
+    @contextlib.contextmanager
+    def _mesh(self) -> Iterator[None]:
+        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+            yield
+
+    def _place(self, tree: T) -> T:
+        """Arrays with a leading batch axis, laid over the mesh."""
+        if self.mesh is None:
+            return tree
+        mesh = self.mesh
+
+        def place(x: jax.Array) -> jax.Array:
+            spec = activation_spec(mesh, x.shape, ("batch", *(None,) * (x.ndim - 1)))
+            return jax.device_put(x, NamedSharding(mesh, spec))
+
+        return jax.tree.map(place, tree)
+
+
+def _inputs(
+    txt: np.ndarray,
+    vec: np.ndarray,
+    condition: np.ndarray | None,
+    null: Text | None,
+    settings: Settings,
+) -> Inputs:
+    count = len(vec)
+
+    def scale(value: float) -> jax.Array:
+        return jnp.full(count, value, jnp.float32)
+
+    conditioning = Conditioning(
+        txt=jnp.asarray(txt),
+        vec=jnp.asarray(vec),
+        guidance=scale(settings.guidance),
+        img_cond=None if condition is None else jnp.asarray(condition),
+    )
+    if null is None:
+        return Inputs(conditioning)
+    guidance = TrueGuidance(
+        null_txt=jnp.broadcast_to(null.txt, txt.shape),
+        null_vec=jnp.broadcast_to(null.vec, vec.shape),
+        image_scale=scale(settings.i_guidance),
+        text_scale=scale(settings.t_guidance),
+    )
+    return Inputs(conditioning, guidance)
+
+
+def _expect(component: Component, kind: type[T]) -> T:
+    if not isinstance(component.config, kind):
+        raise UserError(
+            f"{component.path} holds a {type(component.config).__name__.removesuffix('Config')} "
+            f"model where a {kind.__name__.removesuffix('Config')} model is expected"
+        )
+    return component.config
+
+
+def _references(image: Any, count: int) -> list[Image.Image] | None:
+    if image is None:
+        return None
+    if not isinstance(image, list | tuple):
+        return [open_image(image)] * count
+    if len(image) != count:
+        raise UserError(f"{count} texts but {len(image)} images; give one image, or one per text")
+    return [open_image(item) for item in image]
+
+
+def _seeds(seed: int | Sequence[int] | np.ndarray, texts: int, num_images: int) -> np.ndarray:
+    total = texts * num_images
+    given = np.asarray(seed).tolist()
+    seeds = given if isinstance(given, list) else [given + i for i in range(num_images)] * texts
+    if len(seeds) != total:
+        raise UserError(f"{total} images but {len(seeds)} seeds; give one seed, or one per image")
+    return np.asarray([check_seed(s) for s in seeds], np.uint32)

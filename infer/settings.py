@@ -1,0 +1,90 @@
+"""How images are sampled: the settings that a command line, a manifest row and Python share."""
+
+import dataclasses
+
+import numpy as np
+
+from dsd_jax.frames import PATCH, check_size
+from dsd_jax.types import UserError
+
+__all__ = ["MAX_PIXELS", "MAX_STEPS", "Settings", "check_seed"]
+
+MAX_STEPS = 1000
+MAX_PIXELS = 2**26  # 32 times what FLUX.1 was trained on; beyond it lies a slip of the keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How images are sampled; names and defaults of the released command line tool.
+
+    Attributes:
+        guidance: distilled guidance scale, an input of the model.
+        i_guidance: true image guidance scale; above 1 it turns true guidance on (three passes).
+        t_guidance: true text guidance scale; counts only when i_guidance is above 1.
+        steps: Euler steps.
+        height: of the canvas in pixels; default 512 with a reference, else 1024.
+        width: of the canvas; with a reference it holds both frames side by side, by default twice
+            the height, else the height.
+        negative_prompt: what true guidance leads away from.
+        vae_sample: sample the VAE posterior of the reference, as the released program does; with
+            --no_vae_sample its mode.
+    """
+
+    guidance: float = 3.5
+    i_guidance: float = 1.0
+    t_guidance: float = 1.0
+    steps: int = 28
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str = ""
+    vae_sample: bool = True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels, of settings that were checked."""
+        if self.height is None or self.width is None:
+            raise ValueError("the settings have no size before they are checked")
+        return self.height, self.width
+
+    @property
+    def true_guidance(self) -> bool:
+        return self.i_guidance > 1
+
+    def checked(self, *, two_frames: bool, downscale: int) -> "Settings":
+        """The same with the default size filled in.
+
+        Raises:
+            UserError: a size, number of steps or scale that cannot be used.
+        """
+        height = (512 if two_frames else 1024) if self.height is None else self.height
+        width = (2 * height if two_frames else height) if self.width is None else self.width
+        check_size(height, width, downscale)
+        if two_frames and width % (unit := 2 * PATCH * downscale):
+            raise UserError(
+                f"width holds two frames, so it must be a multiple of {unit} pixels, got {width}; "
+                f"the nearest is {max(1, round(width / unit)) * unit}"
+            )
+        if height * width > MAX_PIXELS:
+            raise UserError(f"{height}x{width} pixels are more than the {MAX_PIXELS:,} accepted")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps must be from 1 to {MAX_STEPS}, got {self.steps}")
+        for name in ("guidance", "i_guidance", "t_guidance"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value >= 0):
+                raise UserError(f"{name} must be a number from 0 up, got {value}")
+        if self.true_guidance and not two_frames:
+            raise UserError(
+                f"i_guidance={self.i_guidance} needs a reference image; give one, or leave it at 1"
+            )
+        return dataclasses.replace(self, height=height, width=width)
+
+
+def check_seed(seed: int) -> int:
+    """The seed itself.
+
+    Raises:
+        UserError: it does not fit 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"a seed must be from 0 to {2**32 - 1}, got {seed}")
+    return seed

@@ -1,0 +1,30 @@
+"""One small random FLUX for all tests of generation, written and compiled once per worker."""
+
+import pytest
+
+from dsd_jax.config import FLOAT32
+from dsd_jax.infer.pipeline import Pipeline
+from tests.random_flux import compile_once, write_flux
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_programs(tmp_path_factory):
+    compile_once(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """`flux/`, a pipeline without condition embedding, and `dsd/transformer/`, one with."""
+    return write_flux(tmp_path_factory.mktemp("random"))
+
+
+@pytest.fixture(scope="session")
+def pipe(folder):
+    """Takes reference images."""
+    return Pipeline.load(folder / "flux", model_path=folder / "dsd", precision=FLOAT32)
+
+
+@pytest.fixture(scope="session")
+def plain(folder):
+    """Takes none."""
+    return Pipeline.load(folder / "flux", precision=FLOAT32)

@@ -1,0 +1,473 @@
+"""Manifests and batch runs: every row once, broken rows reported, nothing lost by a restart."""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsd_jax.images import NotFiniteError, open_image, read_parameters
+from dsd_jax.infer import batch as module
+from dsd_jax.infer.batch import Row, read_manifest, run_batch
+from dsd_jax.infer.settings import Settings
+from dsd_jax.types import UserError
+from tests.random_flux import TEXT, picture
+
+DEFAULTS = Settings(height=64, width=128, steps=2)
+
+
+def manifest(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path) -> Path:
+    """A folder with two references."""
+    picture(0).save(tmp_path / "cat.png")
+    picture(1).save(tmp_path / "dog.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def counted(pipe, monkeypatch):
+    """The pipeline; `counted.made` lists the texts it was asked for, a list per call."""
+    made: list[list[str]] = []
+    run = pipe.run
+
+    def count(texts, *args, **kwargs):
+        made.append(list(texts))
+        return run(texts, *args, **kwargs)
+
+    monkeypatch.setattr(pipe, "run", count)
+    monkeypatch.setattr(pipe, "made", made, raising=False)
+    return pipe
+
+
+def results(folder: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def pixels(folder: Path) -> dict[str, str]:
+    """Digest of the pixels of every picture."""
+    return {
+        path.name: hashlib.sha256(np.asarray(Image.open(path)).tobytes()).hexdigest()
+        for path in folder.glob("*.png")
+    }
+
+
+def simple(count: int) -> list[dict[str, Any]]:
+    return [{"id": f"r{i}", "text": TEXT, "image": "cat.png", "seed": i} for i in range(count)]
+
+
+class TestManifest:
+    def test_jsonl(self, here):
+        rows = read_manifest(
+            manifest(
+                here,
+                [
+                    {"text": "line\u2028separator", "image": "sub/cat.png", "seed": 7},
+                    {"id": 12, "text": "a", "guidance": 2, "steps": 9, "vae_sample": False},
+                    {"id": "x.y-z_1", "text": "b", "negative_prompt": "c", "height": None},
+                ],
+            ),
+            DEFAULTS,
+        )
+        assert [row.id for row in rows] == ["000000", "12", "x.y-z_1"]
+        assert [row.error for row in rows] == [None] * 3
+        assert rows[0].text == "line\u2028separator"
+        assert rows[0].folder / str(rows[0].image) == here / "sub" / "cat.png"
+        assert rows[0].seed == 7
+        assert rows[1].settings == Settings(2.0, steps=9, height=64, width=128, vae_sample=False)
+        assert rows[2].settings == Settings(negative_prompt="c", steps=2, height=64, width=128)
+
+    def test_csv_as_spreadsheets_write_it(self, here):
+        path = here / "rows.csv"
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.writer(file, lineterminator="\r\n")
+            writer.writerow(["text", "image", "seed", "height", "guidance", "vae_sample"])
+            writer.writerow(['a cat, a "dog"\nand more', "cat.png", "3.0", "512.0", "2.5", "FALSE"])
+            writer.writerow(["short", "", "", "", "", ""])
+        first, second = read_manifest(path, DEFAULTS)
+        assert first.text == 'a cat, a "dog"\nand more'
+        assert (first.image, first.seed) == ("cat.png", 3)
+        assert first.settings == Settings(2.5, height=512, width=128, steps=2, vae_sample=False)
+        assert second == Row("000001", "short", settings=DEFAULTS, folder=here)
+
+    @pytest.mark.parametrize(
+        ("row", "complaint"),
+        [
+            ({"text": "a", "promt": "b"}, "unknown column 'promt'; columns are id, image, text, "),
+            ({"text": "a", "steps": "many"}, "steps must be a whole number, got 'many'"),
+            ({"text": "a", "height": 64.5}, "height must be a whole number, got 64.5"),
+            ({"text": "a", "seed": True}, "seed must be a whole number, got True"),
+            ({"text": "a", "seed": -1}, "a seed must be from 0 to 4294967295, got -1"),
+            ({"text": "a", "guidance": [1]}, r"guidance must be a number, got \[1\]"),
+            ({"text": "a", "vae_sample": "no"}, "vae_sample must be true or false, got 'no'"),
+            ({"text": ["a", "b"]}, r"text must be text, got \['a', 'b'\]"),
+            ({"text": "a", "image": 3}, "image must be text, got 3"),
+            ({"text": "a", "id": "../up"}, "id '../up' is not a file name of ASCII letters"),
+            ({"text": "a", "id": "Küken"}, "id 'Küken' is not a file name of ASCII letters"),
+            ("a", "not a JSON object"),
+        ],
+    )
+    def test_a_broken_row_is_kept_with_its_error(self, here, row, complaint):
+        rows = read_manifest(manifest(here, [row, {"text": "fine"}]), DEFAULTS)
+        assert rows[0].error is not None
+        assert re.search(complaint, rows[0].error)
+        assert rows[1].error is None
+
+    def test_a_line_that_is_not_json(self, here):
+        path = here / "rows.jsonl"
+        path.write_text('{"text": "a"\n\n{"text": "b"}\n')
+        broken, fine = read_manifest(path, DEFAULTS)
+        assert (broken.error or "").startswith("not JSON: Expecting ',' delimiter")
+        assert fine.text == "b"
+
+    def test_more_values_than_columns(self, here):
+        (here / "rows.csv").write_text("text,image\na cat, on a chair,cat.png\nfine,cat.png\n")
+        broken, fine = read_manifest(here / "rows.csv", DEFAULTS)
+        assert broken.error == "more values than columns; quote text that holds commas"
+        assert fine.error is None
+
+    @pytest.mark.parametrize(
+        ("name", "content", "complaint"),
+        [
+            ("rows.jsonl", b"", r"the manifest .*rows\.jsonl has no rows"),
+            ("rows.csv", b"text,image\n", r"the manifest .*rows\.csv has no rows"),
+            (
+                "rows.jsonl",
+                b'{"id": 1, "text": "a"}\n{"id": "1"}',
+                "has the id '1' twice; ids must",
+            ),
+            ("rows.jsonl", b"\xff\xfe\x00", r"cannot read the manifest .*rows\.jsonl: 'utf-8'"),
+            ("rows.csv", b'text\n"' + b"x" * 200_000, "as CSV: field larger than field limit"),
+            ("rows.txt", b"a cat", r"rows\.txt must end in \.jsonl or \.csv"),
+        ],
+    )
+    def test_refusals(self, here, name, content, complaint):
+        (here / name).write_bytes(content)
+        with pytest.raises(UserError, match=complaint):
+            read_manifest(here / name, DEFAULTS)
+
+    def test_no_manifest(self, here):
+        with pytest.raises(
+            UserError, match=r"cannot read the manifest .*gone\.jsonl: No such file"
+        ):
+            read_manifest(here / "gone.jsonl", DEFAULTS)
+        with pytest.raises(UserError, match=r"cannot read the manifest .*: Is a directory"):
+            read_manifest(here, DEFAULTS)
+
+
+class TestRun:
+    def test_images_parameters_results_and_summary(self, counted, here):
+        rows = [
+            {"id": "a", "text": TEXT, "image": "cat.png", "seed": 3},
+            {"id": "b", "text": "a dog", "image": "dog.jpg", "guidance": 1.5},
+            {"id": "c", "text": "a robot", "height": 64, "width": 128},
+        ]
+        out = here / "new" / "out"
+        seen: list[dict[str, Any]] = []
+        summary = run_batch(
+            counted, read_manifest(manifest(here, rows), DEFAULTS), out, on_result=seen.append
+        )
+        assert (summary.made, summary.kept, summary.failed) == (3, 0, 0)
+        assert str(summary).startswith("3 made, 0 kept from before, 0 failed in ")
+        assert str(summary).endswith(" images/s")
+        assert results(out) == seen
+        assert [(r["id"], r["status"], r["output"]) for r in seen] == [
+            (name, "ok", f"{name}.png") for name in "abc"
+        ]
+        assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png", "c.png", "results.jsonl"]
+        assert open_image(out / "a.png").size == (64, 64)
+        assert open_image(out / "c.png").size == (128, 64)
+        found = read_parameters(out / "b.png")
+        assert found is not None
+        assert (found["text"], found["guidance"], found["steps"]) == ("a dog", 1.5, 2)
+        # The same as from the pipeline itself.
+        alone = counted("a dog", here / "dog.jpg", height=64, width=128, steps=2, guidance=1.5)
+        np.testing.assert_array_equal(np.asarray(Image.open(out / "b.png")), np.asarray(alone[0]))
+
+    def test_broken_rows_are_recorded_and_the_others_go_on(self, counted, here):
+        (here / "text.png").write_text("not a picture")
+        (here / "cut.png").write_bytes((here / "cat.png").read_bytes()[:300])
+        broken: dict[str, tuple[dict[str, Any], str]] = {
+            "missing": ({"text": TEXT, "image": "none.png"}, "there is no image at .*none.png"),
+            "text": ({"text": TEXT, "image": "text.png"}, "not a picture that can be read"),
+            "cut": ({"text": TEXT, "image": "cut.png"}, "cannot decode .*the file is damaged"),
+            "empty": ({"text": " ", "image": "cat.png"}, "text 0 is empty"),
+            "odd": ({"text": TEXT, "image": "cat.png", "height": 70}, "multiples of 16 pixels"),
+            "scale": ({"text": TEXT, "i_guidance": 2.0}, "needs a reference image"),
+            "column": ({"text": TEXT, "colour": "red"}, "unknown column 'colour'"),
+        }
+        rows = [{"id": name, **row} for name, (row, _) in broken.items()]
+        rows = [r for pair in zip(rows, simple(len(rows)), strict=True) for r in pair]
+        summary = run_batch(
+            counted, read_manifest(manifest(here, rows), DEFAULTS), here / "out", batch_size=3
+        )
+        assert (summary.made, summary.failed) == (7, 7)
+        lines = {line["id"]: line for line in results(here / "out")}
+        assert len(lines) == 14
+        for name, (_, complaint) in broken.items():
+            assert lines[name]["status"] == "error"
+            assert re.search(complaint, lines[name]["error"]), lines[name]
+        assert set(pixels(here / "out")) == {f"r{i}.png" for i in range(7)}
+
+    def test_one_broken_image_of_a_batch(self, counted, here, monkeypatch):
+        run = counted.run
+
+        def fail_for_r1(texts, references, seeds, settings, **kwargs):
+            if 1 in seeds:
+                raise NotFiniteError("values that are not finite")
+            return run(texts, references, seeds, settings, **kwargs)
+
+        monkeypatch.setattr(counted, "run", fail_for_r1)
+        rows = read_manifest(manifest(here, simple(3)), DEFAULTS)
+        summary = run_batch(counted, rows, here / "out", batch_size=3)
+        assert (summary.made, summary.failed) == (2, 1)
+        assert set(pixels(here / "out")) == {"r0.png", "r2.png"}
+
+    def test_notices_are_in_the_results(self, counted, here):
+        rows = [{"text": "red " * 100, "image": "cat.png", "t_guidance": 2.0}, *simple(1)]
+        run_batch(counted, read_manifest(manifest(here, rows), DEFAULTS), here / "out")
+        said, silent = results(here / "out")
+        cut, effect = said["notices"]
+        assert cut.startswith("text cut at 77 CLIP tokens; left out: 'red red")
+        assert effect == "t_guidance=2.0 has no effect: i_guidance is not above 1"
+        assert "notices" not in silent
+
+    def test_results_come_one_by_one_each_after_its_image(self, counted, here, monkeypatch):
+        out = here / "out"
+        events: list[tuple[str, Any]] = []
+        run = counted.run
+
+        def sample(texts, *args, **kwargs):
+            events.append(("sample", sorted(p.stem for p in out.glob("*.png"))))
+            return run(texts, *args, **kwargs)
+
+        def report(entry):
+            assert (out / entry["output"]).exists()
+            events.append(("line", entry["id"]))
+
+        monkeypatch.setattr(counted, "run", sample)
+        rows = read_manifest(manifest(here, simple(4)), DEFAULTS)
+        run_batch(counted, rows, out, on_result=report)
+        kinds = [kind for kind, _ in events]
+        # An image is written while the next is sampled, so its line is one image late.
+        assert kinds == ["sample", "sample", "line", "sample", "line", "sample", "line", "line"]
+        assert [what for kind, what in events if kind == "line"] == ["r0", "r1", "r2", "r3"]
+
+    def test_equal_settings_share_a_batch(self, counted, here):
+        rows = simple(5)
+        rows[1] |= {"guidance": 2.0}
+        rows[3] |= {"guidance": 2.0}
+        del rows[4]["image"]
+        manifest_rows = read_manifest(manifest(here, rows), DEFAULTS)
+        run_batch(counted, manifest_rows, here / "out", batch_size=2)
+        assert sorted(map(len, counted.made)) == [1, 2, 2]
+        assert len(results(here / "out")) == 5
+
+    def test_offloaded_models_are_loaded_for_many_rows(self, counted, here, monkeypatch):
+        monkeypatch.setattr(counted, "offload", "model")
+        run_batch(counted, read_manifest(manifest(here, simple(5)), DEFAULTS), here / "out")
+        assert list(map(len, counted.made)) == [5]
+
+    def test_unwritable_output(self, counted, here):
+        rows = read_manifest(manifest(here, simple(1)), DEFAULTS)
+        (here / "file").write_text("")
+        with pytest.raises(UserError, match=r"cannot write to .*file/out: Not a directory"):
+            run_batch(counted, rows, here / "file" / "out")
+        assert counted.made == []
+
+    def test_a_mistake_about_the_models_is_not_a_rows(self, counted, here, monkeypatch):
+        def cannot(*args, **kwargs):
+            raise UserError("cannot shard the parameters over mesh")
+
+        monkeypatch.setattr(counted, "run", cannot)
+        rows = read_manifest(manifest(here, simple(3)), DEFAULTS)
+        with pytest.raises(UserError, match="cannot shard the parameters"):
+            run_batch(counted, rows, here / "out")
+        assert results(here / "out") == []
+
+    def test_full_disk_ends_the_run(self, counted, here, monkeypatch):
+        def full(image, path, info):
+            raise UserError(f"cannot write {path}: No space left on device")
+
+        monkeypatch.setattr(module, "save_png", full)
+        rows = read_manifest(manifest(here, simple(3)), DEFAULTS)
+        with pytest.raises(UserError, match="No space left on device"):
+            run_batch(counted, rows, here / "out")
+        assert results(here / "out") == []  # not an error of any row
+
+
+class TestRestart:
+    @pytest.fixture
+    def done(self, pipe, here):
+        """A finished run of three rows, and one that failed."""
+        rows = [*simple(3), {"id": "bad", "text": TEXT, "image": "later.png"}]
+        path = manifest(here, rows)
+        run_batch(pipe, read_manifest(path, DEFAULTS), here / "out")
+        return path
+
+    def run(self, counted, path: Path, **options):
+        counted.made.clear()
+        out = path.parent / "out"
+        return run_batch(counted, read_manifest(path, DEFAULTS), out, **options)
+
+    def test_nothing_is_done_twice(self, done, counted):
+        before = (done.parent / "out" / "results.jsonl").read_bytes()
+        summary = self.run(counted, done)
+        assert (summary.made, summary.kept, summary.failed) == (0, 3, 1)
+        assert counted.made == []
+        assert (done.parent / "out" / "results.jsonl").read_bytes() == before
+
+    def test_failed_rows_are_tried_again_when_asked(self, done, counted):
+        picture(5).save(done.parent / "later.png")
+        assert self.run(counted, done).failed == 1
+        summary = self.run(counted, done, retry_failed=True)
+        assert (summary.made, summary.kept, summary.failed) == (1, 3, 0)
+        assert self.run(counted, done).kept == 4
+
+    def test_a_failed_row_may_fail_again(self, done, counted):
+        summary = self.run(counted, done, retry_failed=True)
+        assert (summary.made, summary.kept, summary.failed) == (0, 3, 1)
+
+    def test_a_row_that_changed_is_made_again(self, done, counted):
+        rows = simple(3)
+        rows[1] |= {"text": "a dog"}
+        manifest(done.parent, rows)
+        before = pixels(done.parent / "out")
+        summary = self.run(counted, done)
+        assert (summary.made, summary.kept) == (1, 2)
+        assert counted.made == [["a dog"]]
+        after = pixels(done.parent / "out")
+        assert [name for name in after if after[name] != before[name]] == ["r1.png"]
+
+    def test_another_model_makes_everything_again(self, done, counted, monkeypatch):
+        monkeypatch.setattr(counted, "identity", {**counted.identity, "lora": ["other:1"]})
+        assert self.run(counted, done).made == 3
+
+    def test_a_folder_that_moved_has_not_changed(self, done, counted, monkeypatch, tmp_path):
+        moved = tmp_path / "elsewhere"
+        moved.mkdir()
+        for name in ("cat.png", "rows.jsonl"):
+            shutil.copy(done.parent / name, moved / name)
+        shutil.copytree(done.parent / "out", moved / "out")
+        assert self.run(counted, moved / "rows.jsonl").kept == 3
+        monkeypatch.chdir(moved)
+        assert self.run(counted, Path("rows.jsonl")).kept == 3
+
+    def test_an_image_that_was_lost_is_made_again(self, done, counted):
+        before = pixels(done.parent / "out")
+        (done.parent / "out" / "r2.png").unlink()
+        assert self.run(counted, done).made == 1
+        assert pixels(done.parent / "out") == before
+
+    @pytest.mark.parametrize("cut", [1, 10, 60])
+    def test_a_torn_last_line(self, done, counted, cut):
+        # Killed while it wrote: the image is whole, its line is not.
+        file = done.parent / "out" / "results.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True)
+        ok = [line for line in lines if b'"ok"' in line]
+        file.write_bytes(b"".join(ok)[:-cut])
+        summary = self.run(counted, done)
+        assert (summary.made, summary.kept, summary.failed) == (0, 3, 1)
+        assert counted.made == []
+        assert sorted(line["id"] for line in results(done.parent / "out")) == [
+            "bad",
+            "r0",
+            "r1",
+            "r2",
+        ]
+
+    def test_a_line_torn_inside_a_letter(self, done, counted):
+        file = done.parent / "out" / "results.jsonl"
+        with file.open("ab") as torn:
+            torn.write('{"id": "r9", "error": "kein Bild für Kü'.encode()[:-1])
+        assert self.run(counted, done).kept == 3
+        assert len(results(done.parent / "out")) == 4
+
+    def test_damaged_lines_are_as_if_not_there(self, done, counted):
+        file = done.parent / "out" / "results.jsonl"
+        first, *others = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"\0\0\0\n[1, 2]\n{}\n" + b"".join(others))
+        summary = self.run(counted, done)
+        assert (summary.made, summary.kept) == (0, 3)
+        assert json.loads(file.read_bytes().splitlines()[-1])["id"] == json.loads(first)["id"]
+
+    def test_a_half_written_image_is_made_again(self, done, counted):
+        out = done.parent / "out"
+        before = pixels(out)
+        (out / "results.jsonl").unlink()
+        whole = (out / "r0.png").read_bytes()
+        (out / "r0.png").write_bytes(whole[: len(whole) // 2])
+        summary = self.run(counted, done)
+        assert (summary.made, summary.kept) == (1, 2)
+        assert pixels(out) == before
+
+    def test_partial_files_of_a_killed_run_are_removed(self, done, counted):
+        out = done.parent / "out"
+        for name in (".r0.png.123.part", ".r1.png.9.part", ".other.png.7.part", ".note"):
+            (out / name).write_bytes(b"half")
+        self.run(counted, done)
+        hidden = sorted(path.name for path in out.iterdir() if path.name.startswith("."))
+        assert hidden == [".note", ".other.png.7.part"]  # another shard may be writing that one
+
+    def test_someone_elses_image_is_replaced(self, done, counted):
+        picture(9).save(done.parent / "out" / "r0.png")
+        (done.parent / "out" / "results.jsonl").unlink()
+        assert self.run(counted, done).made == 1
+
+    def test_a_second_writer_is_refused(self, done, counted):
+        with (done.parent / "out" / "results.jsonl").open("a") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(UserError, match=r"another run is writing .*results\.jsonl; wait"):
+                self.run(counted, done)
+        assert self.run(counted, done).kept == 3
+
+    def test_a_file_system_without_locks(self, done, counted, monkeypatch):
+        def unsupported(*args):
+            raise OSError(38, os.strerror(38))
+
+        monkeypatch.setattr(module.fcntl, "flock", unsupported)
+        assert self.run(counted, done).kept == 3
+
+
+class TestShards:
+    def test_the_union_is_the_manifest_for_any_number(self, pipe, here):
+        path = manifest(here, simple(9))
+        rows = read_manifest(path, DEFAULTS)
+        run_batch(pipe, rows, here / "whole")
+        expected = pixels(here / "whole")
+        assert len(expected) == 9
+        for count in (2, 7):
+            out = here / f"of{count}"
+            lines = []
+            for shard in range(count):
+                run_batch(pipe, rows, out, shard=shard, num_shards=count)
+                lines += results(out, f"results-{shard:05d}-of-{count:05d}.jsonl")
+            assert sorted(line["id"] for line in lines) == [f"r{i}" for i in range(9)]
+            assert pixels(out) == expected
+
+    def test_what_shards_made_is_kept_by_a_run_without(self, counted, here):
+        rows = read_manifest(manifest(here, simple(4)), DEFAULTS)
+        for shard in range(2):
+            run_batch(counted, rows, here / "out", shard=shard, num_shards=2)
+        counted.made.clear()
+        assert run_batch(counted, rows, here / "out").kept == 4
+        assert counted.made == []
+
+    @pytest.mark.parametrize("shard", [-1, 2])
+    def test_no_such_shard(self, counted, here, shard):
+        rows = read_manifest(manifest(here, simple(1)), DEFAULTS)
+        with pytest.raises(UserError, match=f"from 0 to num_shards - 1, got {shard} of 2"):
+            run_batch(counted, rows, here / "out", shard=shard, num_shards=2)
