@@ -1,0 +1,123 @@
+"""Plans of programs for machines that are not here."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dsd_jax.config import FluxConfig
+from dsd_jax.lora import LoraConfig
+from dsd_jax.plan import Job, bytes_per_chip, collectives, compile_job, devices_of
+from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.plan import cheaper, plan_training
+from dsd_jax.types import UserError
+
+TINY = FluxConfig(
+    num_heads=8, head_dim=16, axes_dim=(4, 6, 6), double_depth=1, single_depth=2, txt_width=64
+)
+
+
+def tiny_config(**changes) -> TrainConfig:
+    config = TrainConfig(
+        steps=4,
+        batch_size=8,
+        height=64,
+        width=128,
+        lora=LoraConfig(rank=8),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def test_collectives_of_a_loop_count_every_turn():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
+    weights = jax.ShapeDtypeStruct(
+        (5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp"))
+    )
+    x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P()))
+
+    def run(weights, x):
+        whole = NamedSharding(mesh, P())
+
+        def turn(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None
+
+        return jax.lax.scan(turn, x, weights)[0]
+
+    text = jax.jit(run).lower(weights, x).compile().as_text() or ""
+    assert collectives(text) == {"all-gather": 5 * 64 * 64 * 4}
+
+
+def test_a_loop_without_a_written_count_runs_to_its_condition():
+    text = """
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %gather = f32[4,8]{1,0} all-gather(%x), dimensions={0}
+}
+
+%condition (p: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(19)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %loop = (s32[], f32[4,8]) while(%start), condition=%condition, body=%body
+}
+"""
+    assert collectives(text) == {"all-gather": 19 * 4 * 8 * 4}
+
+
+def test_a_chip_holds_its_shards():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    sharded = jax.ShapeDtypeStruct(
+        (8, 6), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp", None))
+    )
+    whole = jax.ShapeDtypeStruct((10,), jnp.float32, sharding=NamedSharding(mesh, P()))
+    assert bytes_per_chip([sharded, whole]) == 2 * 6 * 2 + 10 * 4
+
+
+def test_plan_of_gpus_counts_by_arithmetic_and_says_so():
+    plan = plan_training(tiny_config(), TINY, "h100:8")
+    assert plan.source == "arithmetic"
+    assert plan.fits
+    assert plan.mesh == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
+    assert plan.collectives["all-gather"] > 0
+    assert set(plan.memory) == {"base", "trained", "moments", "batch", "activations"}
+
+
+def test_memory_that_does_not_fit_is_said():
+    mesh_of = lambda mesh: Job(  # noqa: E731 - a job of one array larger than the chip
+        run=lambda x: x * 2,
+        arguments=(jax.ShapeDtypeStruct((8,), jnp.float32),),
+        kinds={"base": jax.ShapeDtypeStruct((2**37,), jnp.int8, sharding=NamedSharding(mesh, P()))},
+        flops=1e12,
+    )
+    plan = compile_job(mesh_of, "h100:8", MeshConfig())
+    assert not plan.fits
+    assert plan.total == 128
+
+
+def test_cheaper_changes_go_on_until_nothing_is_left():
+    first = tiny_config(remat="none", mesh=MeshConfig())
+    changes = dict(cheaper(first))
+    assert list(changes)[:4] == [
+        "--remat attention+qkv",
+        "--remat attention",
+        "--remat full",
+        "--mesh.data 1 --mesh.fsdp -1",
+    ]
+    assert changes["--optimizer.accumulate 8"].optimizer.accumulate == 8
+
+
+@pytest.mark.parametrize("name", ["v7x:2x2", "v5e", "h100:two"])
+def test_unknown_topologies_are_refused(name):
+    with pytest.raises(UserError, match="write KIND:SHAPE as in v5e:8x8"):
+        devices_of(name)
+
+
+def test_too_few_stand_ins_are_said():
+    with pytest.raises(UserError, match="--xla_force_host_platform_device_count=64"):
+        devices_of("h200:64")

@@ -1,0 +1,395 @@
+"""`dsd train` and `dsd train plot`: the flags, and the other rooms handed to the loop."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax.sharding import Mesh
+
+from dsd_jax.autoencoder import Autoencoder
+from dsd_jax.config import AutoencoderConfig, Execution, FluxConfig, flux_dev
+from dsd_jax.convert.components import open_component, read_json
+from dsd_jax.convert.configs import schedule_from_json
+from dsd_jax.convert.hub import resolve
+from dsd_jax.convert.lora import read_lora
+from dsd_jax.data.encoded import EncodedStore, weights_digest
+from dsd_jax.data.loader import Loader, LoaderConfig, PairBatch
+from dsd_jax.data.mixture import Portion
+from dsd_jax.data.prefetch import mesh_rows, to_mesh
+from dsd_jax.data.store import PairStore
+from dsd_jax.flow import Schedule
+from dsd_jax.flux import Flux
+from dsd_jax.frames import PATCH, pack_latents, unpack_latents
+from dsd_jax.infer.guidance import Conditioning
+from dsd_jax.infer.pipeline import PIPELINE_FILES
+from dsd_jax.infer.plan import sample_job
+from dsd_jax.infer.sampler import Inputs, Programs, initial_noise
+from dsd_jax.infer.settings import Settings
+from dsd_jax.lora import Adapter
+from dsd_jax.plan import GPUS, Job, Plan, compile_job, devices_of
+from dsd_jax.sharding import make_mesh
+from dsd_jax.train.cluster import ClusterConfig, first_process, join
+from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
+from dsd_jax.train.loop import train as run_training
+from dsd_jax.train.model import Base, batch_ways
+from dsd_jax.train.plan import (
+    DOWNSCALE,
+    attention_for,
+    candidates,
+    cheaper,
+    forward_flops,
+    plan_training,
+    report,
+)
+from dsd_jax.train.plot import plot_run
+from dsd_jax.train.presets import PRESETS, preset
+from dsd_jax.train.step import EncodedBatch
+from dsd_jax.train.trainer import Trainer
+from dsd_jax.train.validate import Validation
+from dsd_jax.types import Array, UserError
+
+__all__ = ["Canvases", "Flags", "open_base", "plan", "plot", "train"]
+
+BASE = "black-forest-labs/FLUX.1-dev"
+_PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--config.steps`; but `--lora.rank`
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What the command line says."""
+
+    data: DataConfig
+    run: RunConfig
+    config: TrainConfig
+    base_path: str
+    model_path: str | None
+    lora_path: str | None
+    from_scratch: bool
+    cluster: ClusterConfig
+
+
+def train(words: Sequence[str]) -> None:
+    """`dsd train PRESET [FLAGS]`: the preset decides about the defaults of the flags."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    name, *rest = words
+    if name.startswith("-"):
+        raise UserError(f"`dsd train` takes a preset first, then flags; presets: {_names()}")
+    flags = tyro.cli(
+        _command(preset(name)),
+        args=rest,
+        prog=f"dsd train {name}",
+        use_underscores=True,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    join(flags.cluster)
+    _run(flags, name, f"dsd train {shlex.join(words)}")
+
+
+def _command(recipe: TrainConfig) -> Callable[..., Flags]:
+    def command(
+        data: Annotated[DataConfig, _PLAIN],
+        run: Annotated[RunConfig, _PLAIN],
+        config: Annotated[TrainConfig, _PLAIN] = recipe,
+        base_path: str = BASE,
+        model_path: str | None = None,
+        lora_path: str | None = None,
+        from_scratch: bool = False,
+        cluster: Annotated[ClusterConfig, _PLAIN] = ClusterConfig(),
+    ) -> Flags:
+        """Fine-tune FLUX on pairs; stopped and started again with the same command, it goes on.
+
+        Args:
+            data: What is trained on.
+            run: How and where.
+            config: The recipe.
+            base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
+            model_path: Another transformer to start from, such as the DSD release's.
+            lora_path: A LoRA file that the adapter starts from; its rank and targets must be the
+                run's.
+            from_scratch: Random weights of the base's size instead of the base's.
+            cluster: The processes of the run.
+        """
+        return Flags(data, run, config, base_path, model_path, lora_path, from_scratch, cluster)
+
+    return command
+
+
+def _names() -> str:
+    return ", ".join(PRESETS)
+
+
+def _usage() -> str:
+    lines = ["usage: dsd train PRESET --data PAIRS --output_dir RUN [FLAGS]", "", "presets:"]
+    for name, make in PRESETS.items():
+        first = (make.__doc__ or "").split("\n")[0].replace("`", "")
+        lines.append(f"  {name:14}{first}")
+    lines += ["", "`dsd train PRESET --help` lists the flags with the values of that preset."]
+    return "\n".join(lines)
+
+
+def _run(flags: Flags, name: str, command: str) -> None:
+    config, run = flags.config, flags.run
+    mesh = make_mesh(config.mesh)
+    base = open_base(flags.base_path, flags.model_path, condition=config.condition)
+    source = open_data(flags.data, config, mesh, base)
+    trainer = Trainer(
+        config,
+        base,
+        mesh,
+        adapter=_adapter(flags.lora_path, base.flux()),
+        from_scratch=flags.from_scratch,
+        null=source.null_text,
+        skip_bad=run.skip_bad_batches,
+        dump=run.output_dir / "hlo" if run.dump_hlo else None,
+    )
+    validation = None
+    if flags.data.eval_data is not None and run.eval_every and run.eval_pairs:
+        pairs = _held_out(flags.data.eval_data, config, run.eval_pairs, mesh)
+        validation = Validation(
+            trainer,
+            pairs,
+            sample=Canvases(base.schedule, run.eval_steps),
+            samples=min(run.eval_samples, pairs.global_size),
+        )
+    if source.null_text is not None:
+        trainer.encoder.release_texts()
+    done = run_training(trainer, run, source, validation=validation, preset=name)
+    if not first_process():
+        return
+    if done.stopped:
+        print(f"stopped after step {done.step}, which is saved; go on with\n  {command}")
+        return
+    print(f"{done.step} steps done; the last is saved in {run.checkpoints}")
+    print(f"export it: dsd convert lora {run.output_dir} {run.output_dir}-export")
+    sys.stdout.flush()
+
+
+def open_base(base_path: str, model_path: str | None = None, *, condition: bool = True) -> Base:
+    """Opens a pipeline; nothing but headers and configs is read yet.
+
+    Args:
+        base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
+        model_path: another transformer; default: the base's.
+        condition: give a transformer without condition embedding a zero one.
+
+    Raises:
+        UserError: something is missing, damaged, or of another kind.
+    """
+    root = resolve(base_path, PIPELINE_FILES)
+    own = resolve(model_path) if model_path else root / "transformer"
+    if model_path and (own / "transformer").is_dir():
+        own = own / "transformer"
+    # Hashing 24 GB is one process's work, and only the first one writes the digests down.
+    transformer = open_component(own, condition_embed=condition, fingerprint=first_process())
+    return Base(
+        path=model_path or base_path,
+        transformer=transformer,
+        autoencoder=open_component(root / "vae"),
+        t5=open_component(root / "text_encoder_2"),
+        clip=open_component(root / "text_encoder"),
+        tokenizers=_tokenizers(root),
+        schedule=schedule_from_json(read_json(root / "scheduler" / "scheduler_config.json")),
+    )
+
+
+def _tokenizers(root: Any) -> Any:
+    from dsd_jax.text.tokenize import Tokenizers
+
+    return Tokenizers.load(root)
+
+
+def _adapter(path: str | None, config: FluxConfig) -> Adapter | None:
+    return None if path is None else read_lora(resolve(path), config)[0]
+
+
+def _frame(config: TrainConfig) -> tuple[int, int]:
+    """Height and width of a frame in pixels."""
+    if config.condition and config.width % 2:
+        raise UserError(f"width must be even, it holds two frames; got {config.width}")
+    return config.height, config.width // 2 if config.condition else config.width
+
+
+def _digests(base: Base, folders: Sequence[str]) -> dict[str, str]:
+    """Digests of the weights that encoded data must have been made with."""
+    digests = {"autoencoder": weights_digest(base.autoencoder.sha256())}
+    if any(EncodedStore.open(folder).binding.text for folder in folders):
+        files = {
+            f"{name}/{file}": digest
+            for name, component in (("t5", base.t5), ("clip", base.clip))
+            for file, digest in component.sha256().items()
+        }
+        digests["text"] = weights_digest(files)
+    return digests
+
+
+def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: Base) -> Loader:
+    """The loader of this process's rows.
+
+    Raises:
+        UserError: no such data, or encoded by other weights than the base's.
+    """
+    portions = [Portion.parse(text) for text in data.data]
+    if data.encoded:
+        digests = _digests(base, data.encoded)
+        portions = [
+            dataclasses.replace(portion, encoded=EncodedStore.open(folder, **digests))
+            for portion, folder in zip(portions, data.encoded, strict=True)
+        ]
+    return Loader(
+        portions,
+        LoaderConfig(
+            seed=config.seed,
+            sizes=(_frame(config), *data.sizes),
+            instruction=data.instruction,
+            drop_text=config.dropout.text,
+            drop_image=config.dropout.image,
+            drop_both=config.dropout.both,
+        ),
+        batch=config.batch_size,
+        rows=mesh_rows(mesh, config.batch_size),
+        threads=data.threads,
+        skip_bad=data.skip_bad_records,
+    )
+
+
+def _held_out(path: str, config: TrainConfig, count: int, mesh: Mesh) -> PairBatch:
+    """One batch of held-out pairs on the mesh, always the same, nothing dropped."""
+    store = PairStore.open(path)
+    ways = batch_ways(mesh)
+    size = -(-min(count, len(store)) // ways) * ways
+    loader = Loader(
+        [store],
+        LoaderConfig(sizes=(_frame(config),)),
+        batch=size,
+        rows=mesh_rows(mesh, size),
+        threads=0,
+    )
+    return to_mesh(next(iter(loader)), mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvases:
+    """Samples canvases as `dsd generate` does, without true guidance."""
+
+    schedule: Schedule
+    steps: int
+    guidance: float = Settings.guidance
+
+    def __call__(
+        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, height: int, width: int
+    ) -> Array:
+        """Pictures in [-1, 1]; sample i has the noise of seed i."""
+        count, tokens, _ = batch.x_0.shape
+        config: AutoencoderConfig = autoencoder.config
+        noise = initial_noise(np.arange(count), height, width, config.latent_channels)
+        conditioning = Conditioning(
+            txt=batch.txt,
+            vec=batch.vec,
+            guidance=jnp.full(count, self.guidance, jnp.float32),
+            img_cond=batch.img_cond,
+        )
+        graphdef, state = nnx.split(model)
+        times = jnp.asarray(self.schedule.timesteps(self.steps, tokens))
+        programs = Programs(graphdef, height, width)
+        img = programs.loop(state, pack_latents(noise), Inputs(conditioning), times)
+        return autoencoder.decode(autoencoder.unnormalize(unpack_latents(img, height, width)))
+
+
+def plot(
+    run: tyro.conf.Positional[Path],
+    output_path: Path | None = None,
+) -> None:
+    """Draw the curves of a run: loss, gradient norm, learning rate, speed.
+
+    Args:
+        run: The run's folder.
+        output_path: PNG to write; default: curves.png in it.
+    """
+    path = output_path or run / "curves.png"
+    plot_run(run, path)
+    print(f"wrote {path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanFlags:
+    """What a run needs on machines that are not here; compiled, not estimated, for TPU slices.
+
+    Attributes:
+        topology: KIND:SHAPE, such as v5e:8x8, v5p:4x4x4, v6e:16x16 or h100:8.
+        job: the training step, or one sampling step of `batch_size` images.
+        guided: sampling with true guidance: three passes.
+        search: try meshes and rematerialisation policies, and rank what fits.
+        json: write the plans here too.
+    """
+
+    topology: str
+    config: Annotated[TrainConfig, _PLAIN]
+    job: Literal["train", "sample"] = "train"
+    guided: bool = False
+    search: bool = False
+    json: Path | None = None
+
+
+def plan(words: Sequence[str]) -> None:
+    """`dsd plan PRESET --topology v5p:4x4x4 [FLAGS]`: the flags of the preset, and its own."""
+    if not words or words[0].startswith("-"):
+        print("usage: dsd plan PRESET --topology KIND:SHAPE [FLAGS]; presets: " + _names())
+        return
+    name, *rest = words
+    flags = tyro.cli(
+        PlanFlags,
+        args=rest,
+        default=PlanFlags(topology=tyro.MISSING, config=preset(name)),
+        prog=f"dsd plan {name}",
+        use_underscores=True,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    kind, _, shape = flags.topology.partition(":")
+    if kind in GPUS and shape.isdigit():
+        jax.config.update("jax_num_cpu_devices", int(shape))
+    plans = _search(flags) if flags.search else [("as configured", _plan(flags, flags.config))]
+    if not flags.search and not plans[0][1].fits and flags.job == "train":
+        for change, config in cheaper(flags.config):
+            print(f"does not fit; trying {change}", flush=True)
+            plans.append((change, _plan(flags, config)))
+            if plans[-1][1].fits:
+                break
+    print(report(plans))
+    if flags.json is not None:
+        rows = [{"change": change, **dataclasses.asdict(made)} for change, made in plans]
+        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _plan(flags: PlanFlags, config: TrainConfig) -> Plan:
+    if flags.job == "train":
+        return plan_training(config, flux_dev(condition_embed=config.condition), flags.topology)
+    flux = flux_dev(condition_embed=config.condition)
+    canvas = config.height // DOWNSCALE, config.width // DOWNSCALE
+    forward = forward_flops(flux, canvas[0] * canvas[1] // PATCH**2)
+
+    def build(mesh: Mesh) -> Job:
+        execution = Execution(scan_layers=config.scan_layers, attention=attention_for(mesh))
+        size = config.batch_size
+        return sample_job(flux, mesh, size, canvas, execution, forward, guided=flags.guided)
+
+    return compile_job(build, flags.topology, config.mesh)
+
+
+def _search(flags: PlanFlags) -> list[tuple[str, Plan]]:
+    """Every candidate that compiles, those that fit first, the least collective traffic first."""
+    made = []
+    for change, config in candidates(flags.config, len(devices_of(flags.topology))):
+        print(f"trying {change}", flush=True)
+        made.append((change, _plan(flags, config)))
+    return sorted(made, key=lambda item: (not item[1].fits, sum(item[1].collectives.values())))

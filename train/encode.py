@@ -1,0 +1,218 @@
+"""A batch of pairs to what the transformer takes: the frozen VAE and text encoders, on the mesh.
+
+Reference and target are encoded as one picture, and so are reference and black, because the VAE
+mixes across the seam and that is what sampling will see (`dsd_jax.frames`). What a dataset brings
+encoded already is taken as it is; noise is drawn from the posteriors either way, anew for every
+step, as a function of (seed, step).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dsd_jax.autoencoder import Autoencoder, Posterior
+from dsd_jax.config import BFLOAT16, FLOAT32, Execution
+from dsd_jax.data.encoded import Embedding, Moments
+from dsd_jax.data.loader import PairBatch
+from dsd_jax.data.prefetch import mesh_rows
+from dsd_jax.frames import condition_canvas, pack_latents
+from dsd_jax.models import abstract, load
+from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.model import Base, batch_ways
+from dsd_jax.train.step import EncodedBatch
+from dsd_jax.types import Array, Float32, Int, UInt8, UserError
+
+__all__ = ["Encoder"]
+
+# Pictures that a device encodes at once; at 512 x 1024 pixels each takes about 1 GB on the way.
+AT_ONCE = 4
+# Folded into the run's seed: a stream of its own, since no run has so many steps.
+_STREAM = 2**32 - 1
+
+
+class _Text(NamedTuple):
+    """Embeddings on the mesh, of a batch or of one prompt."""
+
+    txt: Array
+    vec: Array
+
+
+class Encoder:
+    """VAE and text encoders of a base, loaded onto the mesh when they are first needed.
+
+    Args:
+        base: the opened pipeline.
+        config: dtype, seed, and whether there is a condition.
+        mesh: where everything lies.
+        null: embedding of the empty prompt; None: encode it.
+        compiler_options: of XLA.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        config: TrainConfig,
+        mesh: Mesh,
+        *,
+        null: Embedding | None = None,
+        compiler_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.base, self.config, self.mesh = base, config, mesh
+        self._precision = FLOAT32 if config.base_dtype == "float32" else BFLOAT16
+        self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        jit = functools.partial(
+            jax.jit, out_shardings=self._rows, compiler_options=compiler_options
+        )
+        self._from_pixels = jit(self._pixels_program)
+        self._from_moments = jit(self._moments_program)
+        self._embed = jit(self._text_program)
+        self._null = None if null is None else self._cast(*map(self._spread, null))
+
+    @functools.cached_property
+    def autoencoder(self) -> tuple[nnx.GraphDef[Autoencoder], nnx.State]:
+        """The VAE, taken apart."""
+        model = abstract(self.base.vae(), precision=self._precision)
+        return nnx.split(load(model, self.base.autoencoder.source, mesh=self.mesh))
+
+    @functools.cached_property
+    def _texts(self) -> tuple[tuple[Any, nnx.State], tuple[Any, nnx.State]]:
+        """T5 and CLIP, taken apart."""
+        t5, clip = self.base.texts()
+        execution = Execution(scan_layers=self.config.scan_layers)
+        t5_model = abstract(t5, precision=self._precision, execution=execution)
+        clip_model = abstract(clip, precision=self._precision, execution=execution)
+        return (
+            nnx.split(load(t5_model, self.base.t5.source, mesh=self.mesh)),
+            nnx.split(load(clip_model, self.base.clip.source, mesh=self.mesh)),
+        )
+
+    def release_texts(self) -> None:
+        """Frees the text encoders; a batch without embeddings would load them again."""
+        self.__dict__.pop("_texts", None)
+
+    @property
+    def null(self) -> _Text:
+        """Embedding of the empty prompt, `[Lt, Dt]` and `[Dv]`, on every device."""
+        if self._null is None:
+            # One row per device, however many processes: the same program, so the same bits.
+            rows = len(mesh_rows(self.mesh, batch_ways(self.mesh)))
+            encoded = self._embed_texts([""] * rows)
+            first = jax.jit(lambda x: x[0], out_shardings=self._everywhere)
+            self._null = _Text(*map(first, encoded))
+        return self._null
+
+    def __call__(self, batch: PairBatch, step: int) -> EncodedBatch:
+        """A batch, encoded.
+
+        Args:
+            batch: on the mesh (`dsd_jax.data.prefetch.to_mesh`).
+            step: decides about the posteriors' noise.
+
+        Raises:
+            UserError: moments of pairs for a training without condition.
+        """
+        with jax.set_mesh(self.mesh):
+            return self._encode_batch(batch, np.uint32(step))
+
+    def _encode_batch(self, batch: PairBatch, step: np.uint32) -> EncodedBatch:
+        _, state = self.autoencoder
+        if batch.canvas is None:
+            x_0, img_cond = self._from_pixels(
+                state, batch.reference if self.config.condition else None, batch.target, step
+            )
+        elif self.config.condition:
+            x_0, img_cond = self._from_moments(batch.canvas, batch.condition, step)
+        else:
+            raise UserError("encoded pairs hold both frames; train on targets from the pictures")
+        text = self._embed_texts(batch.texts) if batch.text is None else self._cast(*batch.text)
+        return EncodedBatch(
+            x_0, img_cond, *text, batch.drop_text, batch.drop_image, self.null.txt, self.null.vec
+        )
+
+    def _embed_texts(self, texts: list[str]) -> _Text:
+        """Embeddings of this process's rows, as rows of the whole batch."""
+        ids = self.base.tokenizers.encode(texts)
+        placed = [
+            jax.make_array_from_process_local_data(self._rows, own) for own in (ids.t5, ids.clip)
+        ]
+        (_, t5), (_, clip) = self._texts
+        return self._embed(t5, clip, *placed)
+
+    def _spread(self, array: np.ndarray) -> Array:
+        return jax.make_array_from_callback(array.shape, self._everywhere, array.__getitem__)
+
+    def _cast(self, txt: Any, vec: Any) -> _Text:
+        dtype = self._precision.compute_dtype
+        return _Text(jnp.asarray(txt).astype(dtype), jnp.asarray(vec).astype(dtype))
+
+    # The programs
+
+    def _noise_keys(self, step: Array) -> Array:
+        root = jax.random.fold_in(jax.random.key(self.config.seed), _STREAM)
+        return jax.random.split(jax.random.fold_in(root, step))
+
+    def _tokens(self, posterior: Posterior, key: Array) -> Float32[Array, "B L C"]:
+        vae = self.base.vae()
+        return pack_latents((posterior.sample(key) - vae.shift) * vae.scale)
+
+    def _pixels_program(
+        self,
+        state: nnx.State,
+        reference: UInt8[Array, "B H W 3"] | None,
+        target: UInt8[Array, "B H W 3"],
+        step: Array,
+    ) -> tuple[Float32[Array, "B L C"], Float32[Array, "B L C"] | None]:
+        keys = self._noise_keys(step)
+        if reference is None:
+            return self._tokens(self._encode(state, _signed(target)), keys[0]), None
+        left, right = _signed(reference), _signed(target)
+        canvas = self._encode(state, jnp.concatenate([left, right], axis=2))
+        condition = self._encode(state, condition_canvas(left))
+        return self._tokens(canvas, keys[0]), self._tokens(condition, keys[1])
+
+    def _moments_program(
+        self, canvas: Moments, condition: Moments, step: Array
+    ) -> tuple[Float32[Array, "B L C"], Float32[Array, "B L C"]]:
+        keys = self._noise_keys(step)
+        return self._tokens(_posterior(canvas), keys[0]), self._tokens(
+            _posterior(condition), keys[1]
+        )
+
+    def _encode(self, state: nnx.State, pictures: Float32[Array, "B H W 3"]) -> Posterior:
+        """A few pictures per device at a time; every device keeps its share of every group."""
+        encode = nnx.merge(self.autoencoder[0], state).encode
+        count, *rest = pictures.shape
+        own = count // batch_ways(self.mesh)
+        groups = next(n for n in range(-(-own // AT_ONCE), own + 1) if own % n == 0)
+        if groups == 1:
+            return encode(pictures)
+        folded = pictures.reshape(count // groups, groups, *rest).swapaxes(0, 1)
+        done = lax.map(encode, folded)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(count, *x.shape[2:]), done)
+
+    def _text_program(
+        self,
+        t5: nnx.State,
+        clip: nnx.State,
+        t5_ids: Int[Array, "B L_t5"],
+        clip_ids: Int[Array, "B L_clip"],
+    ) -> _Text:
+        (t5_graph, _), (clip_graph, _) = self._texts
+        return _Text(nnx.merge(t5_graph, t5)(t5_ids), nnx.merge(clip_graph, clip)(clip_ids).pooled)
+
+
+def _signed(pixels: UInt8[Array, "B H W 3"]) -> Float32[Array, "B H W 3"]:
+    """Bytes to [-1, 1], as `dsd_jax.images.to_array` has it."""
+    return pixels.astype(jnp.float32) / 255 * 2 - 1
+
+
+def _posterior(moments: Moments) -> Posterior:
+    return Posterior(*(jnp.asarray(x).astype(jnp.float32) for x in moments))

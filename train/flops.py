@@ -1,0 +1,88 @@
+"""FLOPs of a training step, for MFU: the convention, stated once.
+
+Matrix products only, two FLOPs per multiplication; what rematerialisation computes again is never
+counted. Frozen weights: forward and the gradient of their input (2x their forward). Adapters and
+other trained weights: also their own gradient (3x). Attention's two products have no weights and
+two inputs, so they take 3x in any case.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from dsd_jax.config import FluxConfig
+from dsd_jax.plan import CHIPS
+from dsd_jax.types import Shape
+
+__all__ = ["StepFlops", "peak_tflops", "step_flops"]
+
+# Pattern of a parameter's path without layer numbers -> what its Linear runs over.
+_TEXT = re.compile(r"txt_in\..*|double_blocks\.txt_(attn|mlp)\..*")
+_IMAGE = re.compile(r"(img_in|cond_in|final_layer\.linear)\..*|double_blocks\.img_(attn|mlp)\..*")
+_BOTH = re.compile(r"single_blocks\.(qkv|mlp_in|linear2)\..*")
+_MATRIX = ("kernel", "lora_a", "lora_b")
+
+# Names that JAX gives to devices, by their beginning; the first that fits counts.
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6": "v6e",
+    "NVIDIA A100": "a100",
+    "NVIDIA H100": "h100",
+    "NVIDIA H200": "h200",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """Per sample."""
+
+    frozen: float
+    trained: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """Forward and backward."""
+        return 2 * self.frozen + 3 * (self.trained + self.attention)
+
+
+def step_flops(
+    shapes: Mapping[str, Shape], trained: frozenset[str], config: FluxConfig, image: int, text: int
+) -> StepFlops:
+    """Forward FLOPs of one sample by what they are spent on.
+
+    Args:
+        shapes: path -> shape of every parameter, in either layout of `dsd_jax.stack`.
+        trained: paths of those that are trained.
+        config: of the model.
+        image: tokens of the canvas.
+        text: tokens of the prompt.
+    """
+    sums = {True: 0.0, False: 0.0}
+    for path, shape in shapes.items():
+        if any(name in path.rpartition(".")[2] for name in _MATRIX):
+            key = re.sub(r"\.\d+(?=\.|$)", "", path)
+            # Modulations, time, guidance and the pooled text see one vector per sample.
+            tokens = 1
+            for pattern, count in ((_TEXT, text), (_IMAGE, image), (_BOTH, image + text)):
+                if pattern.fullmatch(key):
+                    tokens = count
+            sums[path in trained] += 2 * tokens * math.prod(shape)
+    blocks = config.double_depth + config.single_depth
+    attention = blocks * 4 * (image + text) ** 2 * config.width
+    return StepFlops(frozen=sums[False], trained=sums[True], attention=attention)
+
+
+def peak_tflops(device_kind: str) -> float | None:
+    """Dense bfloat16 peak of a device, or None where it is not known.
+
+    The name does not always tell the variant: an H100 counts as SXM, whose peak is the higher one.
+    """
+    for beginning, chip in _KINDS.items():
+        if device_kind.startswith(beginning):
+            return CHIPS[chip].peak_tflops
+    return None

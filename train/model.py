@@ -1,0 +1,258 @@
+"""From opened weights to what is trained and what is frozen, each where it belongs on the mesh."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, Sharding
+
+from dsd_jax.config import (
+    AutoencoderConfig,
+    ClipConfig,
+    Execution,
+    FluxConfig,
+    Precision,
+    T5Config,
+)
+from dsd_jax.flow import Schedule
+from dsd_jax.flux import Flux
+from dsd_jax.layers import JoinedLinear, Linear, LoraParam
+from dsd_jax.lora import Adapter, LoraConfig, add_factors, initialise, select
+from dsd_jax.models import Config, abstract, load, model_shardings
+from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.text.tokenize import Tokenizers
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.state import Split, TrainState, init_state, split_model, state_shardings
+from dsd_jax.types import UserError
+from dsd_jax.weights import WeightSource
+
+__all__ = [
+    "Base",
+    "Trainee",
+    "Weights",
+    "abstract_state",
+    "batch_ways",
+    "first_state",
+    "make_trainee",
+]
+
+T = TypeVar("T")
+Shardings = dict[str, Sharding]
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """One opened model; what reads it is not this room's business."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def source(self) -> WeightSource: ...
+    def sha256(self) -> dict[str, str]:
+        """File name -> digest; may wait for the files to be hashed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The opened pipeline that training starts from.
+
+    Attributes:
+        path: as the user gave it.
+        transformer: with a condition embedding if the training conditions.
+    """
+
+    path: str
+    transformer: Weights
+    autoencoder: Weights
+    t5: Weights
+    clip: Weights
+    tokenizers: Tokenizers
+    schedule: Schedule
+
+    def flux(self) -> FluxConfig:
+        """Size of the transformer."""
+        return _expect(self.transformer, FluxConfig)
+
+    def vae(self) -> AutoencoderConfig:
+        """Size of the autoencoder."""
+        return _expect(self.autoencoder, AutoencoderConfig)
+
+    def texts(self) -> tuple[T5Config, ClipConfig]:
+        """Sizes of the text encoders."""
+        return _expect(self.t5, T5Config), _expect(self.clip, ClipConfig)
+
+
+def _expect(weights: Weights, kind: type[T]) -> T:
+    config = weights.config
+    if not isinstance(config, kind):
+        raise UserError(f"expected a model of {kind.__name__}, got {type(config).__name__}")
+    return config
+
+
+class Trainee(NamedTuple):
+    """The model taken apart, on the mesh.
+
+    `stacks` are path and depth of its stacks of blocks; parameters of checkpoints have per-layer
+    paths.
+    """
+
+    split: Split
+    stacks: Mapping[str, int]
+    config: FluxConfig
+
+
+def _precision(config: TrainConfig) -> Precision:
+    """Of the transformer: masters in float32, the rest in the dtype of the base."""
+    base = jnp.dtype(config.base_dtype)
+    return Precision(jnp.float32 if config.lora is None else base, base)
+
+
+def make_trainee(
+    config: TrainConfig,
+    transformer: Weights,
+    mesh: Mesh,
+    *,
+    adapter: Adapter | None = None,
+    from_scratch: bool = False,
+) -> Trainee:
+    """Loads the transformer and gives it an adapter.
+
+    Args:
+        config: which adapter, which precision.
+        transformer: the base.
+        mesh: base weights lie as for inference; factors on every device of the batch axes.
+        adapter: where the factors start instead of at random; its full tensors replace the base's.
+        from_scratch: random weights instead of the base's; only its size is used.
+
+    Raises:
+        UserError: the base does not fit the mesh, or the adapter does not fit the config.
+    """
+    flux = _expect(transformer, FluxConfig)
+    if config.condition and not flux.condition_embed:
+        raise UserError("the base has no condition embedding; open it with one")
+    execution = Execution(scan_layers=config.scan_layers, remat=config.remat)
+    empty = abstract(flux, precision=_precision(config), execution=execution)
+    if adapter is not None:
+        _check_adapter(adapter, config.lora)
+        model = load(empty, transformer.source, mesh=mesh, adapters=[(adapter, 1.0)])
+        _check_targets(model, config.lora)
+    elif from_scratch:
+        model = _random(empty, config, mesh)
+    else:
+        model = load(empty, transformer.source, mesh=mesh)
+    if config.lora is not None:
+        if adapter is None:
+            _add_fresh(model, config.lora, config.seed, mesh)
+        _spread(model, mesh)
+    return Trainee(split_model(model, full=config.lora is None), model.stacks, flux)
+
+
+def _check_adapter(adapter: Adapter, lora: LoraConfig | None) -> None:
+    if lora is None:
+        raise UserError(f"{adapter.name} cannot start a training of all parameters; merge it first")
+    ranks = set(adapter.ranks.values())
+    if ranks != {lora.rank}:
+        held = ", ".join(map(str, sorted(ranks))) or "none"
+        raise UserError(
+            f"{adapter.name} has rank {held}, the run rank {lora.rank}; give "
+            f"--lora.rank {max(ranks, default=lora.rank)}"
+        )
+    if lora.scale != 1:
+        raise UserError(
+            f"{adapter.name} has its alpha folded in, so alpha must be the rank; leave out "
+            "--lora.alpha"
+        )
+
+
+def _check_targets(model: Flux, lora: LoraConfig | None) -> None:
+    assert lora is not None  # checked with the adapter
+    flat = nnx.to_flat_state(nnx.state(model, LoraParam))
+    held = {".".join(map(str, path[:-1])) for path, _ in flat}
+    wanted = set(select(model, lora.targets))
+    if held != wanted:
+        odd = min(held ^ wanted)
+        raise UserError(
+            f"the adapter to start from and lora.targets {lora.targets!r} disagree about {odd}; "
+            "give the targets it was trained with"
+        )
+
+
+def _random(empty: Flux, config: TrainConfig, mesh: Mesh) -> Flux:
+    graphdef, _ = nnx.split(empty)
+
+    def make() -> nnx.State:
+        rngs = nnx.Rngs(config.seed)
+        model = Flux(empty.config, precision=empty.precision, execution=empty.execution, rngs=rngs)
+        return nnx.state(model)
+
+    where = _by_path(jax.eval_shape(make), model_shardings(empty, mesh))
+    return nnx.merge(graphdef, jax.jit(make, out_shardings=where)())
+
+
+def _add_fresh(model: Flux, lora: LoraConfig, seed: int, mesh: Mesh) -> None:
+    """New factors, made on the devices that keep them; the same numbers on any mesh."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.state(model))
+    graphdef = nnx.graphdef(model)
+
+    def make() -> nnx.State:
+        empty = nnx.merge(graphdef, shapes)
+        initialise(empty, lora, nnx.Rngs(params=seed))
+        return nnx.state(empty, LoraParam)
+
+    add_factors(model, dict.fromkeys(select(model, lora.targets), lora.rank))
+    where = _by_path(jax.eval_shape(make), model_shardings(model, mesh, trained_lora=True))
+    nnx.update(model, jax.jit(make, out_shardings=where)())
+    for _, part in nnx.iter_modules(model):
+        if isinstance(part, Linear | JoinedLinear) and part.lora_b is not None:
+            part.lora_scale = lora.scale
+
+
+def _spread(model: Flux, mesh: Mesh) -> None:
+    """Moves the factors to where they are trained."""
+    factors = nnx.state(model, LoraParam)
+    where = _by_path(factors, model_shardings(model, mesh, trained_lora=True))
+    nnx.update(model, jax.device_put(factors, where))
+
+
+def _by_path(state: nnx.State, shardings: Mapping[str, Sharding]) -> nnx.State:
+    """Shardings as a tree of the shape of `state`."""
+    return nnx.from_flat_state(
+        [
+            (path, variable.replace(shardings[".".join(map(str, path))]))
+            for path, variable in nnx.to_flat_state(state)
+        ]
+    )
+
+
+def abstract_state(
+    split: Split, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> TrainState:
+    """Shapes, dtypes and shardings of the training state."""
+    init = functools.partial(init_state, optimizer=optimizer, ema=ema)
+    where = jax.tree.map(lambda x: x.sharding, split.trained)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(init, split.trained),
+        state_shardings(split.trained, where, optimizer, mesh, ema=ema),
+    )
+
+
+def first_state(
+    split: Split, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> TrainState:
+    """The state before the first step, on the mesh; takes over the arrays of `split.trained`."""
+    shapes = abstract_state(split, optimizer, mesh, ema=ema)
+    where = jax.tree.map(lambda x: x.sharding, shapes)
+    init = functools.partial(init_state, optimizer=optimizer, ema=ema)
+    return jax.jit(init, out_shardings=where, donate_argnums=0)(split.trained)
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Number of parts that a batch is cut into."""
+    return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"])

@@ -1,0 +1,151 @@
+"""Recipes as small functions; each says how it differs from the one it is made from.
+
+A preset fixes the recipe and a mesh that it fits on. Every field can be set from the command line.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+
+from dsd_jax.lora import LoraConfig
+from dsd_jax.sharding import MeshConfig
+from dsd_jax.train.config import DropoutConfig, FlowConfig, OptimizerConfig, TrainConfig
+from dsd_jax.types import UserError
+
+__all__ = ["PRESETS", "preset"]
+
+_change = dataclasses.replace
+
+
+def paper() -> TrainConfig:
+    """The paper's recipe (section 4) on 8 GPUs of 80 GB.
+
+    Rank 512 on the attention projections, batch 160, AdamW at 1e-4, 100k steps, 512 px frames. The
+    base is sharded over the 8 devices, which leaves room for 2 x 10 samples on each.
+    """
+    return TrainConfig(
+        mesh=MeshConfig(data=1, fsdp=-1),
+        optimizer=OptimizerConfig(accumulate=2),
+    )
+
+
+def h200() -> TrainConfig:
+    """`paper` on 8 GPUs of 141 GB: the base is replicated, so no weight is gathered in a step."""
+    return _change(paper(), mesh=MeshConfig(data=-1))
+
+
+def v5e_64() -> TrainConfig:
+    """`paper` on a v5e-64 slice, 16 GB a chip.
+
+    160 samples are 5 for each of 32 pairs of chips: a pair shares the tokens of a canvas. One
+    sample at a time; the base is sharded eightfold.
+    """
+    return _change(
+        paper(),
+        mesh=MeshConfig(data=4, fsdp=8, context=2),
+        optimizer=OptimizerConfig(accumulate=5),
+    )
+
+
+def v5p_64() -> TrainConfig:
+    """`v5e_64` on 64 chips of v5p, 95 GB each: all 5 samples at once, base sharded fourfold."""
+    return _change(
+        v5e_64(),
+        mesh=MeshConfig(data=8, fsdp=4, context=2),
+        optimizer=OptimizerConfig(),
+    )
+
+
+def v6e_64() -> TrainConfig:
+    """`v5e_64` on a v6e-64 slice, 32 GB a chip: the same mesh and micro-batches."""
+    return v5e_64()
+
+
+def depth() -> TrainConfig:
+    """`paper` for structure instead of identity: the reference is a depth map, the target a photo.
+
+    The target says everything about what is wanted, so only its frame is in the loss; rank 128
+    and 20k steps, since the map's layout is already the target's.
+    """
+    return _change(
+        paper(),
+        steps=20_000,
+        lora=LoraConfig(rank=128),
+        flow=FlowConfig(reference_weight=0.0),
+    )
+
+
+def grid_teacher() -> TrainConfig:
+    """The paper's ablation: `paper` on whole pictures of consistent grids, without reference.
+
+    It teaches the text-to-image model to paint more consistent grids (at a price in diversity,
+    as the paper found). A grid is the target of its pair, 1024 x 1024, and there is no condition.
+    """
+    return _change(
+        paper(),
+        condition=False,
+        height=1024,
+        width=1024,
+        dropout=DropoutConfig(text=0.1, image=0.0, both=0.0),
+    )
+
+
+def full() -> TrainConfig:
+    """`paper` without adapter: every parameter in float32, at a tenth of the learning rate.
+
+    Parameters, gradients and moments take about 190 GB, sharded over all devices.
+    """
+    return _change(
+        paper(),
+        lora=None,
+        optimizer=OptimizerConfig(learning_rate=1e-5, warmup=500, accumulate=2),
+    )
+
+
+def toy() -> TrainConfig:
+    """`full` for the toy models that ship with the package: 64 px frames on one machine."""
+    return _change(
+        full(),
+        steps=20_000,
+        batch_size=64,
+        height=64,
+        width=128,
+        base_dtype="float32",
+        remat="none",
+        mesh=MeshConfig(),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4, schedule="cosine", warmup=500, weight_decay=0.0, ema=0.999
+        ),
+    )
+
+
+def tiny() -> TrainConfig:
+    """`toy` with an adapter of rank 8 for a few steps: does everything work?"""
+    return _change(
+        toy(),
+        steps=20,
+        batch_size=8,
+        lora=LoraConfig(rank=8),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    function.__name__: function
+    for function in (
+        paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, toy, tiny,
+    )
+}  # fmt: skip
+
+
+def preset(name: str) -> TrainConfig:
+    """The recipe of a name.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}{hint}")
+    return PRESETS[name]()

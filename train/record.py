@@ -1,0 +1,96 @@
+"""What a run is, as its checkpoints hold it, and whether another run may go on from them."""
+
+import dataclasses
+import datetime as dt
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from dsd_jax import __version__
+from dsd_jax.train.cluster import say
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.model import Base
+from dsd_jax.types import UserError
+
+__all__ = ["check_base", "check_recipe", "record"]
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+# With another one of these, it would be another run that begins with this one's weights.
+_FIXED = ("seed", "batch_size", "height", "width", "condition", "lora", "dropout")
+
+
+def record(config: TrainConfig, base: Base, data: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """Enough to tell, years later, what the numbers of a checkpoint are; JSON.
+
+    Args:
+        config: the recipe.
+        base: recorded by path and digests; its weights are not copied.
+        data: `identity` of the loader.
+        preset: what the recipe began as.
+    """
+    return {
+        "preset": preset,
+        "config": dataclasses.asdict(config),
+        "data": dict(data),
+        "base": {"path": base.path, "sha256": dict(base.transformer.sha256())},
+        "versions": {
+            "dsd-jax": __version__,
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "written": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def check_recipe(saved: Mapping[str, Any], config: TrainConfig) -> None:
+    """Refuses to go on with another recipe; says what was changed where that is allowed.
+
+    Raises:
+        UserError: a setting that makes it another run.
+    """
+    before, now = _flat(saved["config"]), _flat(dataclasses.asdict(config))
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if name.split(".")[0] in _FIXED or name == "optimizer.name":
+            raise UserError(
+                f"the run was begun with {name} {old}, now it is {new}; use the same, or choose "
+                "another output_dir"
+            )
+        say(f"note: {name} was {old} so far, from here on it is {new}")
+
+
+def check_base(saved: Mapping[str, Any], path: str, given: Mapping[str, str]) -> None:
+    """Refuses to go on from other base weights.
+
+    Args:
+        saved: `run.json`.
+        path: of the base that is given now.
+        given: its digests by file name; empty where they are not known.
+
+    Raises:
+        UserError: a digest differs; both are named.
+    """
+    held = saved["base"]["sha256"]
+    if held and given and held != dict(given):
+        name = next(n for n in sorted(held.keys() | given.keys()) if held.get(n) != given.get(n))
+        raise UserError(
+            f"the checkpoint was trained on other base weights: {name} had sha256 "
+            f"{held.get(name, 'none')}, in {path} it has {given.get(name, 'none')}; give the "
+            f"base that the run was begun with ({saved['base']['path']})"
+        )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names; sequences as JSON has them."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat

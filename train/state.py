@@ -1,0 +1,95 @@
+"""What training changes (float32) and what it leaves alone (the frozen base)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from dsd_jax.flux import Flux
+from dsd_jax.layers import LoraParam
+from dsd_jax.types import Array
+
+__all__ = ["Split", "TrainState", "init_state", "split_model", "state_shardings"]
+
+CONDITION = "cond_in"
+
+
+class Split(NamedTuple):
+    """A model taken apart: `merge(graphdef, trained, frozen)` puts it together."""
+
+    graphdef: nnx.GraphDef[Flux]
+    trained: nnx.State
+    frozen: nnx.State
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint holds; `ema` is None where none is kept."""
+
+    step: Array
+    params: nnx.State
+    opt_state: optax.OptState
+    ema: nnx.State | None
+
+
+def is_adapter(path: tuple[Any, ...], variable: Any) -> bool:
+    """What LoRA training trains: the factors, and the condition embedding in full."""
+    return isinstance(variable, LoraParam) or path[:1] == (CONDITION,)
+
+
+def split_model(model: Flux, *, full: bool) -> Split:
+    """Trained and frozen parameters; those to be trained become float32.
+
+    Args:
+        model: with arrays or abstract.
+        full: train every parameter, not just the adapter and the condition embedding.
+    """
+    graphdef, *states = nnx.split(model, nnx.Param if full else is_adapter, ...)
+    trained, frozen = states
+
+    def master(x: Any) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)
+        return x.astype(jnp.float32)
+
+    return Split(graphdef, jax.tree.map(master, trained), frozen)
+
+
+def init_state(
+    params: nnx.State, optimizer: optax.GradientTransformation, *, ema: bool
+) -> TrainState:
+    """The state before the first step; no two of its arrays share memory, so it can be donated."""
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    start = jax.tree.map(jnp.copy, params)  # prodigy keeps where it started
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(start), average)
+
+
+def state_shardings(
+    params: nnx.State,
+    shardings: nnx.State,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool,
+) -> TrainState:
+    """Shardings of a whole state: moments lie as their parameters do.
+
+    What has no parameter's shape (counters, adafactor's row and column means) lies everywhere.
+
+    Args:
+        params: arrays or abstract.
+        shardings: a sharding for every leaf of `params`.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    moments: Any = optax.tree_map_params(
+        optimizer,
+        lambda moment, param, sharding: sharding if moment.shape == param.shape else everywhere,
+        jax.eval_shape(optimizer.init, params),
+        params,
+        shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+    counter: Sharding = everywhere
+    return TrainState(counter, shardings, moments, shardings if ema else None)  # type: ignore[arg-type]
