@@ -1,0 +1,140 @@
+"""Writes `docs/verification.md` from the dated results in `benchmarks/results`.
+
+    python -m benchmarks.report
+
+Run after any other benchmark, so that the page has its figures.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import table
+
+ROOT = Path(__file__).parent.parent
+
+# (result, title, what the table says), in the order of the page.
+SECTIONS = (
+    (
+        "parity",
+        "Parity with PyTorch, per module",
+        """Relative error `||ours - theirs|| / ||theirs||` against modules of diffusers and
+transformers with small random weights, float32, and the bound that the test asserts. Rows marked
+bfloat16 compare both with the float32 result: ours may be 1.5 times as large as theirs.""",
+    ),
+    (
+        "full_size_names",
+        "Names and shapes at full size",
+        """Modules of the published configurations on torch's `meta` device against our tables and
+our modules.""",
+    ),
+    (
+        "convert_full_size",
+        "Conversion at the real size",
+        """A transformer of FLUX.1-dev's size, random bfloat16 bits, to Orbax and back; every tensor
+is compared by SHA-256. Peak memory is the process's largest resident set.""",
+    ),
+    (
+        "lora_dialects",
+        "LoRA dialects",
+        """One random adapter in every dialect: exactness of the round trip, and outputs against
+PyTorch and against the base model.""",
+    ),
+    (
+        "mesh_equality",
+        "Meshes",
+        """Sampling with true guidance on eight virtual CPU devices against one device, float32:
+relative error of the final latents.""",
+    ),
+    (
+        "sampling_memory",
+        "The sampling step on TPU slices",
+        """FLUX.1-dev, two frames of 512 x 512, compiled by the TPU compiler on a machine without a
+TPU; memory per chip.""",
+    ),
+    (
+        "sampling_step_cpu",
+        "Speed of the sampling step, CPU",
+        "Width 1024, 4 + 8 blocks, 2,048 + 512 tokens, float32, against diffusers in the same run.",
+    ),
+    (
+        "load_time",
+        "Loading",
+        "From a checkpoint to arrays on the device, against reading the same bytes.",
+    ),
+    (
+        "batch_kill_restart",
+        "Killed and restarted batches",
+        "`dsd batch` killed at random moments and started again until it was done.",
+    ),
+    (
+        "train_step_cpu",
+        "Speed of the training step, CPU",
+        "Against a PyTorch and PEFT loop in the same run.",
+    ),
+    ("train_meshes", "Training over meshes and processes", "Losses of the same run."),
+    ("train_murder", "Killed and resumed training", "A run killed at random moments."),
+    ("loader", "The loader", "Pairs per second against a torch DataLoader in the same run."),
+)
+
+
+def condensed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parity rows with the parameters of one model (paths with dots) as their worst one."""
+    kept: list[dict[str, Any]] = []
+    worst: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if "compared" not in row or "." not in row["compared"]:
+            kept.append(row)
+        elif row["model"] not in worst:
+            worst[row["model"]] = row
+            kept.append(row)
+        elif float(row["error"]) / float(row["bound"]) > (
+            float(worst[row["model"]]["error"]) / float(worst[row["model"]]["bound"])
+        ):
+            kept[kept.index(worst[row["model"]])] = row
+            worst[row["model"]] = row
+    return kept
+
+
+def section(result: dict[str, Any], title: str, text: str) -> str:
+    """One section of the page."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
+    command = f"`python -m benchmarks.{script_of(result['benchmark'])}`, {result['date']}"
+    lines = [
+        f"## {title}",
+        "",
+        text,
+        "",
+        table(condensed(result["rows"])),
+        "",
+        "; ".join(filter(None, [command, result["hardware"], versions, settings])) + ".",
+    ]
+    return "\n".join(lines)
+
+
+def script_of(benchmark: str) -> str:
+    """The script behind a result: its name, less the preset."""
+    scripts = {path.stem for path in Path(__file__).parent.glob("*.py")}
+    return benchmark if benchmark in scripts else benchmark.rpartition("_")[0]
+
+
+def main() -> None:
+    """Writes the page from the results that there are."""
+    parts = [
+        "# Verification",
+        "",
+        """Every table is printed by the command below it; the results are in
+`benchmarks/results/`. This page is written by `python -m benchmarks.report`.""",
+    ]
+    for name, title, text in SECTIONS:
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        if path.exists():
+            parts += ["", section(json.loads(path.read_text()), title, text)]
+    target = ROOT / "docs" / "verification.md"
+    target.write_text("\n".join(parts) + "\n")
+    print(f"wrote {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
