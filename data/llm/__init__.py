@@ -1,0 +1,1 @@
+"""Paid questions to language models: asked once, kept before they are read, counted."""
