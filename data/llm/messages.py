@@ -110,8 +110,9 @@ class Answer:
 class Unanswered(Exception):  # noqa: N818 - an outcome that a stage writes down, not a fault
     """This one question cannot be answered, whoever asks it again.
 
-    It was refused as invalid, is too long, or the like. What concerns all questions (a bad key, a server that is down, a spent budget) is not this: it
-    ends the run with a `UserError`, and the next run goes on.
+    It was refused as invalid, is too long, or the like. What concerns all questions (a bad key, a
+    server that is down, a spent budget) is not this: it ends the run with a `UserError`, and the
+    next run goes on.
     """
 
 
