@@ -30,7 +30,7 @@ from dsd_jax.checkpoint import OrbaxSource
 from dsd_jax.convert.random_pipeline import write_random_pipeline
 from dsd_jax.data.records import PairRecord, png_bytes
 from dsd_jax.data.writer import PairWriter
-from dsd_jax.train.checkpoints import MANIFEST, steps_of
+from dsd_jax.train.checkpoint_files import MANIFEST, steps_of
 
 PAIRS, BATCH, SAVE_EVERY = 24, 8, 3
 THREADS = (0, 1, 4, 16)

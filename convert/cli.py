@@ -11,7 +11,8 @@ from dsd_jax.convert.components import open_component
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora import read_lora, write_lora
 from dsd_jax.lora import Adapter
-from dsd_jax.train.checkpoints import find_checkpoints, read_trained
+from dsd_jax.train.checkpoint_files import find_checkpoints
+from dsd_jax.train.checkpoints import read_trained
 from dsd_jax.types import UserError
 
 __all__ = ["lora", "to_jax", "to_torch"]

@@ -14,236 +14,40 @@ mesh and any number of processes.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 
 from dsd_jax.checkpoint import OrbaxSource
+from dsd_jax.train.checkpoint_files import (
+    MANIFEST,
+    RUN,
+    SCHEMA,
+    STATE,
+    digests,
+    folder_of,
+    folders,
+    read_run,
+    steps_of,
+    verify,
+    write_json,
+)
 from dsd_jax.train.cluster import agree, barrier, first_process, say
+from dsd_jax.train.leaves import join_layers, names_of, nest, split_layers, split_shapes
 from dsd_jax.train.state import TrainState
 from dsd_jax.types import UserError
 
-__all__ = [
-    "FOLDER",
-    "SCHEMA",
-    "Checkpoints",
-    "Keep",
-    "find_checkpoints",
-    "read_run",
-    "read_trained",
-    "steps_of",
-    "verify",
-]
-
-SCHEMA = 1  # of run.json and manifest.json
-FOLDER = "checkpoints"  # in the folder of a run, unless told otherwise
-STATE, RUN, MANIFEST = "state", "run.json", "manifest.json"
-_HASHED_AT_ONCE = 2**22  # bytes
-_HASHERS = 8
-
-
-# Names of leaves
-
-
-def _names(tree: Any) -> list[str]:
-    """`opt_state.1.0.mu.double_blocks.img_attn.qkv.lora_a` and so on, in order of the leaves."""
-
-    def name(key: Any) -> str:
-        return str(
-            next(getattr(key, part) for part in ("key", "name", "idx") if hasattr(key, part))
-        )
-
-    paths = (path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0])
-    return [".".join(map(name, path)).removesuffix(".value") for path in paths]
-
-
-def _layers(name: str, shape: tuple[int, ...], stacks: Mapping[str, int]) -> list[str]:
-    """Per-layer names of a leaf; `[name]` where it has no layer axis."""
-    for stack, depth in stacks.items():
-        found = re.fullmatch(rf"(.*\.{stack})\.(?!\d)(.*)", name)
-        if found and shape[:1] == (depth,):
-            return [f"{found[1]}.{layer}.{found[2]}" for layer in range(depth)]
-    return [name]
-
-
-def _split(tree: Any, stacks: Mapping[str, int]) -> dict[str, jax.Array]:
-    """Copies of the leaves by per-layer name. Copies: the next step takes over the leaves."""
-    flat: dict[str, jax.Array] = {}
-    for name, leaf in zip(_names(tree), jax.tree.leaves(tree), strict=True):
-        layers = _layers(name, leaf.shape, stacks)
-        if layers == [name]:
-            flat[name] = jnp.copy(leaf)
-        else:
-            flat |= {layer: leaf[i] for i, layer in enumerate(layers)}
-    return flat
-
-
-def _join(flat: Mapping[str, jax.Array], like: Any, stacks: Mapping[str, int]) -> Any:
-    """The inverse of `_split`, with the structure of `like`."""
-    leaves = []
-    for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True):
-        layers = _layers(name, leaf.shape, stacks)
-        own = [flat[layer] for layer in layers]
-        leaves.append(own[0] if layers == [name] else jnp.stack(own))
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _split_shapes(like: Any, stacks: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `_split` makes of `like`, with shardings."""
-    flat: dict[str, jax.ShapeDtypeStruct] = {}
-    for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True):
-        layers = _layers(name, leaf.shape, stacks)
-        shape, where = leaf.shape, leaf.sharding
-        if layers != [name]:
-            shape = shape[1:]
-            if isinstance(where, NamedSharding):
-                where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-        own = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
-        flat |= dict.fromkeys(layers, own)
-    return flat
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
-
-
-# Files
-
-
-def _write_json(path: epath.Path, content: object) -> None:
-    """Complete or not at all; a bucket replaces objects whole."""
-    text = json.dumps(content, indent=1) + "\n"
-    if "://" in str(path):
-        path.write_text(text)
-        return
-    partial = Path(path).with_name(f".{path.name}.part")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(Path(path))
-
-
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _files(entry)
-        else:
-            yield entry
-
-
-def _digest(path: epath.Path) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(_HASHED_AT_ONCE):
-            digest.update(block)
-            size += len(block)
-    return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _digests(folder: epath.Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file but the manifest."""
-    files = {str(file.relative_to(folder)): file for file in _files(folder)}
-    names = sorted(files.keys() - {MANIFEST, f".{MANIFEST}.part"})
-    with ThreadPoolExecutor(_HASHERS) as pool:
-        return dict(zip(names, pool.map(_digest, (files[name] for name in names)), strict=True))
-
-
-def verify(folder: str | Path | epath.Path) -> str | None:
-    """What is wrong with a checkpoint, or None.
-
-    Raises:
-        UserError: it was written by a newer program.
-    """
-    root = epath.Path(folder)
-    try:
-        manifest = json.loads((root / MANIFEST).read_text())
-        schema, listed = manifest["schema"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} cannot be read"
-    _check_schema(root / MANIFEST, schema)
-    held = _digests(root)
-    for name, expected in listed.items():
-        found = held.get(name)
-        if found is None:
-            return f"{name} is missing"
-        if found["size"] != expected["size"]:
-            return f"{name} has {found['size']} bytes, expected {expected['size']}"
-        if found != expected:
-            return f"{name} has another sha256 than it was written with"
-    extra = sorted(held.keys() - listed.keys())
-    return f"{extra[0]} does not belong there" if extra else None
-
-
-def _check_schema(path: epath.Path, schema: object) -> None:
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise UserError(
-            f"{path} has schema {schema}, but this program knows schemas up to {SCHEMA}; install a "
-            "newer dsd-jax"
-        )
-
-
-def find_checkpoints(run: epath.PathLike) -> epath.Path | None:
-    """The folder of the checkpoints of a run, given that or the run's own; None: neither."""
-    for root in (epath.Path(run) / FOLDER, epath.Path(run)):
-        if _folders(root):
-            return root
-    return None
-
-
-def steps_of(root: epath.PathLike) -> list[int]:
-    """Steps of the finished checkpoints in a folder, ascending; not verified."""
-    return [step for step, folder in _folders(root) if (folder / MANIFEST).exists()]
-
-
-def _folders(root: epath.PathLike) -> list[tuple[int, epath.Path]]:
-    root = epath.Path(root)
-    if not root.is_dir():
-        return []
-    found = [(int(p.name), p) for p in root.iterdir() if re.fullmatch(r"\d{8}", p.name)]
-    return sorted(found)
-
-
-def _folder(root: epath.PathLike, step: int) -> epath.Path:
-    return epath.Path(root) / f"{step:08d}"
-
-
-def read_run(folder: epath.Path) -> dict[str, Any]:
-    """`run.json` of a checkpoint.
-
-    Raises:
-        UserError: unreadable, or written by a newer program.
-    """
-    path = folder / RUN
-    try:
-        content = json.loads(path.read_text())
-        schema = content["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); take an older checkpoint") from None
-    _check_schema(path, schema)
-    return dict(content)
+__all__ = ["Checkpoints", "Keep", "read_trained"]
 
 
 def read_trained(
@@ -268,13 +72,13 @@ def read_trained(
         )
     problems = {}
     for chosen in [step] if step is not None else reversed(steps):
-        problem = verify(_folder(root, chosen))
+        problem = verify(folder_of(root, chosen))
         if problem is None:
-            return _read_params(_folder(root, chosen), ema=ema)
+            return _read_params(folder_of(root, chosen), ema=ema)
         problems[chosen] = problem
-        say(f"checkpoint {_folder(root, chosen)} is damaged: {problem}")
+        say(f"checkpoint {folder_of(root, chosen)} is damaged: {problem}")
     newest = max(problems)
-    raise UserError(f"{_folder(root, newest)} is damaged: {problems[newest]}; take another step")
+    raise UserError(f"{folder_of(root, newest)} is damaged: {problems[newest]}; take another step")
 
 
 def _read_params(folder: epath.Path, *, ema: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -287,9 +91,6 @@ def _read_params(folder: epath.Path, *, ema: bool) -> tuple[dict[str, np.ndarray
         if name.startswith(prefix)
     }
     return tensors, read_run(folder)
-
-
-# The run's checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +141,7 @@ class Checkpoints:
         steps = steps_of(self.root)
         if not steps:
             return "there is no checkpoint yet"
-        return f"the last good checkpoint is {_folder(self.root, steps[-1])}"
+        return f"the last good checkpoint is {folder_of(self.root, steps[-1])}"
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving; returns when the state has been copied to the host.
@@ -354,7 +155,7 @@ class Checkpoints:
         if step == self._held:
             return
         self._held = step
-        folder = _folder(self.root, step)
+        folder = folder_of(self.root, step)
         copies = self._copy(state)
         with self._writing(step):
             if self._first:
@@ -362,7 +163,7 @@ class Checkpoints:
                     folder.rmtree()
                 folder.mkdir(parents=True)
             barrier(f"save {step}")
-            response = ocp.save_async(_absolute(folder / STATE), _nest(copies))
+            response = ocp.save_async(_absolute(folder / STATE), nest(copies))
         self._thread = threading.Thread(
             target=self._finish, args=(step, folder, response), name="checkpoint"
         )
@@ -370,9 +171,11 @@ class Checkpoints:
 
     def _copy(self, state: TrainState) -> dict[str, jax.Array]:
         if self._program is None:
-            shapes = _split_shapes(state, self._stacks)
+            shapes = split_shapes(state, self._stacks)
             where = {name: shape.sharding for name, shape in shapes.items()}
-            self._program = jax.jit(lambda state: _split(state, self._stacks), out_shardings=where)
+            self._program = jax.jit(
+                lambda state: split_layers(state, self._stacks), out_shardings=where
+            )
         return self._program(state)
 
     def _finish(self, step: int, folder: epath.Path, response: Any) -> None:
@@ -380,16 +183,16 @@ class Checkpoints:
             with self._writing(step):
                 response.result()
                 if self._first:
-                    _write_json(folder / RUN, {"schema": SCHEMA, "step": step, **self._run()})
-                    content = {"schema": SCHEMA, "files": _digests(folder)}
-                    _write_json(folder / MANIFEST, content)
+                    write_json(folder / RUN, {"schema": SCHEMA, "step": step, **self._run()})
+                    content = {"schema": SCHEMA, "files": digests(folder)}
+                    write_json(folder / MANIFEST, content)
                     self._prune()
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             self._error = error
 
     def _prune(self) -> None:
         for step in self._keep.drops(steps_of(self.root)):
-            folder = _folder(self.root, step)
+            folder = folder_of(self.root, step)
             (folder / MANIFEST).unlink()  # first, so that what is left cannot pass for whole
             folder.rmtree()
 
@@ -420,7 +223,7 @@ class Checkpoints:
         except UserError:
             raise
         except (OSError, ValueError) as error:  # TensorStore has only ValueError
-            folder = _folder(self.root, step)
+            folder = folder_of(self.root, step)
             with contextlib.suppress(OSError):
                 if self._first and folder.exists():
                     folder.rmtree()
@@ -454,24 +257,24 @@ class Checkpoints:
         Raises:
             UserError: it does not fit `like`.
         """
-        folder = _folder(self.root, step)
-        shapes = _split_shapes(like, self._stacks)
+        folder = folder_of(self.root, step)
+        shapes = split_shapes(like, self._stacks)
         self._check_fit(folder, shapes)
-        flat = ocp.load(_absolute(folder / STATE), _nest(shapes))
-        found = dict(zip(_names(flat), jax.tree.leaves(flat), strict=True))
+        flat = ocp.load(_absolute(folder / STATE), nest(shapes))
+        found = dict(zip(names_of(flat), jax.tree.leaves(flat), strict=True))
         where = jax.tree.map(lambda x: x.sharding, like)
-        join = jax.jit(lambda flat: _join(flat, like, self._stacks), out_shardings=where)
+        join = jax.jit(lambda flat: join_layers(flat, like, self._stacks), out_shardings=where)
         self._held = step
         return join(found)
 
     def run_of(self, step: int) -> dict[str, Any]:
         """`run.json` of a checkpoint."""
-        return read_run(_folder(self.root, step))
+        return read_run(folder_of(self.root, step))
 
     def _choose(self) -> int | None:
         """Step of the newest whole checkpoint."""
         problem = None
-        for step, folder in reversed(_folders(self.root)):
+        for step, folder in reversed(folders(self.root)):
             if not (folder / MANIFEST).exists():
                 folder.rmtree()
                 continue

@@ -182,7 +182,7 @@ def test_a_batch_that_does_not_divide_over_the_mesh(
 
 
 def test_processes_that_cannot_be_found(monkeypatch: pytest.MonkeyPatch):
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
         raise RuntimeError("connection refused\nand a long story")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)

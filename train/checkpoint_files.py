@@ -1,0 +1,152 @@
+"""The files of a checkpoint: their digests, what is wrong with them, and which steps there are."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from dsd_jax.types import UserError
+
+__all__ = [
+    "FOLDER",
+    "MANIFEST",
+    "RUN",
+    "SCHEMA",
+    "STATE",
+    "digests",
+    "find_checkpoints",
+    "folder_of",
+    "folders",
+    "read_run",
+    "steps_of",
+    "verify",
+    "write_json",
+]
+
+SCHEMA = 1  # of run.json and manifest.json
+FOLDER = "checkpoints"  # in the folder of a run, unless told otherwise
+STATE, RUN, MANIFEST = "state", "run.json", "manifest.json"
+_HASHED_AT_ONCE = 2**22  # bytes
+_HASHERS = 8
+
+
+def write_json(path: epath.Path, content: object) -> None:
+    """Complete or not at all; a bucket replaces objects whole."""
+    text = json.dumps(content, indent=1) + "\n"
+    if "://" in str(path):
+        path.write_text(text)
+        return
+    partial = Path(path).with_name(f".{path.name}.part")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(Path(path))
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
+
+
+def _digest(path: epath.Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_HASHED_AT_ONCE):
+            digest.update(block)
+            size += len(block)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def digests(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file but the manifest."""
+    files = {str(file.relative_to(folder)): file for file in _files(folder)}
+    names = sorted(files.keys() - {MANIFEST, f".{MANIFEST}.part"})
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        return dict(zip(names, pool.map(_digest, (files[name] for name in names)), strict=True))
+
+
+def verify(folder: str | Path | epath.Path) -> str | None:
+    """What is wrong with a checkpoint, or None.
+
+    Raises:
+        UserError: it was written by a newer program.
+    """
+    root = epath.Path(folder)
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+        schema, listed = manifest["schema"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    _check_schema(root / MANIFEST, schema)
+    held = digests(root)
+    for name, expected in listed.items():
+        found = held.get(name)
+        if found is None:
+            return f"{name} is missing"
+        if found["size"] != expected["size"]:
+            return f"{name} has {found['size']} bytes, expected {expected['size']}"
+        if found != expected:
+            return f"{name} has another sha256 than it was written with"
+    extra = sorted(held.keys() - listed.keys())
+    return f"{extra[0]} does not belong there" if extra else None
+
+
+def _check_schema(path: epath.Path, schema: object) -> None:
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(
+            f"{path} has schema {schema}, but this program knows schemas up to {SCHEMA}; install a "
+            "newer dsd-jax"
+        )
+
+
+def find_checkpoints(run: epath.PathLike) -> epath.Path | None:
+    """The folder of the checkpoints of a run, given that or the run's own; None: neither."""
+    for root in (epath.Path(run) / FOLDER, epath.Path(run)):
+        if folders(root):
+            return root
+    return None
+
+
+def steps_of(root: epath.PathLike) -> list[int]:
+    """Steps of the finished checkpoints in a folder, ascending; not verified."""
+    return [step for step, folder in folders(root) if (folder / MANIFEST).exists()]
+
+
+def folders(root: epath.PathLike) -> list[tuple[int, epath.Path]]:
+    """Step and folder of every checkpoint, ascending, unfinished ones included."""
+    root = epath.Path(root)
+    if not root.is_dir():
+        return []
+    found = [(int(p.name), p) for p in root.iterdir() if re.fullmatch(r"\d{8}", p.name)]
+    return sorted(found)
+
+
+def folder_of(root: epath.PathLike, step: int) -> epath.Path:
+    """Where the checkpoint of a step lies."""
+    return epath.Path(root) / f"{step:08d}"
+
+
+def read_run(folder: epath.Path) -> dict[str, Any]:
+    """`run.json` of a checkpoint.
+
+    Raises:
+        UserError: unreadable, or written by a newer program.
+    """
+    path = folder / RUN
+    try:
+        content = json.loads(path.read_text())
+        schema = content["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); take an older checkpoint") from None
+    _check_schema(path, schema)
+    return dict(content)
