@@ -60,11 +60,20 @@ class Tokenizers:
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], *, clip_length: int = 77, t5_length: int = 512
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        clip_length: int | None = None,
+        t5_length: int | None = None,
     ) -> "Tokenizers":
         """Reads `tokenizer/` (CLIP) and `tokenizer_2/` (T5) of a FLUX folder in diffusers layout.
 
         Never uses the network.
+
+        Args:
+            folder: of the pipeline.
+            clip_length, t5_length: tokens of every prompt; by default what the tokenisers state,
+                at most 77 and 512, as in FLUX.1-dev.
 
         Raises:
             UserError: a folder or file is missing, or its content is not that of a tokeniser.
@@ -78,7 +87,12 @@ class Tokenizers:
             clip_tokenizer = CLIPTokenizerFast.from_pretrained(str(clip), local_files_only=True)
         with _explain(t5):
             t5_tokenizer = T5TokenizerFast.from_pretrained(str(t5), local_files_only=True)
-        return cls(clip_tokenizer, t5_tokenizer, clip_length, t5_length)
+        return cls(
+            clip_tokenizer,
+            t5_tokenizer,
+            clip_length or min(clip_tokenizer.model_max_length, cls.clip_length),
+            t5_length or min(t5_tokenizer.model_max_length, cls.t5_length),
+        )
 
     def encode(self, prompts: list[str]) -> TextIds:
         """Ids of cleaned prompts, padded or cut to each model's length."""

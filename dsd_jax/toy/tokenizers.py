@@ -6,13 +6,17 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-__all__ = ["CLIP_VOCAB", "T5_VOCAB", "write_tiny_tokenizers"]
+from dsd_jax.toy.words import WORDS as WORLD
 
-WORDS = (
+__all__ = ["CLIP_VOCAB", "T5_VOCAB", "WORDS", "write_tiny_tokenizers"]
+
+_COMMON = (
     "a an the this that of on in at with and photo painting character subject cat dog robot "
     "red green blue yellow sitting standing holding chair table beach forest snow night city "
     "same left right grid two four small large spotted striped"
 ).split()
+WORDS = list(dict.fromkeys([*_COMMON, *WORLD]))
+"""Each is one token of T5; of CLIP too, unless a hyphen parts it."""
 
 
 def _byte_letters() -> list[str]:
@@ -24,7 +28,7 @@ def _clip_vocab() -> tuple[list[str], list[tuple[str, str]]]:
     letters = _byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in dict.fromkeys(part for word in WORDS for part in word.split("-")):
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             pair = (parts[0], parts[1])
@@ -49,10 +53,15 @@ T5_VOCAB = len(_t5_vocab())
 """Size of the T5 vocabulary; padding is 0, the end token is 1."""
 
 
-def write_tiny_tokenizers(folder: Path) -> None:
-    """Writes `tokenizer/` (CLIP: byte-level BPE) and `tokenizer_2/` (T5: unigram), a few KB."""
+def write_tiny_tokenizers(folder: Path, *, t5_length: int = 512) -> None:
+    """Writes `tokenizer/` (CLIP: byte-level BPE) and `tokenizer_2/` (T5: unigram), a few KB.
+
+    Args:
+        folder: of the pipeline.
+        t5_length: tokens that T5's tokeniser pads a prompt to.
+    """
     _write_clip(folder / "tokenizer")
-    _write_t5(folder / "tokenizer_2")
+    _write_t5(folder / "tokenizer_2", t5_length)
 
 
 def _write_json(path: Path, content: object) -> None:
@@ -78,7 +87,7 @@ def _write_clip(folder: Path) -> None:
     )
 
 
-def _write_t5(folder: Path) -> None:
+def _write_t5(folder: Path, length: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(Unigram(_t5_vocab(), unk_id=2))
     tokenizer.normalizer = normalizers.NFKC()
@@ -98,5 +107,5 @@ def _write_t5(folder: Path) -> None:
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0, **special},
+        {"tokenizer_class": "T5Tokenizer", "model_max_length": length, "extra_ids": 0, **special},
     )

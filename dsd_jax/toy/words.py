@@ -1,0 +1,118 @@
+"""The words of the toy world: exact descriptions, and how they are read back.
+
+    a red star with blue dots on snow at left small night
+    a grid of the same red star with blue dots, top-left on snow at left, top-right on ...
+    this thing on meadow at top tilted
+
+One word is one token of the toy tokenisers, and a whole grid prompt fits `T5_LENGTH` of them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from dsd_jax.toy.world import (
+    BACKGROUNDS,
+    COLOURS,
+    LIGHTS,
+    MARKINGS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TILTS,
+    Scene,
+    Subject,
+)
+
+__all__ = [
+    "OPENINGS",
+    "PANELS",
+    "T5_LENGTH",
+    "WORDS",
+    "describe",
+    "describe_grid",
+    "describe_scene",
+    "describe_subject",
+    "parse_grid",
+    "parse_scene",
+    "parse_subject",
+]
+
+T5_LENGTH = 48  # tokens of the longest grid prompt, its end included
+PANELS = ("top-left", "top-right", "bottom-left", "bottom-right")
+OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, behind "a grid of"
+_UNSAID = {field.default for field in dataclasses.fields(Scene)}
+WORDS = (
+    *COLOURS, *SHAPES, *MARKINGS, *BACKGROUNDS, *PLACES, *SIZES, *TILTS, *LIGHTS, *PANELS,
+    "thing", "it", "its", "put", "move", "show", "now", "make", "to", "from", "is", "but", "here",
+    "again", "place", "picture", "pictures", "of",
+)  # fmt: skip
+"""What the toy tokenisers know beside their common words."""
+
+
+def describe_subject(subject: Subject) -> str:
+    """`red star with blue dots`."""
+    return f"{subject.body} {subject.shape} with {subject.mark} {subject.marking}"
+
+
+def describe_scene(scene: Scene) -> str:
+    """`on snow at left small night`; the usual size, tilt and light go unsaid."""
+    rest = [word for word in (scene.size, scene.tilt, scene.light) if word not in _UNSAID]
+    return " ".join(["on", scene.background, "at", scene.place, *rest])
+
+
+def describe(subject: Subject | None, scene: Scene) -> str:
+    """One picture; without subject: `this thing on ...`."""
+    named = "this thing" if subject is None else f"a {describe_subject(subject)}"
+    return f"{named} {describe_scene(scene)}"
+
+
+def describe_grid(subject: Subject, scenes: Sequence[Scene], opening: str = OPENINGS[0]) -> str:
+    """A 2x2 grid of one subject in four scenes, in the order of `PANELS`."""
+    parts = [
+        f"{panel} {describe_scene(scene)}" for panel, scene in zip(PANELS, scenes, strict=True)
+    ]
+    return ", ".join([f"a grid of {opening} {describe_subject(subject)}", *parts])
+
+
+def parse_subject(text: str) -> Subject | None:
+    """The first subject that a text names in whole; None: it names none."""
+    colours, shapes, markings = map("|".join, (COLOURS, SHAPES, MARKINGS))
+    found = re.search(
+        rf"\b({colours}) ({shapes}) with (?:a )?({colours}) ({markings})\b", text.lower()
+    )
+    if found is None or found[1] == found[3]:
+        return None
+    return Subject(shape=found[2], body=found[1], mark=found[3], marking=found[4])
+
+
+def parse_scene(text: str) -> Scene | None:
+    """The scene that a text names, with the defaults for what it leaves unsaid.
+
+    None: background or place are not named. Other words, such as a subject's, do not matter.
+    """
+    words = re.findall(r"[a-z-]+", text.lower())
+
+    def named(choices: Sequence[str], default: str | None = None) -> str | None:
+        return next((word for word in words if word in choices), default)
+
+    background, place = named(BACKGROUNDS), named(list(PLACES))
+    if background is None or place is None:
+        return None
+    return Scene(
+        background,
+        place,
+        size=named(list(SIZES), Scene.size) or "",
+        tilt=named(list(TILTS), Scene.tilt) or "",
+        light=named(list(LIGHTS), Scene.light) or "",
+    )
+
+
+def parse_grid(text: str) -> tuple[Subject, tuple[Scene, ...]] | None:
+    """Subject and scenes of a grid prompt; None: it is not a whole one."""
+    head, *rest = re.split("|".join(rf"\b{panel}\b" for panel in PANELS), text.lower())
+    subject, scenes = parse_subject(head), [parse_scene(part) for part in rest]
+    if subject is None or len(scenes) != len(PANELS):
+        return None
+    whole = tuple(scene for scene in scenes if scene is not None)
+    return (subject, whole) if len(whole) == len(PANELS) else None

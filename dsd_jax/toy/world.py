@@ -1,0 +1,366 @@
+"""The toy world: small subjects in simple scenes, drawn exactly as their words say.
+
+A subject is a shape in a body colour with a marking in another colour; a scene is a background, a
+place in the frame, a size, a tilt and a light. Words name all of these. What they do not name is
+the `Wobble`: a pixel's shift, a few degrees, the phase of the background's pattern.
+
+A tenth of the subjects is held out (`is_held_out`): nothing that is trained ever sees them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from dsd_jax.types import Float32, UInt8
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "LIGHTS",
+    "MARKINGS",
+    "PANEL",
+    "PLACES",
+    "SHAPES",
+    "SIZES",
+    "TILTS",
+    "Scene",
+    "Subject",
+    "Wobble",
+    "backdrop",
+    "grid",
+    "is_held_out",
+    "layers",
+    "render",
+    "subjects",
+]
+
+PANEL = 32  # pixels along each side; a grid has twice as many
+COLOURS = {
+    "red": (214, 40, 40),
+    "yellow": (250, 214, 40),
+    "green": (40, 160, 75),
+    "blue": (45, 95, 225),
+    "purple": (140, 60, 185),
+    "pink": (250, 150, 195),
+    "white": (250, 250, 250),
+    "black": (28, 28, 34),
+}
+SHAPES = (
+    "circle", "square", "triangle", "diamond", "star", "heart", "plus", "fish", "house", "cat",
+)  # fmt: skip
+MARKINGS = ("dots", "stripes", "bars", "ring", "spot", "cross", "half", "cap")
+BACKGROUNDS = ("beach", "snow", "meadow", "sea", "forest", "wall", "room", "city")
+PLACES = {"center": (0, 0), "left": (-5, 0), "right": (5, 0), "top": (0, -5), "bottom": (0, 5)}
+SIZES = {"big": 10.5, "small": 8.5}  # radius in pixels
+TILTS = {"upright": 0.0, "tilted": 20.0}  # degrees, clockwise
+LIGHTS = {"day": (1.0, 1.0, 1.0), "night": (0.6, 0.64, 0.8)}
+OUTLINE = (58, 46, 52)
+PHASES = 4  # of a background's pattern
+
+_STENCIL = 96  # pixels of a stencil along each side; it shows [-1.15, 1.15]
+_EXTENT = 1.15
+_FINE = 2  # samples of a pixel along each side
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Subject:
+    """What stays the same from picture to picture; body and mark differ in colour."""
+
+    shape: str
+    body: str
+    mark: str
+    marking: str
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Scene:
+    """What changes from picture to picture; the last three have defaults that go unsaid."""
+
+    background: str
+    place: str
+    size: str = "big"
+    tilt: str = "upright"
+    light: str = "day"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wobble:
+    """What words do not name.
+
+    Attributes:
+        shift: of the subject, in pixels to the right and down.
+        angle: degrees, clockwise, beside those of the tilt.
+        phase: of the background's pattern, 0 to 3.
+    """
+
+    shift: tuple[float, float] = (0.0, 0.0)
+    angle: float = 0.0
+    phase: int = 0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Wobble":
+        """A random one: at most 0.8 pixels and 4 degrees."""
+        across, down, turn = rng.uniform(-1, 1, 3).tolist()
+        return cls((0.8 * across, 0.8 * down), 4 * turn, int(rng.integers(PHASES)))
+
+
+@functools.cache
+def subjects(*, held_out: bool) -> tuple[Subject, ...]:
+    """All subjects that are held out, or all others."""
+    return tuple(
+        subject
+        for shape, body, mark, marking in itertools.product(SHAPES, COLOURS, COLOURS, MARKINGS)
+        if body != mark and is_held_out(subject := Subject(shape, body, mark, marking)) == held_out
+    )
+
+
+def is_held_out(subject: Subject) -> bool:
+    """Whether nothing may be trained on this subject: a tenth, by the hash of its words."""
+    words = " ".join(dataclasses.astuple(subject))
+    return hashlib.sha256(words.encode()).digest()[0] < 26
+
+
+def render(
+    subject: Subject, scene: Scene, wobble: Wobble = Wobble()
+) -> UInt8[np.ndarray, "32 32 3"]:
+    """The picture of a subject in a scene, `[PANEL, PANEL, 3]`."""
+    silhouette, inside, mark = np.moveaxis(
+        layers(subject.shape, subject.marking, scene, wobble), 2, 0
+    )
+    picture = backdrop(scene.background, wobble.phase)
+    for cover, colour in (
+        (silhouette, OUTLINE),
+        (inside, COLOURS[subject.body]),
+        (mark, COLOURS[subject.mark]),
+    ):
+        picture = picture + cover[..., None] * (np.asarray(colour, np.float32) - picture)
+    picture = picture * np.asarray(LIGHTS[scene.light], np.float32)
+    return np.rint(picture).astype(np.uint8)
+
+
+def grid(
+    subject: Subject, scenes: Sequence[Scene], wobbles: Sequence[Wobble]
+) -> UInt8[np.ndarray, "64 64 3"]:
+    """Four pictures of a subject: top-left, top-right, bottom-left, bottom-right."""
+    panels = [render(subject, scene, wobble) for scene, wobble in zip(scenes, wobbles, strict=True)]
+    return np.concatenate([np.concatenate(panels[i : i + 2], axis=1) for i in (0, 2)])
+
+
+def layers(
+    shape: str, marking: str, scene: Scene, wobble: Wobble = Wobble()
+) -> Float32[np.ndarray, "32 32 3"]:
+    """How far silhouette, inside (without the outline) and marking cover each pixel, 0 to 1."""
+    across, down = PLACES[scene.place]
+    angle = math.radians(TILTS[scene.tilt] + wobble.angle)
+    middle = _FINE * PANEL / 2
+    centre = (
+        middle + _FINE * (across + wobble.shift[0]),
+        middle + _FINE * (down + wobble.shift[1]),
+    )
+    # From a sample of the panel to a pixel of the stencil.
+    scale = _STENCIL / (2 * _EXTENT) / (_FINE * SIZES[scene.size])
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    affine = (
+        cos, sin, _STENCIL / 2 - cos * centre[0] - sin * centre[1],
+        -sin, cos, _STENCIL / 2 + sin * centre[0] - cos * centre[1],
+    )  # fmt: skip
+    side = _FINE * PANEL
+    drawn = _stencil(shape, marking).transform(
+        (side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
+    )
+    samples = np.asarray(drawn, np.float32).reshape(PANEL, _FINE, PANEL, _FINE, 3)
+    return samples.mean((1, 3)) / np.float32(255)
+
+
+@functools.cache
+def backdrop(background: str, phase: int = 0) -> Float32[np.ndarray, "32 32 3"]:
+    """A background in daylight without a subject."""
+    picture = Image.new("RGB", (PANEL * 4, PANEL * 4))
+    draw = ImageDraw.Draw(picture)
+    _BACKDROPS[background](draw, phase)
+    fine = np.asarray(picture, np.float32).reshape(PANEL, 4, PANEL, 4, 3)
+    shown = fine.mean((1, 3))
+    shown.flags.writeable = False
+    return shown
+
+
+# Stencils: silhouette, inside and marking as red, green and blue of one picture.
+
+_DETAIL = 8  # times finer than the stencil, before it is scaled down
+_LINE = 0.11  # width of the outline in units of the subject's radius
+
+
+@functools.cache
+def _stencil(shape: str, marking: str) -> Image.Image:
+    whole = _drawn(lambda draw: _shape(draw, shape))
+    pixels = _STENCIL * _DETAIL
+    x, y = np.meshgrid(*[(np.arange(pixels) + 0.5) / pixels * 2 * _EXTENT - _EXTENT] * 2)
+    inside = _eroded(whole, round(_LINE * pixels / (2 * _EXTENT)))
+    mark = inside & _marking(marking, x, y - _MIDDLES.get(shape, 0.0))
+    layers = np.stack([whole, inside, mark], -1).astype(np.float32)
+    layers = layers.reshape(_STENCIL, _DETAIL, _STENCIL, _DETAIL, 3).mean((1, 3))
+    return Image.fromarray(np.rint(255 * layers).astype(np.uint8))
+
+
+_MIDDLES = {"triangle": 0.22, "house": 0.15, "cat": 0.12, "heart": -0.08}  # of the markings
+
+
+def _drawn(paint: Callable[[ImageDraw.ImageDraw], None]) -> np.ndarray:
+    pixels = _STENCIL * _DETAIL
+    picture = Image.new("1", (pixels, pixels))
+    paint(ImageDraw.Draw(picture))
+    return np.asarray(picture, bool)
+
+
+def _eroded(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Pixels of a mask whose neighbours up to `radius` away, along both axes, are in it too."""
+    picture = Image.fromarray((255 * mask).astype(np.uint8))
+    for _ in range(radius // 4):
+        picture = picture.filter(ImageFilter.MinFilter(9))
+    return np.asarray(picture) > 127
+
+
+def _points(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]]) -> None:
+    draw.polygon([_at(*point) for point in points], fill=1)
+
+
+def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, across: float, down: float) -> None:
+    draw.ellipse([_at(x - across, y - down), _at(x + across, y + down)], fill=1)
+
+
+def _at(x: float, y: float) -> tuple[float, float]:
+    half = _STENCIL * _DETAIL / 2
+    return half + x / _EXTENT * half, half + y / _EXTENT * half
+
+
+def _star() -> list[tuple[float, float]]:
+    radii = itertools.cycle((1.12, 0.58))
+    turns = [math.pi * i / 5 - math.pi / 2 for i in range(10)]
+    return [(r * math.cos(a), 0.06 + r * math.sin(a)) for r, a in zip(radii, turns, strict=False)]
+
+
+def _shape(draw: ImageDraw.ImageDraw, shape: str) -> None:
+    match shape:
+        case "circle":
+            _disc(draw, 0, 0, 0.92, 0.92)
+        case "square":
+            _points(draw, [(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)])
+        case "triangle":
+            _points(draw, [(0, -1.08), (1.08, 0.85), (-1.08, 0.85)])
+        case "diamond":
+            _points(draw, [(0, -1.12), (0.9, 0), (0, 1.12), (-0.9, 0)])
+        case "star":
+            _points(draw, _star())
+        case "heart":
+            _disc(draw, -0.46, -0.4, 0.52, 0.52)
+            _disc(draw, 0.46, -0.4, 0.52, 0.52)
+            _points(draw, [(-0.92, -0.15), (0, -0.6), (0.92, -0.15), (0, 1.02)])
+        case "plus":
+            _points(draw, [(-0.42, -1), (0.42, -1), (0.42, 1), (-0.42, 1)])
+            _points(draw, [(-1, -0.42), (1, -0.42), (1, 0.42), (-1, 0.42)])
+        case "fish":
+            _disc(draw, -0.18, 0, 0.88, 0.66)
+            _points(draw, [(0.35, 0), (1.1, -0.72), (1.1, 0.72)])
+        case "house":
+            _points(draw, [(-0.72, -0.2), (0.72, -0.2), (0.72, 0.95), (-0.72, 0.95)])
+            _points(draw, [(0, -1.08), (1.05, -0.12), (-1.05, -0.12)])
+        case "cat":
+            _disc(draw, 0, 0.16, 0.9, 0.78)
+            _points(draw, [(-0.88, -1.02), (-0.12, -0.5), (-0.86, 0.2)])
+            _points(draw, [(0.88, -1.02), (0.12, -0.5), (0.86, 0.2)])
+
+
+def _marking(marking: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    radius = np.hypot(x, y)
+    match marking:
+        case "dots":
+            return np.hypot(np.abs(x) - 0.34, y) < 0.24
+        case "stripes":
+            return np.abs(np.abs(y) - 0.34) < 0.15
+        case "bars":
+            return np.abs(np.abs(x) - 0.34) < 0.15
+        case "ring":
+            return (radius > 0.3) & (radius < 0.58)
+        case "spot":
+            return radius < 0.42
+        case "cross":
+            return (np.minimum(np.abs(x - y), np.abs(x + y)) < 0.2) & (radius < 0.75)
+        case "half":
+            return x > 0
+        case "cap":
+            return y < -0.22
+    raise ValueError(marking)
+
+
+# Backgrounds, on a canvas of 128 x 128; the phase moves their pattern.
+
+
+def _beach(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(170, 220, 240))
+    draw.rectangle((0, 60 + 2 * phase, 128, 128), fill=(240, 215, 160))
+
+
+def _snow(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(190, 200, 225))
+    draw.ellipse((-60 + 8 * phase, 74, 90 + 8 * phase, 220), fill=(238, 242, 250))
+    draw.ellipse((40 + 8 * phase, 84, 200 + 8 * phase, 220), fill=(238, 242, 250))
+    draw.rectangle((0, 108, 128, 128), fill=(238, 242, 250))
+
+
+def _meadow(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(185, 228, 245))
+    draw.rectangle((0, 44 + 2 * phase, 128, 128), fill=(150, 205, 115))
+
+
+def _sea(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(110, 175, 210))
+    for row in range(-1, 5):
+        top = 32 * row + 8 * phase
+        draw.rectangle((0, top, 128, top + 11), fill=(165, 215, 230))
+
+
+def _forest(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(115, 160, 120))
+    for column in range(-1, 5):
+        left = 32 * column + 8 * phase
+        draw.rectangle((left, 0, left + 11, 128), fill=(150, 120, 95))
+
+
+def _wall(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(205, 140, 115))
+    for row in range(5):
+        top = 32 * row + 4 * phase
+        draw.rectangle((0, top, 128, top + 5), fill=(232, 212, 196))
+        for column in range(-1, 4):
+            left = 48 * column + 24 * (row % 2) + 8 * phase
+            draw.rectangle((left, top - 32, left + 5, top), fill=(232, 212, 196))
+
+
+def _room(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(238, 228, 200))
+    draw.rectangle((0, 88 + 2 * phase, 128, 128), fill=(170, 125, 90))
+
+
+def _city(draw: ImageDraw.ImageDraw, phase: int) -> None:
+    draw.rectangle((0, 0, 128, 128), fill=(215, 210, 225))
+    for number, top in enumerate((56, 28, 72, 16, 48, 32)):
+        left = 28 * number - 8 * phase
+        draw.rectangle((left, top, left + 22, 128), fill=(150, 150, 165))
+
+
+_BACKDROPS = {
+    "beach": _beach,
+    "snow": _snow,
+    "meadow": _meadow,
+    "sea": _sea,
+    "forest": _forest,
+    "wall": _wall,
+    "room": _room,
+    "city": _city,
+}
