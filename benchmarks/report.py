@@ -73,6 +73,12 @@ TPU; memory per chip.""",
         "Against a PyTorch and PEFT loop in the same run.",
     ),
     ("train_meshes", "Training over meshes and processes", "Losses of the same run."),
+    (
+        "plan_paper",
+        "The paper's recipe on slices and hosts",
+        """`dsd plan` for rank 512 and batch 160, memory in GiB per chip with VAE and text encoders
+beside the step. TPU rows are the TPU compiler's account; GPU rows are arithmetic.""",
+    ),
     ("train_murder", "Killed and resumed training", "A run killed at random moments."),
     ("loader", "The loader", "Pairs per second against a torch DataLoader in the same run."),
 )

@@ -22,19 +22,17 @@ os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import NamedSharding
 
 from benchmarks.results import save
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
-from dsd_jax.infer.guidance import Conditioning
-from dsd_jax.infer.sampler import Inputs, Sampler, TrueGuidance
+from dsd_jax.infer.plan import abstract_inputs
+from dsd_jax.infer.sampler import Sampler
 from dsd_jax.models import abstract, abstract_state
-from dsd_jax.sharding import MeshConfig, activation_spec, make_mesh
+from dsd_jax.plan import CHIPS
+from dsd_jax.sharding import MeshConfig, make_mesh
 
 GIB = 2**30
-# Memory of a chip, from Google's documentation of each kind.
-CHIP_GIB = {"v5e": 16, "v5p": 95, "v6e": 32}
-HEIGHT, WIDTH, TEXT = 64, 128, 512  # latent pixels of two 512 x 512 frames; T5 tokens
+HEIGHT, WIDTH = 64, 128  # latent pixels of two 512 x 512 frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +45,6 @@ class Case:
     execution: Execution
 
 
-def abstract_inputs(mesh: jax.sharding.Mesh, batch: int, *, guided: bool) -> tuple[Any, Inputs]:
-    """Latents and inputs with shapes and shardings only."""
-    config = flux_dev()
-    tokens = HEIGHT * WIDTH // 4
-
-    def array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
-        spec = activation_spec(mesh, shape, ("batch", *(None,) * (len(shape) - 1)))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-    txt, vec = array(batch, TEXT, config.txt_width), array(batch, config.vec_width)
-    scale = array(batch, dtype=jnp.float32)
-    condition = array(batch, tokens, config.in_channels, dtype=jnp.float32)
-    inputs = Inputs(
-        Conditioning(txt, vec, scale, condition),
-        TrueGuidance(txt, vec, scale, scale) if guided else None,
-    )
-    return array(batch, tokens, config.in_channels, dtype=jnp.float32), inputs
-
-
 def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
     """Compiles one step for a topology and reads the compiler's own account of memory."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
@@ -73,7 +52,7 @@ def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
     model = abstract(flux_dev(), precision=BFLOAT16, execution=case.execution)
     sampler = Sampler(model, HEIGHT, WIDTH)
     state = abstract_state(model, mesh)
-    img, inputs = abstract_inputs(mesh, case.batch, guided=guided)
+    img, inputs = abstract_inputs(flux_dev(), mesh, case.batch, (HEIGHT, WIDTH), guided=guided)
     time_of = jax.ShapeDtypeStruct((), jnp.float32)
     start = time.monotonic()
     with jax.set_mesh(mesh):
@@ -83,7 +62,7 @@ def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
             .compile()
         )
     memory = compiled.memory_analysis()
-    kind = case.topology.partition(":")[0]
+    available = CHIPS[case.topology.partition(":")[0]].memory_gib
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "topology": case.topology,
@@ -95,8 +74,8 @@ def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
         "arguments_gib": round(memory.argument_size_in_bytes / GIB, 2),
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2),
         "host_gib": round(memory.host_argument_size_in_bytes / GIB, 2),
-        "chip_gib": CHIP_GIB[kind],
-        "fits": used < CHIP_GIB[kind] * GIB,
+        "chip_gib": available,
+        "fits": used < available * GIB,
         "compile_s": round(time.monotonic() - start, 1),
     }
 

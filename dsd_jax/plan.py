@@ -155,7 +155,7 @@ def compile_job(build: Callable[[Mesh], Job], topology: str, mesh: MeshConfig) -
     real = make_mesh(mesh, devices)
     job = build(real)
     memory = {name: bytes_per_chip(tree) for name, tree in job.kinds.items()}
-    argued = sum(memory.values())
+    argued = bytes_per_chip(job.arguments)
     problem: str | None = None
     text = ""
     with jax.set_mesh(real):

@@ -329,6 +329,7 @@ class PlanFlags:
         topology: KIND:SHAPE, such as v5e:8x8, v5p:4x4x4, v6e:16x16 or h100:8.
         job: the training step, or one sampling step of `batch_size` images.
         guided: sampling with true guidance: three passes.
+        encoded: training on encoded data: neither VAE nor text encoders in memory.
         search: try meshes and rematerialisation policies, and rank what fits.
         json: write the plans here too.
     """
@@ -337,6 +338,7 @@ class PlanFlags:
     config: Annotated[TrainConfig, _PLAIN]
     job: Literal["train", "sample"] = "train"
     guided: bool = False
+    encoded: bool = False
     search: bool = False
     json: Path | None = None
 
@@ -372,9 +374,9 @@ def plan(words: Sequence[str]) -> None:
 
 
 def _plan(flags: PlanFlags, config: TrainConfig) -> Plan:
-    if flags.job == "train":
-        return plan_training(config, flux_dev(condition_embed=config.condition), flags.topology)
     flux = flux_dev(condition_embed=config.condition)
+    if flags.job == "train":
+        return plan_training(config, flux, flags.topology, encoded=flags.encoded)
     canvas = config.height // DOWNSCALE, config.width // DOWNSCALE
     forward = forward_flops(flux, canvas[0] * canvas[1] // PATCH**2)
 

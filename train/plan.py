@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from dsd_jax.config import BFLOAT16, Execution, FluxConfig, Precision, T5Config
+from dsd_jax.config import (
+    BFLOAT16,
+    AutoencoderConfig,
+    ClipConfig,
+    Execution,
+    FluxConfig,
+    Precision,
+    T5Config,
+)
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import PATCH
 from dsd_jax.lora import add_factors, select
@@ -38,8 +46,12 @@ __all__ = [
 DOWNSCALE = 8  # of the FLUX VAE
 
 
-def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> Job:
-    """The training step of a config over a mesh, with abstract arguments."""
+def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: bool = False) -> Job:
+    """The training step of a config over a mesh, with abstract arguments.
+
+    Args:
+        encoded: the data brings latents and embeddings, so that no encoder is in memory.
+    """
     execution = Execution(
         scan_layers=config.scan_layers, attention=attention_for(mesh), remat=config.remat
     )
@@ -64,11 +76,21 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> Job:
             "trained": (state.params, state.ema),
             "moments": state.opt_state,
             "batch": batch,
+            "encoders": () if encoded else _encoders(config, mesh),
         },
         flops=flops.total * config.batch_size,
         activations=_saved(config, flux, mesh),
         donate=(0,),
     )
+
+
+def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
+    """VAE, T5-XXL and CLIP-L, which stay in memory beside the step."""
+    execution = Execution(scan_layers=config.scan_layers)
+    texts = [
+        abstract(c, precision=BFLOAT16, execution=execution) for c in (T5Config(), ClipConfig())
+    ]
+    return [place(m, mesh) for m in (abstract(AutoencoderConfig(), precision=BFLOAT16), *texts)]
 
 
 def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> EncodedBatch:
@@ -115,9 +137,15 @@ def _saved(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
     return depth * stream * per_block[config.remat] // mesh.shape["context"]
 
 
-def plan_training(config: TrainConfig, flux: FluxConfig, topology: str) -> Plan:
+def plan_training(
+    config: TrainConfig, flux: FluxConfig, topology: str, *, encoded: bool = False
+) -> Plan:
     """Compiles the step of a config for a topology (see `dsd_jax.plan`)."""
-    return compile_job(lambda mesh: train_job(config, flux, mesh), topology, config.mesh)
+
+    def build(mesh: Mesh) -> Job:
+        return train_job(config, flux, mesh, encoded=encoded)
+
+    return compile_job(build, topology, config.mesh)
 
 
 def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:

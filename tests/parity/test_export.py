@@ -1,0 +1,118 @@
+"""What a run exports, loaded by diffusers and PEFT, predicts what the run's own model predicts."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from flax import nnx
+
+from dsd_jax.cli import main as dsd
+from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.lora import LoraConfig
+from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.train.cli import open_base
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.model import make_trainee
+from dsd_jax.train.state import TrainState
+from tests.parity.compare import assert_close
+from tests.random_flux import compile_once
+from tests.tiny_run import RECIPE, run_training, write_world
+from tests.tiny_training import FAST_COMPILE
+
+HEIGHT, WIDTH, TEXT, BATCH = 4, 8, 6, 2  # latent pixels of a canvas; text tokens
+CONFIG = dataclasses.replace(RECIPE, lora=LoraConfig(rank=4, alpha=8.0))
+
+
+def inputs() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    shapes = {
+        "img": (BATCH, HEIGHT * WIDTH // 4, 64),
+        "img_cond": (BATCH, HEIGHT * WIDTH // 4, 64),
+        "txt": (BATCH, TEXT, 32),
+        "vec": (BATCH, 24),
+    }
+    made = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return made | {"t": np.float32([0.9, 0.2]), "guidance": np.float32([1.0, 3.5])}
+
+
+def our_velocity(world: Path, state: TrainState, config: TrainConfig) -> np.ndarray:
+    """Of the trained parameters as they are in the run, averaged as for validation."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    split = make_trainee(config, open_base(str(world / "flux")).transformer, mesh).split
+
+    def run(params: nnx.State, frozen: nnx.State, given: dict[str, jax.Array]) -> jax.Array:
+        ids = {"img_ids": image_ids(HEIGHT, WIDTH), "txt_ids": text_ids(TEXT)}
+        return nnx.merge(split.graphdef, params, frozen)(**given, **ids)
+
+    program = jax.jit(run, compiler_options=dict(FAST_COMPILE))
+    return np.asarray(program(state.ema, split.frozen, inputs()))
+
+
+@torch.no_grad()
+def their_velocity(model: FluxTransformer2DModel, c_embedder: torch.nn.Linear) -> np.ndarray:
+    given = {name: torch.from_numpy(array) for name, array in inputs().items()}
+    hook = model.x_embedder.register_forward_hook(
+        lambda module, arguments, embedded: embedded + c_embedder(given["img_cond"])
+    )
+    predicted = model(
+        hidden_states=given["img"],
+        encoder_hidden_states=given["txt"],
+        pooled_projections=given["vec"],
+        timestep=given["t"],
+        img_ids=torch.from_numpy(np.array(image_ids(HEIGHT, WIDTH))).float(),
+        txt_ids=torch.zeros(TEXT, 3),
+        guidance=given["guidance"],
+        return_dict=False,
+    )[0]
+    hook.remove()
+    return predicted.numpy()
+
+
+def condition_embedding(folder: Path) -> torch.nn.Linear:
+    held = safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors")
+    own = {k.removeprefix("c_embedder."): v for k, v in held.items() if k.startswith("c_embedder.")}
+    embedder = torch.nn.Linear(*own["weight"].shape[::-1])
+    embedder.load_state_dict(own)
+    return embedder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndarray]:
+    """The base, a finished run, and its velocity."""
+    compile_once(tmp_path_factory.mktemp("compiled"))
+    world = write_world(tmp_path_factory.mktemp("world"))
+    folder = tmp_path_factory.mktemp("run")
+    outcome = run_training(world, folder, CONFIG)
+    return world / "flux", folder, our_velocity(world, outcome.state, CONFIG)
+
+
+def load_transformer(folder: Path) -> FluxTransformer2DModel:
+    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it names c_embedder as not its own
+    return FluxTransformer2DModel.from_pretrained(folder).eval()
+
+
+def test_the_lora_file_and_the_transformer_folder(
+    run: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    base, folder, ours = run
+    assert dsd(["convert", "lora", str(folder), str(tmp_path / "out")]) == 0
+    model = load_transformer(tmp_path / "out" / "transformer")
+    embedder = condition_embedding(tmp_path / "out" / "transformer")
+    before = their_velocity(model, embedder)
+    FluxPipeline.from_pretrained(base, transformer=model).load_lora_weights(tmp_path / "out")
+    assert_close(their_velocity(model, embedder), ours, 1e-4, "velocity")
+    assert np.abs(before - ours).max() > 0.01 * np.abs(ours).max()  # the adapter does something
+
+
+def test_merged_weights(run: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:
+    _, folder, ours = run
+    assert dsd(["convert", "lora", str(folder), str(tmp_path / "out"), "--merge"]) == 0
+    model = load_transformer(tmp_path / "out" / "transformer")
+    embedder = condition_embedding(tmp_path / "out" / "transformer")
+    assert_close(their_velocity(model, embedder), ours, 1e-4, "velocity")

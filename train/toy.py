@@ -1,0 +1,158 @@
+"""Batches of the toy world, drawn as they are needed: what its VAE and its teacher are trained on.
+
+The batch of a step is a function of (seed, step) alone, as the loader's are, and shows no subject
+that is held out.
+"""
+
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from dsd_jax.data.encoded import Embedding
+from dsd_jax.data.loader import PairBatch
+from dsd_jax.toy.words import OPENINGS, describe, describe_grid
+from dsd_jax.toy.world import (
+    BACKGROUNDS,
+    LIGHTS,
+    PANEL,
+    PLACES,
+    SIZES,
+    TILTS,
+    Scene,
+    Subject,
+    Wobble,
+    grid,
+    render,
+    subjects,
+)
+from dsd_jax.types import Int, UserError
+
+__all__ = ["SIZES_OF", "View", "WorldSource", "draw_scene"]
+
+View = Literal["single", "grid", "canvas"]
+SIZES_OF: dict[View, tuple[int, int]] = {
+    "single": (PANEL, PANEL),
+    "grid": (2 * PANEL, 2 * PANEL),
+    "canvas": (PANEL, 2 * PANEL),
+}
+"""Height and width of a view: one picture, four of one subject, or two frames (one may be black)."""
+_UNNAMED = 0.15  # share of single pictures whose words say "this thing"
+_BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
+
+
+class WorldSource:
+    """Endless batches from a step on, see `dsd_jax.train.loop.BatchSource`.
+
+    Attributes:
+        start_step: where iterating begins.
+    """
+
+    null_text: Embedding | None = None
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        *,
+        batch: int,
+        seed: int,
+        drop_text: float = 0.0,
+        rows: Int[np.ndarray, " own"] | None = None,
+    ) -> None:
+        """Draws nothing yet.
+
+        Args:
+            views: what the batches show, in turn.
+            batch: samples per step, over all processes.
+            seed: of everything.
+            drop_text: share of the samples without text.
+            rows: of every batch that this process draws; default: all.
+        """
+        self.views, self.batch, self.seed, self.drop_text = tuple(views), batch, seed, drop_text
+        self.rows = np.arange(batch) if rows is None else rows
+        self.start_step = 0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides what a step loads."""
+        return {
+            "world": 1,
+            "views": list(self.views),
+            "batch": self.batch,
+            "seed": self.seed,
+            "drop_text": self.drop_text,
+        }
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Refuses to go on with other data.
+
+        Raises:
+            UserError: another world, seed or batch.
+        """
+        if dict(saved) != self.identity:
+            raise UserError(
+                f"the saved run was trained on {dict(saved)}, now it is {self.identity}; use "
+                "that, or start anew"
+            )
+
+    def ids_of(self, step: int) -> list[str]:
+        return [f"{step}-{row}" for row in range(self.batch)]
+
+    def __iter__(self) -> Generator[PairBatch, None, None]:
+        step = self.start_step
+        while True:
+            yield self.batch_of(step)
+            step += 1
+
+    def batch_of(self, step: int) -> PairBatch:
+        """This process's rows of the batch of a step."""
+        view = self.views[step % len(self.views)]
+        drawn = [self._draw(view, step, int(row)) for row in self.rows]
+        return PairBatch(
+            step,
+            self.batch,
+            self.rows,
+            SIZES_OF[view],
+            [f"{step}-{row}" for row in self.rows],
+            [text for _, text, _ in drawn],
+            np.asarray([dropped for _, _, dropped in drawn]),
+            np.zeros(len(drawn), bool),
+            target=np.stack([picture for picture, _, _ in drawn]),
+        )
+
+    def _draw(self, view: View, step: int, row: int) -> tuple[np.ndarray, str, bool]:
+        rng = np.random.default_rng((self.seed, step, row))
+        dropped = bool(rng.random() < self.drop_text)
+        known = subjects(held_out=False)
+        subject = known[rng.integers(len(known))]
+        if view == "grid":
+            scenes = [draw_scene(rng) for _ in range(4)]
+            picture = grid(subject, scenes, [Wobble.draw(rng) for _ in scenes])
+            return picture, describe_grid(subject, scenes, _choice(rng, OPENINGS)), dropped
+        scene = draw_scene(rng)
+        picture = render(subject, scene, Wobble.draw(rng))
+        named: Subject | None = None if rng.random() < _UNNAMED else subject
+        if view == "canvas":
+            other = np.zeros_like(picture)
+            if rng.random() >= _BLACK:
+                other = render(subject, draw_scene(rng), Wobble.draw(rng))
+            picture = np.concatenate([picture, other], axis=1)
+        return picture, describe(named, scene), dropped
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """A random scene; two in three have the usual size, tilt and light each."""
+
+    def rarely(choices: Sequence[str]) -> str:
+        return choices[int(rng.random() < 1 / 3)]
+
+    return Scene(
+        _choice(rng, BACKGROUNDS),
+        _choice(rng, list(PLACES)),
+        *(rarely(list(choices)) for choices in (SIZES, TILTS, LIGHTS)),
+    )
+
+
+def _choice(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    return choices[rng.integers(len(choices))]
