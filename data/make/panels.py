@@ -1,0 +1,292 @@
+"""Whether a picture is an evenly separated 2x2 grid, and where its four panels are.
+
+A separator is a straight line from edge to edge across which the picture changes: a single one
+where panels touch, two with one colour between them where there is a gutter. The picture is reduced
+until its longer side has at most 256 pixels, and every line of that size is asked along which part
+of its length the step across it stands out from the steps beside it. Both panels that a separator
+passes must say so. The arithmetic is exact up to divisions, so every machine finds the same boxes.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["Box", "GridCheck", "Panels", "find_panels"]
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, as `PIL.Image.Image.crop` takes them."""
+State = Literal["good", "none", "half", "crooked", "uneven", "wide", "many"]
+
+COARSE = 256  # pixels of the longer side that separators are looked for in
+BINS = 32  # along half a separator, each the mean of its pixels
+ENDS = 0.05  # of the side; not asked at either end of a line and where separators cross
+OFF_MIDDLE = 0.1  # of the side; beyond it a line is another line, not an uneven separator
+NEAR = 5  # reduced pixels on each side that a step is compared with
+FRAME = 0.08  # of the side; how wide a frame around the grid may be
+LEVELS = 12.0  # of 255; what one colour may vary by in a gutter
+FLAT = 6.0  # of 255; what a background may vary by
+
+
+@dataclasses.dataclass(frozen=True)
+class GridCheck:
+    """What passes as an evenly separated 2x2 grid; lengths are parts of the picture's side.
+
+    Attributes:
+        min_panel: pixels of the shorter side of a panel.
+        max_gutter: width of the space between panels.
+        max_uneven: by how much two panels may differ, as a part of the larger one.
+        max_tilt: drift of a separator from one end to the other.
+        min_support: part of a separator's length where the picture changes across it.
+        min_step: how large such a change is, in levels of 255.
+        min_contrast: how large it is, in multiples of the changes beside it.
+        min_content: part of a panel that differs from its background.
+        margin: cut off beside a separator, against what its blur carries over.
+    """
+
+    min_panel: int = 16
+    max_gutter: float = 0.08
+    max_uneven: float = 0.08
+    max_tilt: float = 0.012
+    min_support: float = 0.55
+    min_step: float = 3.0
+    min_contrast: float = 2.0
+    min_content: float = 0.01
+    margin: float = 0.004
+
+
+class Panels(NamedTuple):
+    """Four boxes of one size (top left, top right, bottom left, bottom right), or a reason.
+
+    Attributes:
+        boxes: empty if the picture was rejected.
+        reason: `too_small`, `no_separator`, `merged`, `three_panels`, `crooked`, `uneven`,
+            `wide_gutter`, `too_many` or `blank_panel`; empty if it was not.
+        detail: in words.
+    """
+
+    boxes: tuple[Box, ...]
+    reason: str = ""
+    detail: str = ""
+
+
+class _Separator(NamedTuple):
+    """The separator of one direction, in reduced pixels; `state` says whether it is one.
+
+    Attributes:
+        start, stop: what lies between is gutter; equal where panels touch.
+        low, high: inner borders of a frame around the grid.
+    """
+
+    state: State
+    start: float = 0
+    stop: float = 0
+    low: int = 0
+    high: int = 0
+
+
+def find_panels(image: Image.Image, check: GridCheck = GridCheck()) -> Panels:
+    """The four panels of an RGB picture, or why it has none."""
+    width, height = image.size
+    if min(width, height) < 2 * check.min_panel:
+        return Panels((), "too_small", f"{width}x{height} pixels")
+    pixels = np.asarray(image)
+    factor = -(-max(width, height) // COARSE)
+    small = _reduced(pixels, factor) / np.float64(factor**2)
+    across = _separator(small, check)
+    down = _separator(small.transpose(1, 0, 2), check)
+    if reason := _reason({across.state, down.state}):
+        return Panels((), reason, f"vertical: {across.state}, horizontal: {down.state}")
+    sides = []
+    for name, separator, side in (("columns", across, width), ("rows", down, height)):
+        spans = _spans(separator, factor, side, check)
+        first, second = (stop - start for start, stop in spans)
+        if min(first, second) < check.min_panel:
+            return Panels((), "too_small", f"{name} of {first} and {second} pixels")
+        if abs(first - second) > check.max_uneven * max(first, second):
+            return Panels((), "uneven", f"{name} of {first} and {second} pixels")
+        sides.append([_centred(span, min(first, second)) for span in spans])
+    boxes = tuple(
+        (left, top, right, bottom) for top, bottom in sides[1] for left, right in sides[0]
+    )
+    for number, (left, top, right, bottom) in enumerate(boxes, start=1):
+        content = _content(pixels[top:bottom, left:right])
+        if content < check.min_content:
+            return Panels((), "blank_panel", f"panel {number}: {content:.3f} of it is content")
+    return Panels(boxes)
+
+
+def _reason(states: set[State]) -> str:
+    if states == {"good"}:
+        return ""
+    if states == {"none"}:
+        return "no_separator"
+    if "none" in states or states == {"half"}:
+        return "merged"
+    reasons: dict[State, str] = {
+        "half": "three_panels",
+        "crooked": "crooked",
+        "uneven": "uneven",
+        "wide": "wide_gutter",
+        "many": "too_many",
+    }
+    return next(reason for state, reason in reasons.items() if state in states)
+
+
+def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Sums over blocks of `factor` x `factor` pixels; what is left over at the end is left out."""
+    height, width = (side // factor for side in pixels.shape[:2])
+    blocks = pixels[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
+    return np.asarray(blocks.sum((1, 3), dtype=np.int64))
+
+
+class _Lines:
+    """How well the picture supports vertical lines from its top to its bottom."""
+
+    def __init__(self, small: np.ndarray, check: GridCheck) -> None:
+        height, self.width = small.shape[:2]
+        skip = max(1, round(ENDS * height))
+        halves = [
+            np.array_split(rows, min(BINS, len(rows)))
+            for rows in (
+                np.arange(skip, height // 2 - skip),
+                np.arange(height // 2 + skip, height - skip),
+            )
+        ]
+        self._top = len(halves[0])
+        bins = [*halves[0], *halves[1]]
+        self._places = np.array([(rows[0] + rows[-1]) / 2 / height - 0.5 for rows in bins])
+        self._bins = np.stack([small[rows].sum(0) / len(rows) for rows in bins])
+        # Step x lies between the columns x - 1 and x.
+        steps = np.pad(np.abs(np.diff(self._bins, axis=1)).max(2), ((0, 0), (1, 1)))
+        # Compared neither with itself nor with its other half, if it is blurred.
+        offsets = [o for o in range(-NEAR - 1, NEAR + 2) if abs(o) > 1]
+        around = np.pad(steps, ((0, 0), (NEAR + 1, NEAR + 1)), mode="reflect")
+        count = self.width + 1
+        beside = np.stack([around[:, o + NEAR + 1 : o + NEAR + 1 + count] for o in offsets])
+        self._steps = steps > check.min_step + check.min_contrast * np.median(beside, 0)
+
+    def support(self, tilt: int) -> np.ndarray:
+        """[2, width + 1]: part of the upper and of the lower half that agrees with each line.
+
+        Args:
+            tilt: columns that the lines move by from the top to the bottom.
+        """
+        columns = np.arange(self.width + 1) + np.rint(tilt * self._places).astype(int)[:, None]
+        found = np.take_along_axis(self._steps, columns.clip(0, self.width), 1)
+        return np.stack([found[: self._top].mean(0), found[self._top :].mean(0)])
+
+    def uniform(self, start: int, stop: int) -> bool:
+        """Whether the columns from start to stop have one colour from top to bottom."""
+        band = self._bins[:, start:stop].reshape(-1, 3)
+        away = np.abs(band - np.median(band, 0)).max(1)
+        return bool((away <= LEVELS).mean() >= 0.9)  # speech balloons lie over gutters
+
+
+def _separator(small: np.ndarray, check: GridCheck) -> _Separator:
+    """The vertical separator of a reduced picture."""
+    lines = _Lines(small, check)
+    width, least = lines.width, check.min_support
+    zone = slice(round(OFF_MIDDLE * width), round((1 - OFF_MIDDLE) * width) + 1)
+    straight = max(1, round(check.max_tilt * width))
+    supports = {t: lines.support(t) for t in sorted(range(-straight, straight + 1), key=abs)}
+    best = max(support.mean(0)[zone].max() for support in supports.values())
+    tilt = next(t for t, s in supports.items() if s.mean(0)[zone].max() >= best - 0.08)
+    support = supports[tilt]
+    both, mean = support.min(0), support.mean(0)
+
+    found = _gutters(lines, support, zone, check) or [
+        (float(both[x]), x, x) for x in range(zone.start, zone.stop) if both[x] >= least
+    ]
+    middle = [f for f in found if abs((f[1] + f[2]) / 2 / width - 0.5) <= OFF_MIDDLE]
+    if not middle:
+        return _Separator(_fault(lines, support, zone, check) if not found else "uneven")
+    _, start, stop = max(middle, key=lambda f: (f[0], -abs(f[1] + f[2] - width)))
+    if stop - start > check.max_gutter * width:
+        return _Separator("wide")
+    if any(
+        low < high and (high < start or low > stop) and both[low] >= least and both[high] >= least
+        for _, low, high in found
+    ):
+        return _Separator("many")
+    low, high = start, stop  # a blurred step is two or three
+    while low > start - 2 and mean[low - 1] >= least / 2:
+        low -= 1
+    while high < stop + 2 and mean[high + 1] >= least / 2:
+        high += 1
+    frame = round(FRAME * width)
+    left = [x for x in range(1, frame + 1) if both[x] >= least and lines.uniform(0, x)]
+    right = [x for x in range(width - frame, width) if both[x] >= least and lines.uniform(x, width)]
+    return _Separator(
+        "good",
+        low - abs(tilt) / 2,
+        high + abs(tilt) / 2,
+        max(left, default=0),
+        min(right, default=width),
+    )
+
+
+def _gutters(
+    lines: _Lines, support: np.ndarray, zone: slice, check: GridCheck
+) -> list[tuple[float, int, int]]:
+    """Bands of one colour between two lines, with their support.
+
+    Where panels have the colour of the gutter, its border cannot be seen; so it is enough if each
+    border is seen in one half.
+    """
+    mean = support.mean(0)
+    seen = [
+        x
+        for x in range(zone.start, zone.stop)
+        if support[:, x].max() >= check.min_support and mean[x] >= 0.8 * check.min_support
+    ]
+    widest = 0.4 * lines.width
+    return [
+        (float(mean[start] + mean[stop]) / 2, start, stop)
+        for i, start in enumerate(seen)
+        for stop in seen[i + 1 :]
+        if stop - start <= widest and lines.uniform(start, stop)
+    ]
+
+
+def _fault(lines: _Lines, support: np.ndarray, zone: slice, check: GridCheck) -> State:
+    """What there is instead of a straight separator."""
+    far = round(0.12 * lines.width)
+    if any(lines.support(t).min(0)[zone].max() >= check.min_support for t in range(-far, far + 1)):
+        return "crooked"
+    upper, lower = support[:, zone].max(1) >= check.min_support
+    if upper and lower:
+        return "uneven"
+    return "half" if upper or lower else "none"
+
+
+def _spans(
+    separator: _Separator, factor: int, side: int, check: GridCheck
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Pixels of the two panels along one side, without what lies next to a border."""
+    margin = factor - 1 + round(check.margin * side)  # a step is known to one reduced pixel
+    start, stop = int(separator.start * factor), -int(-separator.stop * factor // 1)
+    framed_low, framed_high = separator.low > 0, separator.high < side // factor
+    low = separator.low * factor + margin if framed_low else 0
+    high = separator.high * factor - margin if framed_high else side
+    return (low, start - margin), (stop + margin, high)
+
+
+def _centred(span: tuple[int, int], size: int) -> tuple[int, int]:
+    start = span[0] + (span[1] - span[0] - size) // 2
+    return start, start + size
+
+
+def _content(panel: np.ndarray) -> float:
+    """Part of a panel that differs from an even background, which may be a gradient."""
+    factor = max(2, -(-max(panel.shape[:2]) // 32))
+    sums = _reduced(panel, factor)
+    rows, columns = (2 * np.arange(n) - (n - 1) for n in sums.shape[:2])
+    y, x = rows[:, None, None], columns[None, :, None]
+    plane = sums.mean((0, 1), dtype=np.float64)
+    for axis in (y, x):
+        across = sums.size // 3 // axis.size * (axis**2).sum()
+        plane = plane + axis * ((sums * axis).sum((0, 1)) / across)
+    away = np.abs(sums - plane).max(2) / factor**2
+    return float((away > FLAT).mean())
