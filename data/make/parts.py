@@ -16,8 +16,10 @@ from typing import Any
 from dsd_jax.data.shards import write_file
 from dsd_jax.types import UserError
 
-__all__ = ["Parts", "Row", "Shard", "part_of", "shard_from_environment"]
+__all__ = ["STAGES", "Parts", "Row", "Shard", "part_of", "shard_from_environment"]
 
+STAGES = ("captions", "prompts", "grids", "pairs", "judge", "caption")
+"""In order; each has a folder of its own."""
 Row = dict[str, Any]
 """One item of a stage: JSON types, with an `id`."""
 Shard = tuple[int, int]

@@ -1,0 +1,126 @@
+"""What can be made of an answer: words that keep to rules, JSON, or the name of what went wrong."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dsd_jax.data.llm.messages import Answer, Ask, Message, Request, Unanswered
+from dsd_jax.data.make.parts import Row
+
+__all__ = ["Fault", "Written", "failed", "json_of", "one_line", "problem_of", "user", "written"]
+
+_WRAPPING = re.compile(r"^[\s\"'`*_“”‘’«»]+|[\s\"'`*_“”‘’«»]+$")
+_FENCE = re.compile(r"^```[a-z]*\s*|\s*```$")
+_MAX_SHOWN = 2_000  # characters of a faulty answer that go back into the conversation
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Why an answer cannot be used.
+
+    Attributes:
+        reason: as it is counted; always the same words.
+        told: what the model is told.
+    """
+
+    reason: str
+    told: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A text that keeps to the rules, or None and the reason.
+
+    Attributes:
+        text: the text.
+        reason: why there is none.
+        asked: how often it was asked for.
+        model: that answered last.
+    """
+
+    text: str | None
+    reason: str
+    asked: int
+    model: str
+
+
+def user(*parts: Any) -> Message:
+    """A turn of ours."""
+    return Message("user", parts)
+
+
+def problem_of(answer: Answer) -> str | None:
+    """Why there is no whole answer: `blocked`, `cut off`, `empty`, `ended oddly`; or None."""
+    if answer.finish != "stop":
+        return {"blocked": "blocked", "length": "cut off"}.get(answer.finish, "ended oddly")
+    return None if answer.text.strip() else "empty"
+
+
+def failed(error: Unanswered) -> Row:
+    """What a row says of a question that cannot be answered."""
+    return {"status": "failed", "reason": "unanswered", "detail": str(error)[:500]}
+
+
+def one_line(text: str) -> tuple[str, list[Fault]]:
+    """The text without what models wrap it in, and whether it is one printable line."""
+    text = _WRAPPING.sub("", text)
+    faults = []
+    if len(text.splitlines()) > 1:
+        faults.append(Fault("several lines", "it has more than one line"))
+        text = " ".join(text.split())
+    if not text:
+        faults.append(Fault("empty", "there is nothing in it"))
+    elif not text.isprintable():
+        faults.append(Fault("control characters", "it holds control characters"))
+    return text, faults
+
+
+async def written(
+    ask: Ask,
+    request: Request,
+    check: Callable[[str], tuple[str, Sequence[Fault]]],
+    again: Callable[[str], str],
+    retries: int,
+) -> Written:
+    """Asks for a text until it keeps to the rules, in one conversation.
+
+    Args:
+        ask: puts the questions.
+        request: the first of them.
+        check: a raw answer to the text in it and its faults.
+        again: the next question, from the faults of the last answer.
+        retries: how often it is asked again at most.
+
+    Raises:
+        Unanswered: a question cannot be answered.
+    """
+    reason = model = ""
+    for asked in range(1, retries + 2):
+        answer = await ask(request)
+        model = answer.model
+        problem = problem_of(answer)
+        if problem:
+            reason = problem  # there is nothing to talk about: the same question again
+            request = dataclasses.replace(request, sample=request.sample + 1)
+            continue
+        text, faults = check(answer.text)
+        if not faults:
+            return Written(text, "", asked, model)
+        reason = faults[0].reason
+        turns = (
+            Message("assistant", (answer.text[:_MAX_SHOWN],)),
+            user(again("; ".join(fault.told for fault in faults))),
+        )
+        request = dataclasses.replace(request, messages=request.messages + turns)
+    return Written(None, reason, retries + 1, model)
+
+
+def json_of(text: str) -> dict[str, Any] | None:
+    """The JSON object that an answer is, perhaps in a code block; None if it is not one."""
+    try:
+        content = json.loads(_FENCE.sub("", text.strip()))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

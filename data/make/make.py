@@ -1,0 +1,152 @@
+"""The stages that ask, part by part: rows of the stage before, questions, rows of this one."""
+
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from dsd_jax.data.make.pairs import boxes_of, grid_png, panel_png
+
+from dsd_jax.data.llm.config import ProviderConfig
+from dsd_jax.data.llm.messages import Ask
+from dsd_jax.data.llm.session import Session
+from dsd_jax.data.make.captions import CaptionFilter, sampled
+from dsd_jax.data.make.config import MakeConfig, begin_stage
+from dsd_jax.data.make.describe import Describer
+from dsd_jax.data.make.judge import Judge, Pictures
+from dsd_jax.data.make.parts import Parts, Row, Shard
+from dsd_jax.data.make.prompts import PromptWriter
+from dsd_jax.progress import progress
+
+__all__ = ["CountTokens", "panels_of", "run_asking"]
+
+CountTokens = Callable[[str], int]
+"""CLIP tokens of a text, start and end included."""
+
+_Work = Callable[[Any, Ask], Awaitable[list[Row]]]
+_Items = Callable[[int], tuple[list[Row], list[Any]]]
+"""Of a part: rows that need no question, and what is asked about."""
+
+_PANELS = 256  # kept; one is in up to six pairs, in both directions
+
+
+def panels_of(parts: Parts) -> Pictures:
+    """The panels of a row of pairs, cropped from its grid."""
+
+    @functools.lru_cache(_PANELS)
+    def panel(grid: str, box: tuple[int, int, int, int]) -> bytes:
+        return panel_png(parts.root, grid, box)
+
+    def pictures(pair: Row) -> tuple[bytes, bytes]:
+        grid = pair["id"].rpartition("-")[0]
+        reference, target = boxes_of(pair)
+        return panel(grid, reference), panel(grid, target)
+
+    return pictures
+
+
+def run_asking(
+    config: MakeConfig, stage: str, shard: Shard, count_tokens: Callable[[], CountTokens]
+) -> None:
+    """Finishes this worker's parts of `captions`, `prompts`, `judge` or `caption`.
+
+    Args:
+        config: of all stages.
+        stage: which of them.
+        shard: this worker.
+        count_tokens: loads the tokenizer, where it is needed.
+
+    Raises:
+        UserError: the stage before is not finished, or nothing can be asked any more; what was
+            answered is kept.
+    """
+    parts = begin_stage(config, stage)
+    todo = [part for part in parts.mine(shard) if not parts.done(stage, part)]
+    if not todo:
+        return
+    items, work = _stage(config, stage, parts, count_tokens)
+    with progress(stage, len(todo), "parts") as advance:
+        for part in todo:
+            with parts.writing(stage, part):
+                ready, asked = items(part)
+                rows = list(ready)
+                if asked:
+                    provider = config.provider(stage)
+                    assert provider is not None  # without one nothing is asked
+                    advance_item = functools.partial(advance, 1 / len(asked))
+                    rows += _answered(parts, stage, part, provider, asked, work, advance_item)
+                else:
+                    advance()
+                parts.write(stage, part, rows)
+
+
+def _answered(
+    parts: Parts,
+    stage: str,
+    part: int,
+    provider: ProviderConfig,
+    items: Sequence[Any],
+    work: _Work,
+    advance: Callable[[], None],
+) -> list[Row]:
+    session = Session(provider, parts.root / "ledgers" / f"{stage}-{part:05d}.sqlite")
+    rows: list[Row] = []
+    for _, made in session.run(items, work):
+        for row in made:
+            session.note(row["status"] == "undecided")
+        rows += made
+        advance()
+    return rows
+
+
+def _stage(
+    config: MakeConfig, stage: str, parts: Parts, count_tokens: Callable[[], CountTokens]
+) -> tuple[_Items, _Work]:
+    wording = config.wording(stage)
+    match stage:
+        case "captions":
+            by_part, _ = sampled(parts, config.captions)
+            asks = config.provider(stage) is not None
+            return lambda part: _some(by_part[part], asked=asks), _single(CaptionFilter(wording))
+        case "prompts":
+            writer = PromptWriter(config.prompts, wording, count_tokens())
+            return lambda part: ([], _kept(parts, "captions", part)), _single(writer)
+        case "judge":
+            grid = functools.partial(grid_png, parts.root)
+            judge = Judge(config.judge, wording, panels_of(parts), grid)
+            return lambda part: ([], _by_grid(_kept(parts, "pairs", part))), judge
+        case _:
+            describer = Describer(config.caption, wording, count_tokens(), panels_of(parts))
+            return lambda part: ([], _judged(parts, part)), describer
+
+
+def _some(rows: list[Row], *, asked: bool) -> tuple[list[Row], list[Row]]:
+    """Rows that are settled already, and those that a filter is asked about."""
+    if not asked:
+        return rows, []
+    return (
+        [row for row in rows if row["status"] != "kept"],
+        [row for row in rows if row["status"] == "kept"],
+    )
+
+
+def _single(work: Callable[[Row, Ask], Awaitable[Row]]) -> _Work:
+    async def listed(item: Row, ask: Ask) -> list[Row]:
+        return [await work(item, ask)]
+
+    return listed
+
+
+def _kept(parts: Parts, stage: str, part: int) -> list[Row]:
+    return [row for row in parts.read(stage, part) if row["status"] == "kept"]
+
+
+def _by_grid(pairs: list[Row]) -> list[list[Row]]:
+    """Pairs of the same grid together; they follow each other in the order of their ids."""
+    return [list(each) for _, each in groupby(pairs, key=lambda row: row["id"].rpartition("-")[0])]
+
+
+def _judged(parts: Parts, part: int) -> list[list[Row]]:
+    """The rows of pairs whose judgement is yes."""
+    yes = {row["id"] for row in _kept(parts, "judge", part)}
+    return _by_grid([row for row in parts.read("pairs", part) if row["id"] in yes])

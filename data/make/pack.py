@@ -1,0 +1,246 @@
+"""Stage 7: kept and described pairs to a pair store, every record with the way it came."""
+
+import dataclasses
+import io
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from dsd_jax.data.make.judge import Pictures
+from dsd_jax.data.make.parts import STAGES, Parts, Row
+from dsd_jax.data.make.statistics import Tally, ledger_totals, tally
+from dsd_jax.data.records import PairRecord, png_bytes
+from dsd_jax.data.shards import write_file
+from dsd_jax.data.store import Manifest, PairStore, card
+from dsd_jax.data.writer import SHARD_BYTES, PairWriter
+from dsd_jax.progress import progress
+from dsd_jax.types import UserError
+
+__all__ = ["DATASET", "PackConfig", "pack"]
+
+DATASET = "dataset"  # folder within the root
+_LAST = "caption"
+_INTRODUCTION = """A language model wrote prompts for grids of four panels with one subject, a
+text-to-image model painted them, and a vision-language model judged pairs of panels and described
+them. What was not kept, and why:"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackConfig:
+    """`[pack]`.
+
+    Attributes:
+        size: height and width that panels are resized to; None: as they were cropped.
+        shard_bytes: size of a shard.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    size: tuple[int, int] | None = None
+    shard_bytes: int = SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < 16:
+            raise UserError(f"size is a height and a width of at least 16 pixels, got {self.size}")
+
+
+def pack(parts: Parts, config: PackConfig, pictures: Pictures, settings: Mapping[str, Any]) -> int:
+    """Writes `root/dataset`; goes on where it was stopped.
+
+    Args:
+        parts: with every stage finished.
+        config: of this stage.
+        pictures: the panels of a row of pairs.
+        settings: of every stage, for the dataset card.
+
+    Returns:
+        Number of records.
+
+    Raises:
+        UserError: a stage is not finished, nothing was kept, or the folder cannot be written.
+    """
+    for stage in STAGES:
+        parts.require(stage)
+    tallies = {stage: tally(parts, stage) for stage in STAGES}
+    if not tallies[_LAST].kept:
+        raise UserError(f"no pair was kept; `dsd data stats {parts.root}` shows where they went")
+    origin = _origin(parts, config, tallies, settings)
+    path = parts.root / DATASET
+    with PairWriter(path, origin=origin, shard_bytes=config.shard_bytes) as writer:
+        before = writer.position or 0
+        if not writer.complete:
+            _copy(parts, config, pictures, writer, before, tallies[_LAST].kept)
+    write_file(path / "README.md", _card(PairStore.open(path).manifest, tallies))
+    return writer.count
+
+
+def _copy(
+    parts: Parts,
+    config: PackConfig,
+    pictures: Pictures,
+    writer: PairWriter,
+    before: int,
+    total: int,
+) -> None:
+    with progress("pack", total, "pairs") as advance:
+        pairs = (each for part in range(parts.count) for each in _pairs_of(parts, part))
+        for number, (made, words, both) in enumerate(pairs, start=1):
+            if number > before:
+                panels = pictures(made["pairs"])
+                images = tuple(_resized(panel, config.size) for panel in panels)
+                writer.add(*_records(made, words, images, both=both), position=number)
+            advance()
+
+
+def _pairs_of(parts: Parts, part: int) -> Iterator[tuple[dict[str, Row], Row, bool]]:
+    """Kept pairs of a part: the rows that led to each, its words, and whether to turn it round."""
+    rows = {stage: {row["id"]: row for row in parts.read(stage, part)} for stage in STAGES}
+    kept = {name for name, row in rows[_LAST].items() if row["status"] == "kept"}
+    for name in sorted(kept):
+        grid, _, ends = name.rpartition("-")
+        prompt = grid.rpartition("-")[0]
+        made = {
+            "captions": rows["captions"][name.partition("-")[0]],
+            "prompts": rows["prompts"][prompt],
+            "grids": rows["grids"][grid],
+            "pairs": rows["pairs"][name],
+            "judge": rows["judge"][name],
+        }
+        words = rows[_LAST][name]
+        # Where pairs were made in both orders, each has been judged for itself.
+        turned = f"{grid}-{ends[::-1]}"
+        yield made, words, turned not in rows["pairs"]
+
+
+def _records(
+    made: Mapping[str, Row], words: Row, images: tuple[bytes, ...], *, both: bool
+) -> list[PairRecord]:
+    name = words["id"]
+    grid, _, ends = name.rpartition("-")
+    ways = [("forward", name, images)]
+    if both:
+        ways.append(("reverse", f"{grid}-{ends[::-1]}", images[::-1]))
+    return [
+        PairRecord.from_images(
+            id=own,
+            reference=reference,
+            target=target,
+            caption=words[way].get("caption", ""),
+            instruction=words[way].get("instruction", ""),
+            subject=made["prompts"]["subject"],
+            task=made["prompts"]["task"],
+            provenance=_provenance(made, words, way),
+        )
+        for way, own, (reference, target) in ways
+        if words.get(way, {}).get("caption") or words.get(way, {}).get("instruction")
+    ]
+
+
+def _provenance(made: Mapping[str, Row], words: Row, way: str) -> dict[str, Any]:
+    """From the caption to the words of the judge."""
+
+    def of(stage: str, *names: str) -> Row:
+        return {name: made[stage][name] for name in names if name in made[stage]}
+
+    return {
+        "caption": of("captions", "id", "caption", "source", "subject"),
+        "prompt": of("prompts", "id", "prompt", "model", "wording"),
+        "grid": of("grids", "id", "seed", "sha256"),
+        "pair": {
+            name: value
+            for name, value in made["pairs"].items()
+            if name not in {"status", "reason", "detail"}
+        },
+        "judge": of("judge", "mode", "verdict", "scores", "model", "wording", "turns"),
+        "words": {
+            "way": way,
+            "wording": words["wording"],
+            **{name: value for name, value in words[way].items() if name.endswith("_model")},
+        },
+    }
+
+
+def _resized(panel: bytes, size: tuple[int, int] | None) -> bytes:
+    if size is None:
+        return panel
+    with Image.open(io.BytesIO(panel)) as image:  # our own crop
+        height, width = size
+        return png_bytes(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _origin(
+    parts: Parts, config: PackConfig, tallies: Mapping[str, Tally], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the dataset was made from; the same whatever happened on the way."""
+    costs = {
+        stage: {
+            "questions": seen.questions,
+            "tokens_in": seen.input,
+            "tokens_out": seen.output,
+            "dollars": round(seen.cost, 4),
+        }
+        for stage, seen in ledger_totals(parts.root).items()
+    }
+    return {
+        "source": "dsd data make",
+        "parts": parts.count,
+        "size": config.size,
+        "settings": dict(settings),
+        "yields": {stage: _yields(each) for stage, each in tallies.items()},
+        "models": {
+            stage: dict(sorted(each.models.items()))
+            for stage, each in tallies.items()
+            if each.models
+        },
+        "costs": costs,
+    }
+
+
+def _yields(counts: Tally) -> dict[str, Any]:
+    reasons: dict[str, dict[str, int]] = {}
+    for (status, reason), count in sorted(counts.reasons.items()):
+        reasons.setdefault(status, {})[reason] = count
+    return {"rows": counts.rows, "kept": counts.kept, **reasons}
+
+
+def _card(manifest: Manifest, tallies: Mapping[str, Tally]) -> str:
+    """The dataset card: that of any pair store, and before it how the pairs were made."""
+    origin = manifest.origin
+    lines = ["| stage | rows | kept | |", "| --- | --- | --- | --- |"]
+    for stage, counts in tallies.items():
+        why: Counter[str] = Counter()
+        for (_, reason), count in counts.reasons.items():
+            why[reason] += count
+        told = ", ".join(f"{reason} {count:,}" for reason, count in why.most_common(6))
+        share = f"{100 * counts.kept / counts.rows:.1f} %" if counts.rows else ""
+        lines.append(f"| {stage} | {counts.rows:,} | {counts.kept:,} ({share}) | {told} |")
+    spent = ["| stage | questions | tokens in | tokens out | dollars |", "| --- |" + " --- |" * 4]
+    for stage, cost in origin["costs"].items():
+        counted = (f"{cost[name]:,}" for name in ("questions", "tokens_in", "tokens_out"))
+        spent.append(f"| {stage} | {' | '.join(counted)} | {cost['dollars']:,.2f} |")
+    models = [
+        f"- {stage}: {name} ({count:,})"
+        for stage, counts in origin["models"].items()
+        for name, count in counts.items()
+    ]
+    wordings = [
+        f"- {stage}: `{chosen['wording']}`"
+        for stage, chosen in origin["settings"].items()
+        if "wording" in chosen
+    ]
+    blocks = [
+        "## How the pairs were made",
+        _INTRODUCTION,
+        "\n".join(lines),
+        "Models that answered, with the number of rows:",
+        "\n".join(models),
+        "Wordings:",
+        "\n".join(wordings),
+        "Costs of the answers that were used:",
+        "\n".join(spent),
+    ]
+    head, mark, rest = card(manifest).partition("## Format")
+    return head + "\n\n".join(itertools.chain(blocks, [mark + rest]))

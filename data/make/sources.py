@@ -1,0 +1,128 @@
+"""Captions as the world has them: Parquet, JSONL, CSV or lines of text, read as a stream.
+
+What cannot be read is a caption with a reason, so that it can be counted; a damaged line ends
+nothing but itself.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsd_jax.data.rows import lookup, nearest, open_table
+from dsd_jax.types import UserError
+
+__all__ = ["Found", "read_captions"]
+
+_CAPTION, _URL = ("TEXT", "caption", "text"), ("URL", "url")  # LAION's names first
+_PLAIN = (".txt", ".text")
+_CELL = 2**20  # letters; a longer cell of CSV ends the reader
+
+
+class Found(NamedTuple):
+    """A caption in a source, or why there is none, and where it was."""
+
+    text: str | None
+    problem: str
+    where: dict[str, Any]
+
+
+def read_captions(
+    sources: Sequence[Path], caption_column: str | None = None, url_column: str | None = None
+) -> Iterator[Found]:
+    """Captions of files and folders, in order.
+
+    Args:
+        sources: `.parquet`, `.jsonl`, `.csv` or `.txt` files, or folders of Parquet files.
+        caption_column: default: the first of `TEXT`, `caption` and `text` that is there.
+        url_column: default: `URL` or `url`, where there is one.
+
+    Raises:
+        UserError: a source is not there or has no such column.
+    """
+    for path in sources:
+        if path.suffix in _PLAIN:
+            for number, line in enumerate(_lines(path), start=1):
+                yield Found(line, "", {"file": path.name, "row": number})
+        elif path.suffix == ".csv":
+            yield from _from_csv(path, caption_column, url_column)
+        else:
+            yield from _from_table(path, caption_column, url_column)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines, with U+FFFD for what is not UTF-8."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            yield from file
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _from_csv(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
+    csv.field_size_limit(_CELL)
+    reader = csv.reader(line.replace("\0", "\ufffd") for line in _lines(path))
+    header = next(reader, None)
+    if not header:
+        raise UserError(f"{path} has no header line with the names of its columns")
+    caption, url = _columns(path, header, caption_column, url_column)
+    number = 0
+    while True:
+        number += 1
+        where = {"file": path.name, "row": number}
+        try:
+            cells = next(reader, None)
+        except csv.Error:
+            yield Found(None, "damaged", where)
+            continue
+        if cells is None:
+            return
+        fields = dict(zip(header, cells, strict=False))
+        if len(cells) != len(header):
+            yield Found(None, "damaged", where)
+        else:
+            yield _found(fields, caption, url, where)
+
+
+def _from_table(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
+    table = open_table(path)
+    caption, url = _columns(path, table.columns, caption_column, url_column)
+    for row in table.rows():
+        where = {"file": row.file, "row": row.number}
+        if row.error:
+            yield Found(None, "damaged", where)
+        else:
+            yield _found(row.fields, caption, url, where)
+
+
+def _columns(
+    path: Path, columns: Iterable[str], caption: str | None, url: str | None
+) -> tuple[str, str | None]:
+    held = list(columns)
+    for column, option in ((caption, "caption_column"), (url, "url_column")):
+        if column and column not in held:
+            raise UserError(
+                f"{path} has no column {column!r}{nearest(column, held)} (it has "
+                f"{', '.join(held[:12])}); see {option} under [captions]"
+            )
+    caption = caption or next((name for name in _CAPTION if name in held), None)
+    if caption is None:
+        raise UserError(
+            f"{path} has none of the columns {', '.join(_CAPTION)} (it has "
+            f"{', '.join(held[:12])}); name one by caption_column under [captions]"
+        )
+    return caption, url or next((name for name in _URL if name in held), None)
+
+
+def _found(
+    fields: Mapping[str, Any], caption: str, url: str | None, where: dict[str, Any]
+) -> Found:
+    text = lookup(fields, caption)
+    if text is None:
+        return Found(None, "empty", where)
+    if not isinstance(text, str):
+        return Found(None, "not text", where)
+    link = lookup(fields, url) if url else None
+    if isinstance(link, str) and link.isprintable() and len(link) <= 2_000:
+        where["url"] = link
+    return Found(text, "", where)

@@ -1,0 +1,95 @@
+"""The texts by which the stages ask, from a versioned file."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsd_jax.data.rows import nearest
+from dsd_jax.types import UserError
+
+__all__ = ["Wording", "load_wording"]
+
+_OURS = Path(__file__).parent / "wordings" / "v1.toml"
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """The texts of one stage.
+
+    Attributes:
+        name: of the file they come from.
+        texts: by name; `{caption}` and the like are to be filled in.
+    """
+
+    name: str
+    texts: Mapping[str, str]
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Name and digest, which changes with any of the texts."""
+        canonical = json.dumps(self.texts, sort_keys=True, ensure_ascii=False)
+        return f"{self.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+    def __call__(self, text: str, **values: str) -> str:
+        """A text, filled in; what is filled in is taken as it is, braces and all."""
+        return _FIELD.sub(lambda field: values[field[1]], self.texts[text])
+
+
+def load_wording(path: Path | None, stage: str) -> Wording:
+    """The texts of a stage: ours, with those of a file in place of them.
+
+    Raises:
+        UserError: the file cannot be read, or holds what is no text of a stage or lacks a field
+            that ours has.
+    """
+    ours = _read(_OURS)
+    if path is None:
+        return Wording(ours["name"], ours[stage])
+    own = _read(path)
+    _check(own, ours, path)
+    return Wording(own["name"], {**ours[stage], **own.get(stage, {})})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"cannot read the wordings {path}: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    for stage, texts in content.items():
+        if isinstance(texts, Mapping):
+            content[stage] = {
+                name: text.strip() if isinstance(text, str) else text
+                for name, text in texts.items()
+            }
+    return content
+
+
+def _check(own: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:
+    if not isinstance(own.get("name"), str) or not own["name"]:
+        raise UserError(f'{path} needs a name, such as name = "paper"; rows carry it')
+    for stage, texts in own.items():
+        if stage == "name":
+            continue
+        if stage not in ours or not isinstance(texts, Mapping):
+            raise UserError(f"{path}: there is no [{stage}]{nearest(stage, set(ours) - {'name'})}")
+        for name, text in texts.items():
+            if name not in ours[stage]:
+                raise UserError(
+                    f"{path}: [{stage}] has no text {name!r}{nearest(name, ours[stage])}"
+                )
+            if not isinstance(text, str) or not text:
+                raise UserError(f"{path}: {stage}.{name} must be a text")
+            wanted, held = set(_FIELD.findall(ours[stage][name])), set(_FIELD.findall(text))
+            if wanted != held:
+                fields = ", ".join(f"{{{field}}}" for field in sorted(wanted)) or "no fields"
+                raise UserError(f"{path}: {stage}.{name} must hold {fields} and no others")
