@@ -4,9 +4,9 @@
 
 Every life of the run gets another number of loader threads and one or two processes, which share
 the same mesh of two devices, and is ended by SIGKILL: while it starts, between steps, or while it
-saves. Three times a bit of the newest checkpoint is flipped as well. At the end, every array of the
-last checkpoint must equal that of the run left alone bit for bit, and the logged batch ids must be
-the same list.
+saves. Up to three times a bit of the newest checkpoint is flipped as well, where there is an older
+one. At the end, every array of the last checkpoint must equal that of the run left alone bit for
+bit, and the logged batch ids must be the same list.
 """
 
 import argparse

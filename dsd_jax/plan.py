@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -216,6 +217,7 @@ _CALL = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:true_computation|false_computation)=%?([\w.-]+)")
 _TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONSTANT = re.compile(r"[su]\d+\[\][^ ]* constant\((\d+)\)")
 _SHAPE = re.compile(r"(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\]")
 _SIZES = {"pred": 1, "bf16": 2}
@@ -224,7 +226,9 @@ _SIZES = {"pred": 1, "bf16": 2}
 def collectives(hlo: str) -> dict[str, int]:
     """Bytes of every kind of collective in an HLO text, loops counted as often as they run.
 
-    A collective counts the size of its result; asynchronous ones are counted where they start.
+    A collective counts the size of its result. The TPU compiler spreads one over several fusions,
+    some inside loops that it overlaps with: all carry its channel, and the one that runs least
+    often says how often it happens.
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
@@ -235,23 +239,26 @@ def collectives(hlo: str) -> dict[str, int]:
             entry = name if line.startswith("ENTRY") else entry
         elif name:
             bodies[name].append(line)
-    known: dict[str, dict[str, int]] = {}
+    moved: dict[tuple[str, str], dict[str, int]] = {}  # (kind, channel) -> instruction -> bytes
 
-    def count(computation: str) -> dict[str, int]:
-        if computation not in known:
-            known[computation] = total = dict.fromkeys(_OPS, 0)
-            for line in bodies.get(computation, ()):
-                _, _, right = line.partition(" = ")
-                times = _turns(right, bodies)
-                for op in _OPS:
-                    if re.search(rf"\s{op}(-start)?\(", right):
-                        total[op] += _result_bytes(right, op)
-                for inner in [*_CALL.findall(right), *_BRANCHES.findall(right)]:
-                    for op, size in count(inner).items():
-                        total[op] += size * times
-        return known[computation]
+    def walk(computation: str, times: int) -> None:
+        for line in bodies.get(computation, ()):
+            left, _, right = line.partition(" = ")
+            for op in _OPS:
+                if re.search(rf"\s{op}(-start)?\(", right):
+                    channel = _CHANNEL.search(right)
+                    place = f"{computation} {left}"
+                    own = moved.setdefault((op, channel.group(1) if channel else place), {})
+                    own[place] = own.get(place, 0) + times * _result_bytes(right, op)
+            turns = times * _turns(right, bodies)
+            for inner in [*_CALL.findall(right), *_BRANCHES.findall(right)]:
+                walk(inner, turns)
 
-    return {op: size for op, size in count(entry).items() if size} if entry else {}
+    walk(entry, 1)
+    total: Counter[str] = Counter()
+    for (op, _), instructions in moved.items():
+        total[op] += min(instructions.values())
+    return {op: total[op] for op in _OPS if total[op]}
 
 
 def _turns(instruction: str, bodies: Mapping[str, list[str]]) -> int:

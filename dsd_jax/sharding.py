@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dsd_jax.types import Array, Shape, UserError
@@ -149,11 +150,33 @@ class MeshConfig:
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Mesh over `devices` (default: all), its axes laid out for the interconnect."""
+    """Mesh over `devices` (default: all), its axes laid out for the interconnect.
+
+    Between slices, or GPU hosts without a common link, lies the axis `data` if they divide it,
+    otherwise `fsdp`.
+
+    Raises:
+        UserError: the sizes do not divide the devices, or the slices divide neither axis.
+    """
     devices = list(devices or jax.devices())
     sizes = (config or MeshConfig()).sizes(len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
+    across = next((axis for axis in (0, 1) if sizes[axis] % slices == 0), None)
+    if across is None:
+        raise UserError(
+            f"{slices} slices divide neither data ({sizes[0]}) nor fsdp ({sizes[1]}); make one of "
+            "them a multiple of the slices"
+        )
+    outer = tuple(slices if axis == across else 1 for axis in range(len(sizes)))
+    inner = tuple(size // own for size, own in zip(sizes, outer, strict=True))
+    placed = mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, allow_split_physical_axes=True
+    )
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def current_mesh() -> AbstractMesh | None:

@@ -1,5 +1,6 @@
 """Where parameters lie on a mesh, and that a mesh changes nothing else."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -268,6 +269,29 @@ def test_mesh_fills_the_free_axis() -> None:
     assert MeshConfig(data=2, fsdp=-1, tensor=2).sizes(8) == (2, 2, 2, 1)
     assert make_mesh(MeshConfig(fsdp=4)).shape == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
     assert make_mesh(MeshConfig(), jax.devices()[:2]).size == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a device as a mesh is laid out by."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "any"
+
+
+def test_a_mesh_over_slices_crosses_them_along_data_or_else_fsdp() -> None:
+    chips: list[Any] = [Chip(i, slice_index=i // 4) for i in range(8)]
+    slices = np.vectorize(lambda chip: chip.slice_index)
+    data = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), chips)
+    assert slices(data.devices)[:, 0, 0, 0].tolist() == [0, 1]
+    assert (np.ptp(slices(data.devices), axis=(1, 2, 3)) == 0).all()
+    fsdp = make_mesh(MeshConfig(data=1, fsdp=8), chips)
+    assert slices(fsdp.devices).ravel().tolist() == [0] * 4 + [1] * 4
+    with pytest.raises(UserError, match=r"2 slices divide neither data \(1\) nor fsdp \(1\); make"):
+        make_mesh(MeshConfig(data=1, tensor=8), chips)
 
 
 # Activations

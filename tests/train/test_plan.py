@@ -70,6 +70,35 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
     assert collectives(text) == {"all-gather": 19 * 4 * 8 * 4}
 
 
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    """Where it starts, and in a loop that the compiler runs meanwhile: one channel."""
+    text = """
+%started (p: f32[4,1]) -> f32[4,8] {
+  %gather.1 = f32[4,8]{1,0} all-gather(%p), channel_id=7, dimensions={1}
+}
+
+%continued (p: f32[4,1]) -> f32[4,8] {
+  %gather.2 = f32[4,8]{1,0} all-gather(%p), channel_id=7, dimensions={1}
+}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %fusion.2 = f32[4,8]{1,0} fusion(%x), kind=kOutput, calls=%continued
+}
+
+%condition (p: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(16)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %fusion.1 = f32[4,8]{1,0} fusion(%x), kind=kOutput, calls=%started
+  %loop = (s32[], f32[4,8]) while(%start), condition=%condition, body=%body
+  %other = f32[4,8]{1,0} all-gather(%y), channel_id=8, dimensions={1}
+}
+"""
+    assert collectives(text) == {"all-gather": 2 * 4 * 8 * 4}
+
+
 def test_a_chip_holds_its_shards():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     sharded = jax.ShapeDtypeStruct(
