@@ -14,8 +14,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -33,6 +35,7 @@ __all__ = [
     "activation_spec",
     "constrain",
     "current_mesh",
+    "device_grid",
     "make_mesh",
     "param_shardings",
     "param_specs",
@@ -152,19 +155,27 @@ def make_mesh(
 ) -> Mesh:
     """Mesh over `devices` (default: all), its axes laid out for the interconnect.
 
-    Between slices, or GPU hosts without a common link, lies the axis `data` if they divide it,
-    otherwise `fsdp`.
-
     Raises:
         UserError: the sizes do not divide the devices, or the slices divide neither axis.
     """
     devices = list(devices or jax.devices())
     sizes = (config or MeshConfig()).sizes(len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
+    return Mesh(device_grid(sizes, devices), MESH_AXES, axis_types=types)
+
+
+def device_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the shape of a mesh.
+
+    Between slices, or GPU hosts without a common link, lies the axis `data` if they divide it,
+    otherwise `fsdp`.
+
+    Raises:
+        UserError: the slices divide neither axis.
+    """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-        return Mesh(placed, MESH_AXES, axis_types=types)
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     across = next((axis for axis in (0, 1) if sizes[axis] % slices == 0), None)
     if across is None:
         raise UserError(
@@ -173,10 +184,9 @@ def make_mesh(
         )
     outer = tuple(slices if axis == across else 1 for axis in range(len(sizes)))
     inner = tuple(size // own for size, own in zip(sizes, outer, strict=True))
-    placed = mesh_utils.create_hybrid_device_mesh(
+    return mesh_utils.create_hybrid_device_mesh(
         inner, outer, devices, allow_split_physical_axes=True
     )
-    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def current_mesh() -> AbstractMesh | None:

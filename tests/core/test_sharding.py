@@ -27,6 +27,7 @@ from dsd_jax.sharding import (
     Rules,
     activation_spec,
     constrain,
+    device_grid,
     make_mesh,
     param_shardings,
     param_specs,
@@ -283,15 +284,14 @@ class Chip:
 
 
 def test_a_mesh_over_slices_crosses_them_along_data_or_else_fsdp() -> None:
-    chips: list[Any] = [Chip(i, slice_index=i // 4) for i in range(8)]
+    chips = [Chip(i, slice_index=i // 4) for i in range(8)]
     slices = np.vectorize(lambda chip: chip.slice_index)
-    data = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), chips)
-    assert slices(data.devices)[:, 0, 0, 0].tolist() == [0, 1]
-    assert (np.ptp(slices(data.devices), axis=(1, 2, 3)) == 0).all()
-    fsdp = make_mesh(MeshConfig(data=1, fsdp=8), chips)
-    assert slices(fsdp.devices).ravel().tolist() == [0] * 4 + [1] * 4
+    data = slices(device_grid((2, 2, 2, 1), chips))
+    assert data[:, 0, 0, 0].tolist() == [0, 1]
+    assert (np.ptp(data, axis=(1, 2, 3)) == 0).all()
+    assert slices(device_grid((1, 8, 1, 1), chips)).ravel().tolist() == [0] * 4 + [1] * 4
     with pytest.raises(UserError, match=r"2 slices divide neither data \(1\) nor fsdp \(1\); make"):
-        make_mesh(MeshConfig(data=1, tensor=8), chips)
+        device_grid((1, 1, 8, 1), chips)
 
 
 # Activations
