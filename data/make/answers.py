@@ -3,13 +3,23 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from dsd_jax.data.llm.messages import Answer, Ask, Message, Request, Unanswered
 from dsd_jax.data.make.parts import Row
 
-__all__ = ["Fault", "Written", "failed", "json_of", "one_line", "problem_of", "user", "written"]
+__all__ = [
+    "Check",
+    "Fault",
+    "Written",
+    "failed",
+    "json_of",
+    "one_line",
+    "problem_of",
+    "user",
+    "written",
+]
 
 _WRAPPING = re.compile(r"^[\s\"'`*_“”‘’«»]+|[\s\"'`*_“”‘’«»]+$")
 _FENCE = re.compile(r"^```[a-z]*\s*|\s*```$")
@@ -27,6 +37,10 @@ class Fault:
 
     reason: str
     told: str
+
+
+Check = Callable[[str], tuple[str, list[Fault]]]
+"""A raw answer to the text in it, and its faults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +94,7 @@ def one_line(text: str) -> tuple[str, list[Fault]]:
 async def written(
     ask: Ask,
     request: Request,
-    check: Callable[[str], tuple[str, Sequence[Fault]]],
+    check: Check,
     again: Callable[[str], str],
     retries: int,
 ) -> Written:
@@ -89,7 +103,7 @@ async def written(
     Args:
         ask: puts the questions.
         request: the first of them.
-        check: a raw answer to the text in it and its faults.
+        check: finds the text in an answer.
         again: the next question, from the faults of the last answer.
         retries: how often it is asked again at most.
 

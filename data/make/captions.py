@@ -24,6 +24,7 @@ __all__ = ["CaptionFilter", "CaptionsConfig", "caption_id", "clean_caption", "sa
 
 STAGE = "captions"
 _JOINERS = "\u200c\u200d"  # invisible, but part of how some scripts and emoji are written
+_FILE_NAME = re.compile(r"\S+\.[A-Za-z0-9]{2,4}")
 _SCHEMA = {
     "type": "object",
     "properties": {
@@ -88,9 +89,14 @@ def clean_caption(text: str, config: CaptionsConfig) -> tuple[str, str]:
         return "", "not UTF-8"
     if any(unicodedata.category(x) in {"Cc", "Cf", "Co"} and x not in _JOINERS for x in text):
         return "", "control characters"
-    if len(re.findall(r"[^\W\d_]{2,}", text)) < config.min_words:
+    if _FILE_NAME.fullmatch(text) or _words(text) < config.min_words:
         return "", "too short"
     return text, ""
+
+
+def _words(text: str) -> int:
+    unspaced = sum(unicodedata.category(letter) == "Lo" for letter in text)  # such as Chinese
+    return max(len(re.findall(r"[^\W\d_]{2,}", text)), unspaced // 2)
 
 
 def sampled(parts: Parts, config: CaptionsConfig) -> tuple[list[list[Row]], dict[str, int]]:

@@ -2,12 +2,13 @@
 
 import asyncio
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
 from dsd_jax.data.llm.messages import Ask, Picture, Request, Unanswered
-from dsd_jax.data.make.answers import Fault, Written, failed, one_line, user, written
+from dsd_jax.data.make.answers import Check, Fault, Written, failed, one_line, user, written
 from dsd_jax.data.make.judge import Pictures
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.prompts import CLIP_TOKENS
@@ -51,7 +52,7 @@ class CaptionConfig:
             raise UserError(f"retries must not be negative, got {self.retries}")
 
 
-_Work = Coroutine[Any, Any, Written | Row]
+_Work = Callable[[], Awaitable[Written | Row]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Describer:
         grid = pairs[0]["id"].rpartition("-")[0]
         wanted: dict[str, _Work] = {}
         for pair in pairs:
-            reference, target = (Picture(panel) for panel in self.pictures(pair))
+            panels = await asyncio.to_thread(self.pictures, pair)
+            reference, target = Picture(panels[0]), Picture(panels[1])
             first, second = pair["id"][-2], pair["id"][-1]
             ways = [(first, reference, second, target)]
             if self.config.both_ways:
@@ -92,7 +94,8 @@ class Describer:
                 name = f"{grid}-{start}{end}"
                 if self.config.instruction and name not in wanted:
                     wanted[name] = self._instruction(name, before, after, ask)
-        results = dict(zip(wanted, await asyncio.gather(*wanted.values()), strict=True))
+        texts = await asyncio.gather(*(work() for work in wanted.values()))
+        results = dict(zip(wanted, texts, strict=True))
         return [self._row(pair["id"], results) for pair in pairs]
 
     def _row(self, pair: str, results: dict[str, Written | Row]) -> Row:
@@ -129,14 +132,15 @@ class Describer:
 
     def _description(self, item: str, panel: Picture, ask: Ask) -> _Work:
         request = self._request(item, panel, self.wording("target"))
-        return self._written(request, self._check_description, ask)
+        return functools.partial(self._written, request, self._check_description, ask)
 
     def _instruction(self, item: str, before: Picture, after: Picture, ask: Ask) -> _Work:
         first, second = self.wording("first"), self.wording("second")
         parts = (first, before, second, after, self.wording("instruction"))
-        return self._written(self._request(item, *parts), _check_instruction, ask)
+        request = self._request(item, *parts)
+        return functools.partial(self._written, request, _check_instruction, ask)
 
-    async def _written(self, request: Request, check: Any, ask: Ask) -> Written | Row:
+    async def _written(self, request: Request, check: Check, ask: Ask) -> Written | Row:
         def again(faults: str) -> str:
             return self.wording("again", faults=faults)
 

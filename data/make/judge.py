@@ -164,8 +164,8 @@ class Judge:
         )
         return _Talk(ask, request, [])
 
-    def _panels(self, pair: Row) -> tuple[str | Picture, ...]:
-        reference, target = self.pictures(pair)
+    async def _panels(self, pair: Row) -> tuple[str | Picture, ...]:
+        reference, target = await asyncio.to_thread(self.pictures, pair)
         first, second = self.wording("first"), self.wording("second")
         return first, Picture(reference), second, Picture(target)
 
@@ -179,7 +179,7 @@ class Judge:
         return {**row, **outcome, "turns": talk.turns}
 
     async def _three_turns(self, talk: _Talk, pair: Row) -> Row:
-        pictures = self._panels(pair)
+        pictures = await self._panels(pair)
         for step in _STEPS[:-1]:
             answer = await talk.turn(step, self.wording(step), *pictures)
             if problem := problem_of(answer):
@@ -200,7 +200,8 @@ class Judge:
         talk = self._talk(pair["id"], ask, _SCORES_SCHEMA)
         row: Row = {"id": pair["id"], "mode": "scores", "wording": self.wording.id}
         try:
-            answer = await talk.turn("scores", self.wording("scores"), *self._panels(pair))
+            panels = await self._panels(pair)
+            answer = await talk.turn("scores", self.wording("scores"), *panels)
             scores = _scores_of(answer)
             if scores is None:
                 answer = await talk.once_more("scores") or answer
@@ -218,7 +219,7 @@ class Judge:
         grid = pairs[0]["id"].rpartition("-")[0]
         talk = self._talk(grid, ask, _GRID_SCHEMA)
         try:
-            picture = Picture(self.grid(grid))
+            picture = Picture(await asyncio.to_thread(self.grid, grid))
             answer = await talk.turn("grid", self.wording("grid"), picture)
             groups = _groups_of(answer)
             if groups is None:
