@@ -82,7 +82,7 @@ def _layout(kind: str, width: int, height: int, rng: Rng) -> tuple[Image.Image, 
         and rng.random() < 0.4
     ):
         gutter = 0
-    frame = gutter if kind == "framed" or rng.random() < 0.15 else 0
+    frame = gutter if kind == "framed" or (rng.random() < 0.15 and kind != "wide gutter") else 0
     x, y = width / 2, height / 2
     if kind == "slightly off":
         x += rng.uniform(-0.012, 0.012) * width

@@ -8,6 +8,7 @@ passes must say so. The arithmetic is exact up to divisions, so every machine fi
 """
 
 import dataclasses
+import itertools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +25,11 @@ BINS = 32  # along half a separator, each the mean of its pixels
 ENDS = 0.05  # of the side; not asked at either end of a line and where separators cross
 OFF_MIDDLE = 0.1  # of the side; beyond it a line is another line, not an uneven separator
 NEAR = 5  # reduced pixels on each side that a step is compared with
+STEEPEST = 0.12  # of the side; drift of a tilted separator that is looked for
+WIDEST = 0.4  # of the side; width of a gutter that is looked for
+CLEAR = 0.75  # support along one half that cannot be content
 FRAME = 0.08  # of the side; how wide a frame around the grid may be
+PLAIN = 0.8  # part of a gutter that has its colour; speech balloons may lie over it
 LEVELS = 12.0  # of 255; what one colour may vary by in a gutter
 FLAT = 6.0  # of 255; what a background may vary by
 
@@ -94,8 +99,8 @@ def find_panels(image: Image.Image, check: GridCheck = GridCheck()) -> Panels:
     pixels = np.asarray(image)
     factor = -(-max(width, height) // COARSE)
     small = _reduced(pixels, factor) / np.float64(factor**2)
-    across = _separator(small, check)
-    down = _separator(small.transpose(1, 0, 2), check)
+    across = _separator(small, check, upright=True)
+    down = _separator(small.transpose(1, 0, 2), check, upright=False)
     if reason := _reason({across.state, down.state}):
         return Panels((), reason, f"vertical: {across.state}, horizontal: {down.state}")
     sides = []
@@ -181,84 +186,159 @@ class _Lines:
         """Whether the columns from start to stop have one colour from top to bottom."""
         band = self._bins[:, start:stop].reshape(-1, 3)
         away = np.abs(band - np.median(band, 0)).max(1)
-        return bool((away <= LEVELS).mean() >= 0.9)  # speech balloons lie over gutters
+        return bool((away <= LEVELS).mean() >= PLAIN)
+
+    def plain(self, start: int, step: int, most: int) -> int:
+        """How many columns from `start` on, in the direction of `step`, have one colour.
+
+        0 if there are more than `most` or the colour fades: that is no gutter but a background.
+        """
+        columns = start + step * np.arange(most + 3)
+        strip = self._bins[:, columns.clip(0, self.width - 1)]
+        away = np.abs(strip - np.median(strip[:, 0], 0)).max(2)
+        plain = (away <= LEVELS).mean(0) >= PLAIN
+        count = int(plain.argmin())  # 0 if all are plain
+        sharp = (away[:, count : count + 2].max(1) > 3 * LEVELS).mean() >= 0.5
+        return count if count <= most and sharp else 0
 
 
-def _separator(small: np.ndarray, check: GridCheck) -> _Separator:
-    """The vertical separator of a reduced picture."""
+class _Found(NamedTuple):
+    """Something like a separator, along lines of one tilt.
+
+    Attributes:
+        support: by the half that supports it less.
+        start, stop: its first and its last step.
+        width: of what lies between its two borders for certain; 0 for a single step.
+        drift: columns that it moves by from top to bottom, beyond the tilt.
+    """
+
+    support: float
+    start: int
+    stop: int
+    width: int
+    drift: float
+
+
+def _separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> _Separator:
+    """The vertical separator of a reduced picture; `upright` unless the picture was transposed."""
     lines = _Lines(small, check)
     width, least = lines.width, check.min_support
     zone = slice(round(OFF_MIDDLE * width), round((1 - OFF_MIDDLE) * width) + 1)
-    straight = max(1, round(check.max_tilt * width))
-    supports = {t: lines.support(t) for t in sorted(range(-straight, straight + 1), key=abs)}
+    far, straight = round(STEEPEST * width), max(1, round(check.max_tilt * width))
+    supports = {t: lines.support(t) for t in sorted(range(-far, far + 1), key=abs)}
     best = max(support.mean(0)[zone].max() for support in supports.values())
     tilt = next(t for t, s in supports.items() if s.mean(0)[zone].max() >= best - 0.08)
+    if abs(tilt) > straight:
+        if supports[tilt].min(0)[zone].max() >= least:
+            return _Separator("crooked")
+        tilt = 0
     support = supports[tilt]
-    both, mean = support.min(0), support.mean(0)
-
-    found = _gutters(lines, support, zone, check) or [
-        (float(both[x]), x, x) for x in range(zone.start, zone.stop) if both[x] >= least
-    ]
-    middle = [f for f in found if abs((f[1] + f[2]) / 2 / width - 0.5) <= OFF_MIDDLE]
+    touching, gutters = _found(lines, support, zone, check)
+    off = {one: abs((one.start + one.stop) / 2 / width - 0.5) for one in gutters or touching}
+    middle = [one for one in off if off[one] <= OFF_MIDDLE]
     if not middle:
-        return _Separator(_fault(lines, support, zone, check) if not found else "uneven")
-    _, start, stop = max(middle, key=lambda f: (f[0], -abs(f[1] + f[2] - width)))
-    if stop - start > check.max_gutter * width:
+        return _Separator("uneven" if off else _fault(support, zone))
+    separator = max(middle, key=lambda one: one.support - 2 * off[one])
+    if separator.width > check.max_gutter * width:
         return _Separator("wide")
-    if any(
-        low < high and (high < start or low > stop) and both[low] >= least and both[high] >= least
-        for _, low, high in found
-    ):
+    if _divided(separator, touching, gutters, width, upright=upright):
         return _Separator("many")
-    low, high = start, stop  # a blurred step is two or three
-    while low > start - 2 and mean[low - 1] >= least / 2:
-        low -= 1
-    while high < stop + 2 and mean[high + 1] >= least / 2:
-        high += 1
-    frame = round(FRAME * width)
-    left = [x for x in range(1, frame + 1) if both[x] >= least and lines.uniform(0, x)]
-    right = [x for x in range(width - frame, width) if both[x] >= least and lines.uniform(x, width)]
-    return _Separator(
-        "good",
-        low - abs(tilt) / 2,
-        high + abs(tilt) / 2,
-        max(left, default=0),
-        min(right, default=width),
-    )
+    if abs(tilt + separator.drift) > max(1.5, check.max_tilt * width):
+        return _Separator("crooked")
+    start, stop = separator.start, separator.stop
+    if not gutters:  # one border of it may be lost in a texture
+        most = round(check.max_gutter * width)
+        start -= lines.plain(start - 1, -1, most)
+        stop += lines.plain(stop, 1, most)
+    left, right = _frame(lines, support, check)
+    return _Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right)
 
 
-def _gutters(
+def _found(
     lines: _Lines, support: np.ndarray, zone: slice, check: GridCheck
-) -> list[tuple[float, int, int]]:
-    """Bands of one colour between two lines, with their support.
+) -> tuple[list[_Found], list[_Found]]:
+    """Single steps that both halves support, and pairs of steps with one colour between them.
 
-    Where panels have the colour of the gutter, its border cannot be seen; so it is enough if each
-    border is seen in one half.
+    Where panels have the colour of the gutter, its border cannot be seen; so a step of a pair may
+    be supported by one half only.
     """
-    mean = support.mean(0)
-    seen = [
+    both, mean = support.min(0), support.mean(0)
+    seen = (support.max(0) >= check.min_support) & (mean >= 0.8 * check.min_support)
+    runs: list[slice] = []  # a blurred step is two or three next to each other
+    for x in np.flatnonzero(seen[zone]) + zone.start:
+        if runs and x <= runs[-1].stop:
+            runs[-1] = slice(runs[-1].start, int(x) + 1)
+        else:
+            runs.append(slice(int(x), int(x) + 1))
+    drifts = [_drift(support, run, check) for run in runs]
+    touching = [
+        _Found(float(both[run].max()), run.start, run.stop - 1, 0, drift)
+        for run, drift in zip(runs, drifts, strict=True)
+        if both[run].max() >= check.min_support
+    ]
+    gutters = []
+    for (i, low), (j, high) in itertools.combinations(enumerate(runs), 2):
+        between = high.start - low.stop + 1
+        blur = 1 if between > 2 else 0
+        if between <= WIDEST * lines.width and lines.uniform(
+            low.stop - 1 + blur, high.start - blur
+        ):
+            gutters.append(
+                _Found(
+                    float(mean[low].max() + mean[high].max()) / 2,
+                    low.start,
+                    high.stop - 1,
+                    between,
+                    max(drifts[i], drifts[j], key=abs),
+                )
+            )
+    return touching, gutters
+
+
+def _drift(support: np.ndarray, run: slice, check: GridCheck) -> float:
+    """From end to end, by where the halves see a step; 0 if one of them does not."""
+    own = support[:, run]
+    if own.max(1).min() < check.min_support:
+        return 0.0
+    upper, lower = own @ np.arange(own.shape[1]) / own.sum(1)
+    return 2 * float(lower - upper)
+
+
+def _divided(
+    separator: _Found, touching: list[_Found], gutters: list[_Found], width: int, *, upright: bool
+) -> bool:
+    """Whether the halves are divided again.
+
+    A second gutter says so. Where panels touch, steps at both quarters do; but not if they are
+    horizontal, since in four views of one scene there may be a horizon.
+    """
+    if any(one.stop < separator.start or one.start > separator.stop for one in gutters):
+        return True
+    places = np.array([(one.start + one.stop) / 2 / width for one in touching])
+    return upright and all((np.abs(places - at) <= 0.02).any() for at in (0.25, 0.75))
+
+
+def _frame(lines: _Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]:
+    """Inner borders of a frame of one colour around the grid; the outer ones if there is none."""
+    width, both = lines.width, support.min(0) >= check.min_support
+    widest = round(FRAME * width)
+    left = [x for x in range(1, widest + 1) if both[x] and lines.uniform(0, x - (x > 2))]
+    right = [
         x
-        for x in range(zone.start, zone.stop)
-        if support[:, x].max() >= check.min_support and mean[x] >= 0.8 * check.min_support
+        for x in range(width - widest, width)
+        if both[x] and lines.uniform(x + (x < width - 2), width)
     ]
-    widest = 0.4 * lines.width
-    return [
-        (float(mean[start] + mean[stop]) / 2, start, stop)
-        for i, start in enumerate(seen)
-        for stop in seen[i + 1 :]
-        if stop - start <= widest and lines.uniform(start, stop)
-    ]
+    return max(left, default=0), min(right, default=width)
 
 
-def _fault(lines: _Lines, support: np.ndarray, zone: slice, check: GridCheck) -> State:
+def _fault(support: np.ndarray, zone: slice) -> State:
     """What there is instead of a straight separator."""
-    far = round(0.12 * lines.width)
-    if any(lines.support(t).min(0)[zone].max() >= check.min_support for t in range(-far, far + 1)):
-        return "crooked"
-    upper, lower = support[:, zone].max(1) >= check.min_support
+    upper, lower = support[:, zone].max(1) >= CLEAR
     if upper and lower:
         return "uneven"
-    return "half" if upper or lower else "none"
+    width = support.shape[1]
+    near = slice(round((0.5 - OFF_MIDDLE) * width), round((0.5 + OFF_MIDDLE) * width) + 1)
+    return "half" if support[:, near].max() >= CLEAR else "none"
 
 
 def _spans(
@@ -267,9 +347,8 @@ def _spans(
     """Pixels of the two panels along one side, without what lies next to a border."""
     margin = factor - 1 + round(check.margin * side)  # a step is known to one reduced pixel
     start, stop = int(separator.start * factor), -int(-separator.stop * factor // 1)
-    framed_low, framed_high = separator.low > 0, separator.high < side // factor
-    low = separator.low * factor + margin if framed_low else 0
-    high = separator.high * factor - margin if framed_high else side
+    end = side if separator.high == side // factor else separator.high * factor
+    low, high = separator.low * factor + margin, end - margin  # a frame may be thinner than a pixel
     return (low, start - margin), (stop + margin, high)
 
 
