@@ -1,0 +1,468 @@
+"""The ledger of paid questions: what was about to be sent, what came back, what it cost.
+
+One SQLite file per stage and part, with one writer. The order is: intent, sending, raw answer,
+reading. An intent that a stopped process left without an answer may have been charged: it is
+counted as such, and its question is asked once more.
+
+Writes are committed with a full sync (`synchronous=FULL` in WAL mode), since what a power cut takes
+back would be paid for again. All writes that wait in one turn of the event loop share a commit, so
+a slow disk makes the groups larger and not the questions slower.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dsd_jax.data.llm.messages import Answer, Request
+from dsd_jax.data.llm.transport import Raw
+from dsd_jax.types import UserError
+
+__all__ = ["Caps", "Ledger", "Outcome", "Spent", "Totals", "read_totals"]
+
+R = TypeVar("R")
+Outcome = Literal["answered", "unreadable", "lost", "failed"]
+"""What became of an intent.
+
+`answered` and `unreadable` (a body that is not in the provider's form) were charged, `lost`
+(nothing came back) may have been, `failed` (the server said no) was not.
+"""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER PRIMARY KEY, tag TEXT NOT NULL UNIQUE, model TEXT NOT NULL, count INTEGER NOT NULL,
+    remote TEXT, done INTEGER NOT NULL DEFAULT 0, detail TEXT, begun_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS intents (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL,
+    wording TEXT NOT NULL, sample INTEGER NOT NULL, model TEXT NOT NULL,
+    batch INTEGER REFERENCES batches (id), tokens INTEGER NOT NULL, cost REAL NOT NULL,
+    outcome TEXT, detail TEXT, at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS intents_by_key ON intents (key);
+CREATE INDEX IF NOT EXISTS open_intents ON intents (batch) WHERE outcome IS NULL;
+CREATE TABLE IF NOT EXISTS answers (
+    intent INTEGER PRIMARY KEY REFERENCES intents (id), key TEXT NOT NULL, raw TEXT NOT NULL,
+    request_id TEXT NOT NULL, model TEXT, finish TEXT, input INTEGER, cached INTEGER,
+    output INTEGER, cost REAL, at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS answers_by_key ON answers (key);
+CREATE TABLE IF NOT EXISTS parses (
+    key TEXT NOT NULL, reader TEXT NOT NULL, result TEXT NOT NULL, PRIMARY KEY (key, reader));
+CREATE TABLE IF NOT EXISTS refusals (key TEXT PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS spent (
+    one INTEGER PRIMARY KEY CHECK (one = 1), calls INTEGER NOT NULL, tokens INTEGER NOT NULL,
+    cost REAL NOT NULL);
+INSERT OR IGNORE INTO spent VALUES (1, 0, 0, 0.0);
+"""
+_VERSION = 1
+_SIBLINGS_S = 1.0  # how old the sums of the stage's other ledgers may be
+
+
+@dataclasses.dataclass(frozen=True)
+class Caps:
+    """The most that a stage may spend; None: no limit."""
+
+    calls: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+
+    @property
+    def any(self) -> bool:
+        return any(each is not None for each in dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """Calls that were or may have been charged, their tokens and dollars.
+
+    Questions under way and lost ones count with the most that they can take.
+    """
+
+    calls: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.calls + other.calls, self.tokens + other.tokens, self.cost + other.cost)
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """What a ledger, or several, have seen.
+
+    Attributes:
+        questions: different ones.
+        attempts: everything that was about to be sent.
+        answered, unreadable: attempts that were charged.
+        maybe_charged: attempts of which nothing came back.
+        failed: attempts that ended in an error and cost nothing.
+        open: attempts under way, in a batch or in a file.
+        refused: questions that cannot be answered.
+        input, cached, output: tokens of the answers.
+        cost: in dollars, of the answers with a price.
+        unpriced: answers without one.
+        models, finishes: number of answers by answering model and by their end.
+    """
+
+    questions: int = 0
+    attempts: int = 0
+    answered: int = 0
+    unreadable: int = 0
+    maybe_charged: int = 0
+    failed: int = 0
+    open: int = 0
+    refused: int = 0
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+    models: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    finishes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __add__(self, other: "Totals") -> "Totals":
+        sums: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            a, b = getattr(self, field.name), getattr(other, field.name)
+            sums[field.name] = dict(Counter(a) + Counter(b)) if isinstance(a, Mapping) else a + b
+        return Totals(**sums)
+
+
+class Ledger:
+    """One ledger, open for writing. Used from one thread.
+
+    Attributes:
+        path: of the file, or None for a ledger in memory.
+        lost: open intents of a stopped process, which may have been charged, found at opening.
+    """
+
+    def __init__(self, path: Path | None, caps: Caps = Caps()) -> None:
+        """Opens or makes it.
+
+        Raises:
+            UserError: another process has it open, or it is not a ledger.
+        """
+        self.path, self._caps = path, caps
+        self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._others, self._others_at = Spent(), float("-inf")
+        self._lock = None if path is None else _locked(path)
+        try:
+            self._db = sqlite3.connect(
+                ":memory:" if path is None else path, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in {0, _VERSION}:
+                raise UserError(f"{path} was written by another version of this program")
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        except sqlite3.Error as error:
+            self._unlock()
+            raise UserError(f"cannot open the ledger {path}: {error}") from None
+        with self._transaction():
+            self.lost = self._db.execute(
+                "UPDATE intents SET outcome = 'lost', detail = 'the process was stopped' "
+                "WHERE outcome IS NULL AND batch IS NULL"
+            ).rowcount
+
+    def close(self) -> None:
+        """Writes what waits, folds the log into the file, and closes it."""
+        self._commit()
+        with contextlib.suppress(sqlite3.Error):  # a reader may hold the log: it stays beside
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    # Reading
+
+    def answers(self, key: str) -> list[Raw]:
+        """Raw answers to a question, the last first."""
+        rows = self._db.execute(
+            "SELECT raw, request_id FROM answers WHERE key = ? ORDER BY intent DESC", (key,)
+        )
+        return [Raw(*row) for row in rows]
+
+    def refusal(self, key: str) -> str | None:
+        """Why a question cannot be answered, or None if that is not known of it."""
+        row = self._db.execute("SELECT reason FROM refusals WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def totals(self) -> Totals:
+        return _totals(self._db)
+
+    # Writing
+
+    async def intend(
+        self, questions: Sequence[tuple[str, Request, int, float]], model: str
+    ) -> list[int]:
+        """Writes down that questions are about to be sent, if the caps allow them all.
+
+        Args:
+            questions: key, request, and the most tokens and dollars that it can take.
+
+        Returns:
+            The numbers of the attempts.
+
+        Raises:
+            UserError: a cap would be passed; nothing is written, nothing may be sent.
+        """
+        return await self.write(lambda: self._intend(questions, model, None))
+
+    async def answered(self, attempt: int, raw: Raw, answer: Answer | None) -> None:
+        """Keeps an answer; None: it could not be read."""
+        await self.write(lambda: self._answered(attempt, raw, answer))
+
+    async def ended(self, attempt: int, outcome: Outcome, detail: str) -> None:
+        """Notes that an attempt ended without an answer."""
+        await self.write(lambda: self._ended(attempt, outcome, detail))
+
+    async def refused(self, key: str, reason: str) -> None:
+        """Notes that a question cannot be answered, whoever asks it again."""
+        await self.write(
+            lambda: self._db.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?)", (key, reason))
+        )
+
+    async def parsed(self, key: str, reader: str, result: str) -> None:
+        """Notes what a reader (name and version) made of the answer to a question."""
+        await self.write(
+            lambda: self._db.execute(
+                "INSERT OR REPLACE INTO parses VALUES (?, ?, ?)", (key, reader, result)
+            )
+        )
+
+    async def write(self, change: Callable[[], R]) -> R:
+        """Runs a change within the next commit and waits for it.
+
+        A change that raises must have written nothing.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._waiting.append((change, future))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._commit)
+        return await future
+
+    def _commit(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        results: list[tuple[asyncio.Future[Any], Any, Exception | None]] = []
+        try:
+            with self._transaction():
+                for change, future in waiting:
+                    try:
+                        results.append((future, change(), None))
+                    except UserError as error:
+                        results.append((future, None, error))
+        except sqlite3.Error as error:
+            failure = UserError(f"cannot write the ledger {self.path}: {error}")
+            results = [(future, None, failure) for _, future in waiting]
+        for future, result, problem in results:
+            if future.cancelled():
+                continue
+            if problem is None:
+                future.set_result(result)
+            else:
+                future.set_exception(problem)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _intend(
+        self,
+        questions: Sequence[tuple[str, Request, int, float]],
+        model: str,
+        batch: int | None,
+    ) -> list[int]:
+        wanted = Spent(
+            len(questions), sum(each[2] for each in questions), sum(each[3] for each in questions)
+        )
+        self._check_caps(wanted)
+        self._spend(wanted.calls, wanted.tokens, wanted.cost)
+        now = time.time()
+        return [
+            _row_id(
+                self._db.execute(
+                    "INSERT INTO intents (key, stage, item, wording, sample, model, batch, tokens, "
+                    "cost, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        key,
+                        request.stage,
+                        request.item,
+                        request.wording,
+                        request.sample,
+                        model,
+                        batch,
+                        tokens,
+                        cost,
+                        now,
+                    ),
+                )
+            )
+            for key, request, tokens, cost in questions
+        ]
+
+    def _answered(self, attempt: int, raw: Raw, answer: Answer | None) -> None:
+        key, tokens, cost, before = self._db.execute(
+            "SELECT key, tokens, cost, outcome FROM intents WHERE id = ?", (attempt,)
+        ).fetchone()
+        usage = None if answer is None else answer.usage
+        told = (usage.input, usage.cached, usage.output) if usage else (None, None, None)
+        columns = (answer.model, answer.finish) if answer else (None, None)
+        price = answer.cost if answer else None
+        self._db.execute(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (attempt, key, raw.body, raw.request_id, *columns, *told, price, time.time()),
+        )
+        self._db.execute(
+            "UPDATE intents SET outcome = ? WHERE id = ?",
+            ("unreadable" if answer is None else "answered", attempt),
+        )
+        if before is None and answer is not None:
+            used = tokens if usage is None else usage.input + usage.output
+            self._spend(0, used - tokens, 0.0 if price is None else price - cost)
+
+    def _ended(self, attempt: int, outcome: Outcome, detail: str) -> None:
+        tokens, cost, before = self._db.execute(
+            "SELECT tokens, cost, outcome FROM intents WHERE id = ?", (attempt,)
+        ).fetchone()
+        self._db.execute(
+            "UPDATE intents SET outcome = ?, detail = ? WHERE id = ?", (outcome, detail, attempt)
+        )
+        if before is None and outcome != "lost":
+            self._spend(-1, -tokens, -cost)
+
+    def _spend(self, calls: int, tokens: int, cost: float) -> None:
+        self._db.execute(
+            "UPDATE spent SET calls = calls + ?, tokens = tokens + ?, cost = cost + ?",
+            (calls, tokens, cost),
+        )
+
+    def _check_caps(self, wanted: Spent) -> None:
+        if not self._caps.any:
+            return
+        own = Spent(*self._db.execute("SELECT calls, tokens, cost FROM spent").fetchone())
+        before = own + self._spent_by_others()
+        after = before + wanted
+        for name, unit in (("calls", "calls"), ("tokens", "tokens"), ("cost", "dollars")):
+            cap, then = getattr(self._caps, name), getattr(after, name)
+            if cap is not None and then > cap:
+                raise UserError(
+                    f"max_{name} is {cap:g} {unit}: {getattr(before, name):g} are spent or under "
+                    f"way, and the next request can take {getattr(wanted, name):g}; raise the cap "
+                    "to go on, nothing is lost"
+                )
+
+    def _spent_by_others(self) -> Spent:
+        """Of the stage's other ledgers in this folder; those of other machines are not seen."""
+        if self.path is None:
+            return Spent()
+        if time.monotonic() - self._others_at > _SIBLINGS_S:
+            stage = self.path.stem.rpartition("-")[0]
+            others = self.path.parent.glob(f"{stage}-*{self.path.suffix}") if stage else ()
+            self._others = sum((_spent(each) for each in others if each != self.path), Spent())
+            self._others_at = time.monotonic()
+        return self._others
+
+
+def read_totals(path: Path) -> Totals:
+    """The totals of a ledger that may be in use.
+
+    Raises:
+        UserError: it is not there, or not a ledger.
+    """
+    with contextlib.closing(_reader(path)) as db:
+        try:
+            return _totals(db)
+        except sqlite3.Error as error:
+            raise UserError(f"cannot read the ledger {path}: {error}") from None
+
+
+def _totals(db: sqlite3.Connection) -> Totals:
+    outcomes = Counter(dict(db.execute("SELECT outcome, COUNT(*) FROM intents GROUP BY outcome")))
+    sums = db.execute(
+        "SELECT TOTAL(input), TOTAL(cached), TOTAL(output), TOTAL(cost), "
+        "COUNT(*) - COUNT(cost) FROM answers"
+    ).fetchone()
+    return Totals(
+        questions=db.execute("SELECT COUNT(DISTINCT key) FROM intents").fetchone()[0],
+        attempts=outcomes.total(),
+        answered=outcomes["answered"],
+        unreadable=outcomes["unreadable"],
+        maybe_charged=outcomes["lost"],
+        failed=outcomes["failed"],
+        open=outcomes[None],
+        refused=db.execute("SELECT COUNT(*) FROM refusals").fetchone()[0],
+        input=int(sums[0]),
+        cached=int(sums[1]),
+        output=int(sums[2]),
+        cost=sums[3],
+        unpriced=sums[4],
+        models=_counts(db, "model"),
+        finishes=_counts(db, "finish"),
+    )
+
+
+def _counts(db: sqlite3.Connection, column: Literal["model", "finish"]) -> dict[str, int]:
+    return dict(
+        db.execute(
+            f"SELECT {column}, COUNT(*) FROM answers WHERE {column} IS NOT NULL "  # noqa: S608
+            f"GROUP BY {column} ORDER BY {column}"
+        )
+    )
+
+
+def _spent(path: Path) -> Spent:
+    try:
+        with contextlib.closing(_reader(path)) as db:
+            return Spent(*db.execute("SELECT calls, tokens, cost FROM spent").fetchone())
+    except (sqlite3.Error, TypeError):  # being made at this moment
+        return Spent()
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        raise UserError(f"there is no ledger {path}")
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def _locked(path: Path) -> Any:
+    """Holds the ledger against other processes of this machine.
+
+    A file of its own: SQLite's locks on its file end when any handle of this process is closed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {path.parent}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(
+            f"another process uses the ledger {path}; wait for it, or give the workers different "
+            "--shard numbers"
+        ) from None
+    return lock

@@ -1,0 +1,78 @@
+"""How fast questions go out: a token bucket each for requests and for tokens, and pauses."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+__all__ = ["Bucket", "Pace"]
+
+Clock = Callable[[], float]
+
+
+class Bucket:
+    """A token bucket that is drawn in advance: taking says how long to wait.
+
+    Attributes:
+        rate: tokens per second.
+        burst: that a full bucket holds.
+    """
+
+    def __init__(self, rate: float, burst: float, clock: Clock = time.monotonic) -> None:
+        self.rate, self.burst = rate, burst
+        self._clock, self._level, self._then = clock, burst, clock()
+
+    def take(self, amount: float) -> float:
+        """Takes `amount`; seconds until it is there, 0 if it is there already."""
+        now = self._clock()
+        self._level = min(self.burst, self._level + (now - self._then) * self.rate) - amount
+        self._then = now
+        return max(0.0, -self._level / self.rate)
+
+    def give_back(self, amount: float) -> None:
+        """Returns what was taken and not used."""
+        self._level = min(self.burst, self._level + amount)
+
+
+class Pace:
+    """The limits of a provider's account, for everything that one process sends there."""
+
+    def __init__(
+        self,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        *,
+        clock: Clock = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._clock, self._sleep, self._not_before = clock, sleep, clock()
+        # A second's worth at once: the provider's own window is shorter than the minute it names.
+        self._requests = _bucket(requests_per_minute, 1.0, clock)
+        self._tokens = _bucket(tokens_per_minute, 0.0, clock)
+
+    async def turn(self, tokens: int) -> None:
+        """Waits until a question of so many tokens may go out."""
+        waits = [self._not_before - self._clock()]
+        if self._requests is not None:
+            waits.append(self._requests.take(1.0))
+        if self._tokens is not None:
+            waits.append(self._tokens.take(float(tokens)))
+        if (wait := max(waits)) > 0:
+            await self._sleep(wait)
+        while (wait := self._not_before - self._clock()) > 0:  # a pause that began meanwhile
+            await self._sleep(wait)
+
+    def used(self, expected: int, actual: int) -> None:
+        """Corrects the tokens of a question by what its answer says."""
+        if self._tokens is not None:
+            self._tokens.give_back(float(expected - actual))
+
+    def pause(self, seconds: float) -> None:
+        """Nothing goes out before so many seconds have passed: the server asked for it."""
+        self._not_before = max(self._not_before, self._clock() + seconds)
+
+
+def _bucket(per_minute: float | None, least: float, clock: Clock) -> Bucket | None:
+    if per_minute is None:
+        return None
+    rate = per_minute / 60
+    return Bucket(rate, max(least, rate), clock)

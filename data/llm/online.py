@@ -1,0 +1,225 @@
+"""Questions one by one: limits, attempts, waits between them, and what each failure means."""
+
+import asyncio
+import collections
+import dataclasses
+import itertools
+import random
+import weakref
+from typing import Any
+
+from dsd_jax.data.llm.config import ProviderConfig
+from dsd_jax.data.llm.halt import Halt
+from dsd_jax.data.llm.ledger import Ledger
+from dsd_jax.data.llm.limits import Pace
+from dsd_jax.data.llm.messages import Answer, Request, Unanswered
+from dsd_jax.data.llm.prices import Prices, expected_tokens
+from dsd_jax.data.llm.transport import Failed, Raw, Transport
+from dsd_jax.types import UserError
+
+__all__ = ["Books", "Online", "wait_before"]
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+PATIENCE_S = 900.0  # a server that asks for a longer wait ends the run instead
+_WINDOW = 100  # latest attempts that tell a server in trouble from a question in trouble
+
+
+class Books:
+    """The ledger as the ways of asking use it: what is known, what is sent, what came.
+
+    Attributes:
+        config, ledger, transport, halt: of the run.
+    """
+
+    def __init__(
+        self,
+        config: ProviderConfig,
+        ledger: Ledger,
+        transport: Transport,
+        halt: Halt,
+        prices: Prices,
+        secret: str | None,
+    ) -> None:
+        self.config, self.ledger, self.transport, self.halt = config, ledger, transport, halt
+        self._prices, self._secret = prices, secret
+
+    def known(self, key: str) -> Answer | None:
+        """The answer to a question that was asked before.
+
+        Answers of models that are not accepted are passed over.
+
+        Raises:
+            Unanswered: it is known that there will be none.
+        """
+        for raw in self.ledger.answers(key):
+            answer = self.read(raw)
+            if answer is not None and self.accepts(answer.model):
+                return answer
+        if (reason := self.ledger.refusal(key)) is not None:
+            raise Unanswered(reason)
+        return None
+
+    def read(self, raw: Raw) -> Answer | None:
+        """An answer with its price; None if it is not in the provider's form."""
+        try:
+            answer = self.transport.read(raw)
+        except ValueError:
+            return None
+        return dataclasses.replace(answer, cost=self._price(answer))
+
+    def _price(self, answer: Answer) -> float | None:
+        models = self._prices.models
+        price = models.get(answer.model) or models.get(self.config.model)
+        if price is None or answer.usage is None:
+            return None
+        return price.of(answer.usage, batch=self.config.mode == "batch")
+
+    def expected(self, request: Request) -> tuple[int, float]:
+        """The most tokens and dollars that a question takes."""
+        usage = expected_tokens(request)
+        price = self._prices.models.get(self.config.model)
+        batch = self.config.mode == "batch"
+        return usage.input + usage.output, price.of(usage, batch=batch) if price else 0.0
+
+    def accepts(self, model: str) -> bool:
+        return model == self.config.model or model in self.config.accept_models
+
+    def check_model(self, answer: Answer) -> None:
+        """Ends the run if another model answered than was asked."""
+        if not self.accepts(answer.model):
+            who = f"`{answer.model}` answered" if answer.model else "the answer does not say who"
+            self.halt.trip(
+                UserError(
+                    f"`{self.config.model}` was asked, but {who}; set model to the exact name, or "
+                    f'add it to accept_models = ["{answer.model}"]'
+                )
+            )
+
+    def clean(self, raw: Raw) -> Raw:
+        """A raw answer without the key, should the server have repeated it."""
+        return dataclasses.replace(raw, body=self.scrubbed(raw.body))
+
+    def scrubbed(self, text: str) -> str:
+        return text.replace(self._secret, "[key]") if self._secret else text
+
+
+class Online:
+    """Asks each question when it comes."""
+
+    def __init__(self, books: Books, pace: Pace) -> None:
+        self._books, self._pace = books, pace
+        self._slots = asyncio.Semaphore(books.config.max_in_flight)
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._fine: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
+        self._answers = 0
+        self.sending: set[asyncio.Task[Any]] = set()
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer, from the ledger or by as many attempts as it takes.
+
+        Raises:
+            Unanswered: there will be none.
+        """
+        key = request.key(self._books.config.model)
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:  # the same question twice at once is asked once
+            known = self._books.known(key)
+            answer = await self._ask(key, request) if known is None else known
+        if self._books.halt.error is not None:
+            await self._books.halt.forever()
+        return answer
+
+    async def _ask(self, key: str, request: Request) -> Answer:
+        before = self._answers
+        for attempt in itertools.count(1):
+            result = await self._attempt(key, request)
+            if isinstance(result, Answer):
+                return result
+            reason = await self._weigh(result, attempt, before)
+            if reason is not None:
+                await self._books.ledger.refused(key, reason)
+                raise Unanswered(reason)
+            wait = wait_before(attempt, result)
+            if result.retry_after is not None:
+                self._pace.pause(wait)
+            await asyncio.sleep(wait)
+        raise AssertionError
+
+    async def _attempt(self, key: str, request: Request) -> Answer | Failed:
+        tokens, cost = self._books.expected(request)
+        await self._pace.turn(tokens)
+        async with self._slots:
+            if self._books.halt.error is not None:
+                await self._books.halt.forever()
+            # A task of its own: an answer that is on its way is kept even when the run ends.
+            task = asyncio.ensure_future(self._send(key, request, tokens, cost))
+            self.sending.add(task)
+            task.add_done_callback(self.sending.discard)
+            return await asyncio.shield(task)
+
+    async def _send(self, key: str, request: Request, tokens: int, cost: float) -> Answer | Failed:
+        books = self._books
+        try:
+            (attempt,) = await books.ledger.intend(
+                [(key, request, tokens, cost)], books.config.model
+            )
+        except UserError as error:
+            return Failed("fatal", str(error))
+        try:
+            async with asyncio.timeout(books.config.timeout):
+                raw = books.clean(await books.transport.send(request))
+        except TimeoutError:
+            failed = Failed("retry", f"no answer in {books.config.timeout:g} s", maybe_charged=True)
+        except Failed as error:
+            failed = error
+        else:
+            return await self._keep(attempt, raw, tokens)
+        self._fine.append(False)
+        self._pace.used(tokens, 0)
+        detail = books.scrubbed(str(failed))
+        await books.ledger.ended(attempt, "lost" if failed.maybe_charged else "failed", detail)
+        return failed
+
+    async def _keep(self, attempt: int, raw: Raw, tokens: int) -> Answer | Failed:
+        answer = self._books.read(raw)
+        await self._books.ledger.answered(attempt, raw, answer)
+        self._fine.append(answer is not None)
+        if answer is None:
+            return Failed("retry", f"the answer is not in the provider's form: {raw.body[:80]!r}")
+        self._answers += 1
+        if answer.usage is not None:
+            self._pace.used(tokens, answer.usage.input + answer.usage.output)
+        self._books.check_model(answer)
+        return answer
+
+    async def _weigh(self, failed: Failed, attempt: int, before: int) -> str | None:
+        """Why a failed question will never be answered; None: try again."""
+        books = self._books
+        reason = books.scrubbed(str(failed))
+        if failed.kind == "invalid":
+            return reason
+        if failed.kind == "fatal":
+            return await self._end(reason)
+        if failed.retry_after is not None and failed.retry_after > PATIENCE_S:
+            return await self._end(
+                f"{reason}; the server asks to wait {failed.retry_after:.0f} s: start again then"
+            )
+        if attempt <= books.config.retries:
+            return None
+        if self._answers > before and sum(self._fine) * 2 > len(self._fine):
+            # The server works for others, so it is this question that it cannot answer.
+            return f"no answer in {attempt} attempts: {reason}"
+        return await self._end(
+            f"{books.config.url} gave no answer in {attempt} attempts, the last time: {reason}; "
+            "start again when it works, nothing is lost"
+        )
+
+    async def _end(self, message: str) -> None:
+        self._books.halt.trip(UserError(message))
+        await self._books.halt.forever()
+
+
+def wait_before(attempt: int, failed: Failed) -> float:
+    """Seconds before the next attempt: doubling, with jitter; never less than the server asked."""
+    backoff = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
+    return max(backoff, failed.retry_after or 0.0)
