@@ -26,7 +26,14 @@ from dsd_jax.toy.tokenizers import CLIP_VOCAB, T5_VOCAB, write_tiny_tokenizers
 from dsd_jax.types import DTypeLike
 from dsd_jax.weights import param_shapes
 
-__all__ = ["SMALL", "PipelineConfig", "random_tensors", "write_model", "write_random_pipeline"]
+__all__ = [
+    "SMALL",
+    "PipelineConfig",
+    "random_tensors",
+    "write_model",
+    "write_random_pipeline",
+    "write_small_files",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +122,18 @@ def write_random_pipeline(
     }
     for number, (name, model) in enumerate(models.items()):
         write_model(folder / name, model, random_tensors(model, seed + number, dtype))
-    write_tiny_tokenizers(folder)
+    write_small_files(folder, config)
+
+
+def write_small_files(folder: Path, config: PipelineConfig, *, t5_length: int = 512) -> None:
+    """Writes what is in a pipeline beside its models.
+
+    Args:
+        folder: of the pipeline.
+        config: its sizes and schedule.
+        t5_length: tokens that a prompt is padded to for T5.
+    """
+    write_tiny_tokenizers(folder, t5_length=t5_length)
     (folder / "scheduler").mkdir(exist_ok=True)
     schedule = json.dumps(schedule_to_json(config.schedule), indent=2)
     (folder / "scheduler" / "scheduler_config.json").write_text(schedule + "\n")

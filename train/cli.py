@@ -53,6 +53,7 @@ from dsd_jax.train.plan import (
 from dsd_jax.train.plot import plot_run
 from dsd_jax.train.presets import PRESETS, preset
 from dsd_jax.train.step import EncodedBatch
+from dsd_jax.train.toy import TOYS
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.train.validate import Validation
 from dsd_jax.types import Array, UserError
@@ -85,6 +86,11 @@ def train(words: Sequence[str]) -> None:
     name, *rest = words
     if name.startswith("-"):
         raise UserError(f"`dsd train` takes a preset first, then flags; presets: {_names()}")
+    if name in TOYS:
+        from dsd_jax.train.cli_toy import train_toy  # which imports this module
+
+        train_toy(name, rest)
+        return
     flags = tyro.cli(
         _command(preset(name)),
         args=rest,

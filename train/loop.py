@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.sharding import Mesh
 from PIL import Image
 
 from dsd_jax.data.encoded import Embedding
@@ -22,17 +23,16 @@ from dsd_jax.images import save_png
 from dsd_jax.progress import progress
 from dsd_jax.train.checkpoints import Checkpoints, Keep
 from dsd_jax.train.cluster import Stop, first_process, on_first, say
-from dsd_jax.train.config import RunConfig
+from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.flops import peak_tflops
 from dsd_jax.train.metrics import Log, Watch, memory
+from dsd_jax.train.model import Base
 from dsd_jax.train.record import check_base, check_recipe, record
 from dsd_jax.train.state import TrainState
-from dsd_jax.train.step import Metrics
-from dsd_jax.train.trainer import Trainer
 from dsd_jax.train.validate import Validation
 from dsd_jax.types import UserError
 
-__all__ = ["BatchSource", "Outcome", "train"]
+__all__ = ["BatchSource", "Outcome", "Program", "StepMetrics", "train"]
 
 
 @runtime_checkable
@@ -61,6 +61,52 @@ class BatchSource(Protocol):
         """This process's rows of every batch, from `start_step` on, without end."""
 
 
+@runtime_checkable
+class StepMetrics(Protocol):
+    """Numbers of a step, float32 scalars by name (a NamedTuple); one of them is `loss`."""
+
+    @property
+    def loss(self) -> Any: ...
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Program(Protocol):
+    """What the loop asks of what is trained; `dsd_jax.train.trainer.Trainer` has it.
+
+    Attributes:
+        config: the recipe.
+        base: what training starts from.
+        mesh: all devices of the run.
+        frozen: parameters that are not trained.
+        compiled_in: seconds that the last step spent on compiling.
+    """
+
+    config: TrainConfig
+    base: Base
+    mesh: Mesh
+    frozen: Any
+    compiled_in: float
+
+    @property
+    def stacks(self) -> Mapping[str, int]:
+        """Path and depth of the stacks of blocks."""
+
+    def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
+        """The state to go on from."""
+
+    def step(
+        self, state: TrainState, batch: PairBatch, step: int
+    ) -> tuple[TrainState, StepMetrics]:
+        """One update; `state` is used up."""
+
+    def flops(self, size: tuple[int, int]) -> float:
+        """FLOPs of a step per sample."""
+
+    def learning_rate(self, step: int) -> float:
+        """Of the update that follows `step` updates."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a run ended: after `step` updates, before its last one if it was `stopped`."""
@@ -71,7 +117,7 @@ class Outcome:
 
 
 def train(
-    trainer: Trainer,
+    trainer: Program,
     run: RunConfig,
     source: BatchSource,
     *,
@@ -95,7 +141,7 @@ def train(
     checkpoints = Checkpoints(
         run.checkpoints,
         lambda: record(trainer.config, trainer.base, source.identity, preset),
-        trainer.trainee.stacks,
+        trainer.stacks,
         Keep(run.keep_last, run.keep_every),
     )
     found = checkpoints.newest()
@@ -137,7 +183,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _restore(
-    checkpoints: Checkpoints, step: int, trainer: Trainer, run: RunConfig, source: BatchSource
+    checkpoints: Checkpoints, step: int, trainer: Program, run: RunConfig, source: BatchSource
 ) -> Callable[[TrainState], TrainState]:
     """Restores a checkpoint of this run.
 
@@ -163,7 +209,7 @@ def _restore(
     return lambda like: checkpoints.restore(step, like)
 
 
-def _open_log(run: RunConfig, after: int, trainer: Trainer) -> Log:
+def _open_log(run: RunConfig, after: int, trainer: Program) -> Log:
     return Log(
         run.output_dir,
         after,
@@ -177,7 +223,7 @@ def _validate(
     validation: Validation,
     step: int,
     state: TrainState,
-    trainer: Trainer,
+    trainer: Program,
     run: RunConfig,
     log: Log,
 ) -> None:
@@ -194,11 +240,11 @@ class Ledger:
     """Numbers of the steps: fetched when the next step is under way, checked, written down."""
 
     def __init__(
-        self, trainer: Trainer, run: RunConfig, log: Log, checkpoints: Checkpoints
+        self, trainer: Program, run: RunConfig, log: Log, checkpoints: Checkpoints
     ) -> None:
         self._trainer, self._run, self._log, self._checkpoints = trainer, run, log, checkpoints
         self._watch = Watch(run.max_loss_ratio)
-        self._open: tuple[int, Metrics, PairBatch, Sequence[str]] | None = None
+        self._open: tuple[int, StepMetrics, PairBatch, Sequence[str]] | None = None
         self._sums: dict[str, list[float]] = {}
         self._since = time.perf_counter()
         self._waited, self._steps, self._samples = 0.0, 0, 0
@@ -213,7 +259,7 @@ class Ledger:
         self._waited += time.perf_counter() - start
         return batch
 
-    def enter(self, step: int, metrics: Metrics, batch: PairBatch, ids: Sequence[str]) -> None:
+    def enter(self, step: int, metrics: StepMetrics, batch: PairBatch, ids: Sequence[str]) -> None:
         """Notes update `step`, whose numbers are still being computed."""
         self._open = step, metrics, batch, ids
         self._log.batch(step, ids)

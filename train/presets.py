@@ -130,10 +130,48 @@ def tiny() -> TrainConfig:
     )
 
 
+def toy_vae() -> TrainConfig:
+    """The autoencoder of the toy FLUX from scratch, on pictures of the toy world.
+
+    It trains on the toy world's own batches: no data is given, and the pipeline that it belongs to
+    is written when it is done.
+    """
+    return _change(
+        toy(),
+        steps=2200,
+        batch_size=16,
+        height=64,
+        width=64,
+        condition=False,
+        dropout=DropoutConfig(text=0.0, image=0.0, both=0.0),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.995
+        ),
+    )
+
+
+def toy_teacher() -> TrainConfig:
+    """The toy FLUX from scratch, text to image: single pictures and grids of the toy world.
+
+    Like `toy_vae` it draws its own batches; two in three are grids.
+    """
+    return _change(
+        toy_vae(),
+        steps=3000,
+        batch_size=32,
+        dropout=DropoutConfig(text=0.1, image=0.0, both=0.0),
+        flow=FlowConfig(t_mean=0.3),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.0, ema=0.998
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
         paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, toy, tiny,
+        toy_vae, toy_teacher,
     )
 }  # fmt: skip
 

@@ -4,7 +4,6 @@ The batch of a step is a function of (seed, step) alone, as the loader's are, an
 that is held out.
 """
 
-import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from dsd_jax.toy.world import (
 )
 from dsd_jax.types import Int, UserError
 
-__all__ = ["SIZES_OF", "View", "WorldSource", "draw_scene"]
+__all__ = ["SIZES_OF", "TOYS", "View", "WorldSource", "draw_scene"]
 
 View = Literal["single", "grid", "canvas"]
 SIZES_OF: dict[View, tuple[int, int]] = {
@@ -37,7 +36,12 @@ SIZES_OF: dict[View, tuple[int, int]] = {
     "grid": (2 * PANEL, 2 * PANEL),
     "canvas": (PANEL, 2 * PANEL),
 }
-"""Height and width of a view: one picture, four of one subject, or two frames (one may be black)."""
+"""Height and width of a view: one picture, four of one subject, or two frames."""
+TOYS: dict[str, tuple[View, ...]] = {
+    "toy_vae": ("grid", "canvas", "single"),
+    "toy_teacher": ("grid", "grid", "single"),
+}
+"""What the batches of these presets show, in turn."""
 _UNNAMED = 0.15  # share of single pictures whose words say "this thing"
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
 

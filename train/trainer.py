@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,11 @@ class Trainer:
         self._compiled: dict[Size, Callable[..., tuple[TrainState, Metrics]]] = {}
         self.compiled_in = 0.0  # seconds that the last step spent on compiling
         self.text_tokens = 0  # of a prompt, known after the first step
+
+    @property
+    def stacks(self) -> Mapping[str, int]:
+        """Path and depth of the stacks of blocks."""
+        return self.trainee.stacks
 
     def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
         """The state to go on from; may be asked for once.

@@ -1,0 +1,35 @@
+"""Sizes of the toy FLUX: the real classes, a few million parameters in all."""
+
+from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.toy.tokenizers import CLIP_VOCAB, T5_VOCAB
+from dsd_jax.toy.words import T5_LENGTH
+
+__all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_T5", "TOY_VAE"]
+
+TOY_FLUX = FluxConfig(
+    num_heads=6,
+    head_dim=32,
+    axes_dim=(8, 12, 12),
+    double_depth=2,
+    single_depth=4,
+    txt_width=256,
+    vec_width=64,
+    guidance_embed=False,
+    condition_embed=False,
+)
+"""Width 192, so that the 64 numbers of a token pass; without guidance embedding, as schnell."""
+TOY_VAE = AutoencoderConfig(
+    block_channels=(16, 32, 64), layers_per_block=1, norm_groups=8, scale=1.0, shift=0.0
+)
+"""Four pixels per latent pixel; scale and shift are measured when it is trained."""
+TOY_T5 = T5Config(
+    vocab=T5_VOCAB,
+    width=256,
+    depth=1,
+    num_heads=14,
+    head_dim=32,
+    mlp_width=64,
+    max_length=T5_LENGTH,
+)
+"""One head for each of the seven tokens before and the seven behind, see `toy.encoders`."""
+TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
