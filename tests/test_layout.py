@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "train": {"core", "data", "train"},
 }
 # The command line wires the rooms together, so it may import all of them, and none imports it.
-WIRING = ("cli", "demo", "__main__")
+WIRING = ("cli", "demo", "quickstart", "__main__")
 PYTORCH = ("accelerate", "diffusers", "peft", "torch")
 CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
 

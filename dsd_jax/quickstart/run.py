@@ -1,0 +1,303 @@
+"""The stages of a quickstart: plain `dsd` commands, and the few files that they need.
+
+Every command can be stopped and goes on when it is run again, so the quickstart can too. Nothing
+here knows how a stage works; what is read afterwards for the report are the files they write.
+"""
+
+import csv
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dsd_jax.images import save_png
+from dsd_jax.quickstart.report import Example, Findings, Shown, write_report
+from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.score import Case, Interval, Score, make_cases, score, summarise
+from dsd_jax.toy.words import describe
+from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
+from dsd_jax.types import UserError
+
+__all__ = ["Budget", "quickstart"]
+
+Dsd = Callable[[Sequence[str]], int]
+STUDENT, TEACHER = "student", "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much of everything is made.
+
+    Attributes:
+        captions: reference captions, one grid each.
+        train_steps: of the student.
+        cases: held-out subjects in new scenes.
+        steps: of sampling.
+    """
+
+    captions: int
+    train_steps: int
+    cases: int
+    steps: int = 16
+
+    @classmethod
+    def of(cls, minutes: float) -> "Budget":
+        """What two cores do in about so many minutes.
+
+        Raises:
+            UserError: no time at all.
+        """
+        if not 0 < minutes <= 600:
+            raise UserError(f"minutes must be more than 0 and at most 600, got {minutes:g}")
+        return cls(
+            captions=max(8, round(30 * minutes)),
+            train_steps=max(4, round(90 * minutes)),
+            cases=max(4, round(12 * minutes)),
+        )
+
+
+def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Callable[[str], None]) -> str:
+    """Runs the wheel and writes the report.
+
+    Args:
+        folder: for everything that is made.
+        dsd: the command line.
+        show: gets every command before it is run.
+
+    Returns:
+        The scores in a few lines.
+
+    Raises:
+        UserError: the folder was begun with another budget, or a stage refuses to run.
+        SystemExit: a stage failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _begin(folder, budget)
+    cases = make_cases(budget.cases)
+    _write_captions(folder / "captions.csv", budget.captions)
+    _write_making(folder / "making.toml")
+    _write_manifests(folder, cases, budget.steps)
+    timed = []
+    for words in _commands(folder, budget):
+        shown = f"dsd {shlex.join(words)}"
+        show(f"\n$ {shown}")
+        start = time.monotonic()
+        if status := dsd(words):
+            raise SystemExit(status)
+        timed.append((shown, time.monotonic() - start))
+    findings = _findings(folder, cases, timed)
+    write_report(findings, folder / "report.html", folder / "report.png")
+    return _summary(findings.scores, folder)
+
+
+def _begin(folder: Path, budget: Budget) -> None:
+    path = folder / "budget.json"
+    content = json.dumps(dataclasses.asdict(budget))
+    if path.exists() and path.read_text() != content:
+        raise UserError(
+            f"{folder} was begun with {path.read_text()}, now it is {content}; give the same "
+            "--minutes, or another --output_dir"
+        )
+    path.write_text(content)
+
+
+def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
+    base, making, run = str(toy_flux_path()), str(folder / "making.toml"), folder / "run"
+    sampling = ["--base_path", base, "--dtype", "float32"]
+    yield ["data", "captions", making]
+    yield ["data", "prompts", making]
+    yield [
+        "data", "grids", making, "--height", "64", "--width", "64",
+        "--steps", str(budget.steps), "--dtype", "float32",
+    ]  # fmt: skip
+    for stage in ("pairs", "judge", "caption", "pack"):
+        yield ["data", stage, making]
+    yield ["data", "stats", str(folder / "making")]
+    dataset, encoded = str(folder / "making" / "dataset"), str(folder / "encoded")
+    yield [
+        "data", "encode", dataset, encoded, "--base_path", base, "--sizes", "32", "32", "--text",
+        "--dtype", "float32", "--batch_size", "32",
+    ]  # fmt: skip
+    yield [
+        "train", "toy_student", "--data", dataset, "--encoded", encoded, "--base_path", base,
+        "--output_dir", str(run), "--steps", str(budget.train_steps), "--no_tensorboard",
+    ]  # fmt: skip
+    yield ["convert", "lora", str(run), str(folder / "export")]
+    yield ["batch", str(folder / "teacher.jsonl"), "--output_dir", str(folder / TEACHER), *sampling]
+    yield [
+        "batch", str(folder / "student.jsonl"), "--output_dir", str(folder / STUDENT), *sampling,
+        "--model_path", str(folder / "export" / "transformer"),
+        "--lora_path", str(folder / "export" / "pytorch_lora_weights.safetensors"),
+    ]  # fmt: skip
+
+
+# What the commands read
+
+
+def _write_captions(path: Path, count: int) -> None:
+    """Captions of subjects that are not held out, as a table such as LAION's."""
+    rng = np.random.default_rng(0)
+    pool = subjects(held_out=False)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["TEXT"])
+        for number in rng.choice(len(pool), count, replace=False):
+            background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+            table.writerow([describe(pool[number], Scene(background, "center"))])
+
+
+def _write_making(path: Path) -> None:
+    path.write_text(
+        f"""# What `dsd data make` reads. With FLUX.1-dev as base_path and a provider such as
+#   kind = "openai", model = "..."
+# the same file makes pairs of real pictures.
+root = "making"
+base_path = "{toy_flux_path()}"
+parts = 4
+
+[providers.toy]
+kind = "toy"
+model = "toy"
+
+[captions]
+source = ["captions.csv"]
+count = {sum(1 for _ in path.with_name("captions.csv").open()) - 1}
+similarity = 1.0  # the toy world has few words
+
+[prompts]
+provider = "toy"
+
+[judge]
+provider = "toy"
+
+[caption]
+provider = "toy"
+""",
+        encoding="utf-8",
+    )
+
+
+def _write_manifests(folder: Path, cases: Sequence[Case], steps: int) -> None:
+    """The cases for `dsd batch`: for the student with its reference, for the teacher without."""
+    with_reference, without = [], []
+    for case in cases:
+        reference = folder / "references" / f"{case.id}.png"
+        if not reference.exists():
+            save_png(Image.fromarray(case.reference()), reference)
+        row = {"id": case.id, "text": case.text, "seed": case.seed, "steps": steps, "height": 32}
+        image = str(reference.relative_to(folder))
+        with_reference.append(row | {"image": image, "width": 64})
+        without.append(row | {"width": 32})
+    for name, rows in ((STUDENT, with_reference), (TEACHER, without)):
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+
+
+# What they have made
+
+
+def _findings(folder: Path, cases: Sequence[Case], timed: Sequence[tuple[str, float]]) -> Findings:
+    made = {
+        name: [_open(folder / name / f"{case.id}.png") for case in cases]
+        for name in (TEACHER, STUDENT)
+    }
+    scored: dict[str, list[Score]] = {
+        name: [score(case, np.asarray(image)) for case, image in zip(cases, images, strict=True)]
+        for name, images in made.items()
+    }
+    rows = {stage: list(_rows(folder / "making" / stage)) for stage in ("grids", "pairs", "judge")}
+    examples = [
+        Example(case.text, Image.fromarray(case.reference()), before, after, scores.both)
+        for case, before, after, scores in zip(
+            cases, made[TEACHER], made[STUDENT], scored[STUDENT], strict=True
+        )
+    ]
+    pairs = {row["id"]: row for row in rows["pairs"] if row["status"] == "kept"}
+    judged = [row for row in rows["judge"] if row["id"] in pairs]
+    return Findings(
+        scores={
+            "teacher, text alone": summarise(scored[TEACHER]),
+            "student, text and reference": summarise(scored[STUDENT]),
+        },
+        cases=len(cases),
+        examples=examples[:12],
+        grids=[
+            Shown([_open(_grid_path(folder, row["id"]))], row["prompt"])
+            for row in rows["grids"][:6]
+        ],
+        kept=[
+            _pair(folder, pairs[row["id"]], "the judge: the same subject")
+            for row in judged
+            if row["status"] == "kept"
+        ][:6],
+        rejected=_rejected(folder, rows["pairs"], judged, pairs),
+        losses=_losses(folder / "run" / "metrics.jsonl"),
+        counts={
+            "grids": len(rows["grids"]),
+            "pairs that were judged": len(judged),
+            "pairs that were kept": sum(row["status"] == "kept" for row in judged),
+            "undecided": sum(row["status"] == "undecided" for row in judged),
+        },
+        commands=timed,
+    )
+
+
+def _rejected(
+    folder: Path,
+    pairs: Sequence[dict[str, Any]],
+    judged: Sequence[dict[str, Any]],
+    whole: dict[str, dict[str, Any]],
+) -> list[Shown]:
+    """A few pairs that the judge refused, and a few that did not come so far."""
+    by_judge = [
+        _pair(folder, whole[row["id"]], f"the judge: {row.get('reason', row['status'])}")
+        for row in judged
+        if row["status"] != "kept"
+    ]
+    before = [
+        _pair(folder, row, f"before the judge: {row['reason']}")
+        for row in pairs
+        if row["status"] == "rejected" and "reference" in row
+    ]
+    return by_judge[:4] + before[:2]
+
+
+def _pair(folder: Path, row: dict[str, Any], words: str) -> Shown:
+    grid = _open(_grid_path(folder, row["id"].rpartition("-")[0]))
+    return Shown([grid.crop(row[side]["box"]) for side in ("reference", "target")], words)
+
+
+def _rows(stage: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a stage's files; the last line of each is not a row."""
+    for path in sorted(stage.glob("part-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines()[:-1]:
+            yield json.loads(line)
+
+
+def _grid_path(folder: Path, grid: str) -> Path:
+    return next((folder / "making" / "grids").glob(f"part-*/{grid}.png"))
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, path.read_text().splitlines())
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def _summary(scores: Mapping[str, Mapping[str, Interval]], folder: Path) -> str:
+    def line(name: str, intervals: Mapping[str, Interval]) -> str:
+        return f"  {name:28}" + "".join(f"{x!s:>24}" for x in intervals.values())
+
+    head = f"  {'':28}" + "".join(f"{name:>24}" for name in Score._fields)
+    lines = [head, *(line(name, intervals) for name, intervals in scores.items())]
+    return "\n".join([*lines, f"report: {folder / 'report.html'} and {folder / 'report.png'}"])

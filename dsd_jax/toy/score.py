@@ -1,0 +1,128 @@
+"""How well a customiser does on the toy world: cases, and what the pixel judge makes of them.
+
+A case shows a subject in one scene and asks for "this thing" in another, with another background
+and another place. The words say nothing about the subject, so what is right about it comes from
+the reference.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dsd_jax.toy.judge import judge
+from dsd_jax.toy.words import describe
+from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, Subject, Wobble, render, subjects
+from dsd_jax.types import UInt8
+
+__all__ = ["METRICS", "Case", "Interval", "Score", "make_cases", "score", "summarise"]
+
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A subject as the reference shows it, and the scene that is asked for.
+
+    Attributes:
+        seed: of the noise that its image is sampled from.
+    """
+
+    id: str
+    subject: Subject
+    before: Scene
+    wobble: Wobble
+    after: Scene
+    seed: int
+
+    @property
+    def text(self) -> str:
+        """`this thing on snow at left`."""
+        return describe(None, self.after)
+
+    def reference(self) -> UInt8[np.ndarray, "32 32 3"]:
+        """The reference picture."""
+        return render(self.subject, self.before, self.wobble)
+
+    def ideal(self) -> UInt8[np.ndarray, "32 32 3"]:
+        """What would be right, one of many such pictures."""
+        return render(self.subject, self.after)
+
+
+class Score(NamedTuple):
+    """Of one image.
+
+    Attributes:
+        identity: shape, both colours and the marking are the reference's.
+        prompt: background and place are those asked for.
+        both: identity and prompt.
+        copied: background and place are the reference's.
+    """
+
+    identity: bool
+    prompt: bool
+    both: bool
+    copied: bool
+
+
+METRICS = Score._fields
+
+
+class Interval(NamedTuple):
+    """A mean, and between what bounds it lies with 95 % confidence (percentile bootstrap)."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case]:
+    """Cases with subjects drawn without repeats, so long as there are enough.
+
+    Args:
+        count: how many.
+        seed: of the choice; the same seed gives the same first cases, however many are made.
+        held_out: of subjects that nothing was trained on, or of those that it was.
+    """
+    pool = subjects(held_out=held_out)
+    order = np.random.default_rng([seed, len(pool)]).permutation(len(pool))
+    made = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, number, held_out])
+        backgrounds = rng.permutation(BACKGROUNDS)[:2].tolist()
+        places = rng.permutation(list(PLACES))[:2].tolist()
+        before, after = (Scene(b, p) for b, p in zip(backgrounds, places, strict=True))
+        made.append(
+            Case(
+                id=f"{'held' if held_out else 'seen'}-{number:04d}",
+                subject=pool[order[number % len(pool)]],
+                before=before,
+                wobble=Wobble.draw(rng),
+                after=after,
+                seed=number,
+            )
+        )
+    return made
+
+
+def score(case: Case, picture: UInt8[np.ndarray, "32 32 3"]) -> Score:
+    """What the pixel judge makes of an image; what is unclear is wrong."""
+    seen = judge(picture)
+    identity, prompt = seen.subject == case.subject, seen.shows(case.after)
+    return Score(identity, prompt, identity and prompt, seen.shows(case.before))
+
+
+def summarise(scores: Sequence[Score], *, seed: int = 0) -> Mapping[str, Interval]:
+    """Mean and interval of every metric, resampled over cases."""
+    table = np.asarray(scores, float)
+    rng = np.random.default_rng(seed)
+    drawn = table[rng.integers(len(table), size=(_RESAMPLES, len(table)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return {
+        name: Interval(float(table[:, i].mean()), float(low[i]), float(high[i]))
+        for i, name in enumerate(METRICS)
+    }
