@@ -358,14 +358,15 @@ def _centred(span: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def _content(panel: np.ndarray) -> float:
-    """Part of a panel that differs from an even background, which may be a gradient."""
+    """Part of a panel that differs from an even background, which may fade like a vignette."""
     factor = max(2, -(-max(panel.shape[:2]) // 32))
     sums = _reduced(panel, factor)
     rows, columns = (2 * np.arange(n) - (n - 1) for n in sums.shape[:2])
     y, x = rows[:, None, None], columns[None, :, None]
-    plane = sums.mean((0, 1), dtype=np.float64)
-    for axis in (y, x):
-        across = sums.size // 3 // axis.size * (axis**2).sum()
-        plane = plane + axis * ((sums * axis).sum((0, 1)) / across)
-    away = np.abs(sums - plane).max(2) / factor**2
+    curves = [c**2 * c.size - (c**2).sum() for c in (y, x)]
+    background = sums.mean((0, 1))
+    for curve in (y, x, y * x, *curves):  # orthogonal to each other
+        wave = curve + np.zeros_like(sums[..., :1])
+        background = background + wave * ((sums * wave).sum((0, 1)) / (wave**2).sum())
+    away = np.abs(sums - background).max(2) / factor**2
     return float((away > FLAT).mean())
