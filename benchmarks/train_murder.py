@@ -77,16 +77,16 @@ class World:
                 server.bind(("localhost", 0))
                 address = f"localhost:{server.getsockname()[1]}"
             words += ["--coordinator_address", address, "--num_processes", str(processes)]
-        log = (self.folder / "log.txt").open("ab")
-        return [
-            subprocess.Popen(
-                words if processes == 1 else [*words, "--process_id", str(number)],
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-            for number in range(processes)
-        ]
+        with (self.folder / "log.txt").open("ab") as log:
+            return [
+                subprocess.Popen(
+                    words if processes == 1 else [*words, "--process_id", str(number)],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                )
+                for number in range(processes)
+            ]
 
 
 def write_world(folder: Path, steps: int) -> World:

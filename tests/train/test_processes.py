@@ -1,11 +1,17 @@
 """Training on two processes, as on two hosts."""
 
+import re
+import signal
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from benchmarks.train_meshes import train, two_processes
+from benchmarks.train_murder import logged, wait_for, write_world
 from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.train.checkpoint_files import FOLDER, steps_of
 from tests.tiny_training import FAST_COMPILE
 
 STEPS = 5
@@ -18,3 +24,20 @@ def test_two_processes_train_as_one_device() -> None:
     one = train(make_mesh(MeshConfig(), jax.devices()[:1]), STEPS)
     np.testing.assert_allclose(two.losses, one.losses, rtol=2e-6)
     assert two.norm == pytest.approx(one.norm, rel=2e-6)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_both(tmp_path: Path) -> None:
+    """Both end well with the same checkpoint, and the command to go on is said."""
+    world, output = write_world(tmp_path, steps=10_000), tmp_path / "run"
+    life = world.start(output, threads=1, processes=2)
+    try:
+        wait_for(life, lambda: logged(output) >= 2)
+        life[1].send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=120) for process in life] == [0, 0]
+    finally:
+        for process in life:
+            process.kill()
+    said = (tmp_path / "log.txt").read_text()
+    (step,) = re.findall(r"stopped after step (\d+), which is saved; go on with", said)
+    assert steps_of(output / FOLDER)[-1] == int(step) == logged(output)
