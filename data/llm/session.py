@@ -172,7 +172,8 @@ class _Run(Generic[T, R]):
 
     async def _one(self, number: int, item: T) -> None:
         try:
-            self._rows.append((item, await self._work(item, self._ask)))
+            row = await self._work(item, self._ask)
+            self._rows.append((item, row))  # looked up after the wait: the list is replaced
         except Exception as error:  # noqa: BLE001 - raised again where the run is driven
             self.halt.trip(error)
         del self._tasks[number]
