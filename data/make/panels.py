@@ -9,7 +9,7 @@ passes must say so. The arithmetic is exact up to divisions, so every machine fi
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -49,6 +49,8 @@ class GridCheck:
         min_content: part of a panel that differs from its background.
         margin: cut off beside a separator, against what its blur carries over.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     min_panel: int = 16
     max_gutter: float = 0.08

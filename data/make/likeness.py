@@ -1,0 +1,119 @@
+"""How alike two pictures are by their pixels, and which pictures of a corpus are the same.
+
+All of it is arithmetic on integers, so the same picture has the same hash on every machine.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["DISTANCE", "duplicates", "hashes", "similarity"]
+
+SIDE = 32  # pixels that the structure is taken from
+WAVES = 8  # of each direction that it is described by
+DISTANCE = 3  # of 64 bits; what copies may differ by
+SHADES = 1  # of 16; what the colours of copies may differ by, in each of 4 x 4 fields
+FIELDS = 4
+BANDS = 5  # of the 64 bits; copies that differ in three of them agree in two
+THUMB = 16  # pixels that pictures are compared at
+WORST = 8  # of those pixels, of 256
+
+# Rows of a discrete cosine transform, in steps of 1/4096.
+_COSINES = np.rint(
+    4096
+    * np.cos(np.pi * np.arange(WAVES)[:, None] * (2 * np.arange(SIDE)[None, :] + 1) / (2 * SIDE))
+).astype(np.int64)
+
+
+def hashes(image: Image.Image) -> str:
+    """A picture in 64 hex digits: 16 of structure, 48 of colour.
+
+    The structure is a perceptual hash: whether each of the 8 x 8 slowest waves of the brightness
+    lies above their median. The colour is the mean of 4 x 4 fields, a digit per channel.
+    """
+    gray = _pixels(image.convert("L"), SIDE)
+    waves = (_COSINES @ gray @ _COSINES.T).reshape(-1)
+    bits = waves > np.median(waves[1:])  # the first is the mean, which says nothing of structure
+    structure = int("".join("1" if bit else "0" for bit in bits), 2)
+    shades = _pixels(image, FIELDS).reshape(-1) // 16
+    return f"{structure:016x}" + "".join(f"{shade:x}" for shade in shades)
+
+
+def similarity(first: Image.Image, second: Image.Image) -> float:
+    """1 for equal pixels, 0 for opposite ones: from where two pictures differ most.
+
+    Both are reduced to 16 x 16 pixels; the eight that differ most count. So a copy under other
+    light, or with another face, is less alike than a copy.
+    """
+    a, b = (_pixels(image, THUMB) for image in (first, second))
+    differences = np.sort(np.abs(a - b).sum(2).reshape(-1))[-WORST:]
+    return round(1 - int(differences.sum()) / (WORST * 3 * 255), 4)
+
+
+def _pixels(image: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX)).astype(np.int64)
+
+
+def duplicates(grids: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Panels that are the same as one of another grid, by the id of that one.
+
+    Of copies the one with the smallest id stays; the answer does not depend on the order of the
+    grids. Panels within a grid are not compared. Time grows like the number of panels, as long as
+    few of them are alike.
+
+    Args:
+        grids: id of a grid to `hashes` of its panels.
+
+    Returns:
+        `<grid id>-<panel>` to `<grid id>-<panel>`, panels numbered from 1.
+    """
+    panels = [(grid, n) for grid in sorted(grids) for n in range(len(grids[grid]))]
+    if not panels:
+        return {}
+    every = np.frombuffer(
+        b"".join(bytes.fromhex(grids[grid][n]) for grid, n in panels), np.dtype("V32")
+    )
+    looks, of = np.unique(every, return_inverse=True)
+    alike: dict[int, list[int]] = {}
+    for a, b in _near(looks):
+        alike.setdefault(a, []).append(b)
+        alike.setdefault(b, []).append(a)
+    kept: dict[int, int] = {}  # look to the first panel that has it
+    found: dict[str, str] = {}
+    for panel, look in enumerate(of.tolist()):
+        grid, n = panels[panel]
+        before = [kept[each] for each in (look, *alike.get(look, ())) if each in kept]
+        others = [each for each in before if panels[each][0] != grid]
+        if others:
+            first, number = panels[min(others)]
+            found[f"{grid}-{n + 1}"] = f"{first}-{number + 1}"
+        else:
+            kept.setdefault(look, panel)
+    return found
+
+
+def _near(looks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs of different hashes that copies may have, each once."""
+    raw = looks.view(np.uint8).reshape(len(looks), 32)
+    structure = np.ascontiguousarray(raw[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+    shades = np.stack([raw[:, 8:] >> 4, raw[:, 8:] & 15], 2).reshape(len(looks), -1).astype(np.int8)
+    edges = np.linspace(0, 64, BANDS + 1).astype(int)
+    bands = [sum(1 << bit for bit in range(a, b)) for a, b in itertools.pairwise(edges.tolist())]
+    found: set[tuple[int, int]] = set()
+    for chosen in itertools.combinations(bands, BANDS - DISTANCE):
+        keys = structure & np.uint64(sum(chosen))
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        starts, offset = np.arange(len(keys)), 0
+        while len(starts):  # with the next, the one after it, and so on while the key is the same
+            offset += 1
+            starts = starts[starts + offset < len(keys)]
+            starts = starts[keys[starts] == keys[starts + offset]]
+            a, b = order[starts], order[starts + offset]
+            close = np.bitwise_count(structure[a] ^ structure[b]) <= DISTANCE
+            a, b = a[close], b[close]
+            same = np.abs(shades[a] - shades[b]).max(1, initial=0) <= SHADES
+            found.update(zip(a[same].tolist(), b[same].tolist(), strict=True))
+    return iter({(min(pair), max(pair)) for pair in found})
