@@ -33,6 +33,13 @@ COMMANDS: dict[str, Command] = {
     "batch": Command(
         "the same for every line of a manifest, sharded and resumable", "dsd_jax.infer.cli:batch"
     ),
+    "data grids": Command(
+        "paint grids of four from the prompts of a dataset in the making",
+        "dsd_jax.data.cli_grids:grids",
+    ),
+    "data pairs": Command(
+        "cut the grids into panels, filter them, and make pairs", "dsd_jax.data.cli_grids:pairs"
+    ),
     "data import": Command(
         "a table of images to a dataset of pairs", "dsd_jax.data.cli:import_dataset"
     ),
