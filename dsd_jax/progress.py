@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +14,7 @@ __all__ = ["Advance", "progress"]
 SECONDS_BETWEEN_LINES = 10.0
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Reports `amount` more units done."""
 
