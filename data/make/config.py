@@ -35,8 +35,10 @@ from typing import Any, ClassVar
 from dsd_jax.data.llm.config import ProviderConfig, from_table
 from dsd_jax.data.make.captions import CaptionsConfig
 from dsd_jax.data.make.describe import CaptionConfig
+from dsd_jax.data.make.grids import GridsConfig
 from dsd_jax.data.make.judge import JudgeConfig
 from dsd_jax.data.make.pack import PackConfig
+from dsd_jax.data.make.pairs import PairsConfig
 from dsd_jax.data.make.parts import STAGES, Parts
 from dsd_jax.data.make.prompts import PromptsConfig
 from dsd_jax.data.make.statistics import MAKING
@@ -59,7 +61,7 @@ class MakeConfig:
 
     Attributes:
         root: folder of the dataset in the making.
-        captions, prompts, judge, caption, pack: the stages' sections.
+        captions, prompts, grids, pairs, judge, caption, pack: sections of the stages.
         providers: whom the stages can ask, by name.
         base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
         parts: files per stage; fixed once the folder is begun.
@@ -74,6 +76,8 @@ class MakeConfig:
     judge: JudgeConfig
     caption: CaptionConfig
     providers: Mapping[str, ProviderConfig] = dataclasses.field(default_factory=dict)
+    grids: GridsConfig = dataclasses.field(default_factory=GridsConfig)
+    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
     pack: PackConfig = dataclasses.field(default_factory=PackConfig)
     base_path: str = BASE
     parts: int = 64

@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal
 
 from dsd_jax.data.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
 from dsd_jax.data.make.answers import failed, json_of, problem_of, user
+from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.types import UserError
 
-__all__ = ["ASPECTS", "Judge", "JudgeConfig", "Pictures", "verdict_of"]
+__all__ = ["ASPECTS", "Judge", "JudgeConfig", "verdict_of"]
 
 STAGE = "judge"
 ASPECTS = ("form", "colour", "material", "details", "identity")
@@ -26,9 +27,6 @@ MOST = 10  # of the scale of an aspect
 _STEPS = ("step_1", "step_2", "step_3")
 _WORD = re.compile(r"[^\W_]+")
 _ECHO = re.compile(r"\byes\W+(?:or|nor|and)\W+no\W*$", re.IGNORECASE)  # the question, not an answer
-
-Pictures = Callable[[Row], tuple[bytes, bytes]]
-"""Reference and target panel of a row of pairs, as PNG files."""
 
 _SCORES_SCHEMA = {
     "type": "object",

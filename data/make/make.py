@@ -5,15 +5,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from dsd_jax.data.make.pairs import boxes_of, grid_png, panel_png
-
 from dsd_jax.data.llm.config import ProviderConfig
 from dsd_jax.data.llm.messages import Ask
 from dsd_jax.data.llm.session import Session
 from dsd_jax.data.make.captions import CaptionFilter, sampled
 from dsd_jax.data.make.config import MakeConfig, begin_stage
+from dsd_jax.data.make.crops import Box, Pictures, boxes_of, grid_file
 from dsd_jax.data.make.describe import Describer
-from dsd_jax.data.make.judge import Judge, Pictures
+from dsd_jax.data.make.judge import Judge
+from dsd_jax.data.make.pairs import panel_png
 from dsd_jax.data.make.parts import Parts, Row, Shard
 from dsd_jax.data.make.prompts import PromptWriter
 from dsd_jax.progress import progress
@@ -27,20 +27,22 @@ _Work = Callable[[Any, Ask], Awaitable[list[Row]]]
 _Items = Callable[[int], tuple[list[Row], list[Any]]]
 """Of a part: rows that need no question, and what is asked about."""
 
-_PANELS = 256  # kept; one is in up to six pairs, in both directions
+
+_PANELS = 256  # in memory; one is in up to six pairs
 
 
 def panels_of(parts: Parts) -> Pictures:
-    """The panels of a row of pairs, cropped from its grid."""
+    """What crops the panels of a row of pairs from its grid: they are never stored."""
 
     @functools.lru_cache(_PANELS)
-    def panel(grid: str, box: tuple[int, int, int, int]) -> bytes:
-        return panel_png(parts.root, grid, box)
+    def panel(grid: str, box: Box) -> bytes:
+        return panel_png(parts, grid, box)
 
     def pictures(pair: Row) -> tuple[bytes, bytes]:
+        boxes = boxes_of(pair)
+        assert boxes is not None  # it was kept
         grid = pair["id"].rpartition("-")[0]
-        reference, target = boxes_of(pair)
-        return panel(grid, reference), panel(grid, target)
+        return panel(grid, boxes[0]), panel(grid, boxes[1])
 
     return pictures
 
@@ -112,8 +114,12 @@ def _stage(
             writer = PromptWriter(config.prompts, wording, count_tokens())
             return lambda part: ([], _kept(parts, "captions", part)), _single(writer)
         case "judge":
-            grid = functools.partial(grid_png, parts.root)
-            judge = Judge(config.judge, wording, panels_of(parts), grid)
+            judge = Judge(
+                config.judge,
+                wording,
+                panels_of(parts),
+                lambda grid: grid_file(parts, grid).read_bytes(),
+            )
             return lambda part: ([], _by_grid(_kept(parts, "pairs", part))), judge
         case _:
             describer = Describer(config.caption, wording, count_tokens(), panels_of(parts))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from dsd_jax.data.make.judge import Pictures
+from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import STAGES, Parts, Row
 from dsd_jax.data.make.statistics import Tally, ledger_totals, tally
 from dsd_jax.data.records import PairRecord, png_bytes

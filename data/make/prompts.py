@@ -26,12 +26,13 @@ _QUADRANTS = tuple(
 )
 # What stands between "a grid of" and the subject: numbers, media, verbs of showing.
 _FILLERS = frozenset(
-    """a an the of four 4 2x2 evenly equally separated split divided spaced equal even panel panels
-    image images picture pictures photo photos photograph photographs photographic illustration
-    illustrations quadrant quadrants frame frames comic manga strip page shot shots scene scenes
-    same identical one single showing shows show depicting depicts depict featuring features
-    with each every in style real realistic cinematic digital art render renders painting
-    paintings watercolour watercolours watercolor watercolors sketch sketches drawing drawings""".split()
+    """a an the of four 4 2x2 evenly equally separated split divided spaced equal even panel
+    panels image images picture pictures photo photos photograph photographs photographic
+    illustration illustrations quadrant quadrants frame frames comic manga strip page
+    shot shots scene scenes same identical one single showing shows show depicting
+    depicts depict featuring features with each every in style real realistic cinematic
+    digital art render renders painting paintings watercolour watercolours watercolor
+    watercolors sketch sketches drawing drawings""".split()
 )
 _SUBJECT_WORDS = 4
 

@@ -26,8 +26,8 @@ function show() {
   const visible = new Set(fitting.slice(page * PER_PAGE, (page + 1) * PER_PAGE));
   for (const card of cards) card.hidden = !visible.has(card);
   element("none").hidden = fitting.length > 0;
-  element("shown").textContent =
-    `${fitting.length} grids, ${pairs} rows; page ${page + 1} of ${pages}`;
+  element("shown").textContent = `${fitting.length} grids, ${pairs} rows`;
+  element("page").textContent = `page ${page + 1} of ${pages}`;
   element("before").disabled = page === 0;
   element("after").disabled = page === pages - 1;
 }

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsd_jax.data.make.pairs import boxes_of, grid_png
 from PIL import Image
 
+from dsd_jax.data.make.crops import boxes_of, grid_file
 from dsd_jax.data.make.parts import STAGES, Parts, Row
 from dsd_jax.data.shards import write_file
 from dsd_jax.images import open_image
@@ -80,7 +80,7 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
         cards.append(_card(grid, number, size, [pair for pair, _, _ in shown]))
     script = (_FOLDER / "view.js").read_text(encoding="utf-8")
     template = string.Template((_FOLDER / "view.html").read_text(encoding="utf-8"))
-    what = f"{len(chosen):,} of {total:,} grids, a sample" if total > len(chosen) else "All grids"
+    what = f"{len(cards):,} of {total:,} grids, a sample" if total > len(cards) else "All grids"
     page = template.substitute(
         policy=_policy(script),
         title=html.escape(title),
@@ -97,7 +97,7 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from None
     write_file(output, page.encode("utf-8", "replace"))
-    return len(chosen), total
+    return len(cards), total
 
 
 def _policy(script: str) -> str:
@@ -149,7 +149,7 @@ def _joined(parts: Parts, chosen: Mapping[int, set[str]]) -> Iterator[_Grid]:
 def _add_picture(parts: Parts, grid: str, number: int, pictures: list[str]) -> tuple[int, int]:
     """Adds the style with a small copy of a grid; width and height of the original."""
     try:
-        image = open_image(grid_png(parts.root, grid))
+        image = open_image(grid_file(parts, grid).read_bytes())
     except (UserError, OSError):
         return 0, 0
     size = image.size
@@ -187,7 +187,7 @@ def _card(grid: _Grid, number: int, size: tuple[int, int], pairs: Iterable[str])
 
 def _boxes(grid: _Grid) -> dict[str, tuple[int, int, int, int]]:
     """Panel number to its box."""
-    found = {}
+    found: dict[str, tuple[int, int, int, int]] = {}
     for pair in grid.pairs:
         if boxes := boxes_of(pair["pairs"]):
             ends = pair["pairs"]["id"].rpartition("-")[2]
@@ -223,13 +223,18 @@ def _pair(rows: Mapping[str, Row], number: int, size: tuple[int, int]) -> tuple[
         panels = "".join(_panel(box, size, number) for box in boxes)
     badge = f'<span class="badge {_safe(status)}">{_safe(verdict)}</span>'
     told = " · ".join(str(x) for x in (reason, last.get("detail"), _scores(judged)) if x)
-    where = f'<span class="where">{_safe(pair["id"].rpartition("-")[2])} {_safe(told)}</span>'
+    where = f'<span class="where">{_safe(_ends(pair))} {_safe(told)}</span>'
     text = (
         f'<div class="pair" data-verdict="{_safe(verdict)}" data-reason="{_safe(reason)}">'
         f'<div class="panels">{panels}</div><div>{badge}{where}{_words(words)}{_turns(judged)}'
         "</div></div>"
     )
     return text, verdict, reason
+
+
+def _ends(pair: Row) -> str:
+    ends = pair["id"].rpartition("-")[2]
+    return " → ".join(ends) if len(ends) == 2 else ""  # of a grid without pairs there are none
 
 
 def _panel(box: tuple[int, int, int, int], size: tuple[int, int], number: int) -> str:

@@ -1,0 +1,105 @@
+"""Statistics of a making: counts that add up, and measures that see repetition."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dsd_jax.data.make.parts import Row
+from dsd_jax.data.make.statistics import (
+    diversity,
+    judging,
+    making_folder,
+    plot_making,
+    tables,
+    tally,
+)
+from dsd_jax.types import UserError
+from tests.data.make.made import write_making
+
+
+def shown(root: Path) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    for table in tables(root):
+        console.print(table)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_rows_are_counted_by_status_and_reason(tmp_path: Path):
+    counts = tally(write_making(tmp_path, 6), "judge")
+    assert (counts.rows, counts.kept, counts.finished) == (30, 12, 2)
+    assert counts.reasons["undecided", "neither yes nor no"] == 6
+    assert counts.models == {"model-1": 30}
+
+
+def test_the_tables_tell_yields_judgements_diversity_and_subjects(tmp_path: Path):
+    write_making(tmp_path, 6)
+    text = shown(tmp_path)
+    for words in (
+        "near copy",
+        "no clear subject",
+        "neither yes nor no",
+        "red fox",
+        "distinct 2-gr",
+    ):
+        assert words in text
+    (line,) = (line for line in text.splitlines() if "undecided" in line and "20.0 %" in line)
+    assert "6" in line
+
+
+def test_an_unfinished_folder_is_shown_as_far_as_it_is(tmp_path: Path):
+    parts = write_making(tmp_path, 6)
+    for stage in ("judge", "caption"):
+        for part in range(parts.count):
+            parts.path(stage, part).unlink()
+    assert "0/2" in shown(tmp_path)
+
+
+def prompt(text: str, subject: str) -> Row:
+    return {"id": "x", "status": "kept", "prompt": text, "subject": subject}
+
+
+def test_repetition_lowers_every_measure_of_diversity():
+    same = diversity(
+        prompt("a grid of four red robots: top-left in rain", "robot") for _ in range(9)
+    )
+    letters = "abcdefghi"
+    other = diversity(
+        prompt(" ".join(letter * n for n in range(1, 9)), letter) for letter in letters
+    )
+    assert same.effective == pytest.approx(1)
+    assert other.effective == pytest.approx(9)
+    assert same.distinct[2] == pytest.approx(1 / 9)
+    assert other.distinct[2] == 1
+    assert (same.overlap, other.overlap) == (1, 0)
+    assert same.subjects == {"robot": 9}
+
+
+def test_rejected_prompts_do_not_count():
+    assert diversity([{"id": "x", "status": "rejected", "reason": "too long"}]).prompts == 0
+
+
+def test_the_judges_doubts_are_counted(tmp_path: Path):
+    judged = judging(write_making(tmp_path, 6).rows("judge"))
+    assert judged.verdicts == {"yes": 12, "no": 6, "undecided": 6, "failed": 6}
+    assert judged.undecided_share == 0.2
+    assert judged.asked_again == 6
+    audit = {"status": "kept", "verdict": "yes", "turns": []}
+    judged = judging([{**audit, "grid_verdict": "yes"}, {**audit, "grid_verdict": "no"}, audit])
+    assert (judged.audited, judged.agreed) == (2, 1)
+
+
+def test_a_plot_is_drawn(tmp_path: Path):
+    write_making(tmp_path / "made", 6)
+    plot_making(tmp_path / "made", tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1000
+
+
+def test_a_folder_of_something_else_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="is no dataset in the making: it has no readable making"):
+        making_folder(tmp_path)

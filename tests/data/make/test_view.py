@@ -1,0 +1,105 @@
+"""The page to look at: whole, self-contained, and deaf to markup in what models said."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dsd_jax.data.make.view import write_page
+from dsd_jax.types import UserError
+from tests.data.make.made import EVIL, write_making
+
+
+class Elements(HTMLParser):
+    """Every tag with its attributes, the way a browser reads them, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(folder: Path, limit: int = 100, **made: object) -> str:
+    parts = write_making(folder / "made", **made)  # type: ignore[arg-type]
+    write_page(parts, folder / "page.html", limit, "foxes")
+    return (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_every_grid_pair_and_word_is_there(tmp_path: Path):
+    text = page(tmp_path, grids=6)
+    found = Elements(text)
+    pairs = [attributes for tag, attributes in found.tags if attributes.get("class") == "pair"]
+    assert len(pairs) == 36
+    assert {pair["data-verdict"] for pair in pairs} == {
+        "yes",
+        "no",
+        "undecided",
+        "failed",
+        "rejected before the judge",
+    }
+    assert {pair["data-reason"] for pair in pairs} >= {"near copy", "neither yes nor no", ""}
+    boxes = [attributes["style"] for tag, attributes in found.tags if tag == "i"]
+    assert len(boxes) == 24
+    assert "left: 51.562%; top: 1.562%; width: 46.875%; height: 46.875%" in boxes
+    assert text.count("data:image/jpeg;base64,") == 6
+    assert "a grid of four photos of a tin robot" in found.text
+    assert "move the red fox from 1 to 2" in found.text
+
+
+def test_what_a_model_said_cannot_become_markup(tmp_path: Path):
+    plain, evil = page(tmp_path / "a"), page(tmp_path / "b", said=EVIL)
+    tags = [(tag, list(names)) for tag, names in Elements(plain).tags]
+    assert [(tag, list(names)) for tag, names in Elements(evil).tags] == tags
+    assert "document.title='owned'" in Elements(evil).text
+    assert "<script>document" not in evil
+    assert "\u202e" not in evil
+
+
+def test_the_policy_lets_no_script_run_but_ours(tmp_path: Path):
+    text = page(tmp_path)
+    (policy,) = (
+        attributes["content"]
+        for tag, attributes in Elements(text).tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in str(policy)
+    assert "default-src 'none'" in str(policy)
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path: Path):
+    found = Elements(page(tmp_path))
+    assert not [1 for _, attributes in found.tags if {"src", "href"} & set(attributes)]
+
+
+def test_of_many_grids_a_sample_is_shown(tmp_path: Path):
+    text = page(tmp_path, limit=3, grids=10)
+    assert text.count("<article") == 3
+    assert "3 of 10 grids, a sample" in text
+
+
+def test_an_unfinished_folder_shows_what_there_is(tmp_path: Path):
+    parts = write_making(tmp_path, 4)
+    for stage in ("pairs", "judge", "caption"):
+        parts.path(stage, 0).unlink()
+    write_page(parts, tmp_path / "page.html", 10, "foxes")
+    assert (tmp_path / "page.html").read_text().count("<article") == 4
+
+
+def test_without_grids_there_is_no_page(tmp_path: Path):
+    parts = write_making(tmp_path, 1, parts=1)
+    parts.path("grids", 0).unlink()
+    with pytest.raises(UserError, match="no finished part of `grids` to look at"):
+        write_page(parts, tmp_path / "page.html", 10, "foxes")
