@@ -46,12 +46,25 @@ def import_dataset(
         print(f"{target / 'rejected.jsonl'} says why")
 
 
-def stats(dataset: tyro.conf.Positional[Path]) -> None:
-    """Print counts by task, sizes, lengths of texts and the most frequent subjects.
+def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None:
+    """Print what is in a dataset, or how a dataset in the making came about.
 
     Args:
-        dataset: Dataset folder.
+        dataset: Dataset folder, or the root of a dataset in the making.
+        plot: PNG file to draw yields, reasons, subjects and costs of a making to.
     """
+    from dsd_jax.data.make.statistics import MAKING, plot_making, tables
+
+    if (dataset / MAKING).exists():
+        from rich.console import Console
+
+        for table in tables(dataset):
+            Console().print(table)
+        if plot is not None:
+            plot_making(dataset, plot)
+        return
+    if plot is not None:
+        raise UserError(f"{dataset} is no dataset in the making; there is nothing to plot")
     print(statistics(PairStore.open(dataset)))
 
 

@@ -33,12 +33,36 @@ COMMANDS: dict[str, Command] = {
     "batch": Command(
         "the same for every line of a manifest, sharded and resumable", "dsd_jax.infer.cli:batch"
     ),
+    "data make": Command(
+        "make a dataset of pairs by a configuration, all stages in order",
+        "dsd_jax.data.cli_make:make",
+    ),
+    "data captions": Command(
+        "sample captions without repeats, for the subjects", "dsd_jax.data.cli_make:captions"
+    ),
+    "data prompts": Command(
+        "have a prompt for a grid of four written per caption", "dsd_jax.data.cli_make:prompts"
+    ),
     "data grids": Command(
         "paint grids of four from the prompts of a dataset in the making",
         "dsd_jax.data.cli_grids:grids",
     ),
     "data pairs": Command(
         "cut the grids into panels, filter them, and make pairs", "dsd_jax.data.cli_grids:pairs"
+    ),
+    "data judge": Command(
+        "have pairs judged: the identical subject, yes or no", "dsd_jax.data.cli_make:judge"
+    ),
+    "data caption": Command(
+        "have the kept pairs described in words", "dsd_jax.data.cli_make:caption"
+    ),
+    "data pack": Command(
+        "write the kept and described pairs as a dataset", "dsd_jax.data.cli_make:pack_dataset"
+    ),
+    "data status": Command("how far every stage of a making is", "dsd_jax.data.cli_make:status"),
+    "data view": Command(
+        "a page with grids, pairs and the judge's words, for a browser",
+        "dsd_jax.data.cli_make:view",
     ),
     "data import": Command(
         "a table of images to a dataset of pairs", "dsd_jax.data.cli:import_dataset"

@@ -138,7 +138,7 @@ def _joined(parts: Parts, chosen: Mapping[int, set[str]]) -> Iterator[_Grid]:
         pairs: dict[str, list[Mapping[str, Row]]] = {}
         for name in sorted(rows["pairs"]):
             held = {s: rows[s][name] for s in ("pairs", "judge", "caption") if name in rows[s]}
-            pairs.setdefault(name.rpartition("-")[0], []).append(held)
+            pairs.setdefault(rows["pairs"][name].get("grid_id", name), []).append(held)
         for name in sorted(names):
             prompt = name.rpartition("-")[0]
             ids = {"captions": name.partition("-")[0], "prompts": prompt, "grids": name}
@@ -233,8 +233,7 @@ def _pair(rows: Mapping[str, Row], number: int, size: tuple[int, int]) -> tuple[
 
 
 def _ends(pair: Row) -> str:
-    ends = pair["id"].rpartition("-")[2]
-    return " → ".join(ends) if len(ends) == 2 else ""  # of a grid without pairs there are none
+    return " → ".join(pair["id"][-2:]) if boxes_of(pair) else ""
 
 
 def _panel(box: tuple[int, int, int, int], size: tuple[int, int], number: int) -> str:

@@ -68,7 +68,7 @@ def write_making(root: Path, grids: int = 6, parts: int = 2, said: str = "yes") 
         }
         for ends, filtered, status, reason in _PAIRS:
             name = f"{grid}-{ends}"
-            boxes = {"reference_box": BOXES[ends[0]], "target_box": BOXES[ends[1]]}
+            boxes = {"grid_id": grid, "reference_box": BOXES[ends[0]], "target_box": BOXES[ends[1]]}
             own["pairs"].append(_row(name, "rejected" if filtered else "kept", filtered, **boxes))
             if not filtered:
                 own["judge"].append(_judged(name, status, reason, said))

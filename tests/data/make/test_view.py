@@ -90,6 +90,18 @@ def test_of_many_grids_a_sample_is_shown(tmp_path: Path):
     assert "3 of 10 grids, a sample" in text
 
 
+def test_a_rejected_grid_is_shown_with_its_reason(tmp_path: Path):
+    parts = write_making(tmp_path, 1, parts=1)
+    (grid,) = parts.read("grids", 0)
+    parts.write("pairs", 0, [{"id": grid["id"], "status": "rejected", "reason": "uneven"}])
+    parts.write("judge", 0, [])
+    write_page(parts, tmp_path / "page.html", 10, "foxes")
+    found = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    (row,) = (attributes for _, attributes in found.tags if attributes.get("class") == "pair")
+    assert row["data-reason"] == "uneven"
+    assert row["data-verdict"] == "rejected before the judge"
+
+
 def test_an_unfinished_folder_shows_what_there_is(tmp_path: Path):
     parts = write_making(tmp_path, 4)
     for stage in ("pairs", "judge", "caption"):
