@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dsd_jax.data.make.config import MakeConfig, load_config, open_parts
+from dsd_jax.data.make.config import MakeConfig, begun_settings, load_config, open_parts
 from dsd_jax.data.make.make import CountTokens, panels_of, run_asking
 from dsd_jax.data.make.pack import DATASET, pack
 from dsd_jax.data.make.parts import STAGES, Shard, shard_from_environment
@@ -74,14 +74,13 @@ def caption(config: Config, worker: Work = Worker()) -> None:
     _ask(config, "caption", worker)
 
 
-def pack_dataset(config: Config, prompts: Path | None = None) -> None:
+def pack_dataset(config: Config) -> None:
     """Write the kept pairs as a dataset, `dataset` in the folder; one process for all parts.
 
     Args:
         config: TOML file of all stages.
-        prompts: File with texts in place of ours.
     """
-    _pack(load_config(config, prompts))
+    _pack(load_config(config))
 
 
 def make(config: Config, worker: Work = Worker()) -> None:
@@ -180,6 +179,5 @@ def _count_tokens(config: MakeConfig) -> CountTokens:
 
 def _pack(config: MakeConfig) -> None:
     parts = open_parts(config)
-    settings = {stage: config.settings(stage) for stage in STAGES}
-    count = pack(parts, config.pack, panels_of(parts), settings)
+    count = pack(parts, config.pack, panels_of(parts), begun_settings(parts))
     print(f"{count:,} pairs in {parts.root / DATASET}")

@@ -47,7 +47,7 @@ from dsd_jax.data.rows import nearest
 from dsd_jax.data.shards import write_file
 from dsd_jax.types import UserError
 
-__all__ = ["ASKING", "MakeConfig", "begin_stage", "load_config", "open_parts"]
+__all__ = ["ASKING", "MakeConfig", "begin_stage", "begun_settings", "load_config", "open_parts"]
 
 BASE = "black-forest-labs/FLUX.1-dev"
 ASKING = ("captions", "prompts", "judge", "caption")
@@ -184,47 +184,64 @@ def begin_stage(config: MakeConfig, stage: str) -> Parts:
     """The folder, ready for a stage: what is in it was made with these settings.
 
     Raises:
-        UserError: this stage, or one before it, was begun with other settings.
+        UserError: this stage, or one before it, was begun with other settings, or not at all.
     """
     parts = open_parts(config)
     try:
         config.root.mkdir(parents=True, exist_ok=True)
         if not (config.root / MAKING).exists():
             write_file(config.root / MAKING, json.dumps({"parts": config.parts}) + "\n")
-        (config.root / stage).mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {config.root}: {error.strerror}") from None
     after = ""
-    for each in STAGES[: STAGES.index(stage) + 1]:
-        settings = config.settings(each)
+    for each in STAGES[: STAGES.index(stage)]:
         path = config.root / each / _SETTINGS
-        if each == stage and not path.exists():
-            texts = dict(config.wording(each).texts) if "wording" in settings else {}
-            content = {"after": after, "settings": settings, "texts": texts}
-            write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        if path.exists():
-            _compare(path, each, settings, after)
-        canonical = json.dumps([after, settings], sort_keys=True)
-        after = hashlib.sha256(canonical.encode()).hexdigest()
+        if not path.exists():
+            raise UserError(
+                f"`{each}` has not been begun in {config.root}; run `dsd data {each}` first"
+            )
+        # Its wording may have come from a flag of its own command.
+        _compare(path, each, {**config.settings(each), "wording": _settings(path).get("wording")})
+        after = hashlib.sha256(path.read_bytes()).hexdigest()
+    path = config.root / stage / _SETTINGS
+    settings = config.settings(stage)
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        texts = dict(config.wording(stage).texts) if "wording" in settings else {}
+        content = {"after": after, "settings": settings, "texts": texts}
+        write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    _compare(path, stage, settings)
+    if _read(path).get("after") != after:
+        raise _other(path, "a stage before it has other settings now")
     return parts
 
 
-def _compare(path: Path, stage: str, settings: Mapping[str, Any], after: str) -> None:
-    held = _read(path)
-    before = held.get("settings", {})
+def begun_settings(parts: Parts) -> dict[str, dict[str, Any]]:
+    """What every stage was begun with."""
+    return {stage: _settings(parts.root / stage / _SETTINGS) for stage in STAGES}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return dict(_read(path).get("settings", {}))
+
+
+def _compare(path: Path, stage: str, settings: Mapping[str, Any]) -> None:
+    before = _settings(path)
     changed = [
         f"{stage}.{name} was {before.get(name)!r} and is {settings.get(name)!r}"
         for name in sorted({*before, *settings})
         if before.get(name) != settings.get(name)
     ]
-    if not changed and held.get("after") != after:
-        changed = ["a stage before it has other settings now"]
     if changed:
-        raise UserError(
-            f"{path.parent} was begun with other settings: {'; '.join(changed)}. Change the "
-            f"configuration back, choose another root, or remove {path.parent} and what was made "
-            "from it; answers that are in the ledgers are not asked for again"
-        )
+        raise _other(path, "; ".join(changed))
+
+
+def _other(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path.parent} was begun with other settings: {what}. Change the configuration back, "
+        f"choose another root, or remove {path.parent} and what was made from it; answers that are "
+        "in the ledgers are not asked for again"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dsd_jax.data.make.config import begin_stage, load_config, open_parts
+from dsd_jax.data.make.config import begin_stage, begun_settings, load_config, open_parts
 from dsd_jax.types import UserError
 
 TEXT = """
@@ -120,6 +120,23 @@ def test_speed_and_places_may_change_and_later_stages_too(tmp_path: Path):
         begin_stage(load_config(changed), "captions")
     changed.write_text(changed.read_text().replace("caption_column = 'TEXT'", ""))
     begin_stage(load_config(changed), "prompts")
+
+
+def test_a_stage_before_its_time_leaves_nothing_behind(tmp_path: Path):
+    with pytest.raises(UserError, match=r"`captions` has not been begun .* run `dsd data captions`"):
+        begin_stage(load_config(write(tmp_path)), "prompts")
+    assert not (tmp_path / "made" / "prompts").exists()
+
+
+def test_the_wording_of_an_earlier_stage_may_have_come_from_its_command(tmp_path: Path):
+    texts = tmp_path / "w.toml"
+    texts.write_text('name = "mine"\n[prompts]\nsystem = "Write."\n')
+    path = write(tmp_path)
+    begin_stage(load_config(path), "captions")
+    parts = begin_stage(load_config(path, texts), "prompts")
+    for stage in ("grids", "pairs", "judge", "caption"):
+        begin_stage(load_config(path), stage)
+    assert begun_settings(parts)["prompts"]["wording"].startswith("mine@")
 
 
 def test_a_stage_remembers_what_came_before_it(tmp_path: Path):
