@@ -166,11 +166,30 @@ def toy_teacher() -> TrainConfig:
     )
 
 
+def toy_student() -> TrainConfig:
+    """The toy teacher as a customiser: `paper` at toy size, what `dsd quickstart` trains.
+
+    LoRA on every projection, since a model so small has little to spare; the condition embedding
+    in full.
+    """
+    return _change(
+        toy(),
+        steps=900,
+        batch_size=32,
+        height=32,
+        width=64,
+        lora=LoraConfig(rank=32, targets="all"),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.99
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
         paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, toy, tiny,
-        toy_vae, toy_teacher,
+        toy_vae, toy_teacher, toy_student,
     )
 }  # fmt: skip
 

@@ -81,7 +81,7 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Callable[[str], Non
     _begin(folder, budget)
     cases = make_cases(budget.cases)
     _write_captions(folder / "captions.csv", budget.captions)
-    _write_making(folder / "making.toml")
+    _write_making(folder / "making.toml", budget)
     _write_manifests(folder, cases, budget.steps)
     timed = []
     for words in _commands(folder, budget):
@@ -112,10 +112,7 @@ def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
     sampling = ["--base_path", base, "--dtype", "float32"]
     yield ["data", "captions", making]
     yield ["data", "prompts", making]
-    yield [
-        "data", "grids", making, "--height", "64", "--width", "64",
-        "--steps", str(budget.steps), "--dtype", "float32",
-    ]  # fmt: skip
+    yield ["data", "grids", making, "--batch_size", "32"]
     for stage in ("pairs", "judge", "caption", "pack"):
         yield ["data", stage, making]
     yield ["data", "stats", str(folder / "making")]
@@ -152,13 +149,12 @@ def _write_captions(path: Path, count: int) -> None:
             table.writerow([describe(pool[number], Scene(background, "center"))])
 
 
-def _write_making(path: Path) -> None:
+def _write_making(path: Path, budget: Budget) -> None:
     path.write_text(
-        f"""# What `dsd data make` reads. With FLUX.1-dev as base_path and a provider such as
-#   kind = "openai", model = "..."
-# the same file makes pairs of real pictures.
+        f"""# What `dsd data make` reads. With FLUX.1-dev as base_path, grids of 1024 x 1024 pixels and
+# a provider such as kind = "openai", model = "...", it makes pairs of real pictures.
 root = "making"
-base_path = "{toy_flux_path()}"
+base_path = {json.dumps(str(toy_flux_path()))}
 parts = 4
 
 [providers.toy]
@@ -167,17 +163,29 @@ model = "toy"
 
 [captions]
 source = ["captions.csv"]
-count = {sum(1 for _ in path.with_name("captions.csv").open()) - 1}
+count = {budget.captions}
 similarity = 1.0  # the toy world has few words
 
 [prompts]
 provider = "toy"
+
+[grids]
+height = 64
+width = 64
+steps = {budget.steps}
+dtype = "float32"
+
+[pairs.check]
+margin = 0.0  # panels touch, and nothing blurs between them
 
 [judge]
 provider = "toy"
 
 [caption]
 provider = "toy"
+
+[pack]
+size = [32, 32]
 """,
         encoding="utf-8",
     )
