@@ -121,7 +121,7 @@ class ProviderConfig:
     @property
     def key_env(self) -> str | None:
         """The variable that holds the key, or None if none is sent from the environment."""
-        if self.api_key_env or self.api_key_file:
+        if self.api_key_env or self.api_key_file or self.mode == "file":
             return self.api_key_env
         return (_KEY_NAMES[self.kind] or None) if self.base_url is None else None
 

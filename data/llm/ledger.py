@@ -24,7 +24,7 @@ from dsd_jax.data.llm.messages import Answer, Request
 from dsd_jax.data.llm.transport import Raw
 from dsd_jax.types import UserError
 
-__all__ = ["Caps", "Ledger", "Outcome", "Spent", "Totals", "read_totals"]
+__all__ = ["Batch", "Caps", "Ledger", "Outcome", "Spent", "Totals", "read_totals"]
 
 R = TypeVar("R")
 Outcome = Literal["answered", "unreadable", "lost", "failed"]
@@ -60,6 +60,23 @@ INSERT OR IGNORE INTO spent VALUES (1, 0, 0, 0.0);
 """
 _VERSION = 1
 _SIBLINGS_S = 1.0  # how old the sums of the stage's other ledgers may be
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Questions that went out together.
+
+    Attributes:
+        number: in the ledger.
+        tag: under which it was handed over, so that it can be found at the provider.
+        remote: the provider's name of it; None: nobody knows whether it arrived.
+        begun_at: when its intents were written, in seconds of the epoch.
+    """
+
+    number: int
+    tag: str
+    remote: str | None
+    begun_at: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +256,69 @@ class Ledger:
             )
         )
 
+    def open_batches(self) -> list[Batch]:
+        """Batches of which the end is not known."""
+        rows = self._db.execute(
+            "SELECT id, tag, remote, begun_at FROM batches WHERE NOT done ORDER BY id"
+        )
+        return [Batch(*row) for row in rows]
+
+    async def begin_batch(
+        self, tag: str, questions: Sequence[tuple[str, Request, int, float]], model: str
+    ) -> Batch:
+        """As `intend`, for questions that go out together.
+
+        Raises:
+            UserError: as there.
+        """
+        now = time.time()
+
+        def change() -> Batch:
+            self._check_caps(_most(questions))
+            number = _row_id(
+                self._db.execute(
+                    "INSERT INTO batches (tag, model, count, begun_at) VALUES (?, ?, ?, ?)",
+                    (tag, model, len(questions), now),
+                )
+            )
+            self._intend(questions, model, number)
+            return Batch(number, tag, None, now)
+
+        return await self.write(change)
+
+    async def handed_over(self, batch: Batch, remote: str) -> Batch:
+        """Notes the provider's name of a batch."""
+        await self.write(
+            lambda: self._db.execute(
+                "UPDATE batches SET remote = ? WHERE id = ?", (remote, batch.number)
+            )
+        )
+        return dataclasses.replace(batch, remote=remote)
+
+    async def end_batch(
+        self,
+        batch: Batch,
+        results: Mapping[str, tuple[Raw, Answer | None] | str],
+        missing: str,
+    ) -> None:
+        """Keeps what came of a batch: answers, or words why there is none; `missing` for others."""
+
+        def change() -> None:
+            attempts = self._db.execute(
+                "SELECT id, key FROM intents WHERE batch = ? AND outcome IS NULL", (batch.number,)
+            ).fetchall()
+            for attempt, key in attempts:
+                result = results.get(key, missing)
+                if isinstance(result, str):
+                    self._ended(attempt, "failed", result)
+                else:
+                    self._answered(attempt, *result)
+            self._db.execute(
+                "UPDATE batches SET done = 1, detail = ? WHERE id = ?", (missing, batch.number)
+            )
+
+        await self.write(change)
+
     async def write(self, change: Callable[[], R]) -> R:
         """Runs a change within the next commit and waits for it.
 
@@ -290,9 +370,7 @@ class Ledger:
         model: str,
         batch: int | None,
     ) -> list[int]:
-        wanted = Spent(
-            len(questions), sum(each[2] for each in questions), sum(each[3] for each in questions)
-        )
+        wanted = _most(questions)
         self._check_caps(wanted)
         self._spend(wanted.calls, wanted.tokens, wanted.cost)
         now = time.time()
@@ -440,6 +518,11 @@ def _reader(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise UserError(f"there is no ledger {path}")
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _most(questions: Sequence[tuple[str, Request, int, float]]) -> Spent:
+    tokens, cost = (sum(each[i] for each in questions) for i in (2, 3))
+    return Spent(len(questions), tokens, cost)
 
 
 def _row_id(cursor: sqlite3.Cursor) -> int:

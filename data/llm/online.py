@@ -14,13 +14,14 @@ from dsd_jax.data.llm.ledger import Ledger
 from dsd_jax.data.llm.limits import Pace
 from dsd_jax.data.llm.messages import Answer, Request, Unanswered
 from dsd_jax.data.llm.prices import Prices, expected_tokens
-from dsd_jax.data.llm.transport import Failed, Raw, Transport
+from dsd_jax.data.llm.transport import BatchTransport, Failed, Raw, Transport
 from dsd_jax.types import UserError
 
 __all__ = ["Books", "Online", "wait_before"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 PATIENCE_S = 900.0  # a server that asks for a longer wait ends the run instead
+_ALL_REFUSED = 10  # questions, without an answer to any: it is not the questions
 _WINDOW = 100  # latest attempts that tell a server in trouble from a question in trouble
 
 
@@ -35,7 +36,7 @@ class Books:
         self,
         config: ProviderConfig,
         ledger: Ledger,
-        transport: Transport,
+        transport: Transport | BatchTransport,
         halt: Halt,
         prices: Prices,
         secret: str | None,
@@ -106,20 +107,22 @@ class Books:
 class Online:
     """Asks each question when it comes."""
 
-    def __init__(self, books: Books, pace: Pace) -> None:
-        self._books, self._pace = books, pace
+    def __init__(self, books: Books, transport: Transport, pace: Pace) -> None:
+        self._books, self._transport, self._pace = books, transport, pace
         self._slots = asyncio.Semaphore(books.config.max_in_flight)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._fine: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
         self._answers = 0
+        self._refusals: dict[str, str] = {}
         self.sending: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, item: int, request: Request) -> Answer:
         """The answer, from the ledger or by as many attempts as it takes.
 
         Raises:
             Unanswered: there will be none.
         """
+        del item
         key = request.key(self._books.config.model)
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:  # the same question twice at once is asked once
@@ -129,6 +132,12 @@ class Online:
             await self._books.halt.forever()
         return answer
 
+    def quiet(self, live: int) -> None:
+        """As `Waves.quiet`: questions go out by themselves here."""
+
+    async def close(self) -> None:
+        """As `Waves.close`."""
+
     async def _ask(self, key: str, request: Request) -> Answer:
         before = self._answers
         for attempt in itertools.count(1):
@@ -137,13 +146,29 @@ class Online:
                 return result
             reason = await self._weigh(result, attempt, before)
             if reason is not None:
-                await self._books.ledger.refused(key, reason)
+                await self._refuse(key, reason)
                 raise Unanswered(reason)
             wait = wait_before(attempt, result)
             if result.retry_after is not None:
                 self._pace.pause(wait)
             await asyncio.sleep(wait)
         raise AssertionError
+
+    async def _refuse(self, key: str, reason: str) -> None:
+        """Notes refusals for good, but only when the provider is known to answer others."""
+        self._refusals[key] = reason
+        if self._answers:
+            refusals, self._refusals = self._refusals, {}
+            for each, why in refusals.items():
+                await self._books.ledger.refused(each, why)
+        elif len(self._refusals) >= _ALL_REFUSED:
+            self._books.halt.trip(
+                UserError(
+                    f"all of the first {len(self._refusals)} questions were refused, the last "
+                    f"with: {reason}"
+                )
+            )
+            await self._books.halt.forever()
 
     async def _attempt(self, key: str, request: Request) -> Answer | Failed:
         tokens, cost = self._books.expected(request)
@@ -167,7 +192,7 @@ class Online:
             return Failed("fatal", str(error))
         try:
             async with asyncio.timeout(books.config.timeout):
-                raw = books.clean(await books.transport.send(request))
+                raw = books.clean(await self._transport.send(request))
         except TimeoutError:
             failed = Failed("retry", f"no answer in {books.config.timeout:g} s", maybe_charged=True)
         except Failed as error:
@@ -198,25 +223,20 @@ class Online:
         reason = books.scrubbed(str(failed))
         if failed.kind == "invalid":
             return reason
-        if failed.kind == "fatal":
-            return await self._end(reason)
-        if failed.retry_after is not None and failed.retry_after > PATIENCE_S:
-            return await self._end(
-                f"{reason}; the server asks to wait {failed.retry_after:.0f} s: start again then"
+        if failed.kind == "retry":
+            asked = failed.retry_after or 0.0
+            if attempt <= books.config.retries and asked <= PATIENCE_S:
+                return None
+            if self._answers > before and sum(self._fine) * 2 > len(self._fine):
+                # The server works for others, so it is this question that it cannot answer.
+                return f"no answer in {attempt} attempts: {reason}"
+            when = f" in {asked:.0f} s" if asked else " when it works"
+            reason = (
+                f"{books.config.url} gave no answer in {attempt} attempts, the last time: "
+                f"{reason}; start again{when}, nothing is lost"
             )
-        if attempt <= books.config.retries:
-            return None
-        if self._answers > before and sum(self._fine) * 2 > len(self._fine):
-            # The server works for others, so it is this question that it cannot answer.
-            return f"no answer in {attempt} attempts: {reason}"
-        return await self._end(
-            f"{books.config.url} gave no answer in {attempt} attempts, the last time: {reason}; "
-            "start again when it works, nothing is lost"
-        )
-
-    async def _end(self, message: str) -> None:
-        self._books.halt.trip(UserError(message))
-        await self._books.halt.forever()
+        books.halt.trip(UserError(reason))
+        return await books.halt.forever()
 
 
 def wait_before(attempt: int, failed: Failed) -> float:

@@ -60,6 +60,8 @@ def chat_body(request: Request, provider: ProviderConfig) -> dict[str, Any]:
 
 def _limit_name(provider: ProviderConfig) -> str:
     # OpenAI's newer models refuse the old name; some other servers do not know the new one.
+    if provider.mode == "file":
+        return "max_tokens"
     host = urllib.parse.urlsplit(provider.url).hostname or ""
     return "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
 

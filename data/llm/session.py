@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import signal
@@ -14,10 +15,11 @@ from dsd_jax.data.llm.config import ProviderConfig
 from dsd_jax.data.llm.halt import Halt
 from dsd_jax.data.llm.ledger import Caps, Ledger
 from dsd_jax.data.llm.limits import Pace
-from dsd_jax.data.llm.messages import Answer, Ask, Request
+from dsd_jax.data.llm.messages import Ask
 from dsd_jax.data.llm.online import Books, Online
 from dsd_jax.data.llm.prices import load_prices
-from dsd_jax.data.llm.transport import Transport
+from dsd_jax.data.llm.transport import BatchTransport, Transport
+from dsd_jax.data.llm.waves import Waves
 from dsd_jax.types import UserError
 
 __all__ = ["Session"]
@@ -49,6 +51,8 @@ class Session:
             UserError: no key, or a cap on money for a model without a price.
         """
         self.provider, self.ledger = provider, ledger
+        if ledger is None and provider.mode != "online":
+            raise UserError(f'mode "{provider.mode}" needs a ledger on disk; use mode "online"')
         self._secret = provider.key()
         self._prices = load_prices(provider.prices)
         if provider.max_cost is not None and provider.model not in self._prices.models:
@@ -109,12 +113,16 @@ class Session:
     async def _begin(
         self, ledger: Ledger, items: Iterable[T], work: Callable[[T, Ask], Awaitable[R]]
     ) -> "_Run[T, R]":
-        halt = Halt()
-        transport = _transport(self.provider, self._secret)
-        books = Books(self.provider, ledger, transport, halt, self._prices, self._secret)
-        pace = Pace(self.provider.requests_per_minute, self.provider.tokens_per_minute)
-        online = Online(books, pace)
-        return _Run(items, work, online, halt, transport, live=2 * self.provider.max_in_flight)
+        provider, halt = self.provider, Halt()
+        pace = Pace(provider.requests_per_minute, provider.tokens_per_minute)
+        if provider.mode == "online":
+            transport = _transport(provider, self._secret)
+            books = Books(provider, ledger, transport, halt, self._prices, self._secret)
+            online = Online(books, transport, pace)
+            return _Run(items, work, online, halt, transport, live=2 * provider.max_in_flight)
+        batches = _batches(provider, self._secret, self.ledger)
+        books = Books(provider, ledger, batches, halt, self._prices, self._secret)
+        return _Run(items, work, Waves(books, batches), halt, batches, live=provider.items_at_once)
 
 
 class _Run(Generic[T, R]):
@@ -124,9 +132,9 @@ class _Run(Generic[T, R]):
         self,
         items: Iterable[T],
         work: Callable[[T, Ask], Awaitable[R]],
-        asking: Online,
+        asking: Online | Waves,
         halt: Halt,
-        transport: Transport,
+        transport: Transport | BatchTransport,
         live: int,
     ) -> None:
         self.halt = halt
@@ -158,6 +166,7 @@ class _Run(Generic[T, R]):
             self._fill()
             if not self._tasks:
                 return []
+            self._asking.quiet(len(self._tasks))
             await self.halt.wake.wait()
             self.halt.wake.clear()
 
@@ -172,15 +181,12 @@ class _Run(Generic[T, R]):
 
     async def _one(self, number: int, item: T) -> None:
         try:
-            row = await self._work(item, self._ask)
+            row = await self._work(item, functools.partial(self._asking.ask, number))
             self._rows.append((item, row))  # looked up after the wait: the list is replaced
         except Exception as error:  # noqa: BLE001 - raised again where the run is driven
             self.halt.trip(error)
         del self._tasks[number]
         self.halt.wake.set()
-
-    async def _ask(self, request: Request) -> Answer:
-        return await self._asking.ask(request)
 
     def interrupt(self) -> None:
         """Ctrl-C: the first lets what is on its way arrive, the second does not."""
@@ -202,6 +208,7 @@ class _Run(Generic[T, R]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._asking.close()
         await self._transport.close()
 
 
@@ -218,6 +225,17 @@ def _transport(provider: ProviderConfig, secret: str | None) -> Transport:
     from dsd_jax.data.llm.openai import OpenAITransport  # noqa: PLC0415
 
     return OpenAITransport(provider, secret)
+
+
+def _batches(provider: ProviderConfig, secret: str | None, ledger: Path | None) -> BatchTransport:
+    from dsd_jax.data.llm.batches import GeminiBatches, OpenAIBatches  # noqa: PLC0415
+    from dsd_jax.data.llm.files import Files  # noqa: PLC0415
+
+    if provider.mode == "file":
+        assert ledger is not None
+        return Files(provider, ledger)
+    kind = OpenAIBatches if provider.kind == "openai" else GeminiBatches
+    return kind(provider, secret)
 
 
 @contextlib.contextmanager

@@ -307,7 +307,8 @@ class Server:
         if batch["status"] != "in_progress" or batch["polls"] <= self.polls:
             return batch
         lines, expired = self._lines(batch["input_file_id"])
-        good, bad = [], []
+        good: list[str] = []
+        bad: list[str] = []
         for line in reversed(lines):  # in another order than they came
             status, content = self._line(line["url"], line["body"])
             response = {"status_code": status, "request_id": f"r-{self.paid}", "body": content}
@@ -472,7 +473,7 @@ def _openai_turns(body: Mapping[str, Any]) -> tuple[Turns, tuple[bytes, ...]]:
 
 def _gemini_turns(body: Mapping[str, Any]) -> tuple[Turns, tuple[bytes, ...]]:
     system = body.get("systemInstruction")
-    messages = [{**system, "role": "system"}] if system else []
+    messages: list[Any] = [{**system, "role": "system"}] if system else []
     turns, pictures = [], []
     for message in messages + body["contents"]:
         role = {"model": "assistant"}.get(message["role"], message["role"])
