@@ -1,0 +1,365 @@
+"""The making of a dataset killed at random moments and started again until it is done.
+
+    python -m benchmarks.make_murder [--captions 110] [--kills 20] [--seed 0]
+
+All stages run, from a file of captions to the packed dataset, with drawn grids in place of the
+teacher's. The questions go through the real clients, half of them OpenAI's and half Google's, to a
+server of this machine that bills every answer and is unreliable: 429 with and without Retry-After,
+500, connections cut before and within an answer, half an answer, blocked answers, refused
+questions. What it says depends on the question alone.
+
+First it runs undisturbed, then with SIGKILL at random moments. Every row of every stage and every
+byte of the dataset must be the same, every question must have one answer in the ledgers, and it may
+be sent again only after an attempt that brought no answer. The bill must be what the ledgers say:
+exactly so undisturbed; of a call that a kill cut off, nobody here can know whether it was billed.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.grid_scenes import FAULTS, GOOD, STYLES, draw
+from benchmarks.results import save
+from dsd_jax.convert.random_pipeline import write_random_pipeline
+from dsd_jax.data.make.parts import STAGES
+from tests.data.llm.server import BadJson, Drop, Question, Reply, Server, Status
+
+__all__ = ["DrawnTeacher", "make", "murder"]
+
+SIDE = 192  # pixels of a grid
+IN_FLIGHT = 8
+DELAY_S = 0.05  # of an answer
+FAULTY = 0.04  # share of questions that meet a fault that passes
+PATIENCE_S = 600.0
+MARK = "ready"  # file that a child leaves when its imports are done
+PARTS = 4
+CONFIG = """
+root = "made"
+base_path = "flux"
+parts = {parts}
+
+[providers.writer]
+kind = "openai"
+model = "gpt-4o-2024-11-20"
+base_url = "{openai}"
+max_in_flight = {in_flight}
+retries = 12
+
+[providers.viewer]
+kind = "gemini"
+model = "gemini-2.5-flash"
+base_url = "{gemini}"
+max_in_flight = {in_flight}
+retries = 12
+
+[captions]
+source = ["captions.csv"]
+count = {captions}
+provider = "writer"
+
+[prompts]
+provider = "writer"
+tasks = {{ identity = 3, relight = 1 }}
+
+[grids]
+height = {side}
+width = {side}
+
+[judge]
+provider = "viewer"
+
+[caption]
+provider = "viewer"
+
+[pack]
+shard_bytes = 1000000
+"""
+
+
+class DrawnTeacher:
+    """Draws a grid from its seed: most of them well, some with a fault."""
+
+    batch_size = 4
+
+    def __init__(self) -> None:
+        self.parameters = {"teacher": "drawn"}
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
+        """A picture for each prompt, which only the seed decides about."""
+        return [self._drawn(seed) for _, seed in zip(prompts, seeds, strict=True)]
+
+    def _drawn(self, seed: int) -> Image.Image:
+        rng = np.random.default_rng(seed)
+        kinds = list(GOOD) if rng.random() < 0.85 else list(FAULTS)
+        return draw(kinds[rng.integers(len(kinds))], STYLES[seed % len(STYLES)], SIDE, rng).image
+
+
+def make(config: Path, shard: tuple[int, int] = (0, 1)) -> None:
+    """`dsd data make` with the drawing teacher."""
+    from dsd_jax.data.make.config import begin_stage, begun_settings, load_config, open_parts
+    from dsd_jax.data.make.grids import paint_grids
+    from dsd_jax.data.make.make import panels_of, run_asking
+    from dsd_jax.data.make.pack import pack
+    from dsd_jax.data.make.pairs import make_pairs
+    from dsd_jax.text.tokenize import Tokenizers
+
+    chosen = load_config(config)
+    (config.parent / MARK).touch()
+    for stage in STAGES:
+        if stage == "grids":
+            paint_grids(begin_stage(chosen, stage), chosen.grids, DrawnTeacher, shard)
+        elif stage == "pairs":
+            make_pairs(begin_stage(chosen, stage), chosen.pairs, shard)
+        else:
+            count = Tokenizers.load(chosen.base_path).count_clip_tokens
+            run_asking(chosen, stage, shard, lambda count=count: count)
+    parts = open_parts(chosen)
+    pack(parts, chosen.pack, panels_of(parts), begun_settings(parts))
+
+
+class Answers:
+    """What the server says, a function of the question, and the faults that pass, which are not."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self.faults: Counter[str] = Counter()
+
+    def __call__(self, question: Question) -> str | Reply | Status | Drop | BadJson:
+        if self._rng.random() < FAULTY:
+            fault = self._rng.choice(
+                [
+                    Status(429, headers={"Retry-After": "0.2"}),
+                    Status(429),
+                    Status(500),
+                    Status(503),
+                    Drop(),
+                    Drop(60),
+                    BadJson(),
+                ]
+            )
+            self.faults[f"{type(fault).__name__} {getattr(fault, 'code', '')}".strip()] += 1
+            return fault
+        chance = chance_of(question)
+        if chance < 0.004:
+            return Status(400, '{"error": {"message": "this one is not for us", "code": 400}}')
+        if chance < 0.012:
+            return Reply("", finish="blocked")
+        return said(question, chance)
+
+
+def chance_of(question: Question) -> float:
+    """A number from 0 to 1 that belongs to a question."""
+    canonical = json.dumps(question.body, sort_keys=True).encode()
+    return int(hashlib.sha256(canonical).hexdigest()[:8], 16) / 16**8
+
+
+def said(question: Question, chance: float) -> str:
+    """A model's words."""
+    turns = [role for role, _ in question.turns].count("user")
+    if question.form == "openai":
+        caption = question.turns[1][1][0]
+        if '"clear"' in caption:
+            clear = chance < 0.9
+            subject = "a small cat" if clear else ""
+            return json.dumps({"clear": clear, "subject": subject, "reason": "as it seems"})
+        if turns == 1 and chance > 0.9:
+            return "a grid of four: top-left only"
+        return (
+            "a grid of four small cats: top-left in snow, top-right on table, bottom-left at "
+            "night, bottom-right in forest"
+        )
+    if "yes or no" in question.text:
+        if chance < 0.05:
+            return "That is hard to say."
+        return f"They look alike {chance:.6f}.\n\n**{'Yes' if chance < 0.6 else 'No'}**"
+    if "editor" in question.text:
+        return "put this cat in snow" if chance < 0.9 or turns > 1 else "transform the image"
+    return f"a small cat in the forest {chance:.2f}"
+
+
+def write_world(folder: Path, captions: int) -> None:
+    """Captions and a tokenizer."""
+    folder.mkdir(parents=True)
+    write_random_pipeline(folder / "flux")
+    rng = random.Random(1)
+    places = "snow forest city beach attic desert harbour cellar meadow".split()
+    lines = ["URL,TEXT"]
+    for i in range(captions * 2):
+        words = " ".join(str(rng.randrange(10**6)) for _ in range(4))
+        lines.append(f"https://example.org/{i},a cat {words} in the {rng.choice(places)}")
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_config(folder: Path, server: Server, captions: int) -> Path:
+    path = folder / "make.toml"
+    addresses = {"openai": server.openai, "gemini": server.gemini}
+    sizes = {"in_flight": IN_FLIGHT, "captions": captions, "side": SIDE, "parts": PARTS}
+    path.write_text(CONFIG.format(**addresses, **sizes))
+    return path
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    (config.parent / MARK).unlink(missing_ok=True)
+    with (config.parent / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.make_murder", "--child", str(config)],
+            env={"JAX_PLATFORMS": "cpu", **os.environ},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def finish(process: subprocess.Popen[bytes], config: Path) -> None:
+    if process.wait(PATIENCE_S):
+        raise SystemExit((config.parent / "log").read_text()[-4000:])
+
+
+def wait_ready(process: subprocess.Popen[bytes], config: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (config.parent / MARK).exists() and process.poll() is None:
+        if time.monotonic() > deadline:
+            raise SystemExit("the child does not begin; see its log")
+        time.sleep(0.005)
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Digests of every row file, grid and file of the dataset."""
+    files = [path for stage in STAGES for path in (root / stage).rglob("*") if path.is_file()]
+    files += [path for path in (root / "dataset").iterdir() if path.is_file()]
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def ledgers(root: Path) -> dict[str, int]:
+    """Attempts by outcome over all ledgers, and what must not be."""
+    found: Counter[str] = Counter(answered=0, unreadable=0, lost=0, failed=0, invalid=0)
+    for path in sorted((root / "ledgers").glob("*.sqlite")):
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            by_key: dict[str, list[str]] = {}
+            for key, outcome in db.execute("SELECT key, outcome FROM intents ORDER BY id"):
+                found[str(outcome)] += 1
+                by_key.setdefault(key, []).append(str(outcome))
+        for outcomes in by_key.values():
+            found["answered twice"] += outcomes.count("answered") > 1
+            after = outcomes[outcomes.index("answered") + 1 :] if "answered" in outcomes else []
+            found["asked again after an answer"] += len(after)
+            losses = outcomes.count("lost")
+            found["sent again after a loss"] += losses if outcomes[-1] != "lost" else losses - 1
+    return dict(found)
+
+
+def murder(folder: Path, captions: int, kills: int, seed: int = 0) -> dict[str, Any]:
+    """What came of it; `folder` is empty."""
+    rng = random.Random(seed)
+    write_world(folder / "calm", captions)
+    write_world(folder / "disturbed", captions)
+    with Server(Answers(seed), delay=DELAY_S) as server:
+        config = write_config(folder / "calm", server, captions)
+        process = start(config)
+        wait_ready(process, config)
+        began = time.monotonic()
+        finish(process, config)
+        seconds = time.monotonic() - began
+        calm_paid = server.paid
+    calm = ledgers(folder / "calm" / "made")
+
+    killed = 0
+    answers = Answers(seed + 1)
+    with Server(answers, delay=DELAY_S) as server:
+        config = write_config(folder / "disturbed", server, captions)
+        process = start(config)
+        while killed < kills:
+            if rng.random() < 0.1:
+                time.sleep(rng.uniform(0, 1))  # while it is starting
+            else:
+                wait_ready(process, config)
+                time.sleep(rng.uniform(0, 2 * seconds / kills))
+            if process.poll() is not None:
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+            process = start(config)
+        finish(process, config)
+        paid = server.paid
+        finish(start(config), config)
+        idle = server.paid - paid
+    disturbed = ledgers(folder / "disturbed" / "made")
+    first, second = (contents(folder / name / "made") for name in ("calm", "disturbed"))
+    charged = calm["answered"] + calm["unreadable"]
+    billed = disturbed["answered"] + disturbed["unreadable"]
+    manifest = json.loads((folder / "calm/made/dataset/dataset.json").read_text())
+    return {
+        "kills": killed,
+        "pairs judged": manifest["origin"]["yields"]["judge"]["rows"],
+        "records": manifest["count"],
+        "files": len(first),
+        "files that differ": sum(first.get(x) != second.get(x) for x in {*first, *second}),
+        "undisturbed: billed": calm_paid,
+        "in the ledgers": charged,
+        "may be billed": calm["lost"],
+        "killed: billed": paid,
+        "in its ledgers": billed,
+        "may be billed, killed": disturbed["lost"],
+        "sent again after a loss": disturbed["sent again after a loss"],
+        "answered twice": disturbed["answered twice"] + disturbed["asked again after an answer"],
+        "billed by a third run": idle,
+        "faults met": answers.faults.total(),
+    }
+
+
+def check(result: dict[str, Any], kills: int) -> list[str]:
+    """What is amiss."""
+    rules = {
+        "all kills hit": result["kills"] == kills,
+        "same bytes": result["files that differ"] == 0,
+        "no question answered twice": result["answered twice"] == 0,
+        "nothing billed when nothing is left": result["billed by a third run"] == 0,
+    }
+    for billed, known, lost in (
+        ("undisturbed: billed", "in the ledgers", "may be billed"),
+        ("killed: billed", "in its ledgers", "may be billed, killed"),
+    ):
+        least, most = result[known], result[known] + result[lost]
+        rules[f"{billed} is what the ledgers say"] = least <= result[billed] <= most
+    return [rule for rule, kept in rules.items() if not kept]
+
+
+def main() -> None:
+    """Runs it, prints and saves the table, and fails if anything is amiss."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--captions", type=int, default=110)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--child", type=Path)
+    arguments = parser.parse_args()
+    if arguments.child:
+        make(arguments.child)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        result = murder(Path(folder), arguments.captions, arguments.kills, arguments.seed)
+    rows = [{"what": name, "count": count} for name, count in result.items()]
+    save("make_murder", rows, captions=arguments.captions, seed=arguments.seed)
+    if wrong := check(result, arguments.kills):
+        raise SystemExit(f"not as it should be: {'; '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
