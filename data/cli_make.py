@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -116,11 +117,10 @@ def status(config: Config) -> None:
     chosen = load_config(config)
     parts = open_parts(chosen)
     totals = ledger_totals(parts.root)
-    table = Table()
+    table = Table(box=SIMPLE)
     table.add_column("stage")
-    columns = ("parts", "rows", "kept", "answers", "maybe charged", "dollars", "parts to do")
-    for column in columns:
-        table.add_column(column, justify="right")
+    for column in ("parts", "rows", "kept", "answers", "maybe charged", "dollars", "to do"):
+        table.add_column(column, justify="right", no_wrap=True)
     for stage in STAGES:
         counts = tally(parts, stage)
         seen = totals.get(stage)

@@ -66,9 +66,9 @@ def user(*parts: Any) -> Message:
 
 
 def problem_of(answer: Answer) -> str | None:
-    """Why there is no whole answer: `blocked`, `cut off`, `empty`, `ended oddly`; or None."""
+    """Why there is no whole answer: `blocked`, `cut_off`, `empty`, `ended_oddly`; or None."""
     if answer.finish != "stop":
-        return {"blocked": "blocked", "length": "cut off"}.get(answer.finish, "ended oddly")
+        return {"blocked": "blocked", "length": "cut_off"}.get(answer.finish, "ended_oddly")
     return None if answer.text.strip() else "empty"
 
 
@@ -82,12 +82,12 @@ def one_line(text: str) -> tuple[str, list[Fault]]:
     text = _WRAPPING.sub("", text)
     faults = []
     if len(text.splitlines()) > 1:
-        faults.append(Fault("several lines", "it has more than one line"))
+        faults.append(Fault("several_lines", "it has more than one line"))
         text = " ".join(text.split())
     if not text:
         faults.append(Fault("empty", "there is nothing in it"))
     elif not text.isprintable():
-        faults.append(Fault("control characters", "it holds control characters"))
+        faults.append(Fault("control_characters", "it holds control characters"))
     return text, faults
 
 

@@ -79,18 +79,18 @@ def caption_id(caption: str) -> str:
 def clean_caption(text: str, config: CaptionsConfig) -> tuple[str, str]:
     """The caption on one line, and why it cannot be used (or nothing)."""
     if len(text) > 10 * config.max_letters:
-        return "", "too long"  # before anything is done with it
+        return "", "too_long"  # before anything is done with it
     text = " ".join(html.unescape(text).split())
     if not text:
         return "", "empty"
     if len(text) > config.max_letters:
-        return "", "too long"
+        return "", "too_long"
     if "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "", "not UTF-8"
+        return "", "not_utf8"
     if any(unicodedata.category(x) in {"Cc", "Cf", "Co"} and x not in _JOINERS for x in text):
-        return "", "control characters"
+        return "", "control_characters"
     if _FILE_NAME.fullmatch(text) or _words(text) < config.min_words:
-        return "", "too short"
+        return "", "too_short"
     return text, ""
 
 
@@ -186,7 +186,7 @@ def _without_near(candidates: list[Row], config: CaptionsConfig) -> list[Row]:
             kept += 1
             rows.append({**row, "status": "kept"})
         else:
-            rows.append({**row, "status": "rejected", "reason": "near duplicate", "detail": other})
+            rows.append({**row, "status": "rejected", "reason": "near_duplicate", "detail": other})
     return rows
 
 
@@ -227,8 +227,8 @@ def _outcome(answer: Answer) -> Row:
     content = json_of(answer.text) or {}
     clear, subject, reason = (content.get(name) for name in ("clear", "subject", "reason"))
     if not (isinstance(clear, bool) and isinstance(subject, str) and isinstance(reason, str)):
-        return {"status": "undecided", "reason": "not as asked", "detail": answer.text[:500]}
+        return {"status": "undecided", "reason": "not_as_asked", "detail": answer.text[:500]}
     subject = " ".join(subject.split())[:200]
     if clear and subject:
         return {"status": "kept", "subject": subject, "detail": reason[:500]}
-    return {"status": "rejected", "reason": "no clear subject", "detail": reason[:500]}
+    return {"status": "rejected", "reason": "no_clear_subject", "detail": reason[:500]}

@@ -18,6 +18,7 @@ from dsd_jax.types import UserError
 __all__ = ["CaptionConfig", "Describer"]
 
 STAGE = "caption"
+_KINDS = ("caption", "instruction")
 _ABOUT_PICTURES = re.compile(r"\b(images?|transform\w*)\b", re.IGNORECASE)
 
 
@@ -114,7 +115,8 @@ class Describer:
                 if name in results:
                     row[way] |= _told(kind, results[name])
         if any("caption" in row[way] or "instruction" in row[way] for way in ways):
-            return {**row, "status": "kept"}
+            models = {row[way].get(f"{kind}_model", "") for way in ways for kind in _KINDS}
+            return {**row, "status": "kept", "model": ", ".join(sorted(models - {""}))}
         told = row["forward"]
         reason = told.get("no_caption") or told.get("no_instruction")
         status = "failed" if reason == "unanswered" else "rejected"
@@ -154,7 +156,7 @@ class Describer:
         tokens = self.count_tokens(text)
         if tokens > CLIP_TOKENS:
             told = f"it has {tokens} CLIP tokens where {CLIP_TOKENS} are allowed"
-            faults.append(Fault("too long", told))
+            faults.append(Fault("too_long", told))
         return text, faults
 
 
@@ -162,7 +164,7 @@ def _check_instruction(answer: str) -> tuple[str, list[Fault]]:
     text, faults = one_line(answer)
     if word := _ABOUT_PICTURES.search(text):
         told = f'it holds the word "{word[0].lower()}"'
-        faults.append(Fault("about pictures", told))
+        faults.append(Fault("about_pictures", told))
     return text, faults
 
 

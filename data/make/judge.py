@@ -191,7 +191,7 @@ class Judge:
             answer = again or answer
             verdict = None if problem_of(answer) else verdict_of(answer.text)
         if verdict is None:
-            return _undecided(problem_of(answer) or "neither yes nor no", answer)
+            return _undecided(problem_of(answer) or "neither_yes_nor_no", answer)
         return _decided(verdict, answer)
 
     async def _scores(self, pair: Row, ask: Ask) -> Row:
@@ -207,7 +207,7 @@ class Judge:
         except Unanswered as error:
             return {**row, **failed(error), "turns": talk.turns}
         if scores is None:
-            outcome = _undecided(problem_of(answer) or "no valid scores", answer)
+            outcome = _undecided(problem_of(answer) or "no_valid_scores", answer)
         else:
             enough = min(scores[aspect] for aspect in ASPECTS) >= self.config.least
             outcome = {**_decided("yes" if enough else "no", answer), "scores": scores}
@@ -226,7 +226,7 @@ class Judge:
         except Unanswered as error:
             groups, broken = None, failed(error)
         else:
-            broken = _undecided(problem_of(answer) or "no valid groups", answer)
+            broken = _undecided(problem_of(answer) or "no_valid_groups", answer)
         rows = []
         for pair in pairs:
             row: Row = {"id": pair["id"], "mode": "grid", "wording": self.wording.id}

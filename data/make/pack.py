@@ -11,7 +11,7 @@ from PIL import Image
 
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import STAGES, Parts, Row
-from dsd_jax.data.make.statistics import Tally, ledger_totals, tally
+from dsd_jax.data.make.statistics import Tally, ledger_totals, source_counts, tally
 from dsd_jax.data.records import PairRecord, png_bytes
 from dsd_jax.data.shards import write_file
 from dsd_jax.data.store import Manifest, PairStore, card
@@ -189,6 +189,7 @@ def _origin(
         "parts": parts.count,
         "size": config.size,
         "settings": dict(settings),
+        "lines": dict(sorted(source_counts(parts.root).items())),
         "yields": {stage: _yields(each) for stage, each in tallies.items()},
         "models": {
             stage: dict(sorted(each.models.items()))
@@ -204,6 +205,12 @@ def _yields(counts: Tally) -> dict[str, Any]:
     for (status, reason), count in sorted(counts.reasons.items()):
         reasons.setdefault(status, {})[reason] = count
     return {"rows": counts.rows, "kept": counts.kept, **reasons}
+
+
+def _lines(counts: Mapping[str, int]) -> str:
+    """What became of the lines of the captions' source, as a sentence."""
+    lost = [f"{what} {count:,}" for what, count in counts.items() if what != "read" and count]
+    return f"Of {counts.get('read', 0):,} lines of the source: {', '.join(lost) or 'none lost'}."
 
 
 def _card(manifest: Manifest, tallies: Mapping[str, Tally]) -> str:
@@ -235,6 +242,7 @@ def _card(manifest: Manifest, tallies: Mapping[str, Tally]) -> str:
         "## How the pairs were made",
         _INTRODUCTION,
         "\n".join(lines),
+        _lines(origin["lines"]),
         "Models that answered, with the number of rows:",
         "\n".join(models),
         "Wordings:",

@@ -159,5 +159,5 @@ class PromptWriter:
         tokens = self.count_tokens(text)
         if tokens > CLIP_TOKENS:
             told = f"it has {tokens} CLIP tokens where {CLIP_TOKENS} are allowed"
-            faults.append(Fault("too long", told))
+            faults.append(Fault("too_long", told))
         return text, faults

@@ -121,7 +121,7 @@ def _found(
     if text is None:
         return Found(None, "empty", where)
     if not isinstance(text, str):
-        return Found(None, "not text", where)
+        return Found(None, "not_text", where)
     link = lookup(fields, url) if url else None
     if isinstance(link, str) and link.isprintable() and len(link) <= 2_000:
         where["url"] = link

@@ -23,6 +23,7 @@ __all__ = [
     "ledger_totals",
     "making_folder",
     "plot_making",
+    "source_counts",
     "tables",
     "tally",
 ]
@@ -31,7 +32,7 @@ MAKING = "making.json"  # there once a folder is begun
 SAMPLE = 50_000  # prompts; ids are hashes, so the first ones are a sample
 _NGRAM = 4  # words that two prompts share by chance only if they were written alike
 _WORD = re.compile(r"[^\W_]+")
-_STATUSES = ("kept", "rejected", "undecided", "failed")
+_STATUSES = {"kept": "kept", "rejected": "reject", "undecided": "undec.", "failed": "failed"}
 
 
 def making_folder(root: Path) -> Parts:
@@ -189,12 +190,22 @@ def _grams(words: list[str], n: int) -> Iterator[int]:
 
 
 def ledger_totals(root: Path) -> dict[str, Totals]:
-    """What the ledgers of every stage have seen."""
-    found: dict[str, Totals] = {}
-    for path in sorted((root / "ledgers").glob("*-?????.sqlite")):
-        stage = path.stem.rpartition("-")[0]
-        found[stage] = found.get(stage, Totals()) + read_totals(path)
+    """What the ledgers of every stage that asked have seen."""
+    found = {}
+    for stage in STAGES:
+        paths = sorted((root / "ledgers").glob(f"{stage}-?????.sqlite"))
+        if paths:
+            found[stage] = sum(map(read_totals, paths), Totals())
     return found
+
+
+def source_counts(root: Path) -> dict[str, int]:
+    """Lines of the captions' source by what became of them; empty before it was read."""
+    path = root / STAGES[0] / "sample.jsonl"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        return dict(json.loads(next(file)))
 
 
 def tables(root: Path) -> list[Any]:
@@ -205,6 +216,8 @@ def tables(root: Path) -> list[Any]:
     """
     parts = making_folder(root)
     found = [_yields(parts)]
+    if counts := source_counts(root):
+        found.insert(0, _source_table(counts))
     judged = judging(finished_rows(parts, "judge"))
     if judged.verdicts.total():
         found.append(_judging_table(judged))
@@ -218,17 +231,18 @@ def tables(root: Path) -> list[Any]:
 
 
 def _table(title: str, *columns: str) -> Any:
-    from rich.table import Table  # noqa: PLC0415 - only where something is shown
+    from rich.box import SIMPLE  # noqa: PLC0415 - only where something is shown
+    from rich.table import Table  # noqa: PLC0415
 
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column(columns[0])
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
+    table.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
 def _yields(parts: Parts) -> Any:
-    table = _table("Yields", "stage", "parts", "rows", *_STATUSES, "kept of rows")
+    table = _table("Yields", "stage", "parts", "rows", *_STATUSES.values(), "share")
     for stage in STAGES:
         counts = tally(parts, stage)
         table.add_row(
@@ -244,6 +258,13 @@ def _yields(parts: Parts) -> Any:
         ):
             cells = [f"{count:,}" if status == each else "" for each in _STATUSES]
             table.add_row(f"  {_safe(reason)}", "", "", *cells, _share(count, counts.rows))
+    return table
+
+
+def _source_table(counts: Mapping[str, int]) -> Any:
+    table = _table("Lines of the source", "", "lines", "share")
+    for what, count in sorted(counts.items(), key=lambda item: -item[1]):
+        table.add_row(what, f"{count:,}", _share(count, counts["read"]))
     return table
 
 
@@ -280,9 +301,10 @@ def _subjects_table(measured: Diversity) -> Any:
 
 
 def _costs_table(totals: Mapping[str, Totals]) -> Any:
-    columns = ("questions", "answers", "maybe charged", "tokens in", "tokens out", "dollars")
+    columns = ("questions", "answers", "maybe", "tokens in", "tokens out", "dollars")
     table = _table("Questions and costs", "stage", *columns)
     for stage, seen in totals.items():
+        unpriced = seen.unpriced - seen.unreadable  # what cannot be read has no price
         table.add_row(
             stage,
             f"{seen.questions:,}",
@@ -290,7 +312,7 @@ def _costs_table(totals: Mapping[str, Totals]) -> Any:
             f"{seen.maybe_charged:,}",
             f"{seen.input:,}",
             f"{seen.output:,}",
-            f"{seen.cost:,.2f}" + (f" (+{seen.unpriced:,} unpriced)" if seen.unpriced else ""),
+            f"{seen.cost:,.2f}" + ("" if unpriced <= 0 else f" + {unpriced:,} unpriced"),
         )
     return table
 

@@ -26,8 +26,8 @@ _SUBJECTS = ("red fox", "tin robot", "clay pot")
 _PAIRS: tuple[tuple[str, str, str, str], ...] = (
     ("12", "", "kept", ""),
     ("13", "", "rejected", "no"),
-    ("14", "", "undecided", "neither yes nor no"),
-    ("23", "near copy", "", ""),
+    ("14", "", "undecided", "neither_yes_nor_no"),
+    ("23", "near_copy", "", ""),
     ("24", "", "kept", ""),
     ("34", "", "failed", "unanswered"),
 )
@@ -82,7 +82,7 @@ def write_making(root: Path, grids: int = 6, parts: int = 2, said: str = "yes") 
         path = grid_file(made, grid)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(drawn(number))
-    rows["captions"][0].append(_row("f" * 16, "rejected", "no clear subject", caption="the sea"))
+    rows["captions"][0].append(_row("f" * 16, "rejected", "no_clear_subject", caption="the sea"))
     for stage, by_part in rows.items():
         for part, held in enumerate(by_part):
             made.write(stage, part, held)

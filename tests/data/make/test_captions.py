@@ -76,7 +76,7 @@ def test_near_duplicates_stay_as_rejected_rows_that_name_the_other(tmp_path: Pat
     kept = {row["id"] for row in rows if row["status"] == "kept"}
     (near,) = (row for row in rows if row["status"] == "rejected")
     assert len(kept) == 2
-    assert near["reason"] == "near duplicate"
+    assert near["reason"] == "near_duplicate"
     assert near["detail"] in kept
     assert counts["repeated"] == 1  # differs in case and spaces alone
 
@@ -94,14 +94,14 @@ def test_many_near_duplicates_do_not_make_the_sample_smaller(tmp_path: Path):
         ("  a red\tfox \n in snow ", ("a red fox in snow", "")),
         ("salt &amp; pepper mills", ("salt & pepper mills", "")),
         ("café crème für Zoë", ("café crème für Zoë", "")),
-        ("a \u202egnp.exe fox", ("", "control characters")),
-        ("a red\x00 fox", ("", "control characters")),
-        ("a \ufffd\ufffd fox here", ("", "not UTF-8")),
-        ("a \ud800 fox here", ("", "not UTF-8")),
-        ("x " * 600, ("", "too long")),
-        ("x" * 10**6, ("", "too long")),
-        ("IMG_2041.jpg", ("", "too short")),
-        ("fox", ("", "too short")),
+        ("a \u202egnp.exe fox", ("", "control_characters")),
+        ("a red\x00 fox", ("", "control_characters")),
+        ("a \ufffd\ufffd fox here", ("", "not_utf8")),
+        ("a \ud800 fox here", ("", "not_utf8")),
+        ("x " * 600, ("", "too_long")),
+        ("x" * 10**6, ("", "too_long")),
+        ("IMG_2041.jpg", ("", "too_short")),
+        ("fox", ("", "too_short")),
         ("雪の中の赤い狐", ("雪の中の赤い狐", "")),
         ("   ", ("", "empty")),
     ],
@@ -138,8 +138,8 @@ def test_damaged_lines_of_every_format_are_counted_and_the_others_kept(tmp_path:
     assert counts == {
         "read": 16,
         "damaged": 5,
-        "not UTF-8": 2,
-        "not text": 1,
+        "not_utf8": 2,
+        "not_text": 1,
         "empty": 3,
     }
     (fox,) = (row for row in rows if "fox" in row["caption"])
@@ -176,7 +176,7 @@ def test_a_wrong_column_is_named(tmp_path: Path, settings: dict[str, str], compl
 def test_sources_without_captions_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"none of the columns TEXT, caption, text \(it has a, b\)"):
         rows_of(tmp_path, config(text_file(tmp_path / "a.csv", ["a,b", "1,2"])))
-    with pytest.raises(UserError, match=r"no usable caption in .*b.txt \(2 read, 2 too short\)"):
+    with pytest.raises(UserError, match=r"no usable caption in .*b.txt \(2 read, 2 too_short\)"):
         rows_of(tmp_path, config(text_file(tmp_path / "b.txt", ["x", "y"])))
     with pytest.raises(UserError, match=r"cannot read .*none.txt: No such file"):
         rows_of(tmp_path, config(tmp_path / "none.txt"))
@@ -204,16 +204,16 @@ def test_the_filter_keeps_the_subject_and_the_reason():
     row = filtered(in_turn(answer(clear=True, subject="a red fox", reason="One animal.")))
     assert (row["status"], row["subject"], row["detail"]) == ("kept", "a red fox", "One animal.")
     row = filtered(in_turn(answer(clear=False, subject="", reason="A mere place.")))
-    assert (row["status"], row["reason"]) == ("rejected", "no clear subject")
+    assert (row["status"], row["reason"]) == ("rejected", "no_clear_subject")
     assert row["detail"] == "A mere place."
 
 
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ("yes, the fox", "not as asked"),
-        (answer(clear="yes", subject="fox", reason=""), "not as asked"),
-        (answer(clear=True, subject=["fox"], reason=""), "not as asked"),
+        ("yes, the fox", "not_as_asked"),
+        (answer(clear="yes", subject="fox", reason=""), "not_as_asked"),
+        (answer(clear=True, subject=["fox"], reason=""), "not_as_asked"),
         (blocked(), "blocked"),
         ("", "empty"),
     ],

@@ -123,7 +123,9 @@ def test_speed_and_places_may_change_and_later_stages_too(tmp_path: Path):
 
 
 def test_a_stage_before_its_time_leaves_nothing_behind(tmp_path: Path):
-    with pytest.raises(UserError, match=r"`captions` has not been begun .* run `dsd data captions`"):
+    with pytest.raises(
+        UserError, match=r"`captions` has not been begun .* run `dsd data captions`"
+    ):
         begin_stage(load_config(write(tmp_path)), "prompts")
     assert not (tmp_path / "made" / "prompts").exists()
 

@@ -78,11 +78,11 @@ def test_no_is_a_reject():
 @pytest.mark.parametrize(
     ("third", "reason"),
     [
-        ("It is hard to say.", "neither yes nor no"),
-        (Answer("It is not the same, no", "length", MODEL), "cut off"),
+        ("It is hard to say.", "neither_yes_nor_no"),
+        (Answer("It is not the same, no", "length", MODEL), "cut_off"),
         (blocked("no"), "blocked"),
         ("", "empty"),
-        (Answer("no", "other", MODEL), "ended oddly"),
+        (Answer("no", "other", MODEL), "ended_oddly"),
     ],
 )
 def test_anything_else_is_asked_once_more_and_is_never_a_no(third, reason: str):
@@ -100,7 +100,7 @@ def test_anything_else_is_asked_once_more_and_is_never_a_no(third, reason: str):
 
 def test_a_blocked_first_turn_takes_the_one_chance_of_a_pair():
     (row,) = judge(in_turn(blocked(), "a", "b", "unclear"))
-    assert (row["status"], row["reason"]) == ("undecided", "neither yes nor no")
+    assert (row["status"], row["reason"]) == ("undecided", "neither_yes_nor_no")
     (row,) = judge(in_turn("a", blocked(), blocked()))
     assert (row["status"], row["reason"]) == ("undecided", "blocked")
 
@@ -192,7 +192,7 @@ def test_the_audit_takes_its_share():
 )
 def test_groups_that_miss_or_repeat_a_panel_are_undecided(bad: str):
     rows = judge(in_turn(bad, bad), "12", "34", mode="grid", audit=0)
-    assert [row["reason"] for row in rows] == ["no valid groups"] * 2
+    assert [row["reason"] for row in rows] == ["no_valid_groups"] * 2
 
 
 def test_wrong_settings_are_refused():

@@ -96,14 +96,14 @@ def test_the_card_counts_what_was_kept_and_why_not(tmp_path: Path):
         "kept": 12,
         "failed": {"unanswered": 6},
         "rejected": {"no": 6},
-        "undecided": {"neither yes nor no": 6},
+        "undecided": {"neither_yes_nor_no": 6},
     }
     assert manifest.origin["models"] == {"prompts": {"model-1": 6}, "judge": {"model-1": 30}}
     card = (tmp_path / "dataset" / "README.md").read_text()
     assert "| judge | 30 | 12 (40.0 %) |" in card
     assert "- judge: model-1 (30)" in card
     assert "- judge: `v1@0123`" in card
-    assert "no clear subject 1" in card
+    assert "no_clear_subject 1" in card
     assert "## Format" in card
 
 

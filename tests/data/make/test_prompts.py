@@ -59,11 +59,11 @@ def test_the_subject_of_the_filter_goes_before_a_guess():
 @pytest.mark.parametrize(
     ("bad", "told", "reason"),
     [
-        (f"{GOOD} {'very ' * 80}", "it has 105 CLIP tokens where 77 are allowed", "too long"),
+        (f"{GOOD} {'very ' * 80}", "it has 105 CLIP tokens where 77 are allowed", "too_long"),
         (GOOD.replace("a grid", "Grid"), 'does not begin with "a grid of"', "beginning"),
         (GOOD.replace("bottom-left", "then"), "what the bottom-left quadrant shows", "quadrants"),
-        (f"{GOOD}\nAnother line", "it has more than one line", "several lines"),
-        (GOOD.replace("snow", "sn\x07ow"), "it holds control characters", "control characters"),
+        (f"{GOOD}\nAnother line", "it has more than one line", "several_lines"),
+        (GOOD.replace("snow", "sn\x07ow"), "it holds control characters", "control_characters"),
         ("``", "there is nothing in it", "empty"),
     ],
 )
@@ -86,8 +86,8 @@ def test_a_broken_rule_is_told_in_the_same_conversation(bad: str, told: str, rea
     [
         (blocked(), "blocked"),
         (blocked(GOOD), "blocked"),
-        (Answer(GOOD, "length", MODEL), "cut off"),
-        (Answer(GOOD, "other", MODEL), "ended oddly"),
+        (Answer(GOOD, "length", MODEL), "cut_off"),
+        (Answer(GOOD, "other", MODEL), "ended_oddly"),
         (" \n", "empty"),
     ],
 )

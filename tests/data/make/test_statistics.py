@@ -32,7 +32,7 @@ def shown(root: Path) -> str:
 def test_rows_are_counted_by_status_and_reason(tmp_path: Path):
     counts = tally(write_making(tmp_path, 6), "judge")
     assert (counts.rows, counts.kept, counts.finished) == (30, 12, 2)
-    assert counts.reasons["undecided", "neither yes nor no"] == 6
+    assert counts.reasons["undecided", "neither_yes_nor_no"] == 6
     assert counts.models == {"model-1": 30}
 
 
@@ -40,9 +40,9 @@ def test_the_tables_tell_yields_judgements_diversity_and_subjects(tmp_path: Path
     write_making(tmp_path, 6)
     text = shown(tmp_path)
     for words in (
-        "near copy",
-        "no clear subject",
-        "neither yes nor no",
+        "near_copy",
+        "no_clear_subject",
+        "neither_yes_nor_no",
         "red fox",
         "distinct 2-gr",
     ):
@@ -80,7 +80,7 @@ def test_repetition_lowers_every_measure_of_diversity():
 
 
 def test_rejected_prompts_do_not_count():
-    assert diversity([{"id": "x", "status": "rejected", "reason": "too long"}]).prompts == 0
+    assert diversity([{"id": "x", "status": "rejected", "reason": "too_long"}]).prompts == 0
 
 
 def test_the_judges_doubts_are_counted(tmp_path: Path):

@@ -47,7 +47,7 @@ def test_every_grid_pair_and_word_is_there(tmp_path: Path):
         "failed",
         "rejected before the judge",
     }
-    assert {pair["data-reason"] for pair in pairs} >= {"near copy", "neither yes nor no", ""}
+    assert {pair["data-reason"] for pair in pairs} >= {"near_copy", "neither_yes_nor_no", ""}
     boxes = [attributes["style"] for tag, attributes in found.tags if tag == "i"]
     assert len(boxes) == 24
     assert "left: 51.562%; top: 1.562%; width: 46.875%; height: 46.875%" in boxes
