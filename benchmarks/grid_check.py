@@ -41,12 +41,14 @@ def drawn(repeats: int, seed: int, sizes: tuple[int, ...] = SIZES) -> Iterator[t
 
 def fits(found: Panels, picture: Drawn) -> bool:
     """Whether each box lies in its panel and covers at least four fifths of its sides."""
+    if not found.boxes:
+        return False
     for (left, top, right, bottom), (l, t, r, b) in zip(found.boxes, picture.panels, strict=True):
         if left < l or top < t or right > r or bottom > b:
             return False
         if right - left < 0.8 * (r - l) or bottom - top < 0.8 * (b - t):
             return False
-    return bool(found.boxes)
+    return True
 
 
 def named_rightly(found: Panels, picture: Drawn) -> bool:

@@ -96,10 +96,10 @@ class _Separator(NamedTuple):
 def find_panels(image: Image.Image, check: GridCheck = GridCheck()) -> Panels:
     """The four panels of an RGB picture, or why it has none."""
     width, height = image.size
-    if min(width, height) < 2 * check.min_panel:
+    factor = -(-max(width, height) // COARSE)
+    if min(width, height) < max(2 * check.min_panel, 16 * factor):
         return Panels((), "too_small", f"{width}x{height} pixels")
     pixels = np.asarray(image)
-    factor = -(-max(width, height) // COARSE)
     small = _reduced(pixels, factor) / np.float64(factor**2)
     across = _separator(small, check, upright=True)
     down = _separator(small.transpose(1, 0, 2), check, upright=False)
