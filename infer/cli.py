@@ -1,6 +1,7 @@
 """`dsd generate` and `dsd batch`."""
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,10 +10,12 @@ import jax
 import numpy as np
 import tyro
 from jax.sharding import Mesh
+from PIL import Image
 
 from dsd_jax.config import BFLOAT16, FLOAT32
-from dsd_jax.images import save_png
+from dsd_jax.images import fit, open_image, save_png
 from dsd_jax.infer.batch import read_manifest, run_batch
+from dsd_jax.infer.cli_enhance import EnhanceFlags, enhanced
 from dsd_jax.infer.pipeline import Offload, Pipeline
 from dsd_jax.infer.settings import Settings
 from dsd_jax.progress import progress
@@ -88,6 +91,7 @@ def generate(
     model_offload: bool = False,
     sequential_offload: bool = False,
     merge_lora: bool = False,
+    enhance: tyro.conf.OmitArgPrefixes[EnhanceFlags] = EnhanceFlags(),
     disable_gemini_prompt: bool = False,
     save_frames: bool = False,
     latents: Path | None = None,
@@ -120,7 +124,8 @@ def generate(
         model_offload: Only one of text encoders, transformer and autoencoder in memory at a time.
         sequential_offload: Blocks stay in host memory and come to the device a layer at a time.
         merge_lora: Add the LoRA to the weights once: faster, rounded to their dtype.
-        disable_gemini_prompt: Use the text as it is (prompt enhancement needs a provider).
+        enhance: Enrichment of the text by what a vision model sees in the reference.
+        disable_gemini_prompt: The same as --enhance_prompt off.
         save_frames: Also write NAME-frames.png, the reference frame beside the target.
         latents: Initial noise instead of a seed, .npy, float32 [N, 16, H/8, W/8].
         output_latents: Also write the final latents, .npy, float32 [N, 16, H/8, W/8].
@@ -128,11 +133,15 @@ def generate(
         device: cpu, gpu or tpu; default: what JAX prefers.
         mesh: Devices to use along each axis; -1: all that the other axes leave.
     """
-    del disable_gemini_prompt  # the text is always used as it is; accepted for existing scripts
     _check_outputs(output_path, output_latents)
     if save_frames and image_path is None:
         raise UserError("save_frames needs a reference; give image_path")
     noise = None if latents is None else _load_latents(latents)
+    if disable_gemini_prompt:
+        enhance = dataclasses.replace(enhance, enhance_prompt="off")
+    prompt, notice = enhanced(text, _cropped(image_path, height, width), enhance)
+    if notice is not None:
+        print(f"note: {notice}")
     pipeline = _pipeline(
         base_path,
         model_path,
@@ -151,7 +160,7 @@ def generate(
             advance()
 
         made = pipeline(
-            text,
+            prompt,
             image_path,
             seed=seed,
             num_images=num_images,
@@ -168,6 +177,9 @@ def generate(
         )
     for notice in made.notices:
         print(f"note: {notice}")
+    if prompt != text:
+        for parameters in made.parameters:
+            parameters["enhanced_from"] = text
     for i, image in enumerate(made.images):
         path = _numbered(output_path, i, num_images)
         save_png(image, path, made.parameters[i])
@@ -179,6 +191,14 @@ def generate(
     if output_latents is not None:
         _save_latents(made.latents, output_latents)
         print(f"wrote {output_latents}")
+
+
+def _cropped(path: str | None, height: int | None, width: int | None) -> Image.Image | None:
+    """The reference as the pipeline will crop it; without sizes, a square."""
+    if path is None:
+        return None
+    rows = height or 512
+    return fit(open_image(path), rows, rows if width is None else width // 2)
 
 
 def batch(
@@ -280,8 +300,6 @@ def _numbered(path: Path, index: int, count: int) -> Path:
 
 
 def _beside(left: Any, right: Any) -> Any:
-    from PIL import Image
-
     canvas = Image.new("RGB", (left.width + right.width, left.height))
     canvas.paste(left, (0, 0))
     canvas.paste(right, (left.width, 0))

@@ -521,8 +521,8 @@ def _reader(path: Path) -> sqlite3.Connection:
 
 
 def _most(questions: Sequence[tuple[str, Request, int, float]]) -> Spent:
-    tokens, cost = (sum(each[i] for each in questions) for i in (2, 3))
-    return Spent(len(questions), tokens, cost)
+    tokens = sum(tokens for _, _, tokens, _ in questions)
+    return Spent(len(questions), tokens, sum(cost for _, _, _, cost in questions))
 
 
 def _row_id(cursor: sqlite3.Cursor) -> int:

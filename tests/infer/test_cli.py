@@ -18,6 +18,7 @@ from dsd_jax.images import open_image, read_parameters
 from dsd_jax.infer import cli
 from dsd_jax.infer.batch import Summary
 from dsd_jax.infer.cli import batch, generate
+from dsd_jax.infer.cli_enhance import EnhanceFlags
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.types import UserError
@@ -140,7 +141,7 @@ class TestGenerate:
         assert status == 0
         shown = re.sub(r"[\s│]+", " ", out)
         parameters = set(inspect.signature(function).parameters)
-        groups = {"mesh": MeshConfig, "settings": Settings}
+        groups = {"mesh": MeshConfig, "settings": Settings, "enhance": EnhanceFlags}
         flags = {f"--{name}": (function, name) for name in parameters - {*groups, "manifest"}}
         for group in parameters & set(groups):
             for field in dataclasses.fields(groups[group]):

@@ -22,7 +22,17 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Answerer", "BadJson", "Delayed", "Drop", "Question", "Reply", "Server", "Status"]
+__all__ = [
+    "Answerer",
+    "BadJson",
+    "Delayed",
+    "Drop",
+    "Question",
+    "Reply",
+    "Result",
+    "Server",
+    "Status",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,7 +471,9 @@ def _openai_turns(body: Mapping[str, Any]) -> tuple[Turns, tuple[bytes, ...]]:
     turns, pictures = [], []
     for message in body["messages"]:
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[Any] = (
+            [{"type": "text", "text": content}] if isinstance(content, str) else content
+        )
         turns.append((message["role"], tuple(p["text"] for p in parts if p["type"] == "text")))
         for part in parts:
             if part["type"] == "image_url":
