@@ -80,6 +80,12 @@ TPU; memory per chip.""",
 beside the step. TPU rows are the TPU compiler's account; GPU rows are arithmetic.""",
     ),
     ("train_murder", "Killed and resumed training", "A run killed at random moments."),
+    (
+        "overfit",
+        "Eight pairs, overfitted",
+        """Mean difference of pixels (0 to 255) of every sampled target from its own target and from
+the nearest of the other seven. The pictures: [overfit.png](overfit.png).""",
+    ),
     ("loader", "The loader", "Pairs per second against a torch DataLoader in the same run."),
 )
 
