@@ -1,0 +1,168 @@
+"""Panels are found where they are, and every fault of a grid has its name."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from benchmarks.grid_check import drawn, fits, named_rightly
+from benchmarks.grid_scenes import FAULTS, GOOD
+from dsd_jax.data.make.panels import GridCheck, find_panels
+
+COLOURS = ("#b03020", "#2060c0", "#30a050", "#c0a020")
+
+
+def grid(
+    width: int,
+    height: int,
+    boxes: list[tuple[int, int, int, int]],
+    page: str = "white",
+    *,
+    marks: bool = True,
+) -> Image.Image:
+    """Flat panels of different colours with a mark in each."""
+    image = Image.new("RGB", (width, height), page)
+    pen = ImageDraw.Draw(image)
+    for (left, top, right, bottom), colour in zip(boxes, COLOURS, strict=False):
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+        if marks:
+            across, down = (right - left) // 4, (bottom - top) // 4
+            pen.ellipse((left + across, top + down, right - across, bottom - down), fill="#e8e0d0")
+    return image
+
+
+def cells(
+    columns: list[tuple[int, int]], rows: list[tuple[int, int]]
+) -> list[tuple[int, int, int, int]]:
+    return [(a, c, b, d) for (c, d), (a, b) in itertools.product(rows, columns)]
+
+
+def test_drawn_grids():
+    """Some of what the benchmark counts."""
+    judged = [(picture, find_panels(picture.image)) for _, picture in drawn(1, 1, (64, 128))]
+    good = [fits(found, picture) for picture, found in judged if picture.kind in GOOD]
+    accepted = [picture.kind in GOOD for picture, found in judged if found.boxes]
+    faults = [named_rightly(found, picture) for picture, found in judged if picture.kind in FAULTS]
+    assert len(good) == 120
+    assert np.mean(good) >= 0.95
+    assert np.mean(accepted) >= 0.98
+    assert np.mean(faults) >= 0.9
+
+
+class TestGood:
+    def test_touching_panels_of_a_toy_grid_are_not_trimmed(self):
+        boxes = cells([(0, 32), (32, 64)], [(0, 32), (32, 64)])
+        assert find_panels(grid(64, 64, boxes)).boxes == tuple(boxes)
+
+    @pytest.mark.parametrize("page", ["white", "black", "#8090a0"])
+    @pytest.mark.parametrize("gutter", [1, 2, 4])
+    def test_a_gutter_is_no_part_of_small_panels(self, page, gutter):
+        low, high = (64 - gutter) // 2, (64 - gutter) // 2 + gutter
+        sides = [(0, low), (high, 64)]
+        found = find_panels(grid(64, 64, cells(sides, sides), page))
+        for (left, top, right, bottom), true in zip(found.boxes, cells(sides, sides), strict=True):
+            assert (left, top) >= true[:2]
+            assert (right, bottom) <= true[2:]
+            assert right - left == bottom - top >= 30
+
+    @pytest.mark.parametrize(("width", "height"), [(1024, 1024), (1000, 750), (640, 1100)])
+    def test_nothing_of_the_neighbours_at_full_size(self, width, height):
+        x, y = width // 2, height // 2
+        true = cells([(0, x - 9), (x + 11, width)], [(0, y - 8), (y + 12, height)])
+        found = find_panels(grid(width, height, true))
+        sizes = {(right - left, bottom - top) for left, top, right, bottom in found.boxes}
+        assert len(sizes) == 1
+        for box, within in zip(found.boxes, true, strict=True):
+            assert box[0] >= within[0]
+            assert box[1] >= within[1]
+            assert box[2] <= within[2]
+            assert box[3] <= within[3]
+            assert box[2] - box[0] > 0.92 * (within[2] - within[0])
+
+    def test_a_frame_is_cut_off(self):
+        true = cells([(12, 250), (262, 500)], [(12, 250), (262, 500)])
+        found = find_panels(grid(512, 512, true, "#202020"))
+        for box, within in zip(found.boxes, true, strict=True):
+            assert (box[0], box[1]) >= within[:2]
+            assert (box[2], box[3]) <= within[2:]
+
+    def test_a_border_that_cannot_be_seen(self):
+        """Two panels as white as the page around them, diagonally."""
+        image = grid(256, 256, cells([(0, 122), (134, 256)], [(0, 122), (134, 256)]))
+        pen = ImageDraw.Draw(image)
+        for corner in ((0, 0), (134, 134)):
+            pen.rectangle((*corner, corner[0] + 121, corner[1] + 121), fill="white")
+            pen.ellipse(
+                (corner[0] + 30, corner[1] + 30, corner[0] + 90, corner[1] + 90), fill="red"
+            )
+        found = find_panels(image)
+        assert found.boxes[1][0] >= 134
+        assert found.boxes[1][3] <= 122
+
+
+class TestFaults:
+    def reason(self, image: Image.Image, **changes) -> str:
+        found = find_panels(image, GridCheck(**changes))
+        assert bool(found.boxes) != bool(found.reason)
+        return found.reason
+
+    @pytest.mark.parametrize("side", [64, 512])
+    def test_each(self, side):
+        h, q = side // 2, side // 8
+        even = [(0, h), (h, side)]
+        assert self.reason(grid(side, side, cells(even, even))) == ""
+        off = [(0, h + q), (h + q, side)]
+        assert self.reason(grid(side, side, cells(off, even))) == "uneven"
+        assert self.reason(grid(side, side, cells(even, off))) == "uneven"
+        far = [(0, h - q // 2), (h + q // 2, side)]
+        assert self.reason(grid(side, side, cells(far, far))) == "wide_gutter"
+        assert self.reason(grid(side, side, cells(far, far)), max_gutter=0.2) == ""
+        three = [(0, 0, side, h), *cells(even, [(h, side)])]
+        assert self.reason(grid(side, side, three)) == "three_panels"
+        assert self.reason(grid(side, side, cells([(0, side)], even))) == "merged"
+        assert self.reason(grid(side, side, [(0, 0, side, side)])) == "no_separator"
+        assert self.reason(grid(side, side, cells(even, even), marks=False)) == "blank_panel"
+        assert self.reason(grid(side, side, cells(even, even)), min_panel=side) == "too_small"
+
+    def test_neighbours_of_one_colour_without_a_gutter_are_merged(self):
+        image = grid(64, 64, cells([(0, 32), (32, 64)], [(0, 32), (32, 64)]))
+        plain = Image.new("RGB", (64, 64), "#406080")
+        marks = Image.new("L", (64, 64))
+        for x, y in itertools.product((8, 40), (8, 40)):
+            ImageDraw.Draw(marks).ellipse((x, y, x + 16, y + 16), fill=255)
+        plain.paste(image, mask=marks)
+        assert self.reason(plain) == "no_separator"
+
+    def test_turned(self):
+        h = 256
+        image = grid(2 * h, 2 * h, cells([(0, h), (h, 2 * h)], [(0, h), (h, 2 * h)]))
+        turned = image.rotate(4, Image.Resampling.BICUBIC).crop((40, 40, 472, 472))
+        assert self.reason(turned) == "crooked"
+
+    def test_nine_panels_and_sixteen(self):
+        for count, reasons in ((3, {"uneven", "merged"}), (4, {"too_many"})):
+            own, gap = 480 // count - 8, 8
+            sides = [(i * (own + gap), i * (own + gap) + own) for i in range(count)]
+            image = Image.new("RGB", (sides[-1][1], sides[-1][1]), "white")
+            for number, box in enumerate(cells(sides, sides)):
+                tile = grid(own, own, [(0, 0, own, own)], COLOURS[number % 4])
+                image.paste(Image.eval(tile, lambda v, n=number: (v + 37 * n) % 200), box[:2])
+            assert self.reason(image) in reasons
+
+    def test_one_blank_panel_is_named(self):
+        boxes = cells([(0, 64), (64, 128)], [(0, 64), (64, 128)])
+        image = grid(128, 128, boxes)
+        image.paste("#703090", boxes[2])
+        found = find_panels(image)
+        assert found.reason == "blank_panel"
+        assert found.detail == "panel 3: 0.000 of it is content"
+
+    def test_noise_alone(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        assert self.reason(Image.fromarray(pixels)) in {"no_separator", "merged"}
+
+    @pytest.mark.parametrize("size", [(16, 16), (31, 400), (32, 32), (33, 47), (3000, 40)])
+    def test_sizes_at_the_border(self, size):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        assert self.reason(Image.fromarray(pixels))
