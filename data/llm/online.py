@@ -148,10 +148,7 @@ class Online:
             if reason is not None:
                 await self._refuse(key, reason)
                 raise Unanswered(reason)
-            wait = wait_before(attempt, result)
-            if result.retry_after is not None:
-                self._pace.pause(wait)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(wait_before(attempt, result))
         raise AssertionError
 
     async def _refuse(self, key: str, reason: str) -> None:
@@ -172,8 +169,8 @@ class Online:
 
     async def _attempt(self, key: str, request: Request) -> Answer | Failed:
         tokens, cost = self._books.expected(request)
-        await self._pace.turn(tokens)
         async with self._slots:
+            await self._pace.turn(tokens)
             if self._books.halt.error is not None:
                 await self._books.halt.forever()
             # A task of its own: an answer that is on its way is kept even when the run ends.
@@ -201,6 +198,8 @@ class Online:
             return await self._keep(attempt, raw, tokens)
         self._fine.append(False)
         self._pace.used(tokens, 0)
+        if failed.retry_after is not None:  # it holds for all questions
+            self._pace.pause(min(failed.retry_after, PATIENCE_S))
         detail = books.scrubbed(str(failed))
         await books.ledger.ended(attempt, "lost" if failed.maybe_charged else "failed", detail)
         return failed
