@@ -16,14 +16,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from PIL import Image
 
-from dsd_jax.data.make.parts import Parts, Row, Shard, part_of
+from dsd_jax.data.make.crops import grid_file
+from dsd_jax.data.make.parts import Parts, Row, Shard
 from dsd_jax.data.make.teacher import Teacher
 from dsd_jax.data.shards import file_sha256
 from dsd_jax.images import read_parameters, save_png
 from dsd_jax.progress import Advance, progress
 from dsd_jax.types import UserError
 
-__all__ = ["GridsConfig", "grid_file", "grid_seed", "paint_grids"]
+__all__ = ["GridsConfig", "grid_seed", "paint_grids"]
 
 STAGE = "grids"
 _WRITERS = 4  # threads that compress pictures
@@ -70,11 +71,6 @@ class _Grid(NamedTuple):
 def grid_seed(grid: str) -> int:
     """The seed of a grid, 32 bits of the hash of its id."""
     return int(hashlib.sha256(f"grid {grid}".encode()).hexdigest()[:8], 16)
-
-
-def grid_file(parts: Parts, grid: str) -> Path:
-    """The picture of a grid, a PNG file."""
-    return parts.root / STAGE / f"part-{part_of(grid, parts.count):05d}" / f"{grid}.png"
 
 
 def paint_grids(

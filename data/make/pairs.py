@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dsd_jax.data.make.grids import grid_file
+from dsd_jax.data.make.crops import Box, grid_file
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
-from dsd_jax.data.make.panels import Box, GridCheck, find_panels
+from dsd_jax.data.make.panels import GridCheck, find_panels
 from dsd_jax.data.make.parts import Parts, Row, Shard
 from dsd_jax.data.ordered import in_order
 from dsd_jax.data.records import png_bytes

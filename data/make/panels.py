@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-__all__ = ["Box", "GridCheck", "Panels", "find_panels"]
+from dsd_jax.data.make.crops import Box
 
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels, as `PIL.Image.Image.crop` takes them."""
+__all__ = ["GridCheck", "Panels", "find_panels"]
+
 State = Literal["good", "none", "half", "crooked", "uneven", "wide", "many"]
 
 COARSE = 256  # pixels of the longer side that separators are looked for in

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsd_jax.data.make.grids import GridsConfig, grid_file, grid_seed, paint_grids
+from dsd_jax.data.make.crops import grid_file
+from dsd_jax.data.make.grids import GridsConfig, grid_seed, paint_grids
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.teacher import Teacher
 from dsd_jax.images import read_parameters

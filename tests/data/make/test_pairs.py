@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from dsd_jax.data.make import pairs
-from dsd_jax.data.make.grids import GridsConfig, grid_file, paint_grids
+from dsd_jax.data.make.crops import grid_file
+from dsd_jax.data.make.grids import GridsConfig, paint_grids
 from dsd_jax.data.make.pairs import PairsConfig, make_pairs, panel_png
 from dsd_jax.data.make.parts import Parts, Row
 from dsd_jax.types import UserError
@@ -239,7 +240,7 @@ class TestHostilePictures:
         image = good()
         gray = np.asarray(image.convert("L")).astype(np.uint16) * 257
         seen = image.copy()
-        seen.putalpha(image.convert("L").point(lambda v: 0 if v == 255 else 255))  # type: ignore[operator]
+        seen.putalpha(image.convert("L").point(lambda v: 0 if v == 255 else 255))
         data = {
             "cmyk": encoded(image.convert("CMYK"), "JPEG", quality=95),
             "sixteen bits": encoded(Image.fromarray(gray)),
