@@ -16,6 +16,7 @@ exactly so undisturbed; of a call that a kill cut off, nobody here can know whet
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -40,7 +41,7 @@ from dsd_jax.convert.random_pipeline import write_random_pipeline
 from dsd_jax.data.make.parts import STAGES
 from tests.data.llm.server import BadJson, Drop, Question, Reply, Server, Status
 
-__all__ = ["DrawnTeacher", "make", "murder"]
+__all__ = ["Answers", "DrawnTeacher", "contents", "murder", "run_stage", "said", "write_world"]
 
 SIDE = 192  # pixels of a grid
 IN_FLIGHT = 8
@@ -110,27 +111,39 @@ class DrawnTeacher:
         return draw(kinds[rng.integers(len(kinds))], STYLES[seed % len(STYLES)], SIDE, rng).image
 
 
-def make(config: Path, shard: tuple[int, int] = (0, 1)) -> None:
-    """`dsd data make` with the drawing teacher."""
+@functools.cache
+def tokenizers(base_path: str) -> Any:
+    """Loaded once for all stages."""
+    from dsd_jax.text.tokenize import Tokenizers
+
+    return Tokenizers.load(base_path)
+
+
+def run_stage(config: Path, stage: str, shard: tuple[int, int] = (0, 1)) -> None:
+    """A command of `dsd data`, with the drawing teacher."""
     from dsd_jax.data.make.config import begin_stage, begun_settings, load_config, open_parts
     from dsd_jax.data.make.grids import paint_grids
     from dsd_jax.data.make.make import panels_of, run_asking
     from dsd_jax.data.make.pack import pack
     from dsd_jax.data.make.pairs import make_pairs
-    from dsd_jax.text.tokenize import Tokenizers
 
     chosen = load_config(config)
+    if stage == "grids":
+        paint_grids(begin_stage(chosen, stage), chosen.grids, DrawnTeacher, shard)
+    elif stage == "pairs":
+        make_pairs(begin_stage(chosen, stage), chosen.pairs, shard)
+    elif stage == "pack":
+        parts = open_parts(chosen)
+        pack(parts, chosen.pack, panels_of(parts), begun_settings(parts))
+    else:
+        run_asking(chosen, stage, shard, lambda: tokenizers(chosen.base_path).count_clip_tokens)
+
+
+def make(config: Path) -> None:
+    """`dsd data make`, with the drawing teacher."""
     (config.parent / MARK).touch()
-    for stage in STAGES:
-        if stage == "grids":
-            paint_grids(begin_stage(chosen, stage), chosen.grids, DrawnTeacher, shard)
-        elif stage == "pairs":
-            make_pairs(begin_stage(chosen, stage), chosen.pairs, shard)
-        else:
-            count = Tokenizers.load(chosen.base_path).count_clip_tokens
-            run_asking(chosen, stage, shard, lambda count=count: count)
-    parts = open_parts(chosen)
-    pack(parts, chosen.pack, panels_of(parts), begun_settings(parts))
+    for stage in (*STAGES, "pack"):
+        run_stage(config, stage)
 
 
 class Answers:
