@@ -123,7 +123,8 @@ def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
     ]  # fmt: skip
     yield [
         "train", "toy_student", "--data", dataset, "--encoded", encoded, "--base_path", base,
-        "--output_dir", str(run), "--steps", str(budget.train_steps), "--no_tensorboard",
+        "--output_dir", str(run), "--steps", str(budget.train_steps), "--instruction", "0.7",
+        "--no_tensorboard",
     ]  # fmt: skip
     yield ["convert", "lora", str(run), str(folder / "export")]
     yield ["batch", str(folder / "teacher.jsonl"), "--output_dir", str(folder / TEACHER), *sampling]
@@ -151,8 +152,8 @@ def _write_captions(path: Path, count: int) -> None:
 
 def _write_making(path: Path, budget: Budget) -> None:
     path.write_text(
-        f"""# What `dsd data make` reads. With FLUX.1-dev as base_path, grids of 1024 x 1024 pixels and
-# a provider such as kind = "openai", model = "...", it makes pairs of real pictures.
+        f"""# What `dsd data make` reads. With FLUX.1-dev as base_path, grids of 1024 x 1024
+# pixels and a provider such as kind = "openai", model = "...", it makes pairs of real pictures.
 root = "making"
 base_path = {json.dumps(str(toy_flux_path()))}
 parts = 4
@@ -271,14 +272,14 @@ def _rejected(
     before = [
         _pair(folder, row, f"before the judge: {row['reason']}")
         for row in pairs
-        if row["status"] == "rejected" and "reference" in row
+        if row["status"] == "rejected" and "target_box" in row
     ]
     return by_judge[:4] + before[:2]
 
 
 def _pair(folder: Path, row: dict[str, Any], words: str) -> Shown:
     grid = _open(_grid_path(folder, row["id"].rpartition("-")[0]))
-    return Shown([grid.crop(row[side]["box"]) for side in ("reference", "target")], words)
+    return Shown([grid.crop(row[f"{side}_box"]) for side in ("reference", "target")], words)
 
 
 def _rows(stage: Path) -> Iterator[dict[str, Any]]:
