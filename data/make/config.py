@@ -113,6 +113,8 @@ class MakeConfig:
         settings.pop("provider", None)
         if provider := self.provider(stage):
             settings |= {"model": provider.model, "wording": self.wording(stage).id}
+        if stage == "grids":
+            settings["teacher"] = Path(self.base_path).name
         return dict(json.loads(json.dumps(settings, default=_plain, sort_keys=True)))
 
 
