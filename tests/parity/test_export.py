@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from flax import nnx
@@ -15,6 +14,7 @@ from flax import nnx
 from dsd_jax.cli import main as dsd
 from dsd_jax.frames import image_ids, text_ids
 from dsd_jax.lora import LoraConfig
+from dsd_jax.quickstart.torch_reference import condition_embedding
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.cli import open_base
 from dsd_jax.train.config import TrainConfig
@@ -38,7 +38,8 @@ def inputs() -> dict[str, np.ndarray]:
         "vec": (BATCH, 24),
     }
     made = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    return made | {"t": np.float32([0.9, 0.2]), "guidance": np.float32([1.0, 3.5])}
+    times, scales = np.array([0.9, 0.2], np.float32), np.array([1.0, 3.5], np.float32)
+    return made | {"t": times, "guidance": scales}
 
 
 def our_velocity(world: Path, state: TrainState, config: TrainConfig) -> np.ndarray:
@@ -72,14 +73,6 @@ def their_velocity(model: FluxTransformer2DModel, c_embedder: torch.nn.Linear) -
     )[0]
     hook.remove()
     return predicted.numpy()
-
-
-def condition_embedding(folder: Path) -> torch.nn.Linear:
-    held = safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors")
-    own = {k.removeprefix("c_embedder."): v for k, v in held.items() if k.startswith("c_embedder.")}
-    embedder = torch.nn.Linear(*own["weight"].shape[::-1])
-    embedder.load_state_dict(own)
-    return embedder
 
 
 @pytest.fixture(scope="module")

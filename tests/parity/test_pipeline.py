@@ -17,8 +17,8 @@ from dsd_jax.convert.random_pipeline import (
 )
 from dsd_jax.images import fit, to_array
 from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.quickstart.torch_reference import TorchConditional
 from tests.parity.compare import assert_close, relative_error
-from tests.parity.reference import TorchConditional
 
 TEXT = "a red cat sitting on the blue table in the snow"
 STEPS = 7

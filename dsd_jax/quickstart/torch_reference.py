@@ -1,5 +1,7 @@
 """A plain PyTorch rendering of the conditional model, from diffusers' own modules.
 
+It is the oracle of the parity tests, and what an export is checked with where PyTorch is installed.
+
 Written from the published behaviour of the released checkpoint: the condition embedding added to
 the image embedding, [reference | black] encoded as one picture, three passes for true guidance from
 the third step on, text without mask, Euler steps.
@@ -12,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-__all__ = ["TorchConditional"]
+__all__ = ["TorchConditional", "condition_embedding"]
+
+
+def condition_embedding(transformer: Path) -> torch.nn.Linear:
+    """The condition embedding in a transformer's folder, float32."""
+    held = safetensors.torch.load_file(transformer / "diffusion_pytorch_model.safetensors")
+    weight, bias = (held[f"c_embedder.{name}"].float() for name in ("weight", "bias"))
+    embedder = torch.nn.Linear(*weight.shape[::-1])
+    embedder.load_state_dict({"weight": weight, "bias": bias})
+    return embedder
 
 
 @dataclasses.dataclass
@@ -38,6 +50,14 @@ class TorchConditional:
         embedder.weight.data = torch.tensor(kernel.T)
         embedder.bias.data = torch.tensor(bias)
         return cls(FluxPipeline.from_pretrained(folder), embedder)
+
+    @classmethod
+    def from_export(cls, base: Path, export: Path) -> "TorchConditional":
+        """What `dsd convert lora RUN OUT` wrote, over the pipeline that it was trained from."""
+        model = FluxTransformer2DModel.from_pretrained(export / "transformer")
+        pipe = FluxPipeline.from_pretrained(base, transformer=model)
+        pipe.load_lora_weights(export)
+        return cls(pipe, condition_embedding(export / "transformer"))
 
     @contextmanager
     def _condition(self, tokens: torch.Tensor) -> Iterator[None]:
@@ -81,7 +101,12 @@ class TorchConditional:
         if i_guidance > 1:
             passes["u"] = (negative_prompt, torch.zeros_like(condition))
             passes["v"] = (negative_prompt, condition)
-        embedded = {name: pipe.encode_prompt(text, None) for name, (text, _) in passes.items()}
+        length = min(512, pipe.tokenizer_2.model_max_length)
+        embedded = {
+            name: pipe.encode_prompt(text, None, max_sequence_length=length)
+            for name, (text, _) in passes.items()
+        }
+        scale = torch.tensor([guidance]) if pipe.transformer.config.guidance_embeds else None
 
         config = pipe.scheduler.config
         mu = calculate_shift(
@@ -104,7 +129,7 @@ class TorchConditional:
                     out[name] = pipe.transformer(
                         hidden_states=img,
                         timestep=t[None] / 1000,
-                        guidance=torch.tensor([guidance]),
+                        guidance=scale,
                         pooled_projections=vec,
                         encoder_hidden_states=txt,
                         txt_ids=txt_ids,

@@ -1,0 +1,59 @@
+"""Whether PyTorch makes the same images of an export; only where PyTorch is installed."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dsd_jax.config import FLOAT32
+from dsd_jax.images import to_array
+from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.toy.score import Case
+
+__all__ = ["largest_difference"]
+
+_NEEDED = ("torch", "diffusers", "peft")
+
+
+def largest_difference(
+    base: Path, export: Path, cases: Sequence[Case], *, steps: int
+) -> int | None:
+    """The largest difference of a pixel (of 255) between our images of cases and PyTorch's.
+
+    Both start from the same noise and encode the reference by the posterior's mode.
+
+    Args:
+        base: pipeline that was trained from.
+        export: folder that `dsd convert lora` wrote.
+
+    Returns:
+        None if PyTorch, diffusers or PEFT is not installed.
+    """
+    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        return None
+    from dsd_jax.quickstart.torch_reference import TorchConditional
+
+    theirs = TorchConditional.from_export(base, export)
+    ours = Pipeline.load(
+        base,
+        model_path=str(export / "transformer"),
+        lora_path=str(export / "pytorch_lora_weights.safetensors"),
+        precision=FLOAT32,
+    )
+    config = ours.autoencoder_config
+    worst = 0
+    for case in cases:
+        reference = Image.fromarray(case.reference())
+        height, width = reference.height, 2 * reference.width
+        shape = (1, config.latent_channels, height // config.downscale, width // config.downscale)
+        noise = np.random.default_rng(case.seed).standard_normal(shape, np.float32)
+        made = ours(
+            case.text, reference, height=height, width=width, steps=steps, latents=noise,
+            vae_sample=False,
+        )  # fmt: skip
+        _, pixels = theirs(case.text, to_array(reference), noise, steps=steps, guidance=3.5)
+        expected = np.rint((np.clip(pixels, -1, 1) + 1) * 127.5)[:, reference.width :]
+        worst = max(worst, int(np.abs(np.asarray(made[0], float) - expected).max()))
+    return worst
