@@ -23,14 +23,20 @@ class Bucket:
 
     def take(self, amount: float) -> float:
         """Takes `amount`; seconds until it is there, 0 if it is there already."""
-        now = self._clock()
-        self._level = min(self.burst, self._level + (now - self._then) * self.rate) - amount
-        self._then = now
+        self._fill()
+        self._level -= amount
         return max(0.0, -self._level / self.rate)
 
     def give_back(self, amount: float) -> None:
-        """Returns what was taken and not used."""
-        self._level = min(self.burst, self._level + amount)
+        """Returns what was taken and not used, even into a full bucket: it was there before."""
+        self._fill()
+        self._level += amount
+
+    def _fill(self) -> None:
+        now = self._clock()
+        if self._level < self.burst:
+            self._level = min(self.burst, self._level + (now - self._then) * self.rate)
+        self._then = now
 
 
 class Pace:

@@ -131,7 +131,6 @@ class Server:
         self.polls = 1
         self.expire_at: int | None = None
         self.lose_submission = False
-        self.list_is_empty = False
         self.port = 0
         self._seen: collections.Counter[str] = collections.Counter()
         self._ready = threading.Event()
@@ -304,7 +303,7 @@ class Server:
                 return Drop()
             return _json(self.batches[name])
         if (method, path) == ("GET", "/v1/batches"):
-            found = [] if self.list_is_empty else list(self.batches.values())[::-1]
+            found = list(self.batches.values())[::-1]
             return _json({"object": "list", "data": found, "has_more": False})
         if match := re.fullmatch(r"/v1/batches/([^/]+)", path):
             return _json(self._openai_batch(self.batches[match[1]]))
