@@ -162,11 +162,14 @@ def _ask(path: Path, stage: str, worker: Worker) -> None:
     config, shard = _chosen(path, worker)
     run_asking(config, stage, shard, lambda: _count_tokens(config))
     parts = open_parts(config)
-    counts = tally(parts, stage)
+    mine = parts.mine(shard)
+    counts = tally(parts, stage, mine)
     print(
-        f"{stage}: {counts.finished} of {parts.count} parts, {counts.kept:,} of {counts.rows:,} "
-        "rows kept"
+        f"{stage}: {counts.finished} of {len(mine)} parts, {counts.kept:,} of {counts.rows:,} rows "
+        "kept"
     )
+    for (status, reason), count in counts.reasons.most_common():
+        print(f"  {count:,} {status}: {reason}")
 
 
 def _count_tokens(config: MakeConfig) -> CountTokens:

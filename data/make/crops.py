@@ -1,6 +1,6 @@
 """Where the picture of a grid is, and where in it the panels of a pair are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dsd_jax.data.make.parts import Parts, Row, part_of
@@ -9,8 +9,8 @@ __all__ = ["Box", "Pictures", "boxes_of", "grid_file"]
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
-Pictures = Callable[[Row], tuple[bytes, bytes]]
-"""Reference and target panel of a row of pairs, as PNG files."""
+Pictures = Callable[[Sequence[Row]], list[tuple[bytes, bytes]]]
+"""Reference and target panel, as PNG files, of each of some rows of pairs of one grid."""
 
 
 def grid_file(parts: Parts, grid: str) -> Path:

@@ -64,7 +64,7 @@ class Describer:
         config: of the stage.
         wording: of the stage.
         count_tokens: CLIP tokens of a text, start and end included.
-        pictures: the panels of a pair.
+        pictures: the panels of pairs.
     """
 
     config: CaptionConfig
@@ -81,9 +81,9 @@ class Describer:
         """
         grid = pairs[0]["id"].rpartition("-")[0]
         wanted: dict[str, _Work] = {}
-        for pair in pairs:
-            panels = await asyncio.to_thread(self.pictures, pair)
-            reference, target = Picture(panels[0]), Picture(panels[1])
+        panels = await asyncio.to_thread(self.pictures, pairs)
+        for pair, shown in zip(pairs, panels, strict=True):
+            reference, target = Picture(shown[0]), Picture(shown[1])
             first, second = pair["id"][-2], pair["id"][-1]
             ways = [(first, reference, second, target)]
             if self.config.both_ways:

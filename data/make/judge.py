@@ -130,7 +130,7 @@ class Judge:
     Attributes:
         config: of the stage.
         wording: of the stage.
-        pictures: the panels of a pair.
+        pictures: the panels of pairs.
         grid: the whole picture of a grid, by its id, as a PNG file.
     """
 
@@ -148,7 +148,9 @@ class Judge:
         if self.config.mode == "grid":
             return await self._by_grid(pairs, ask)
         judge = self._steps if self.config.mode == "steps" else self._scores
-        return list(await asyncio.gather(*(judge(pair, ask) for pair in pairs)))
+        panels = await asyncio.to_thread(self.pictures, pairs)
+        work = (judge(pair, shown, ask) for pair, shown in zip(pairs, panels, strict=True))
+        return list(await asyncio.gather(*work))
 
     def _talk(self, item: str, ask: Ask, schema: Mapping[str, Any] | None = None) -> _Talk:
         request = Request(
@@ -162,22 +164,22 @@ class Judge:
         )
         return _Talk(ask, request, [])
 
-    async def _panels(self, pair: Row) -> tuple[str | Picture, ...]:
-        reference, target = await asyncio.to_thread(self.pictures, pair)
+    def _shown(self, panels: tuple[bytes, bytes]) -> tuple[str | Picture, ...]:
+        reference, target = panels
         first, second = self.wording("first"), self.wording("second")
         return first, Picture(reference), second, Picture(target)
 
-    async def _steps(self, pair: Row, ask: Ask) -> Row:
+    async def _steps(self, pair: Row, panels: tuple[bytes, bytes], ask: Ask) -> Row:
         talk = self._talk(pair["id"], ask)
         row: Row = {"id": pair["id"], "mode": "steps", "wording": self.wording.id}
         try:
-            outcome = await self._three_turns(talk, pair)
+            outcome = await self._three_turns(talk, panels)
         except Unanswered as error:
             outcome = failed(error)
         return {**row, **outcome, "turns": talk.turns}
 
-    async def _three_turns(self, talk: _Talk, pair: Row) -> Row:
-        pictures = await self._panels(pair)
+    async def _three_turns(self, talk: _Talk, panels: tuple[bytes, bytes]) -> Row:
+        pictures = self._shown(panels)
         for step in _STEPS[:-1]:
             answer = await talk.turn(step, self.wording(step), *pictures)
             if problem := problem_of(answer):
@@ -194,12 +196,11 @@ class Judge:
             return _undecided(problem_of(answer) or "neither_yes_nor_no", answer)
         return _decided(verdict, answer)
 
-    async def _scores(self, pair: Row, ask: Ask) -> Row:
+    async def _scores(self, pair: Row, panels: tuple[bytes, bytes], ask: Ask) -> Row:
         talk = self._talk(pair["id"], ask, _SCORES_SCHEMA)
         row: Row = {"id": pair["id"], "mode": "scores", "wording": self.wording.id}
         try:
-            panels = await self._panels(pair)
-            answer = await talk.turn("scores", self.wording("scores"), *panels)
+            answer = await talk.turn("scores", self.wording("scores"), *self._shown(panels))
             scores = _scores_of(answer)
             if scores is None:
                 answer = await talk.once_more("scores") or answer
@@ -238,7 +239,8 @@ class Judge:
             outcome = _decided(verdict, answer)
             turns = list(talk.turns)
             if self._audited(pair["id"]):
-                audit = await self._steps(pair, ask)  # the closer look decides
+                (panels,) = await asyncio.to_thread(self.pictures, [pair])
+                audit = await self._steps(pair, panels, ask)  # the closer look decides
                 turns += audit.pop("turns")
                 outcome = {**outcome, **audit, "mode": "grid", "grid_verdict": verdict}
             rows.append({**row, **outcome, "turns": turns})

@@ -28,21 +28,20 @@ _Items = Callable[[int], tuple[list[Row], list[Any]]]
 """Of a part: rows that need no question, and what is asked about."""
 
 
-_PANELS = 256  # in memory; one is in up to six pairs
-
-
 def panels_of(parts: Parts) -> Pictures:
-    """What crops the panels of a row of pairs from its grid: they are never stored."""
+    """What crops panels from their grid: they are never stored."""
 
-    @functools.lru_cache(_PANELS)
-    def panel(grid: str, box: Box) -> bytes:
-        return panel_png(parts, grid, box)
-
-    def pictures(pair: Row) -> tuple[bytes, bytes]:
-        boxes = boxes_of(pair)
-        assert boxes is not None  # it was kept
-        grid = pair["id"].rpartition("-")[0]
-        return panel(grid, boxes[0]), panel(grid, boxes[1])
+    def pictures(pairs: Sequence[Row]) -> list[tuple[bytes, bytes]]:
+        cropped: dict[Box, bytes] = {}  # a panel is in up to three of a grid's pairs
+        found = []
+        for pair in pairs:
+            boxes = boxes_of(pair)
+            assert boxes is not None  # it was kept
+            for box in boxes:
+                if box not in cropped:
+                    cropped[box] = panel_png(parts, pair["id"].rpartition("-")[0], box)
+            found.append((cropped[boxes[0]], cropped[boxes[1]]))
+        return found
 
     return pictures
 

@@ -1,8 +1,10 @@
 """Stage 7: kept and described pairs to a pair store, every record with the way it came."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -12,6 +14,7 @@ from PIL import Image
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import STAGES, Parts, Row
 from dsd_jax.data.make.statistics import Tally, ledger_totals, source_counts, tally
+from dsd_jax.data.ordered import in_order
 from dsd_jax.data.records import PairRecord, png_bytes
 from dsd_jax.data.shards import write_file
 from dsd_jax.data.store import Manifest, PairStore, card
@@ -23,6 +26,8 @@ __all__ = ["DATASET", "PackConfig", "pack"]
 
 DATASET = "dataset"  # folder within the root
 _LAST = "caption"
+_Kept = list[tuple[dict[str, Row], str]]
+"""Kept pairs of a grid: the rows that led to each, and its id."""
 _INTRODUCTION = """A language model wrote prompts for grids of four panels with one subject, a
 text-to-image model painted them, and a vision-language model judged pairs of panels and described
 them. What was not kept, and why:"""
@@ -53,7 +58,7 @@ def pack(parts: Parts, config: PackConfig, pictures: Pictures, settings: Mapping
     Args:
         parts: with every stage finished.
         config: of this stage.
-        pictures: the panels of a row of pairs.
+        pictures: the panels of pairs.
         settings: of every stage, for the dataset card.
 
     Returns:
@@ -85,62 +90,71 @@ def _copy(
     before: int,
     total: int,
 ) -> None:
-    with progress("pack", total, "pairs") as advance:
-        pairs = (each for part in range(parts.count) for each in _pairs_of(parts, part))
-        for number, (made, words, both) in enumerate(pairs, start=1):
-            if number > before:
-                panels = pictures(made["pairs"])
-                images = tuple(_resized(panel, config.size) for panel in panels)
-                writer.add(*_records(made, words, images, both=both), position=number)
-            advance()
+    def records(grid: _Kept) -> list[PairRecord]:
+        return _records(grid, pictures([made["pairs"] for made, _ in grid]), config.size)
+
+    grids = (grid for part in range(parts.count) for grid in _grids_of(parts, part))
+    with (
+        progress("pack", total, "pairs") as advance,
+        contextlib.closing(
+            in_order(records, itertools.islice(grids, before, None), threads=os.cpu_count() or 1)
+        ) as done,
+    ):
+        for number, (grid, result) in enumerate(done, start=before + 1):
+            writer.add(*result.result(), position=number)
+            advance(len(grid))
 
 
-def _pairs_of(parts: Parts, part: int) -> Iterator[tuple[dict[str, Row], Row, bool]]:
-    """Kept pairs of a part: the rows that led to each, its words, and whether to turn it round."""
+def _grids_of(parts: Parts, part: int) -> Iterator[_Kept]:
+    """The kept pairs of a part, those of a grid together."""
     rows = {stage: {row["id"]: row for row in parts.read(stage, part)} for stage in STAGES}
-    kept = {name for name, row in rows[_LAST].items() if row["status"] == "kept"}
-    for name in sorted(kept):
-        grid, _, ends = name.rpartition("-")
-        prompt = grid.rpartition("-")[0]
-        made = {
-            "captions": rows["captions"][name.partition("-")[0]],
-            "prompts": rows["prompts"][prompt],
+    kept = sorted(name for name, row in rows[_LAST].items() if row["status"] == "kept")
+    for grid, names in itertools.groupby(kept, key=lambda name: name.rpartition("-")[0]):
+        story = {
+            "captions": rows["captions"][grid.partition("-")[0]],
+            "prompts": rows["prompts"][grid.rpartition("-")[0]],
             "grids": rows["grids"][grid],
-            "pairs": rows["pairs"][name],
-            "judge": rows["judge"][name],
         }
-        words = rows[_LAST][name]
-        # Where pairs were made in both orders, each has been judged for itself.
-        turned = f"{grid}-{ends[::-1]}"
-        yield made, words, turned not in rows["pairs"]
+        found = []
+        for name in names:
+            words = rows[_LAST][name]
+            if f"{grid}-{name[-1]}{name[-2]}" in rows["pairs"]:
+                # Pairs were made in both directions, and each has been judged for itself.
+                words = {key: value for key, value in words.items() if key != "reverse"}
+            own = {"pairs": rows["pairs"][name], "judge": rows["judge"][name], _LAST: words}
+            found.append(({**story, **own}, name))
+        yield found
 
 
 def _records(
-    made: Mapping[str, Row], words: Row, images: tuple[bytes, ...], *, both: bool
+    grid: _Kept, panels: list[tuple[bytes, bytes]], size: tuple[int, int] | None
 ) -> list[PairRecord]:
-    name = words["id"]
-    grid, _, ends = name.rpartition("-")
-    ways = [("forward", name, images)]
-    if both:
-        ways.append(("reverse", f"{grid}-{ends[::-1]}", images[::-1]))
-    return [
-        PairRecord.from_images(
-            id=own,
-            reference=reference,
-            target=target,
-            caption=words[way].get("caption", ""),
-            instruction=words[way].get("instruction", ""),
-            subject=made["prompts"]["subject"],
-            task=made["prompts"]["task"],
-            provenance=_provenance(made, words, way),
-        )
-        for way, own, (reference, target) in ways
-        if words.get(way, {}).get("caption") or words.get(way, {}).get("instruction")
-    ]
+    """The records of a grid's pairs: each in the directions that there are words for."""
+    found = []
+    for (made, name), shown in zip(grid, panels, strict=True):
+        images = [_resized(panel, size) for panel in shown]
+        for way, own in (("forward", name), ("reverse", name[:-2] + name[:-3:-1])):
+            words = made[_LAST].get(way, {})
+            reference, target = images if way == "forward" else images[::-1]
+            if words.get("caption") or words.get("instruction"):
+                found.append(
+                    PairRecord.from_images(
+                        id=own,
+                        reference=reference,
+                        target=target,
+                        caption=words.get("caption", ""),
+                        instruction=words.get("instruction", ""),
+                        subject=made["prompts"]["subject"],
+                        task=made["prompts"]["task"],
+                        provenance=_provenance(made, way),
+                    )
+                )
+    return found
 
 
-def _provenance(made: Mapping[str, Row], words: Row, way: str) -> dict[str, Any]:
+def _provenance(made: Mapping[str, Row], way: str) -> dict[str, Any]:
     """From the caption to the words of the judge."""
+    words = made[_LAST]
 
     def of(stage: str, *names: str) -> Row:
         return {name: made[stage][name] for name in names if name in made[stage]}

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +76,25 @@ class Tally:
         return self.statuses["kept"]
 
 
-def finished_rows(parts: Parts, stage: str) -> Iterator[Row]:
-    """Rows of the parts that are finished."""
-    for part in range(parts.count):
+def finished_rows(parts: Parts, stage: str, which: Sequence[int] | None = None) -> Iterator[Row]:
+    """Rows of the parts that are finished, of all or some."""
+    for part in range(parts.count) if which is None else which:
         if parts.done(stage, part):
             yield from parts.read(stage, part)
 
 
-def tally(parts: Parts, stage: str) -> Tally:
-    """Counts the rows of a stage's finished parts.
+def tally(parts: Parts, stage: str, which: Sequence[int] | None = None) -> Tally:
+    """Counts the rows of a stage's finished parts, of all or some.
 
     Raises:
         UserError: a part is damaged.
     """
-    finished = sum(parts.done(stage, part) for part in range(parts.count))
+    numbers = range(parts.count) if which is None else which
+    finished = sum(parts.done(stage, part) for part in numbers)
     statuses: Counter[str] = Counter()
     reasons: Counter[tuple[str, str]] = Counter()
     models: Counter[str] = Counter()
-    for row in finished_rows(parts, stage):
+    for row in finished_rows(parts, stage, which):
         statuses[row["status"]] += 1
         if row["status"] != "kept":
             reasons[row["status"], str(row.get("reason", ""))] += 1

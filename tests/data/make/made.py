@@ -1,12 +1,13 @@
 """A dataset in the making, written by hand: every status there is, and drawn grids."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-from dsd_jax.data.make.crops import boxes_of, grid_file
+from dsd_jax.data.make.crops import Pictures, boxes_of, grid_file
 from dsd_jax.data.make.parts import STAGES, Parts, Row, part_of
 from dsd_jax.data.make.statistics import MAKING
 
@@ -90,19 +91,20 @@ def write_making(root: Path, grids: int = 6, parts: int = 2, said: str = "yes") 
     return made
 
 
-def cropped(parts: Parts) -> Any:
-    """What crops the panels of a pair."""
+def _crop(parts: Parts, pair: Row, end: int) -> bytes:
+    boxes = boxes_of(pair)
+    assert boxes is not None
+    file = io.BytesIO()
+    with Image.open(grid_file(parts, pair["id"].rpartition("-")[0])) as image:
+        image.crop(boxes[end]).save(file, "PNG")
+    return file.getvalue()
 
-    def pictures(pair: Row) -> tuple[bytes, bytes]:
-        boxes = boxes_of(pair)
-        assert boxes is not None
-        with Image.open(grid_file(parts, pair["id"].rpartition("-")[0])) as image:
-            found = []
-            for box in boxes:
-                file = io.BytesIO()
-                image.crop(box).save(file, "PNG")
-                found.append(file.getvalue())
-        return found[0], found[1]
+
+def cropped(parts: Parts) -> Pictures:
+    """What crops the panels of pairs."""
+
+    def pictures(pairs: Sequence[Row]) -> list[tuple[bytes, bytes]]:
+        return [(_crop(parts, pair, 0), _crop(parts, pair, 1)) for pair in pairs]
 
     return pictures
 

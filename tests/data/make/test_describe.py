@@ -1,6 +1,6 @@
 """Words for pairs: every panel and every direction once, rules checked, losses named."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -14,8 +14,8 @@ from tests.data.make.scripted import MODEL, Scripted, do, question_of
 GRID = "0123456789abcdef-identity-0"
 
 
-def panels(pair: Row) -> tuple[bytes, bytes]:
-    return tuple(f"png {number}".encode() for number in pair["id"][-2:])  # type: ignore[return-value]
+def panels(pairs: Sequence[Row]) -> list[tuple[bytes, bytes]]:
+    return [(f"png {pair['id'][-2]}".encode(), f"png {pair['id'][-1]}".encode()) for pair in pairs]
 
 
 def told(request: Request) -> str:

@@ -1,6 +1,7 @@
 """The judge: what counts as a verdict, and what becomes of everything else."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,8 +16,8 @@ GRID = "0123456789abcdef-identity-0"
 WORDING = load_wording(None, "judge")
 
 
-def panels(pair: Row) -> tuple[bytes, bytes]:
-    return tuple(f"png {number}".encode() for number in pair["id"][-2:])  # type: ignore[return-value]
+def panels(pairs: Sequence[Row]) -> list[tuple[bytes, bytes]]:
+    return [(f"png {pair['id'][-2]}".encode(), f"png {pair['id'][-1]}".encode()) for pair in pairs]
 
 
 def judge(ask: Scripted, *pairs: str, **settings: object) -> list[Row]:

@@ -1,6 +1,7 @@
 """Packing: kept pairs both ways, with their whole story; the same bytes however it went."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -72,12 +73,12 @@ def test_a_stopped_packing_ends_with_the_same_bytes(tmp_path: Path):
     whole = cropped(parts)
     calls = 0
 
-    def breaks(pair: Row) -> tuple[bytes, bytes]:
+    def breaks(pairs: Sequence[Row]) -> list[tuple[bytes, bytes]]:
         nonlocal calls
         calls += 1
-        if calls % 7 == 0:
+        if calls % 5 == 0:
             raise KeyboardInterrupt
-        return whole(pair)
+        return whole(pairs)
 
     for _ in range(50):
         try:

@@ -1,0 +1,86 @@
+"""From a file of captions to a dataset that the trainer reads, by the commands that users type."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.make_murder import said
+from dsd_jax.cli import main as dsd
+from dsd_jax.convert.random_pipeline import write_random_pipeline
+from dsd_jax.data.store import PairStore
+from tests.data.llm.server import Question, Server
+from tests.tiny_run import RECIPE, run_training
+
+CONFIG = """
+root = "made"
+base_path = "flux"
+parts = 2
+
+[providers.writer]
+kind = "openai"
+model = "gpt-4o-2024-11-20"
+base_url = "{url}"
+
+[captions]
+source = ["{captions}"]
+count = 6
+provider = "writer"
+
+[prompts]
+provider = "writer"
+
+[grids]
+height = 128
+width = 128
+steps = 2
+dtype = "float32"
+
+[pairs]
+max_similarity = 1.0
+
+[pairs.check] # noise of random weights is no grid
+min_support = 0.0
+min_step = 0.0
+min_contrast = 0.0
+max_gutter = 0.5
+max_uneven = 1.0
+max_tilt = 0.5
+min_panel = 8
+
+[judge]
+provider = "writer"
+
+[caption]
+provider = "writer"
+
+[pack]
+size = [32, 32]
+"""
+
+
+def answer(question: Question) -> str:
+    if not question.pictures:
+        return said(question, 0.5)
+    return "The same, so: yes" if len(question.turns) > 1 else "put this cat in the snow"
+
+
+@pytest.mark.slow
+def test_captions_become_a_dataset_that_the_trainer_reads(tmp_path: Path):
+    write_random_pipeline(tmp_path / "flux")
+    config = tmp_path / "make.toml"
+    with Server(answer) as server:
+        captions = Path(__file__).parent / "captions.csv"
+        config.write_text(CONFIG.format(url=server.openai, captions=captions))
+        assert dsd(["data", "make", str(config)]) == 0
+        paid = server.paid
+        assert dsd(["data", "make", str(config)]) == 0
+        assert server.paid == paid
+    assert dsd(["data", "status", str(config)]) == 0
+    assert dsd(["data", "stats", str(tmp_path / "made"), "--plot", str(tmp_path / "p.png")]) == 0
+    assert dsd(["data", "view", str(config), "--output", str(tmp_path / "page.html")]) == 0
+    assert dsd(["data", "verify", str(tmp_path / "made" / "dataset")]) == 0
+    store = PairStore.open(tmp_path / "made" / "dataset")
+    assert len(store) > 10
+    (tmp_path / "pairs").symlink_to(tmp_path / "made" / "dataset")
+    outcome = run_training(tmp_path, tmp_path / "run", RECIPE)
+    assert outcome is not None
