@@ -32,7 +32,7 @@ MAKING = "making.json"  # there once a folder is begun
 SAMPLE = 50_000  # prompts; ids are hashes, so the first ones are a sample
 _NGRAM = 4  # words that two prompts share by chance only if they were written alike
 _WORD = re.compile(r"[^\W_]+")
-_STATUSES = {"kept": "kept", "rejected": "reject", "undecided": "undec.", "failed": "failed"}
+_STATUSES = ("kept", "rejected", "undecided", "failed")
 
 
 def making_folder(root: Path) -> Parts:
@@ -243,13 +243,12 @@ def _table(title: str, *columns: str) -> Any:
 
 
 def _yields(parts: Parts) -> Any:
-    table = _table("Yields", "stage", "parts", "rows", *_STATUSES.values(), "share")
+    table = _table("Yields", "stage", "parts", *_STATUSES, "share")
     for stage in STAGES:
         counts = tally(parts, stage)
         table.add_row(
             stage,
             f"{counts.finished}/{parts.count}",
-            f"{counts.rows:,}",
             *(f"{counts.statuses[status]:,}" for status in _STATUSES),
             _share(counts.kept, counts.rows),
             style="bold",
@@ -258,7 +257,7 @@ def _yields(parts: Parts) -> Any:
             counts.reasons.items(), key=lambda item: (-item[1], item[0])
         ):
             cells = [f"{count:,}" if status == each else "" for each in _STATUSES]
-            table.add_row(f"  {_safe(reason)}", "", "", *cells, _share(count, counts.rows))
+            table.add_row(f"  {_safe(reason)}", "", *cells, _share(count, counts.rows))
     return table
 
 
