@@ -87,6 +87,24 @@ beside the step. TPU rows are the TPU compiler's account; GPU rows are arithmeti
 the nearest of the other seven. The pictures: [overfit.png](overfit.png).""",
     ),
     ("loader", "The loader", "Pairs per second against a torch DataLoader in the same run."),
+    (
+        "make_murder",
+        "Killed and restarted making of a dataset",
+        """Captions to packed dataset through both real clients and an unreliable server of this
+machine, with drawn grids. An attempt without an answer was cut off by the server, after billing, or
+by the kill; undisturbed, the bill is exactly what the ledgers say.""",
+    ),
+    (
+        "make_cost",
+        "The arithmetic of 400,000 pairs: questions",
+        """Assumed yields and tokens, as the script states them; prices of the table in
+`data/llm/prices.toml`.""",
+    ),
+    (
+        "make_cost_teacher",
+        "The arithmetic of 400,000 pairs: the teacher",
+        "FLOPs of a 1024 x 1024 grid in 28 steps, and an assumed share of the peak; not measured.",
+    ),
 )
 
 
