@@ -228,28 +228,29 @@ class Judge:
             groups, broken = None, failed(error)
         else:
             broken = _undecided(problem_of(answer) or "no_valid_groups", answer)
-        rows = []
+        rows: list[Row] = []
         for pair in pairs:
             row: Row = {"id": pair["id"], "mode": "grid", "wording": self.wording.id}
             if groups is None:
-                rows.append({**row, **broken, "turns": talk.turns})
-                continue
-            first, second = (int(number) for number in pair["id"][-2:])
-            verdict = "yes" if groups[first] == groups[second] else "no"
-            outcome = _decided(verdict, answer)
-            turns = list(talk.turns)
-            if self._audited(pair["id"]):
-                (panels,) = await asyncio.to_thread(self.pictures, [pair])
-                audit = await self._steps(pair, panels, ask)  # the closer look decides
-                turns += audit.pop("turns")
-                outcome = {**outcome, **audit, "mode": "grid", "grid_verdict": verdict}
-            rows.append({**row, **outcome, "turns": turns})
+                row |= broken
+            else:
+                first, second = int(pair["id"][-2]), int(pair["id"][-1])
+                verdict = "yes" if groups[first] == groups[second] else "no"
+                row |= _decided(verdict, answer)
+            rows.append({**row, "turns": list(talk.turns)})
+        audited = [n for n, row in enumerate(rows) if groups is not None and self._audited(row)]
+        panels = await asyncio.to_thread(self.pictures, [pairs[n] for n in audited])
+        closer = await asyncio.gather(
+            *(self._steps(pairs[n], shown, ask) for n, shown in zip(audited, panels, strict=True))
+        )
+        for n, row in zip(audited, closer, strict=True):  # the closer look decides
+            turns = rows[n]["turns"] + row["turns"]
+            rows[n] = {**row, "mode": "grid", "grid_verdict": rows[n]["verdict"], "turns": turns}
         return rows
 
-    def _audited(self, pair: str) -> bool:
-        return int(hashlib.sha256(f"audit {pair}".encode()).hexdigest()[:8], 16) < (
-            self.config.audit * 16**8
-        )
+    def _audited(self, pair: Row) -> bool:
+        place = int(hashlib.sha256(f"audit {pair['id']}".encode()).hexdigest()[:8], 16)
+        return place < self.config.audit * 16**8
 
 
 def _decided(verdict: str, answer: Answer) -> Row:
