@@ -8,10 +8,11 @@ server of this machine that bills every answer and is unreliable: 429 with and w
 500, connections cut before and within an answer, half an answer, blocked answers, refused
 questions. What it says depends on the question alone.
 
-First it runs undisturbed, then with SIGKILL at random moments and once while packing. Every row of every stage and every
-byte of the dataset must be the same, every question must have one answer in the ledgers, and it may
-be sent again only after an attempt that brought no answer. The bill must be what the ledgers say:
-exactly so undisturbed; of a call that a kill cut off, nobody here can know whether it was billed.
+First it runs undisturbed, then with SIGKILL at random moments and once while packing. Every row of
+every stage and every byte of the dataset must be the same, every question must have one answer in
+the ledgers, and it may be sent again only after an attempt that brought no answer. The bill must be
+what the ledgers say: exactly so undisturbed; of a call that a kill cut off, nobody here can know
+whether it was billed.
 """
 
 import argparse
