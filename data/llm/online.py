@@ -169,15 +169,19 @@ class Online:
 
     async def _attempt(self, key: str, request: Request) -> Answer | Failed:
         tokens, cost = self._books.expected(request)
-        async with self._slots:
+        await self._slots.acquire()
+        try:
             await self._pace.turn(tokens)
             if self._books.halt.error is not None:
                 await self._books.halt.forever()
-            # A task of its own: an answer that is on its way is kept even when the run ends.
-            task = asyncio.ensure_future(self._send(key, request, tokens, cost))
-            self.sending.add(task)
-            task.add_done_callback(self.sending.discard)
-            return await asyncio.shield(task)
+        except BaseException:
+            self._slots.release()
+            raise
+        # A task of its own: an answer that is on its way is kept even when the run ends.
+        task = asyncio.ensure_future(self._send(key, request, tokens, cost))
+        self.sending.add(task)
+        task.add_done_callback(self.sending.discard)
+        return await asyncio.shield(task)
 
     async def _send(self, key: str, request: Request, tokens: int, cost: float) -> Answer | Failed:
         books = self._books
@@ -185,23 +189,28 @@ class Online:
             (attempt,) = await books.ledger.intend(
                 [(key, request, tokens, cost)], books.config.model
             )
-        except UserError as error:
-            return Failed("fatal", str(error))
-        try:
             async with asyncio.timeout(books.config.timeout):
-                raw = books.clean(await self._transport.send(request))
+                raw = await self._transport.send(request)
+        except UserError as error:  # a cap
+            return Failed("fatal", str(error))
         except TimeoutError:
-            failed = Failed("retry", f"no answer in {books.config.timeout:g} s", maybe_charged=True)
+            words = f"no answer in {books.config.timeout:g} s"
+            return await self._miss(attempt, Failed("retry", words, maybe_charged=True), tokens)
         except Failed as error:
-            failed = error
-        else:
-            return await self._keep(attempt, raw, tokens)
+            return await self._miss(attempt, error, tokens)
+        finally:
+            self._slots.release()  # another can go out while this answer is written
+        return await self._keep(attempt, books.clean(raw), tokens)
+
+    async def _miss(self, attempt: int, failed: Failed, tokens: int) -> Failed:
         self._fine.append(False)
         self._pace.used(tokens, 0)
         if failed.retry_after is not None:  # it holds for all questions
             self._pace.pause(min(failed.retry_after, PATIENCE_S))
-        detail = books.scrubbed(str(failed))
-        await books.ledger.ended(attempt, "lost" if failed.maybe_charged else "failed", detail)
+        detail = self._books.scrubbed(str(failed))
+        await self._books.ledger.ended(
+            attempt, "lost" if failed.maybe_charged else "failed", detail
+        )
         return failed
 
     async def _keep(self, attempt: int, raw: Raw, tokens: int) -> Answer | Failed:

@@ -151,8 +151,12 @@ class OpenAITransport:
 
     async def send(self, request: Request) -> Raw:
         """As `Transport.send`."""
-        body = chat_body(request, self._provider)
-        answer = await call(self._client.chat.completions.with_raw_response.create(**body))
+        import httpx2  # noqa: PLC0415
+
+        body = chat_body(request, self._provider)  # sent as it is, as a batch's line would be
+        answer = await call(
+            self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+        )
         return Raw(answer.text, answer.headers.get("x-request-id", ""))
 
     def read(self, raw: Raw) -> Answer:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -82,11 +82,11 @@ class Session:
 
     def run(
         self, items: Iterable[T], work: Callable[[T, Ask], Awaitable[R]]
-    ) -> Iterator[tuple[T, R]]:
+    ) -> Generator[tuple[T, R], None, None]:
         """Makes a row of every item, by `await work(item, ask)`; yields them as they finish.
 
         Items are taken only when there is room for them. Ctrl-C and SIGTERM stop it: answers that
-        are on their way are still kept, and KeyboardInterrupt is raised.
+        are on their way are still kept, and KeyboardInterrupt is raised. Closing it stops it too.
 
         Raises:
             UserError: nothing can be asked any more (bad key, spent quota, a cap, another model,

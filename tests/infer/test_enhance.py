@@ -27,7 +27,8 @@ def answer(question: Question) -> Result:
 
 class Scripted:
     def __init__(self, *answers: str) -> None:
-        self.answers, self.asked = list(answers), []
+        self.answers = list(answers)
+        self.asked: list[tuple[str, bytes | None]] = []
 
     def __call__(self, system: str, user: str, image: bytes | None) -> str:
         self.asked.append((user, image))

@@ -36,7 +36,7 @@ def first(fault: Result, then: Result = "yes"):
     return lambda question: fault if question.seen == 0 else then
 
 
-PASSING = {
+PASSING: dict[str, Result] = {
     "429": Status(429),
     "429 with Retry-After": Status(429, headers={"Retry-After": "0"}),
     "500": Status(500),
@@ -47,7 +47,7 @@ PASSING = {
     "truncated JSON": BadJson(),
     "not an answer": Status(200, "[]"),
 }
-ANSWERS = {
+ANSWERS: dict[str, tuple[Result, str]] = {
     "plain": (Reply("yes"), "stop: yes"),
     "markdown": (Reply("**Yes.**\n"), "stop: **Yes.**\n"),
     "empty": (Reply(""), "stop: "),
@@ -127,7 +127,14 @@ class TestOneByOne:
 
     def test_a_storm_of_faults(self, kind, ledger):
         """Three-turn conversations; every question has one of the faults first."""
-        faults = [Status(429), Status(500), Drop(), Drop(60), BadJson(), Delayed(0.02, "yes")]
+        faults: list[Result] = [
+            Status(429),
+            Status(500),
+            Drop(),
+            Drop(60),
+            BadJson(),
+            Delayed(0.02, "yes"),
+        ]
 
         def answer(question: Question) -> Result:
             number = sum(len(texts[0]) for _, texts in question.turns) + int(

@@ -1,5 +1,6 @@
 """A key that is looked for in everything that a run leaves behind."""
 
+import functools
 import logging
 import pickle
 import sqlite3
@@ -33,7 +34,7 @@ def key(request, monkeypatch, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_artefact_has_the_key(kind, key, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    faults = [
+    faults: list[Result] = [
         Status(400, ECHO),
         Status(401, ECHO),
         Status(429, ECHO),
@@ -49,11 +50,7 @@ def test_no_artefact_has_the_key(kind, key, tmp_path, caplog, capfd):
     with Server() as server:
         settings = {"base_url": getattr(server, kind), "retries": 1, "timeout": 0.3, **key}
         for number, fault in enumerate(faults):
-
-            def answer(question: Question, fault: Result = fault) -> Result:
-                return fault
-
-            server.answer = answer
+            server.answer = functools.partial(_always, fault)
             ledger = tmp_path / f"judge-{number:05}.sqlite"
             try:
                 said.append(str(ask_all(ProviderConfig(kind, "m", **settings), ledger, [1], once)))
@@ -96,12 +93,16 @@ def test_the_key_does_not_follow_a_redirect(kind, mode, tmp_path, monkeypatch):
             monkeypatch.setattr(server, "_gemini_batches", lambda *given: _redirect(other))
         provider = ProviderConfig(
             kind, "m", mode, getattr(server, kind), api_key_env="MY_KEY", retries=0
-        )  # type: ignore[arg-type]
+        )
         with pytest.raises(UserError, match=r"the server redirects to http://127\.0\.0\.1"):
             ask_all(provider, tmp_path / "judge-00000.sqlite", [1])
         assert other.received == 0
         assert other.headers == {}
         assert other.files == {}
+
+
+def _always(fault: Result, question: Question) -> Result:
+    return fault
 
 
 def _redirect(other: Server) -> tuple[int, dict[str, str], bytes]:

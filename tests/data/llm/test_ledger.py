@@ -160,7 +160,10 @@ def test_batches_outlive_the_process(path):
     assert ledger.lost == 0  # they wait at the provider
     (batch,) = ledger.open_batches()
     assert (batch.tag, batch.remote) == ("tag", "batch-7")
-    results = {"a": (Raw("{}"), ANSWER), "b": "status 400"}
+    results: dict[str, tuple[Raw, Answer | None] | str] = {
+        "a": (Raw("{}"), ANSWER),
+        "b": "status 400",
+    }
     asyncio.run(ledger.end_batch(batch, results, "expired"))
     totals = ledger.totals()
     assert (totals.answered, totals.failed, totals.open) == (1, 2, 0)
