@@ -27,7 +27,6 @@ Paths are relative to the file. `docs/data_making.md` lists every key.
 import dataclasses
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +41,7 @@ from dsd_jax.data.make.pairs import PairsConfig
 from dsd_jax.data.make.parts import STAGES, Parts
 from dsd_jax.data.make.prompts import PromptsConfig
 from dsd_jax.data.make.statistics import MAKING
-from dsd_jax.data.make.wording import Wording, load_wording
+from dsd_jax.data.make.wording import Wording, load_wording, read_toml
 from dsd_jax.data.rows import nearest
 from dsd_jax.data.shards import write_file
 from dsd_jax.types import UserError
@@ -134,13 +133,7 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
     Raises:
         UserError: it cannot be read, or a key is unknown, missing or wrong.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"cannot read the configuration {path}: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+    table = read_toml(path, "configuration")
     config = _placed(from_table(MakeConfig, table, str(path)), path.parent)
     if (path.parent / config.base_path).is_dir():
         config = dataclasses.replace(config, base_path=str(path.parent / config.base_path))

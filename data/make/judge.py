@@ -31,7 +31,8 @@ _ECHO = re.compile(r"\byes\W+(?:or|nor|and)\W+no\W*$", re.IGNORECASE)  # the que
 _SCORES_SCHEMA = {
     "type": "object",
     "properties": {
-        **{aspect: {"type": "integer", "minimum": 0, "maximum": MOST} for aspect in ASPECTS},
+        # Not all servers know limits of numbers; they are checked here.
+        **{aspect: {"type": "integer"} for aspect in ASPECTS},
         "subject": {"type": "string"},
     },
     "required": [*ASPECTS, "subject"],

@@ -32,23 +32,29 @@ class NearTexts:
         """`similarity`: share of common shingles (Jaccard) from which two texts count as one."""
         self.similarity = similarity
         self._held: list[tuple[str, str]] = []
-        self._bands: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in range(_BANDS)]
+        self._bands: list[dict[int, int]] = [{} for _ in range(_BANDS)]
+        self._more: dict[tuple[int, int], list[int]] = defaultdict(list)  # few: same band, unlike
 
     def add(self, name: str, text: str) -> str | None:
         """Takes a text in, unless it repeats another; then the name of that one."""
         shingles = _shingles(text)
         mixed = shingles[:, None] * _FACTORS + _OFFSETS
         smallest = (mixed >> np.uint64(32)).min(0).astype(np.uint32).reshape(_BANDS, _ROWS)
-        keys = [band.tobytes() for band in smallest]
-        met = {n for key, band in zip(keys, self._bands, strict=True) for n in band.get(key, ())}
+        keys = [int(key) for key in smallest.astype(np.uint64) @ _FACTORS[:_ROWS]]
+        met: set[int] = set()
+        for place in enumerate(keys):
+            if (held := self._bands[place[0]].get(place[1])) is not None:
+                met |= {held, *self._more.get(place, ())}
         for number in sorted(met):
-            other, held = self._held[number]
-            theirs = _shingles(held)
+            other, known = self._held[number]
+            theirs = _shingles(known)
             common = len(np.intersect1d(shingles, theirs, assume_unique=True))
             if common >= self.similarity * (len(shingles) + len(theirs) - common):
                 return other
-        for key, band in zip(keys, self._bands, strict=True):
-            band[key].append(len(self._held))
+        number = len(self._held)
+        for place in enumerate(keys):
+            if self._bands[place[0]].setdefault(place[1], number) != number:
+                self._more[place].append(number)
         self._held.append((name, text))
         return None
 

@@ -13,7 +13,7 @@ from typing import Any
 from dsd_jax.data.rows import nearest
 from dsd_jax.types import UserError
 
-__all__ = ["Wording", "load_wording"]
+__all__ = ["Wording", "load_wording", "read_toml"]
 
 _OURS = Path(__file__).parent / "wordings" / "v1.toml"
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -58,13 +58,7 @@ def load_wording(path: Path | None, stage: str) -> Wording:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"cannot read the wordings {path}: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+    content = read_toml(path, "wordings")
     for stage, texts in content.items():
         if isinstance(texts, Mapping):
             content[stage] = {
@@ -72,6 +66,21 @@ def _read(path: Path) -> dict[str, Any]:
                 for name, text in texts.items()
             }
     return content
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file; `what` names it in messages.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"cannot read the {what} {path}: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def _check(own: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:
