@@ -64,6 +64,7 @@ class Job(NamedTuple):
         kinds: name -> tree of abstract arrays that are in memory while it runs.
         flops: of one step over all chips, without rematerialisation.
         activations: bytes per chip that a training step keeps for its backward pass, by arithmetic.
+        working: bytes per chip beside all that, by arithmetic, where no compiler tells.
         donate: positions of donated arguments.
     """
 
@@ -72,6 +73,7 @@ class Job(NamedTuple):
     kinds: Mapping[str, Any]
     flops: float
     activations: int = 0
+    working: int = 0
     donate: tuple[int, ...] = ()
 
 
@@ -175,8 +177,7 @@ def compile_job(build: Callable[[Mesh], Job], topology: str, mesh: MeshConfig) -
     else:
         temporary = _refused_bytes(problem or "", argued)
     memory["activations"] = job.activations
-    if not gpu:
-        memory["temporary"] = max(temporary - job.activations, 0)
+    memory["temporary"] = job.working if gpu else max(temporary - job.activations, 0)
     total = sum(memory.values())
     flops = job.flops / len(devices)
     return Plan(

@@ -23,7 +23,7 @@ from dsd_jax.frames import PATCH
 from dsd_jax.lora import add_factors, select
 from dsd_jax.models import abstract
 from dsd_jax.models import abstract_state as place
-from dsd_jax.plan import Job, Plan, compile_job
+from dsd_jax.plan import Job, Plan, bytes_per_chip, compile_job
 from dsd_jax.sharding import MeshConfig, activation_spec
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.flops import step_flops
@@ -80,6 +80,8 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
         },
         flops=flops.total * config.batch_size,
         activations=_saved(config, flux, mesh),
+        # Gradients, as large as what is trained, and the block that is being computed again.
+        working=bytes_per_chip(state.params) + _WHOLE_BLOCK * _stream(config, flux, mesh),
         donate=(0,),
     )
 
@@ -122,19 +124,25 @@ def attention_for(mesh: Mesh) -> str:
     return "splash" if mesh.devices.flat[0].platform == "tpu" else "xla"
 
 
-def _saved(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
-    """Bytes per chip kept between forward and backward: the stream at every block's border.
+_WHOLE_BLOCK = 20  # arrays of the stream's size that a block makes on its way, about
 
-    Policies that keep more (attention outputs, q/k/v) add that; "none" keeps about 20 arrays of the
-    stream's size in every block, of which this is an estimate.
-    """
+
+def _stream(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
+    """Bytes per chip of one activation of all tokens, for the samples that go at once."""
     tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2 + T5Config().max_length
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     samples = -(-config.batch_size // config.optimizer.accumulate // ways)
-    stream = samples * tokens * flux.width * 2
-    per_block = {"full": 1, "attention": 2, "attention+qkv": 5, "dots": 12, "none": 20}
+    return samples * tokens * flux.width * 2 // mesh.shape["context"]
+
+
+def _saved(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
+    """Bytes per chip kept between forward and backward: the stream at every block's border.
+
+    Policies that keep more (attention outputs, q/k/v) add that; "none" keeps everything.
+    """
+    kept = {"full": 1, "attention": 2, "attention+qkv": 5, "dots": 12, "none": _WHOLE_BLOCK}
     depth = flux.double_depth + flux.single_depth
-    return depth * stream * per_block[config.remat] // mesh.shape["context"]
+    return depth * kept[config.remat] * _stream(config, flux, mesh)
 
 
 def plan_training(

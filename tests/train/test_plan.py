@@ -114,7 +114,12 @@ def test_plan_of_gpus_counts_by_arithmetic_and_says_so():
     assert plan.fits
     assert plan.mesh == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     assert plan.collectives["all-gather"] > 0
-    assert set(plan.memory) == {"base", "trained", "moments", "batch", "activations"}
+    kinds = {"base", "trained", "moments", "batch", "encoders", "activations", "temporary"}
+    assert set(plan.memory) == kinds
+    assert plan.total == pytest.approx(sum(plan.memory.values()), abs=0.05)
+    lean = plan_training(tiny_config(), TINY, "h100:8", encoded=True)
+    assert lean.memory["encoders"] == 0
+    assert plan.memory["encoders"] == pytest.approx(1.5, abs=0.1)  # 4.76 + 0.2 B parameters over 8
 
 
 def test_memory_that_does_not_fit_is_said():
