@@ -9,6 +9,7 @@ passes must say so. The arithmetic is exact up to divisions, so every machine fi
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -27,7 +28,9 @@ OFF_MIDDLE = 0.1  # of the side; beyond it a line is another line, not an uneven
 NEAR = 5  # reduced pixels on each side that a step is compared with
 STEEPEST = 0.12  # of the side; drift of a tilted separator that is looked for
 WIDEST = 0.4  # of the side; width of a gutter that is looked for
+ALIKE = 0.08  # support by which lines do not differ
 CLEAR = 0.75  # support along one half that cannot be content
+BROAD = 4  # columns whose mean is compared, for borders of patterns
 FRAME = 0.08  # of the side; how wide a frame around the grid may be
 PLAIN = 0.8  # part of a gutter that has its colour; speech balloons may lie over it
 LEVELS = 12.0  # of 255; what one colour may vary by in a gutter
@@ -165,14 +168,7 @@ class _Lines:
         bins = [*halves[0], *halves[1]]
         self._places = np.array([(rows[0] + rows[-1]) / 2 / height - 0.5 for rows in bins])
         self._bins = np.stack([small[rows].sum(0) / len(rows) for rows in bins])
-        # Step x lies between the columns x - 1 and x.
-        steps = np.pad(np.abs(np.diff(self._bins, axis=1)).max(2), ((0, 0), (1, 1)))
-        # Compared neither with itself nor with its other half, if it is blurred.
-        offsets = [o for o in range(-NEAR - 1, NEAR + 2) if abs(o) > 1]
-        around = np.pad(steps, ((0, 0), (NEAR + 1, NEAR + 1)), mode="reflect")
-        count = self.width + 1
-        beside = np.stack([around[:, o + NEAR + 1 : o + NEAR + 1 + count] for o in offsets])
-        self._steps = steps > check.min_step + check.min_contrast * np.median(beside, 0)
+        self._steps = _steps(self._bins, 1, check) | _steps(self._bins, BROAD, check)
 
     def support(self, tilt: int) -> np.ndarray:
         """[2, width + 1]: part of the upper and of the lower half that agrees with each line.
@@ -204,6 +200,31 @@ class _Lines:
         return count if count <= most and sharp else 0
 
 
+def _steps(bins: np.ndarray, size: int, check: GridCheck) -> np.ndarray:
+    """[bins, width + 1]: where the means of `size` columns on both sides stand apart.
+
+    Step x lies between the columns x - 1 and x. It has to be much larger than the steps beside it,
+    where those do not overlap with it, and if it is broad, the largest of those that do.
+    """
+    count = bins.shape[1] + 1
+    sums = np.pad(bins, ((0, 0), (size, size), (0, 0)), mode="edge").cumsum(1)
+    sums = np.pad(sums, ((0, 0), (1, 0), (0, 0)))
+    means = (sums[:, size:] - sums[:, :-size]) / size  # means[x]: of the columns x - size to x
+    steps = np.abs(means[:, size:] - means[:, :-size]).max(2)[:, :count]
+    steps[:, [0, -1]] = 0
+    reach = size + NEAR
+    around = np.pad(steps, ((0, 0), (reach, reach)), mode="reflect")
+
+    def at(offset: int) -> np.ndarray:
+        return around[:, reach + offset : reach + offset + count]
+
+    beside = [at(o) for o in range(-reach, reach + 1) if abs(o) > size]
+    found = steps > check.min_step + check.min_contrast * np.median(np.stack(beside), 0)
+    if size > 1:
+        found &= steps >= np.max([at(o) for o in range(-size, size + 1)], 0)
+    return found
+
+
 class _Found(NamedTuple):
     """Something like a separator, along lines of one tilt.
 
@@ -211,49 +232,55 @@ class _Found(NamedTuple):
         support: by the half that supports it less.
         start, stop: its first and its last step.
         width: of what lies between its two borders for certain; 0 for a single step.
-        drift: columns that it moves by from top to bottom, beyond the tilt.
     """
 
     support: float
     start: int
     stop: int
     width: int
-    drift: float
 
 
 def _separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> _Separator:
     """The vertical separator of a reduced picture; `upright` unless the picture was transposed."""
     lines = _Lines(small, check)
-    width, least = lines.width, check.min_support
+    width = lines.width
     zone = slice(round(OFF_MIDDLE * width), round((1 - OFF_MIDDLE) * width) + 1)
     far, straight = round(STEEPEST * width), max(1, round(check.max_tilt * width))
     supports = {t: lines.support(t) for t in sorted(range(-far, far + 1), key=abs)}
-    best = max(support.mean(0)[zone].max() for support in supports.values())
-    tilt = next(t for t, s in supports.items() if s.mean(0)[zone].max() >= best - 0.08)
+    tilt = _tilt(supports, straight, check)
     if abs(tilt) > straight:
-        if supports[tilt].min(0)[zone].max() >= least:
-            return _Separator("crooked")
-        tilt = 0
+        return _Separator("crooked")
     support = supports[tilt]
     touching, gutters = _found(lines, support, zone, check)
-    off = {one: abs((one.start + one.stop) / 2 / width - 0.5) for one in gutters or touching}
-    middle = [one for one in off if off[one] <= OFF_MIDDLE]
+    off = {one: abs((one.start + one.stop) / 2 / width - 0.5) for one in [*touching, *gutters]}
+    middle = {one: one.support - 2 * off[one] for one in off if off[one] <= OFF_MIDDLE}
     if not middle:
         return _Separator("uneven" if off else _fault(support, zone))
-    separator = max(middle, key=lambda one: one.support - 2 * off[one])
+    # A border of a gutter is a separator too, so a gutter may be seen a little less.
+    separator = max(middle, key=lambda one: middle[one] + 2 * ALIKE * (one in gutters))
     if separator.width > check.max_gutter * width:
         return _Separator("wide")
     if _divided(separator, touching, gutters, width, upright=upright):
         return _Separator("many")
-    if abs(tilt + separator.drift) > max(1.5, check.max_tilt * width):
-        return _Separator("crooked")
     start, stop = separator.start, separator.stop
-    if not gutters:  # one border of it may be lost in a texture
+    if separator in touching:  # one border of it may be lost in a texture
         most = round(check.max_gutter * width)
         start -= lines.plain(start - 1, -1, most)
         stop += lines.plain(stop, 1, most)
     left, right = _frame(lines, support, check)
     return _Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right)
+
+
+def _tilt(supports: Mapping[int, np.ndarray], straight: int, check: GridCheck) -> int:
+    """The tilt of the separator; a steep one only if it is seen clearly better so."""
+    width = supports[0].shape[1]
+    near = slice(round((0.5 - OFF_MIDDLE) * width), round((0.5 + OFF_MIDDLE) * width) + 1)
+    means = {t: float(s[:, near].mean(0).max()) for t, s in supports.items() if abs(t) <= straight}
+    tilt = next(t for t in means if means[t] >= max(means.values()) - ALIKE)
+    steep = {t: float(s[:, near].min(0).max()) for t, s in supports.items() if t not in means}
+    steepest = max(steep, key=lambda t: steep[t])
+    least = max(check.min_support, means[tilt] + ALIKE)
+    return steepest if steep[steepest] >= least else tilt
 
 
 def _found(
@@ -272,14 +299,14 @@ def _found(
             runs[-1] = slice(runs[-1].start, int(x) + 1)
         else:
             runs.append(slice(int(x), int(x) + 1))
-    drifts = [_drift(support, run, check) for run in runs]
+    runs = [_narrowed(run, both, check) for run in runs]
     touching = [
-        _Found(float(both[run].max()), run.start, run.stop - 1, 0, drift)
-        for run, drift in zip(runs, drifts, strict=True)
+        _Found(float(both[run].max()), run.start, run.stop - 1, 0)
+        for run in runs
         if both[run].max() >= check.min_support
     ]
     gutters = []
-    for (i, low), (j, high) in itertools.combinations(enumerate(runs), 2):
+    for low, high in itertools.combinations(runs, 2):
         between = high.start - low.stop + 1
         blur = 1 if between > 2 else 0
         if between <= WIDEST * lines.width and lines.uniform(
@@ -291,19 +318,20 @@ def _found(
                     low.start,
                     high.stop - 1,
                     between,
-                    max(drifts[i], drifts[j], key=abs),
                 )
             )
     return touching, gutters
 
 
-def _drift(support: np.ndarray, run: slice, check: GridCheck) -> float:
-    """From end to end, by where the halves see a step; 0 if one of them does not."""
-    own = support[:, run]
-    if own.max(1).min() < check.min_support:
-        return 0.0
-    upper, lower = own @ np.arange(own.shape[1]) / own.sum(1)
-    return 2 * float(lower - upper)
+def _narrowed(run: slice, both: np.ndarray, check: GridCheck) -> slice:
+    """The run without neighbours that only one half supports, such as lines within a panel."""
+    own = both[run] >= 0.5 * check.min_support
+    peak = int(both[run].argmax())
+    if both[run][peak] < check.min_support:
+        return run
+    low = peak - int(np.append(~own[:peak][::-1], True).argmax())
+    high = peak + int(np.append(~own[peak:], True).argmax())
+    return slice(run.start + low, run.start + high)
 
 
 def _divided(
@@ -314,9 +342,14 @@ def _divided(
     A second gutter says so. Where panels touch, steps at both quarters do; but not if they are
     horizontal, since in four views of one scene there may be a horizon.
     """
-    if any(one.stop < separator.start or one.start > separator.stop for one in gutters):
+    if any(
+        one.support >= CLEAR and (one.stop < separator.start or one.start > separator.stop)
+        for one in gutters
+    ):
         return True
-    places = np.array([(one.start + one.stop) / 2 / width for one in touching])
+    places = np.array(
+        [(one.start + one.stop) / 2 / width for one in touching if one.support >= CLEAR]
+    )
     return upright and all((np.abs(places - at) <= 0.02).any() for at in (0.25, 0.75))
 
 
