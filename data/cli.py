@@ -53,7 +53,8 @@ def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None
         dataset: Dataset folder, or the root of a dataset in the making.
         plot: PNG file to draw yields, reasons, subjects and costs of a making to.
     """
-    from dsd_jax.data.make.statistics import MAKING, plot_making, tables
+    from dsd_jax.data.make.statistics import MAKING
+    from dsd_jax.data.make.tables import plot_making, tables
 
     if (dataset / MAKING).exists():
         from rich.console import Console

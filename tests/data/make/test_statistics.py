@@ -12,10 +12,9 @@ from dsd_jax.data.make.statistics import (
     diversity,
     judging,
     making_folder,
-    plot_making,
-    tables,
     tally,
 )
+from dsd_jax.data.make.tables import plot_making, tables
 from dsd_jax.types import UserError
 from tests.data.make.made import write_making
 
