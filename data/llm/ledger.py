@@ -343,8 +343,9 @@ class Ledger:
                         results.append((future, change(), None))
                     except UserError as error:
                         results.append((future, None, error))
-        except sqlite3.Error as error:
-            failure = UserError(f"cannot write the ledger {self.path}: {error}")
+        except Exception as error:  # noqa: BLE001 - raised again in whoever waits
+            told = isinstance(error, sqlite3.Error)
+            failure = UserError(f"cannot write the ledger {self.path}: {error}") if told else error
             results = [(future, None, failure) for _, future in waiting]
         for future, result, problem in results:
             if future.cancelled():

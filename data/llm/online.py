@@ -125,9 +125,12 @@ class Online:
         del item
         key = request.key(self._books.config.model)
         lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:  # the same question twice at once is asked once
-            known = self._books.known(key)
-            answer = await self._ask(key, request) if known is None else known
+        try:
+            async with lock:  # the same question twice at once is asked once
+                known = self._books.known(key)
+                answer = await self._ask(key, request) if known is None else known
+        except UserError as error:  # the ledger cannot be written
+            self._books.halt.trip(error)
         if self._books.halt.error is not None:
             await self._books.halt.forever()
         return answer

@@ -14,7 +14,7 @@ _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "content_fil
 
 
 def make_client(provider: ProviderConfig, secret: str | None) -> Any:
-    """The asynchronous client: no retries of its own, no redirects, nothing from the environment.
+    """The asynchronous client: no retries of its own, no redirects, no host of the environment.
 
     Its retries would send, and pay, without the ledger; a redirect may go to another host.
     """
@@ -29,8 +29,6 @@ def make_client(provider: ProviderConfig, secret: str | None) -> Any:
     return openai.AsyncOpenAI(
         api_key=secret or "none",  # the client needs one, even where the server does not
         base_url=provider.url,
-        organization="",
-        project="",
         max_retries=0,
         timeout=provider.timeout,
         http_client=client,

@@ -118,6 +118,7 @@ def test_the_environment_cannot_divert_questions(kind, tmp_path, monkeypatch):
         monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
         monkeypatch.setenv("GOOGLE_API_KEY", "another")
         monkeypatch.setenv("OPENAI_API_KEY", "another")
+        monkeypatch.setenv("OPENAI_ADMIN_KEY", "another")
         monkeypatch.setenv("MY_KEY", CANARY)
         provider = ProviderConfig(kind, "m", base_url=getattr(server, kind), api_key_env="MY_KEY")
         assert ask_all(provider, tmp_path / "judge-00000.sqlite", [1]) == {1: "stop: yes"}
