@@ -21,7 +21,7 @@ __all__ = [
     "written",
 ]
 
-_WRAPPING = re.compile(r"^[\s\"'`*_“”‘’«»]+|[\s\"'`*_“”‘’«»]+$")
+_WRAPPED = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "“": "”", "‘": "’", "«": "»"}
 _FENCE = re.compile(r"^```[a-z]*\s*|\s*```$")
 _MAX_SHOWN = 2_000  # characters of a faulty answer that go back into the conversation
 
@@ -79,7 +79,9 @@ def failed(error: Unanswered) -> Row:
 
 def one_line(text: str) -> tuple[str, list[Fault]]:
     """The text without what models wrap it in, and whether it is one printable line."""
-    text = _WRAPPING.sub("", text)
+    text = text.strip()
+    while len(text) > 1 and _WRAPPED.get(text[0]) == text[-1]:
+        text = text[1:-1].strip()
     faults = []
     if len(text.splitlines()) > 1:
         faults.append(Fault("several_lines", "it has more than one line"))

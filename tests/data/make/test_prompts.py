@@ -52,6 +52,11 @@ def test_what_models_wrap_a_prompt_in_is_taken_off(wrapped: str):
     assert write(in_turn(wrapped))["prompt"] == GOOD
 
 
+def test_quotation_marks_within_a_prompt_stay():
+    prompt = f'{GOOD} under a sign that says "open"'
+    assert write(in_turn(prompt))["prompt"] == prompt
+
+
 def test_the_subject_of_the_filter_goes_before_a_guess():
     assert write(in_turn(GOOD), {**CAPTION, "subject": "a vixen"})["subject"] == "a vixen"
 
