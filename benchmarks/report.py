@@ -88,6 +88,12 @@ the nearest of the other seven. The pictures: [overfit.png](overfit.png).""",
     ),
     ("loader", "The loader", "Pairs per second against a torch DataLoader in the same run."),
     (
+        "requests_throughput",
+        "The request layer",
+        """Questions to a server of this machine that answers after 300 ms, 64 at once; the ideal is
+64 / 0.3 s. Client and server share the machine's cores, with whatever else runs there.""",
+    ),
+    (
         "make_murder",
         "Killed and restarted making of a dataset",
         """Captions to packed dataset through both real clients and an unreliable server of this
