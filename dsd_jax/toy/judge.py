@@ -105,7 +105,6 @@ def _layers(shape: str, marking: str, place: str, size: str, tilt: str) -> np.nd
     return layers(shape, marking, Scene("", place, size, tilt))
 
 
-@functools.cache
 def _markings(
     shape: str, place: str, size: str, tilt: str, down: int, across: int
 ) -> Float32[np.ndarray, "markings 3 pixels"]:

@@ -28,7 +28,7 @@ def _clip_vocab() -> tuple[list[str], list[tuple[str, str]]]:
     letters = _byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
-    for word in dict.fromkeys(part for word in WORDS for part in word.split("-")):
+    for word in dict.fromkeys("-".join(WORDS).split("-")):
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             pair = (parts[0], parts[1])

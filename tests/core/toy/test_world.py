@@ -1,0 +1,139 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from dsd_jax.toy.words import (
+    OPENINGS,
+    T5_LENGTH,
+    describe,
+    describe_grid,
+    parse_grid,
+    parse_scene,
+    parse_subject,
+)
+from dsd_jax.toy.world import (
+    BACKGROUNDS,
+    COLOURS,
+    LIGHTS,
+    MARKINGS,
+    PANEL,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TILTS,
+    Scene,
+    Subject,
+    Wobble,
+    grid,
+    is_held_out,
+    render,
+    subjects,
+)
+
+CAT = Subject("cat", "red", "white", "dots")
+SNOW = Scene("snow", "left", "small", "tilted", "night")
+SCENES = [Scene(*words) for words in itertools.product(BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)]
+
+
+def test_every_tenth_subject_is_held_out_by_its_words_alone():
+    held, known = subjects(held_out=True), subjects(held_out=False)
+    assert len(held) + len(known) == len(SHAPES) * len(COLOURS) * (len(COLOURS) - 1) * len(MARKINGS)
+    assert len(held) + len(known) > 4000
+    assert 0.08 < len(held) / (len(held) + len(known)) < 0.12
+    assert not set(held) & set(known)
+    assert all(map(is_held_out, held))
+    assert not any(map(is_held_out, known))
+    # Every word is seen in training: what is new about the held-out ones is the combination.
+    for name in ("shape", "body", "mark", "marking"):
+        assert {getattr(s, name) for s in held} <= {getattr(s, name) for s in known}
+    # The split is part of what the weights are: it must not move.
+    assert held[0] == Subject("circle", "red", "yellow", "half")
+
+
+def test_drawing_is_a_function_of_what_is_drawn():
+    wobble = Wobble((0.3, -0.6), 2.0, 3)
+    picture = render(CAT, SNOW, wobble)
+    assert picture.shape == (PANEL, PANEL, 3)
+    np.testing.assert_array_equal(picture, render(CAT, SNOW, wobble))
+
+
+@pytest.mark.parametrize("name", ["shape", "body", "mark", "marking"])
+def test_every_word_of_a_subject_shows(name: str):
+    choices = {"shape": SHAPES, "body": COLOURS, "mark": COLOURS, "marking": MARKINGS}[name]
+    pictures = {}
+    for word in choices:
+        words = {"shape": "cat", "body": "pink", "mark": "green", "marking": "half", name: word}
+        if words["body"] != words["mark"]:
+            pictures[word] = render(Subject(**words), Scene("sea", "center")).astype(int)
+    for one, other in itertools.combinations(pictures.values(), 2):
+        assert (np.abs(one - other).max(2) > 40).sum() >= 12  # pixels
+
+
+@pytest.mark.parametrize("name", ["background", "place", "size", "tilt", "light"])
+def test_every_word_of_a_scene_shows(name: str):
+    choices = {
+        "background": BACKGROUNDS, "place": PLACES, "size": SIZES, "tilt": TILTS, "light": LIGHTS,
+    }[name]  # fmt: skip
+    pictures = [
+        render(CAT, Scene(**{"background": "sea", "place": "left", name: word})).astype(int)
+        for word in choices
+    ]
+    for one, other in itertools.combinations(pictures, 2):
+        assert (np.abs(one - other).max(2) > 40).sum() >= 12
+
+
+def test_edges_are_smooth():
+    """A border that crosses pixels gives them colours in between."""
+    picture = render(Subject("circle", "white", "black", "spot"), Scene("room", "center"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 25
+
+
+def test_a_grid_holds_its_panels_in_reading_order():
+    scenes = SCENES[::80][:4]
+    wobbles = [Wobble()] * 4
+    picture = grid(CAT, scenes, wobbles)
+    for number, scene in enumerate(scenes):
+        row, column = divmod(number, 2)
+        panel = picture[row * PANEL :, column * PANEL :][:PANEL, :PANEL]
+        np.testing.assert_array_equal(panel, render(CAT, scene))
+
+
+def test_words_are_read_back_exactly():
+    for number, subject in enumerate(subjects(held_out=False)[::60]):
+        scene = SCENES[number % len(SCENES)]
+        text = describe(subject, scene)
+        assert parse_subject(text) == subject
+        assert parse_scene(text) == scene
+    for scene in SCENES:
+        assert parse_scene(describe(None, scene)) == scene
+        assert parse_subject(describe(None, scene)) is None
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_grid_prompts_are_read_back_and_keep_to_the_rules(opening: str):
+    scenes = tuple(SCENES[:: len(SCENES) // 4][:4])
+    text = describe_grid(CAT, scenes, opening)
+    assert parse_grid(text) == (CAT, scenes)
+    assert text.startswith("a grid of ")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a cat on a beach",
+        describe(CAT, SNOW),
+        describe_grid(CAT, [SNOW] * 4).replace("bottom-right", "below"),
+        describe_grid(CAT, [SNOW] * 4).replace("red cat", "cat"),
+    ],
+)
+def test_what_is_no_grid_prompt(text: str):
+    assert parse_grid(text) is None
+
+
+def test_the_longest_prompt_fits():
+    """In T5's tokens, one for each word and comma, with the end token."""
+    text = describe_grid(CAT, [SNOW] * 4)
+    assert len(text.replace(",", " ,").split()) + 1 <= T5_LENGTH
