@@ -61,7 +61,7 @@ def test_three_turns_of_one_conversation_with_both_panels_in_the_first():
     shown = [part for turn in third for part in turn.parts if isinstance(part, Picture)]
     assert [picture.data for picture in shown] == [b"png 3", b"png 1"]  # reference first
     assert third[1].parts == ("A red fox.",)
-    assert "extremely critical" in question_of(ask.asked[2])
+    assert "as strictly as you can" in question_of(ask.asked[2])
     assert [turn["answer"] for turn in row["turns"]] == [
         "A red fox.",
         "Both have one white paw.",

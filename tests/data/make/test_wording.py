@@ -28,7 +28,7 @@ def test_every_text_keeps_the_clauses_of_the_paper():
             assert quadrant in prompts.texts[task]
     assert "a grid of" in prompts.texts["system"]
     assert "77" in prompts.texts["system"]
-    assert "extremely critical" in judge.texts["step_3"]
+    assert "as strictly as you can" in judge.texts["step_3"]
     assert "yes or no" in judge.texts["step_3"]
 
 
