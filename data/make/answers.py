@@ -23,6 +23,7 @@ __all__ = [
 
 _WRAPPED = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "“": "”", "‘": "’", "«": "»"}
 _FENCE = re.compile(r"^```[a-z]*\s*|\s*```$")
+LONGEST = 50_000  # characters of an answer; none of ours needs a tenth of it
 _MAX_SHOWN = 2_000  # characters of a faulty answer that go back into the conversation
 
 
@@ -66,9 +67,11 @@ def user(*parts: Any) -> Message:
 
 
 def problem_of(answer: Answer) -> str | None:
-    """Why there is no whole answer: `blocked`, `cut_off`, `empty`, `ended_oddly`; or None."""
+    """Why there is no whole answer: blocked, cut_off, too_long, empty, ended_oddly; or None."""
     if answer.finish != "stop":
         return {"blocked": "blocked", "length": "cut_off"}.get(answer.finish, "ended_oddly")
+    if len(answer.text) > LONGEST:
+        return "too_long"
     return None if answer.text.strip() else "empty"
 
 

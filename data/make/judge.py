@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from dsd_jax.data.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
-from dsd_jax.data.make.answers import failed, json_of, problem_of, user
+from dsd_jax.data.make.answers import LONGEST, failed, json_of, problem_of, user
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.wording import Wording
@@ -114,8 +114,8 @@ class _Talk:
 
     async def _put(self, name: str, sample: int) -> Answer:
         answer = await self.ask(dataclasses.replace(self.request, sample=sample))
-        said = {"step": name, "sample": sample, "finish": answer.finish, "answer": answer.text}
-        self.turns.append({**said, "model": answer.model})
+        said = {"step": name, "sample": sample, "finish": answer.finish, "model": answer.model}
+        self.turns.append({**said, "answer": answer.text[:LONGEST]})
         return answer
 
     def answered(self, answer: Answer) -> None:

@@ -99,6 +99,14 @@ def test_anything_else_is_asked_once_more_and_is_never_a_no(third, reason: str):
     assert (row["status"], len(row["turns"])) == ("kept", 4)
 
 
+def test_an_endless_answer_is_neither_kept_whole_nor_sent_back():
+    (row,) = judge(in_turn("a" * 10**7, "b", "c", "yes"))
+    assert row["status"] == "kept"
+    (row,) = judge(in_turn("a", "a" * 10**7, "a" * 10**7))
+    assert (row["status"], row["reason"]) == ("undecided", "too_long")
+    assert max(len(turn["answer"]) for turn in row["turns"]) == 50_000
+
+
 def test_a_blocked_first_turn_takes_the_one_chance_of_a_pair():
     (row,) = judge(in_turn(blocked(), "a", "b", "unclear"))
     assert (row["status"], row["reason"]) == ("undecided", "neither_yes_nor_no")

@@ -94,6 +94,7 @@ def test_a_broken_rule_is_told_in_the_same_conversation(bad: str, told: str, rea
         (Answer(GOOD, "length", MODEL), "cut_off"),
         (Answer(GOOD, "other", MODEL), "ended_oddly"),
         (" \n", "empty"),
+        (GOOD + " very" * 10**6, "too_long"),
     ],
 )
 def test_what_is_no_whole_answer_is_asked_anew_and_never_kept(answer, reason: str):
