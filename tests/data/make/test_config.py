@@ -52,6 +52,16 @@ def test_paths_are_relative_to_the_file(tmp_path: Path):
     assert config.base_path == "owner/flux"
 
 
+def test_the_documented_configuration_is_one(tmp_path: Path):
+    page = (Path(__file__).parents[3] / "docs" / "data_making.md").read_text(encoding="utf-8")
+    path = tmp_path / "make.toml"
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    config = load_config(path)
+    assert config.judge.provider == "viewer"
+    assert config.providers["viewer"].mode == "batch"
+    assert config.pack.size == (512, 512)
+
+
 def test_texts_of_the_command_line_go_before_those_of_the_file(tmp_path: Path):
     path = write(tmp_path, ("parts = 3", 'wordings = "w.toml"'))
     assert load_config(path, Path("other.toml")).wordings == Path("other.toml")
