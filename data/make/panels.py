@@ -29,6 +29,7 @@ NEAR = 5  # reduced pixels on each side that a step is compared with
 STEEPEST = 0.12  # of the side; drift of a tilted separator that is looked for
 WIDEST = 0.4  # of the side; width of a gutter that is looked for
 ALIKE = 0.08  # support by which lines do not differ
+DOUBT = 0.2  # support that the mean of both halves has to have more than the lesser needs
 CLEAR = 0.75  # support along one half that cannot be content
 BROAD = 4  # columns whose mean is compared, for borders of patterns
 FRAME = 0.08  # of the side; how wide a frame around the grid may be
@@ -225,6 +226,11 @@ def _steps(bins: np.ndarray, size: int, check: GridCheck) -> np.ndarray:
     return found
 
 
+def _joint(support: np.ndarray) -> np.ndarray:
+    """Support by both halves: that of the lesser, or a little more if the other is certain."""
+    return np.maximum(support.min(0), support.mean(0) - DOUBT)
+
+
 class _Found(NamedTuple):
     """Something like a separator, along lines of one tilt.
 
@@ -265,8 +271,10 @@ def _separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> _Separa
     start, stop = separator.start, separator.stop
     if separator in touching:  # one border of it may be lost in a texture
         most = round(check.max_gutter * width)
-        start -= lines.plain(start - 1, -1, most)
-        stop += lines.plain(stop, 1, most)
+        before, after = lines.plain(start - 1, -1, most), lines.plain(stop, 1, most)
+        longer = abs((start - before) - (width - stop - after)) - abs(start - (width - stop))
+        if longer <= 0.02 * width:  # a true border makes panels no less even
+            start, stop = start - before, stop + after
     left, right = _frame(lines, support, check)
     return _Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right)
 
@@ -291,7 +299,7 @@ def _found(
     Where panels have the colour of the gutter, its border cannot be seen; so a step of a pair may
     be supported by one half only.
     """
-    both, mean = support.min(0), support.mean(0)
+    both, mean = _joint(support), support.mean(0)
     seen = (support.max(0) >= check.min_support) & (mean >= 0.8 * check.min_support)
     runs: list[slice] = []  # a blurred step is two or three next to each other
     for x in np.flatnonzero(seen[zone]) + zone.start:

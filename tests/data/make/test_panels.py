@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw
 from benchmarks.grid_check import drawn, fits, named_rightly
 from benchmarks.grid_scenes import FAULTS, GOOD
 from dsd_jax.data.make.panels import GridCheck, find_panels
+from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, Wobble, subjects
+from dsd_jax.toy.world import grid as toy_grid
 
 COLOURS = ("#b03020", "#2060c0", "#30a050", "#c0a020")
 
@@ -48,6 +50,27 @@ def test_drawn_grids():
     assert np.mean(good) >= 0.95
     assert np.mean(accepted) >= 0.98
     assert np.mean(faults) >= 0.9
+
+
+def test_grids_of_the_toy_world():
+    """Bricks, stripes and horizons at any height, without gutters."""
+    rng = np.random.default_rng(0)
+    known = subjects(held_out=False)
+    boxes = cells([(0, 32), (32, 64)], [(0, 32), (32, 64)])
+    right = 0
+    for _ in range(100):
+        scenes = [
+            Scene(background, list(PLACES)[rng.integers(len(PLACES))])
+            for background in rng.permutation(BACKGROUNDS)[:4].tolist()
+        ]
+        wobbles = [Wobble.draw(rng) for _ in scenes]
+        picture = toy_grid(known[rng.integers(len(known))], scenes, wobbles)
+        found = find_panels(Image.fromarray(picture))
+        right += all(
+            max(np.abs(np.subtract(box, true))) <= 2
+            for box, true in zip(found.boxes, boxes, strict=bool(found.boxes))
+        ) and bool(found.boxes)
+    assert right >= 93
 
 
 class TestGood:
