@@ -131,7 +131,7 @@ class GeminiBatches:
 
     def line(self, key: str, request: Request) -> bytes:
         """As `BatchTransport.line`."""
-        line = {"key": key, "request": gemini.content_body(request)}
+        line = {"key": key, "request": gemini.content_body(request, self._provider)}
         return json.dumps(line, ensure_ascii=False).encode()
 
     async def submit(self, tag: str, lines: Sequence[bytes]) -> str:

@@ -41,6 +41,8 @@ class ProviderConfig:
             `base_url`, it is OPENAI_API_KEY or GEMINI_API_KEY; another server gets no key unless
             it is named.
         api_key_file: a file with the key, instead.
+        reasoning: how much the model thinks before it answers; None: its own default. Thoughts are
+            paid for as output and count towards a question's `max_tokens`.
         accept_models: other names under which the model may answer.
         max_in_flight: questions at once.
         requests_per_minute, tokens_per_minute: limits of the provider's account.
@@ -63,6 +65,7 @@ class ProviderConfig:
     base_url: str | None = None
     api_key_env: str | None = None
     api_key_file: Path | None = None
+    reasoning: Literal["none", "minimal", "low", "medium", "high"] | None = None
     accept_models: tuple[str, ...] = ()
     max_in_flight: int = 32
     requests_per_minute: float | None = None
@@ -112,6 +115,11 @@ class ProviderConfig:
                 raise UserError(f"{name} must not be negative, got {given}")
         if not 0 <= self.max_undecided <= 1:
             raise UserError(f"max_undecided is a share from 0 to 1, got {self.max_undecided}")
+
+    @property
+    def asked(self) -> str:
+        """Who is asked, as far as it decides about answers; a part of every question's key."""
+        return self.model if self.reasoning is None else f"{self.model} reasoning={self.reasoning}"
 
     @property
     def url(self) -> str:

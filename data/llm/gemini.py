@@ -53,12 +53,14 @@ def _turns(request: Request) -> tuple[Message | None, list[Message]]:
     return (system[0] if system else None), [m for m in request.messages if m.role != "system"]
 
 
-def content_body(request: Request) -> dict[str, Any]:
+def content_body(request: Request, provider: ProviderConfig) -> dict[str, Any]:
     """A question as the JSON of `generateContent`, as batches take it."""
     system, turns = _turns(request)
     settings: dict[str, Any] = {"maxOutputTokens": request.max_tokens}
     if request.temperature is not None:
         settings["temperature"] = request.temperature
+    if provider.reasoning is not None:
+        settings["thinkingConfig"] = _thinking(provider.reasoning)
     if request.schema is not None:
         settings["responseMimeType"] = "application/json"
         settings["responseJsonSchema"] = dict(request.schema)
@@ -67,8 +69,12 @@ def content_body(request: Request) -> dict[str, Any]:
         "generationConfig": settings,
     }
     if system is not None:
-        body["systemInstruction"] = {"parts": _json_parts(system)}
+        body["systemInstruction"] = {"role": "user", "parts": _json_parts(system)}
     return body
+
+
+def _thinking(reasoning: str) -> dict[str, Any]:
+    return {"thinkingBudget": 0} if reasoning == "none" else {"thinkingLevel": reasoning.upper()}
 
 
 def _role(turn: Message) -> str:
@@ -168,6 +174,11 @@ class GeminiTransport:
             system_instruction=_parts(system) if system else None,
             max_output_tokens=request.max_tokens,
             temperature=request.temperature,
+            thinking_config=(
+                types.ThinkingConfig.model_validate(_thinking(self._provider.reasoning))
+                if self._provider.reasoning
+                else None
+            ),
             response_mime_type="application/json" if request.schema else None,
             response_json_schema=dict(request.schema) if request.schema else None,
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),

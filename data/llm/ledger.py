@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS answers (
     output INTEGER, cost REAL, at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS answers_by_key ON answers (key);
 CREATE TABLE IF NOT EXISTS parses (
-    key TEXT NOT NULL, reader TEXT NOT NULL, result TEXT NOT NULL, PRIMARY KEY (key, reader));
+    key TEXT PRIMARY KEY, result TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS refusals (key TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS spent (
     one INTEGER PRIMARY KEY CHECK (one = 1), calls INTEGER NOT NULL, tokens INTEGER NOT NULL,
@@ -248,11 +248,13 @@ class Ledger:
             lambda: self._db.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?)", (key, reason))
         )
 
-    async def parsed(self, key: str, reader: str, result: str) -> None:
-        """Notes what a reader (name and version) made of the answer to a question."""
-        await self.write(
+    def parsed(self, key: str, result: str) -> None:
+        """Notes what was made of the answer to a question, with the next commit."""
+        self._soon(
             lambda: self._db.execute(
-                "INSERT OR REPLACE INTO parses VALUES (?, ?, ?)", (key, reader, result)
+                "INSERT INTO parses VALUES (?, ?) ON CONFLICT DO UPDATE SET result = "
+                "excluded.result WHERE result != excluded.result",
+                (key, result),
             )
         )
 
@@ -324,12 +326,15 @@ class Ledger:
 
         A change that raises must have written nothing.
         """
+        return await self._soon(change)
+
+    def _soon(self, change: Callable[[], R]) -> asyncio.Future[R]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((change, future))
         if len(self._waiting) == 1:
             loop.call_soon(self._commit)
-        return await future
+        return future
 
     def _commit(self) -> None:
         if not self._waiting:

@@ -2,106 +2,23 @@
 
 import asyncio
 import collections
-import dataclasses
 import itertools
 import random
 import weakref
 from typing import Any
 
-from dsd_jax.data.llm.config import ProviderConfig
-from dsd_jax.data.llm.halt import Halt
-from dsd_jax.data.llm.ledger import Ledger
+from dsd_jax.data.llm.books import Books
 from dsd_jax.data.llm.limits import Pace
 from dsd_jax.data.llm.messages import Answer, Request, Unanswered
-from dsd_jax.data.llm.prices import Prices, expected_tokens
-from dsd_jax.data.llm.transport import BatchTransport, Failed, Raw, Transport
+from dsd_jax.data.llm.transport import Failed, Raw, Transport
 from dsd_jax.types import UserError
 
-__all__ = ["Books", "Online", "wait_before"]
+__all__ = ["Online", "wait_before"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 PATIENCE_S = 900.0  # a server that asks for a longer wait ends the run instead
 _ALL_REFUSED = 10  # questions, without an answer to any: it is not the questions
 _WINDOW = 100  # latest attempts that tell a server in trouble from a question in trouble
-
-
-class Books:
-    """The ledger as the ways of asking use it: what is known, what is sent, what came.
-
-    Attributes:
-        config, ledger, transport, halt: of the run.
-    """
-
-    def __init__(
-        self,
-        config: ProviderConfig,
-        ledger: Ledger,
-        transport: Transport | BatchTransport,
-        halt: Halt,
-        prices: Prices,
-        secret: str | None,
-    ) -> None:
-        self.config, self.ledger, self.transport, self.halt = config, ledger, transport, halt
-        self._prices, self._secret = prices, secret
-
-    def known(self, key: str) -> Answer | None:
-        """The answer to a question that was asked before.
-
-        Answers of models that are not accepted are passed over.
-
-        Raises:
-            Unanswered: it is known that there will be none.
-        """
-        for raw in self.ledger.answers(key):
-            answer = self.read(raw)
-            if answer is not None and self.accepts(answer.model):
-                return answer
-        if (reason := self.ledger.refusal(key)) is not None:
-            raise Unanswered(reason)
-        return None
-
-    def read(self, raw: Raw) -> Answer | None:
-        """An answer with its price; None if it is not in the provider's form."""
-        try:
-            answer = self.transport.read(raw)
-        except ValueError:
-            return None
-        return dataclasses.replace(answer, cost=self._price(answer))
-
-    def _price(self, answer: Answer) -> float | None:
-        models = self._prices.models
-        price = models.get(answer.model) or models.get(self.config.model)
-        if price is None or answer.usage is None:
-            return None
-        return price.of(answer.usage, batch=self.config.mode == "batch")
-
-    def expected(self, request: Request) -> tuple[int, float]:
-        """The most tokens and dollars that a question takes."""
-        usage = expected_tokens(request)
-        price = self._prices.models.get(self.config.model)
-        batch = self.config.mode == "batch"
-        return usage.input + usage.output, price.of(usage, batch=batch) if price else 0.0
-
-    def accepts(self, model: str) -> bool:
-        return model == self.config.model or model in self.config.accept_models
-
-    def check_model(self, answer: Answer) -> None:
-        """Ends the run if another model answered than was asked."""
-        if not self.accepts(answer.model):
-            who = f"`{answer.model}` answered" if answer.model else "the answer does not say who"
-            self.halt.trip(
-                UserError(
-                    f"`{self.config.model}` was asked, but {who}; set model to the exact name, or "
-                    f'add it to accept_models = ["{answer.model}"]'
-                )
-            )
-
-    def clean(self, raw: Raw) -> Raw:
-        """A raw answer without the key, should the server have repeated it."""
-        return dataclasses.replace(raw, body=self.scrubbed(raw.body))
-
-    def scrubbed(self, text: str) -> str:
-        return text.replace(self._secret, "[key]") if self._secret else text
 
 
 class Online:
@@ -122,8 +39,7 @@ class Online:
         Raises:
             Unanswered: there will be none.
         """
-        del item
-        key = request.key(self._books.config.model)
+        key = self._books.key(item, request)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:  # the same question twice at once is asked once

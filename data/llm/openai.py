@@ -50,6 +50,8 @@ def chat_body(request: Request, provider: ProviderConfig) -> dict[str, Any]:
     }
     if request.temperature is not None:
         body["temperature"] = request.temperature
+    if provider.reasoning is not None:
+        body["reasoning_effort"] = provider.reasoning
     if request.schema is not None:
         schema = {"name": "answer", "strict": True, "schema": dict(request.schema)}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}

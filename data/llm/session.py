@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from dsd_jax.data.llm.books import Books
 from dsd_jax.data.llm.config import ProviderConfig
 from dsd_jax.data.llm.halt import Halt
 from dsd_jax.data.llm.ledger import Caps, Ledger
 from dsd_jax.data.llm.limits import Pace
 from dsd_jax.data.llm.messages import Ask
-from dsd_jax.data.llm.online import Books, Online
+from dsd_jax.data.llm.online import Online
 from dsd_jax.data.llm.prices import load_prices
 from dsd_jax.data.llm.transport import BatchTransport, Transport
 from dsd_jax.data.llm.waves import Waves
@@ -119,10 +120,10 @@ class Session:
             transport = _transport(provider, self._secret)
             books = Books(provider, ledger, transport, halt, self._prices, self._secret)
             online = Online(books, transport, pace)
-            return _Run(items, work, online, halt, transport, live=2 * provider.max_in_flight)
+            return _Run(items, work, online, books, live=2 * provider.max_in_flight)
         batches = _batches(provider, self._secret, self.ledger)
         books = Books(provider, ledger, batches, halt, self._prices, self._secret)
-        return _Run(items, work, Waves(books, batches), halt, batches, live=provider.items_at_once)
+        return _Run(items, work, Waves(books, batches), books, live=provider.items_at_once)
 
 
 class _Run(Generic[T, R]):
@@ -133,17 +134,11 @@ class _Run(Generic[T, R]):
         items: Iterable[T],
         work: Callable[[T, Ask], Awaitable[R]],
         asking: Online | Waves,
-        halt: Halt,
-        transport: Transport | BatchTransport,
+        books: Books,
         live: int,
     ) -> None:
-        self.halt = halt
-        self._items, self._work, self._asking, self._transport = (
-            iter(items),
-            work,
-            asking,
-            transport,
-        )
+        self.halt, self._books = books.halt, books
+        self._items, self._work, self._asking = iter(items), work, asking
         self._live = live
         self._numbers = itertools.count()
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -182,6 +177,7 @@ class _Run(Generic[T, R]):
     async def _one(self, number: int, item: T) -> None:
         try:
             row = await self._work(item, functools.partial(self._asking.ask, number))
+            self._books.parsed(number, row)
             self._rows.append((item, row))  # looked up after the wait: the list is replaced
         except Exception as error:  # noqa: BLE001 - raised again where the run is driven
             self.halt.trip(error)
@@ -209,7 +205,7 @@ class _Run(Generic[T, R]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._asking.close()
-        await self._transport.close()
+        await self._books.transport.close()
 
 
 def _transport(provider: ProviderConfig, secret: str | None) -> Transport:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from dsd_jax.data.llm.books import Books
 from dsd_jax.data.llm.ledger import Batch
 from dsd_jax.data.llm.messages import Answer, Request, Unanswered
-from dsd_jax.data.llm.online import Books, wait_before
+from dsd_jax.data.llm.online import wait_before
 from dsd_jax.data.llm.transport import BatchTransport, Elsewhere, Failed, Raw
 from dsd_jax.types import UserError
 
@@ -45,7 +46,7 @@ class Waves:
         Raises:
             Unanswered: there will be none.
         """
-        key = request.key(self._books.config.model)
+        key = self._books.key(item, request)
         if (known := self._books.known(key)) is not None:
             return known
         waiting = self._waiting.get(key)

@@ -171,17 +171,30 @@ def test_pictures_turns_and_settings_reach_the_server(ledger):
 
     with Server(answer) as server:
         for kind in KINDS:
-            ask_all(provider_of(server, kind), ledger.with_name(f"{kind}-0.sqlite"), [1], work)
+            for mode in ("online", "batch"):
+                provider = provider_of(server, kind, mode=mode, reasoning="low", poll_seconds=0.01)
+                ask_all(provider, ledger.with_name(f"{kind}_{mode}-0.sqlite"), [1], work)
+    assert seen[0].body == seen[1].body  # one by one and in a batch
+    assert _same_case(seen[2].body) == _same_case(seen[3].body)
     for question in seen:
         assert [role for role, _ in question.turns] == ["system", "user", "assistant", "user"]
         assert question.turns[1][1] == ("first", "second")
         assert question.pictures == (PICTURE.data, PICTURE.data)
-    chat, content = (question.body for question in seen)
+    chat, content = seen[0].body, seen[3].body
+    assert chat["reasoning_effort"] == "low"
+    assert content["generationConfig"]["thinkingConfig"] == {"thinkingLevel": "LOW"}
     assert (chat["max_tokens"], chat["temperature"]) == (77, 0.25)
     assert chat["response_format"]["json_schema"]["schema"] == schema
     settings = content["generationConfig"]
     assert (settings["maxOutputTokens"], settings["temperature"]) == (77, 0.25)
     assert settings["responseJsonSchema"] == schema
+
+
+def _same_case(body):
+    """google-genai writes names with underscores, pictures in the alphabet of addresses."""
+    text = json.dumps(body, sort_keys=True).replace("mime_type", "mimeType")
+    text = text.replace("thinking_level", "thinkingLevel")
+    return json.loads(text.replace("-", "+").replace("_", "/"))
 
 
 @pytest.mark.parametrize("form", ["seconds", "date", "google"])

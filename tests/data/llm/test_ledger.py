@@ -35,7 +35,8 @@ def test_answers_and_totals_survive(path):
         await ledger.answered(await intend(ledger), Raw("{half"), None)
         await ledger.ended(await intend(ledger, "k2"), "lost", "dropped")
         await ledger.refused("k2", "too long")
-        await ledger.parsed("k", "verdict-1", "yes")
+        ledger.parsed("k", '"no"')
+        ledger.parsed("k", '"yes"')
         await intend(ledger, "k3")
 
     ledger = Ledger(path)
@@ -70,7 +71,7 @@ def test_answers_and_totals_survive(path):
     assert (again.totals().open, again.totals().maybe_charged) == (0, 2)
     again.close()
     with sqlite3.connect(path) as db:
-        assert db.execute("SELECT * FROM parses").fetchall() == [("k", "verdict-1", "yes")]
+        assert db.execute("SELECT * FROM parses").fetchall() == [("k", '"yes"')]
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
 

@@ -1,8 +1,10 @@
 """Runs of many items: order, bounds, breakers, caps, stops; the same rows from the ledger again."""
 
 import asyncio
+import json
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
@@ -44,12 +46,26 @@ def test_a_second_run_pays_nothing(ledger):
         assert ledger_agrees(ledger, server).answered == 90
 
 
-def test_another_model_is_another_question(ledger):
+def test_the_row_is_noted_with_the_answer_it_came_from(ledger):
+    with Server(turns) as server:
+        ask_all(provider_of(server), ledger, range(3), converse)
+    with sqlite3.connect(ledger) as db:
+        found = db.execute(
+            "SELECT item, result, raw FROM parses JOIN answers USING (key) JOIN intents USING (key)"
+        ).fetchall()
+    db.close()
+    assert {(item, result) for item, result, _ in found} == {(str(i), '"yes 6"') for i in range(3)}
+    assert all("yes 6" in json.loads(raw)["choices"][0]["message"]["content"] for *_, raw in found)
+
+
+def test_another_model_or_reasoning_is_another_question(ledger):
     with Server() as server:
         ask_all(provider_of(server), ledger, [1])
+        ask_all(provider_of(server, reasoning="high"), ledger, [1])
+        assert server.paid == 2
         other = ProviderConfig("openai", "m2", base_url=server.openai)
         ask_all(other, ledger, [1])
-        assert server.paid == 2
+        assert server.paid == 3
 
 
 def test_answers_of_a_model_that_is_not_accepted_are_kept_but_not_used(ledger):
