@@ -102,6 +102,37 @@ def test_any_number_of_workers_makes_the_same_files_and_nothing_is_asked_twice(t
     assert store.manifest.origin["costs"]["judge"]["questions"] > 10
 
 
+@pytest.mark.slow
+def test_batches_make_the_same_rows(tmp_path: Path):
+    world = tmp_path / "world"
+    write_world(world, CAPTIONS)
+    with Server(answer) as server:
+        server.polls = 0
+        run(write(world, "online", server), 1)
+        config = write(world, "batch", server)
+        text = config.read_text()
+        batched = 'kind = "openai"\nmode = "batch"\npoll_seconds = 0.01'
+        config.write_text(text.replace('kind = "openai"', batched))
+        run(config, 1)
+        assert server.batches
+    rows = [
+        {name: digest for name, digest in contents(world / made).items() if "part-" in name}
+        for made in ("online", "batch")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_without_a_provider_captions_are_taken_as_they_are(tmp_path: Path):
+    write_world(tmp_path / "world", CAPTIONS)
+    with Server(answer) as server:
+        config = write(tmp_path / "world", "made", server)
+    config.write_text(config.read_text().replace('4\nprovider = "writer"', "4", 1))
+    run_stage(config, "captions")
+    rows = list(open_parts(load_config(config)).rows("captions"))
+    assert [row["status"] for row in rows] == ["kept"] * CAPTIONS
+    assert not (tmp_path / "world" / "made" / "ledgers").exists()
+
+
 def test_a_stage_out_of_order_says_what_is_missing(tmp_path: Path):
     write_world(tmp_path / "world", CAPTIONS)
     with Server(answer) as server:
