@@ -101,7 +101,8 @@ def _copy(
         ) as done,
     ):
         for number, (grid, result) in enumerate(done, start=before + 1):
-            writer.add(*result.result(), position=number)
+            if made := result.result():
+                writer.add(*made, position=number)
             advance(len(grid))
 
 

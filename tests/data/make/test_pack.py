@@ -57,6 +57,18 @@ def test_a_pair_judged_in_both_orders_is_not_turned_round(tmp_path: Path):
     assert len(packed(parts)) == 4  # 12 and 21, and 24 both ways
 
 
+def test_a_way_without_words_is_left_out(tmp_path: Path):
+    parts = write_making(tmp_path, 2, parts=1)
+    rows = parts.read("caption", 0)
+    rows[0]["forward"] = {"no_caption": "blocked", "no_instruction": "blocked"}
+    rows[-1]["reverse"] = {"caption": "a pot", "no_instruction": "blocked"}
+    parts.write("caption", 0, rows)
+    store = packed(parts)
+    assert len(store) == 2 * 2 * 2 - 1
+    (pot,) = (record for record in store if record.caption == "a pot")
+    assert pot.instruction == ""
+
+
 def test_panels_are_resized_if_asked(tmp_path: Path):
     store = packed(write_making(tmp_path, 1), size=(48, 32))
     record = store[0]
