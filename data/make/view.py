@@ -29,7 +29,7 @@ _FOLDER = Path(__file__).parent
 _THUMBNAIL = 480  # pixels of a grid's longer side
 _QUALITY = 82
 _STEPS = {
-    "step_1": "common subject",
+    "step_1": "subject",
     "step_2": "described",
     "step_3": "identical?",
     "scores": "scores",
