@@ -13,12 +13,15 @@ from dsd_jax.types import UserError
 
 __all__ = ["Books"]
 
+_ALL_REFUSED = 10
+
 
 class Books:
     """What is known, what a question may take, what came: the ledger, read with one provider.
 
     Attributes:
         config, ledger, transport, halt: of the run.
+        answers: that came in this run.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class Books:
         self.config, self.ledger, self.transport, self.halt = config, ledger, transport, halt
         self._prices, self._secret = prices, secret
         self._keys: dict[int, str] = {}
+        self._refusals: dict[str, str] = {}
+        self.answers = 0
 
     def key(self, item: int, request: Request) -> str:
         """The key of a question, noted as the last one about an item."""
@@ -56,9 +61,28 @@ class Books:
             answer = self.read(raw)
             if answer is not None and self.accepts(answer.model):
                 return answer
-        if (reason := self.ledger.refusal(key)) is not None:
+        reason = self._refusals.get(key) or self.ledger.refusal(key)
+        if reason is not None:
             raise Unanswered(reason)
         return None
+
+    async def refuse(self, key: str, reason: str) -> None:
+        """Notes that a question cannot be answered; for good, once the model answers others.
+
+        Until then the fault may be in what all questions have in common: after ten, the run ends.
+        """
+        self._refusals[key] = reason
+        if self.answers or self.ledger.answered_by(self.config.model):
+            refusals, self._refusals = self._refusals, {}
+            for each, why in refusals.items():
+                await self.ledger.refused(each, why)
+        elif len(self._refusals) >= _ALL_REFUSED:
+            self.halt.trip(
+                UserError(
+                    f"all of the first {len(self._refusals)} questions were refused, the last "
+                    f"with: {reason}"
+                )
+            )
 
     def read(self, raw: Raw) -> Answer | None:
         """An answer with its price; None if it is not in the provider's form."""

@@ -213,6 +213,20 @@ class Ledger:
         row = self._db.execute("SELECT reason FROM refusals WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
+    def answered_by(self, model: str) -> bool:
+        """Whether a model has answered anything."""
+        row = self._db.execute(
+            "SELECT 1 FROM intents WHERE model = ? AND outcome = 'answered' LIMIT 1", (model,)
+        ).fetchone()
+        return row is not None
+
+    def keys_of(self, batch: Batch) -> list[str]:
+        """Keys of the questions of a batch that has not ended."""
+        rows = self._db.execute(
+            "SELECT key FROM intents WHERE batch = ? AND outcome IS NULL", (batch.number,)
+        )
+        return [key for (key,) in rows]
+
     def totals(self) -> Totals:
         return _totals(self._db)
 

@@ -17,7 +17,6 @@ __all__ = ["Online", "wait_before"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 PATIENCE_S = 900.0  # a server that asks for a longer wait ends the run instead
-_ALL_REFUSED = 10  # questions, without an answer to any: it is not the questions
 _WINDOW = 100  # latest attempts that tell a server in trouble from a question in trouble
 
 
@@ -29,8 +28,6 @@ class Online:
         self._slots = asyncio.Semaphore(books.config.max_in_flight)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._fine: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
-        self._answers = 0
-        self._refusals: dict[str, str] = {}
         self.sending: set[asyncio.Task[Any]] = set()
 
     async def ask(self, item: int, request: Request) -> Answer:
@@ -58,33 +55,19 @@ class Online:
         """As `Waves.close`."""
 
     async def _ask(self, key: str, request: Request) -> Answer:
-        before = self._answers
+        before = self._books.answers
         for attempt in itertools.count(1):
             result = await self._attempt(key, request)
             if isinstance(result, Answer):
                 return result
             reason = await self._weigh(result, attempt, before)
             if reason is not None:
-                await self._refuse(key, reason)
+                await self._books.refuse(key, reason)
+                if self._books.halt.error is not None:
+                    await self._books.halt.forever()
                 raise Unanswered(reason)
             await asyncio.sleep(wait_before(attempt, result))
         raise AssertionError
-
-    async def _refuse(self, key: str, reason: str) -> None:
-        """Notes refusals for good, but only when the provider is known to answer others."""
-        self._refusals[key] = reason
-        if self._answers:
-            refusals, self._refusals = self._refusals, {}
-            for each, why in refusals.items():
-                await self._books.ledger.refused(each, why)
-        elif len(self._refusals) >= _ALL_REFUSED:
-            self._books.halt.trip(
-                UserError(
-                    f"all of the first {len(self._refusals)} questions were refused, the last "
-                    f"with: {reason}"
-                )
-            )
-            await self._books.halt.forever()
 
     async def _attempt(self, key: str, request: Request) -> Answer | Failed:
         tokens, cost = self._books.expected(request)
@@ -133,15 +116,16 @@ class Online:
         return failed
 
     async def _keep(self, attempt: int, raw: Raw, tokens: int) -> Answer | Failed:
-        answer = self._books.read(raw)
-        await self._books.ledger.answered(attempt, raw, answer)
+        books = self._books
+        answer = books.read(raw)
+        await books.ledger.answered(attempt, raw, answer)
         self._fine.append(answer is not None)
         if answer is None:
             return Failed("retry", f"the answer is not in the provider's form: {raw.body[:80]!r}")
-        self._answers += 1
+        books.answers += 1
         if answer.usage is not None:
             self._pace.used(tokens, answer.usage.input + answer.usage.output)
-        self._books.check_model(answer)
+        books.check_model(answer)
         return answer
 
     async def _weigh(self, failed: Failed, attempt: int, before: int) -> str | None:
@@ -154,7 +138,7 @@ class Online:
             asked = failed.retry_after or 0.0
             if attempt <= books.config.retries and asked <= PATIENCE_S:
                 return None
-            if self._answers > before and sum(self._fine) * 2 > len(self._fine):
+            if books.answers > before and sum(self._fine) * 2 > len(self._fine):
                 # The server works for others, so it is this question that it cannot answer.
                 return f"no answer in {attempt} attempts: {reason}"
             when = f" in {asked:.0f} s" if asked else " when it works"

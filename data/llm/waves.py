@@ -11,7 +11,7 @@ from typing import Any
 from dsd_jax.data.llm.books import Books
 from dsd_jax.data.llm.ledger import Batch
 from dsd_jax.data.llm.messages import Answer, Request, Unanswered
-from dsd_jax.data.llm.online import wait_before
+from dsd_jax.data.llm.online import PATIENCE_S, wait_before
 from dsd_jax.data.llm.transport import BatchTransport, Elsewhere, Failed, Raw
 from dsd_jax.types import UserError
 
@@ -37,7 +37,7 @@ class Waves:
         self._books, self._batches = books, batches
         self._waiting: dict[str, _Waiting] = {}
         self._wave: asyncio.Task[None] | None = None
-        self._answers = 0
+        self._unsent, self._trouble = 0, ""
         self.sending: set[asyncio.Task[Any]] = set()
 
     async def ask(self, item: int, request: Request) -> Answer:
@@ -81,7 +81,7 @@ class Waves:
                 self.sending.add(task)
                 task.add_done_callback(self.sending.discard)
                 batches.append(await asyncio.shield(task))
-            await asyncio.gather(*(self._finish(batch) for batch in batches if batch is not None))
+            await asyncio.gather(*(self._finish(batch) for batch in batches))
             self._resolve()
         except Exception as error:  # noqa: BLE001 - raised again where the run is driven
             self._books.halt.trip(error)
@@ -105,30 +105,26 @@ class Waves:
         if lines:
             yield questions, lines
 
-    async def _hand_over(self, questions: dict[str, Request], lines: list[bytes]) -> Batch | None:
-        """Writes the intents, hands the batch over, and writes down its name; None: it was lost."""
+    async def _hand_over(self, questions: dict[str, Request], lines: list[bytes]) -> Batch:
+        """Writes the intents, hands the batch over, and writes down its name if it gets one."""
         books = self._books
         if books.halt.error is not None:
             await books.halt.forever()
         asked = [(key, each, *books.expected(each)) for key, each in questions.items()]
         batch = await books.ledger.begin_batch(secrets.token_hex(8), asked, books.config.model)
-        for attempt in range(1, books.config.retries + 2):
-            try:
-                remote = await self._batches.submit(batch.tag, lines)
-            except Failed as error:
-                if not error.maybe_charged:
-                    if error.kind != "retry" or attempt > books.config.retries:
-                        await self._give_up(batch, error)
-                    await asyncio.sleep(wait_before(attempt, error))
-                    continue
-                return batch  # it is looked for when it is finished
-            return await books.ledger.handed_over(batch, remote)
-        raise AssertionError
-
-    async def _give_up(self, batch: Batch, error: Failed) -> None:
-        reason = self._books.scrubbed(str(error))
-        await self._books.ledger.end_batch(batch, {}, f"the batch was not accepted: {reason}")
-        raise UserError(f"{self._books.config.url} did not accept a batch: {reason}")
+        try:
+            remote = await self._batches.submit(batch.tag, lines)
+        except Failed as error:
+            self._trouble = books.scrubbed(str(error))
+            if error.kind != "retry":
+                await books.ledger.end_batch(batch, {}, f"not accepted: {self._trouble}")
+                raise UserError(
+                    f"{books.config.url} did not accept a batch: {self._trouble}"
+                ) from None
+            await asyncio.sleep(min(error.retry_after or 0.0, PATIENCE_S))
+            return batch  # it may have arrived all the same, and is looked for
+        self._unsent = 0
+        return await books.ledger.handed_over(batch, remote)
 
     async def _finish(self, batch: Batch) -> None:
         """Waits for a batch and keeps its answers."""
@@ -138,6 +134,12 @@ class Waves:
             remote = await self._patiently(lambda: self._batches.find(batch.tag))
             if remote is None:
                 await books.ledger.end_batch(batch, {}, "the batch was never handed over")
+                self._unsent += 1
+                if self._unsent > books.config.retries:
+                    raise UserError(
+                        f"{books.config.url} took no batch in {self._unsent} attempts, the last "
+                        f"time: {self._trouble}; start again when it works, nothing is lost"
+                    )
                 return
             batch = await books.ledger.handed_over(batch, remote)
         name = batch.remote
@@ -151,33 +153,35 @@ class Waves:
     async def _keep(self, batch: Batch, found: Any, state: str) -> None:
         books = self._books
         results: dict[str, tuple[Raw, Answer | None] | str] = {}
-        refused: dict[str, str] = {}
-        for key, result in found.items():
-            waiting = self._waiting.get(key)
+        failed: dict[str, str] = {}
+        for key in books.ledger.keys_of(batch):
+            result = found.get(key)
             if isinstance(result, Raw):
                 raw = books.clean(result)
                 results[key] = raw, (answer := books.read(raw))
-                self._answers += answer is not None
-                if answer is not None:
+                if answer is None:
+                    failed[key] = "the answer is not in the provider's form"
+                else:
+                    books.answers += 1
                     books.check_model(answer)
-                elif waiting is not None:
-                    waiting.failures += 1
-                continue
-            results[key] = books.scrubbed(str(result))
-            if result.kind == "invalid":
-                refused[key] = books.scrubbed(str(result))
-            elif result.kind == "fatal":
-                books.halt.trip(UserError(books.scrubbed(str(result))))
-            elif waiting is not None:
-                waiting.failures += 1
-                if waiting.failures > books.config.retries:
-                    refused[key] = f"no answer in {waiting.failures} attempts: {result}"
-        await books.ledger.end_batch(batch, results, f"the batch ended without it: {state}")
-        if refused and not self._answers:
-            reason = next(iter(refused.values()))
-            raise UserError(f"none of {len(found)} questions was answered; the first: {reason}")
-        for key, reason in refused.items():
-            await books.ledger.refused(key, reason)
+            else:
+                why = f"the batch ended without it: {state}" if result is None else str(result)
+                results[key] = failed[key] = books.scrubbed(why)
+        await books.ledger.end_batch(batch, results, state)
+        for key, reason in failed.items():
+            await self._weigh(key, reason, found.get(key))
+
+    async def _weigh(self, key: str, reason: str, result: Raw | Failed | None) -> None:
+        """What becomes of a question without an answer: it stays for the next wave, or ends."""
+        if isinstance(result, Failed) and result.kind == "fatal":
+            self._books.halt.trip(UserError(reason))
+        elif isinstance(result, Failed) and result.kind == "invalid":
+            await self._books.refuse(key, reason)
+        elif (waiting := self._waiting.get(key)) is not None:
+            waiting.failures += 1
+            if waiting.failures > self._books.config.retries:
+                words = f"no answer in {waiting.failures} attempts: {reason}"
+                await self._books.refuse(key, words)
 
     async def _patiently(self, call: Any) -> Any:
         """Calls until it works; so many failures one after the other end the run."""

@@ -143,6 +143,32 @@ class TestBatches:
         assert rows[2] == "blocked: "
         assert rows[4].startswith("unanswered: no answer in 2 attempts: status 500")
 
+    def test_lines_that_are_missing_every_time(self, kind, ledger, monkeypatch):
+        with Server(turns) as server:
+            lines = server._lines
+            monkeypatch.setattr(server, "_lines", lambda name: (lines(name)[0][1:], False))
+            rows = ask_all(batched(server, kind, retries=2), ledger, range(4))
+        assert [row for row in rows.values() if row != "stop: yes 2"] == [
+            "unanswered: no answer in 3 attempts: the batch ended without it: completed"
+        ]
+        assert len(server.batches) <= 6
+
+    def test_a_provider_that_takes_no_batches(self, kind, ledger, monkeypatch):
+        broken = 503, {}, b'{"error": {"message": "busy"}}'
+        with Server(turns) as server:
+            name = f"_{kind}_batches"
+            serve = getattr(server, name)
+
+            def busy(method, *given):
+                return broken if method == "POST" else serve(method, *given)
+
+            with monkeypatch.context() as fault:
+                fault.setattr(server, name, busy)
+                with pytest.raises(UserError, match=r"took no batch in 3 attempts, .*busy; start"):
+                    ask_all(batched(server, kind, retries=2), ledger, range(4))
+            assert len(ask_all(batched(server, kind), ledger, range(4))) == 4
+            assert server.paid == ledger_agrees(ledger, server).answered == 4
+
     def test_another_model_ends_the_run(self, kind, ledger):
         with Server(lambda question: Reply("yes", model="mini")) as server:
             with pytest.raises(UserError, match="`m` was asked, but `mini` answered"):
@@ -238,12 +264,10 @@ class TestFiles:
 
     def test_errors_of_lines(self, ledger):
         with pytest.raises(Elsewhere):
-            ask_all(self.provider(), ledger, range(3))
+            ask_all(self.provider(), ledger, range(12))
         self.answer(*self.questions(ledger), status=400)
-        with pytest.raises(
-            UserError, match=r"none of 3 questions was answered; .* status 400: bad"
-        ):
-            ask_all(self.provider(), ledger, range(3))
+        with pytest.raises(UserError, match=r"all of the first 10 questions .*: status 400: bad"):
+            ask_all(self.provider(), ledger, range(12))
 
     def test_needs_a_place(self):
         with pytest.raises(UserError, match="needs a ledger on disk"):
