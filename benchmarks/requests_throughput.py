@@ -25,10 +25,11 @@ import httpx2
 
 from benchmarks.results import save
 from dsd_jax.data.llm.config import ProviderConfig
-from dsd_jax.data.llm.ledger import Ledger, read_totals
+from dsd_jax.data.llm.ledger import Ledger
 from dsd_jax.data.llm.messages import Answer, Ask, Message, Request, Usage
 from dsd_jax.data.llm.openai import chat_body, make_client
 from dsd_jax.data.llm.session import Session
+from dsd_jax.data.llm.totals import read_totals
 from dsd_jax.data.llm.transport import Raw
 
 DELAY_S, IN_FLIGHT, GOAL = 0.3, 64, 0.95

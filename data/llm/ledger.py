@@ -15,16 +15,16 @@ import dataclasses
 import fcntl
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dsd_jax.data.llm.messages import Answer, Request
+from dsd_jax.data.llm.totals import Spent, Totals, spent_of, totals_of
 from dsd_jax.data.llm.transport import Raw
 from dsd_jax.types import UserError
 
-__all__ = ["Batch", "Caps", "Ledger", "Outcome", "Spent", "Totals", "read_totals"]
+__all__ = ["Batch", "Caps", "Ledger", "Outcome"]
 
 R = TypeVar("R")
 Outcome = Literal["answered", "unreadable", "lost", "failed"]
@@ -90,63 +90,6 @@ class Caps:
     @property
     def any(self) -> bool:
         return any(each is not None for each in dataclasses.astuple(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class Spent:
-    """Calls that were or may have been charged, their tokens and dollars.
-
-    Questions under way and lost ones count with the most that they can take.
-    """
-
-    calls: int = 0
-    tokens: int = 0
-    cost: float = 0.0
-
-    def __add__(self, other: "Spent") -> "Spent":
-        return Spent(self.calls + other.calls, self.tokens + other.tokens, self.cost + other.cost)
-
-
-@dataclasses.dataclass(frozen=True)
-class Totals:
-    """What a ledger, or several, have seen.
-
-    Attributes:
-        questions: different ones.
-        attempts: everything that was about to be sent.
-        answered, unreadable: attempts that were charged.
-        maybe_charged: attempts of which nothing came back.
-        failed: attempts that ended in an error and cost nothing.
-        open: attempts under way, in a batch or in a file.
-        refused: questions that cannot be answered.
-        input, cached, output: tokens of the answers.
-        cost: in dollars, of the answers with a price.
-        unpriced: answers without one.
-        models, finishes: number of answers by answering model and by their end.
-    """
-
-    questions: int = 0
-    attempts: int = 0
-    answered: int = 0
-    unreadable: int = 0
-    maybe_charged: int = 0
-    failed: int = 0
-    open: int = 0
-    refused: int = 0
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-    cost: float = 0.0
-    unpriced: int = 0
-    models: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    finishes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def __add__(self, other: "Totals") -> "Totals":
-        sums: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            a, b = getattr(self, field.name), getattr(other, field.name)
-            sums[field.name] = dict(Counter(a) + Counter(b)) if isinstance(a, Mapping) else a + b
-        return Totals(**sums)
 
 
 class Ledger:
@@ -228,7 +171,7 @@ class Ledger:
         return [key for (key,) in rows]
 
     def totals(self) -> Totals:
-        return _totals(self._db)
+        return totals_of(self._db)
 
     # Writing
 
@@ -474,70 +417,9 @@ class Ledger:
         if time.monotonic() - self._others_at > _SIBLINGS_S:
             stage = self.path.stem.rpartition("-")[0]
             others = self.path.parent.glob(f"{stage}-*{self.path.suffix}") if stage else ()
-            self._others = sum((_spent(each) for each in others if each != self.path), Spent())
+            self._others = sum((spent_of(each) for each in others if each != self.path), Spent())
             self._others_at = time.monotonic()
         return self._others
-
-
-def read_totals(path: Path) -> Totals:
-    """The totals of a ledger that may be in use.
-
-    Raises:
-        UserError: it is not there, or not a ledger.
-    """
-    with contextlib.closing(_reader(path)) as db:
-        try:
-            return _totals(db)
-        except sqlite3.Error as error:
-            raise UserError(f"cannot read the ledger {path}: {error}") from None
-
-
-def _totals(db: sqlite3.Connection) -> Totals:
-    outcomes = Counter(dict(db.execute("SELECT outcome, COUNT(*) FROM intents GROUP BY outcome")))
-    sums = db.execute(
-        "SELECT TOTAL(input), TOTAL(cached), TOTAL(output), TOTAL(cost), "
-        "COUNT(*) - COUNT(cost) FROM answers"
-    ).fetchone()
-    return Totals(
-        questions=db.execute("SELECT COUNT(DISTINCT key) FROM intents").fetchone()[0],
-        attempts=outcomes.total(),
-        answered=outcomes["answered"],
-        unreadable=outcomes["unreadable"],
-        maybe_charged=outcomes["lost"],
-        failed=outcomes["failed"],
-        open=outcomes[None],
-        refused=db.execute("SELECT COUNT(*) FROM refusals").fetchone()[0],
-        input=int(sums[0]),
-        cached=int(sums[1]),
-        output=int(sums[2]),
-        cost=sums[3],
-        unpriced=sums[4],
-        models=_counts(db, "model"),
-        finishes=_counts(db, "finish"),
-    )
-
-
-def _counts(db: sqlite3.Connection, column: Literal["model", "finish"]) -> dict[str, int]:
-    return dict(
-        db.execute(
-            f"SELECT {column}, COUNT(*) FROM answers WHERE {column} IS NOT NULL "  # noqa: S608
-            f"GROUP BY {column} ORDER BY {column}"
-        )
-    )
-
-
-def _spent(path: Path) -> Spent:
-    try:
-        with contextlib.closing(_reader(path)) as db:
-            return Spent(*db.execute("SELECT calls, tokens, cost FROM spent").fetchone())
-    except (sqlite3.Error, TypeError):  # being made at this moment
-        return Spent()
-
-
-def _reader(path: Path) -> sqlite3.Connection:
-    if not path.exists():
-        raise UserError(f"there is no ledger {path}")
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _most(questions: Sequence[tuple[str, Request, int, float]]) -> Spent:

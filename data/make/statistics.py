@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dsd_jax.data.llm.ledger import Totals, read_totals
+from dsd_jax.data.llm.totals import Totals, read_totals
 from dsd_jax.data.make.parts import STAGES, Parts, Row
 from dsd_jax.types import UserError
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsd_jax.data.llm.ledger import Totals
+from dsd_jax.data.llm.totals import Totals
 from dsd_jax.data.make.parts import STAGES, Parts
 from dsd_jax.data.make.statistics import (
     STATUSES,

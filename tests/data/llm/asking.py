@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from dsd_jax.data.llm.config import ProviderConfig
-from dsd_jax.data.llm.ledger import Totals, read_totals
 from dsd_jax.data.llm.messages import Ask, Message, Picture, Request, Unanswered
 from dsd_jax.data.llm.session import Session
+from dsd_jax.data.llm.totals import Totals, read_totals
 from tests.data.llm.server import Server
 
 __all__ = ["KINDS", "PICTURE", "ask_all", "converse", "ledger_agrees", "once", "provider_of"]

@@ -6,8 +6,9 @@ import pytest
 
 from dsd_jax.data.llm import batches, online, waves
 from dsd_jax.data.llm.config import ProviderConfig
-from dsd_jax.data.llm.ledger import Ledger, read_totals
+from dsd_jax.data.llm.ledger import Ledger
 from dsd_jax.data.llm.session import Session
+from dsd_jax.data.llm.totals import read_totals
 from dsd_jax.data.llm.transport import Elsewhere
 from dsd_jax.types import UserError
 from tests.data.llm.asking import (

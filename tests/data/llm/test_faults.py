@@ -10,8 +10,8 @@ import time
 import pytest
 
 from dsd_jax.data.llm import online
-from dsd_jax.data.llm.ledger import read_totals
 from dsd_jax.data.llm.messages import Message, Request
+from dsd_jax.data.llm.totals import read_totals
 from dsd_jax.types import UserError
 from tests.data.llm.asking import KINDS, PICTURE, ask_all, converse, ledger_agrees, provider_of
 from tests.data.llm.server import BadJson, Delayed, Drop, Question, Reply, Result, Server, Status

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from dsd_jax.data.llm.ledger import read_totals
+from dsd_jax.data.llm.totals import read_totals
 from tests.data.llm.server import Question, Server
 
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from dsd_jax.data.llm.ledger import Caps, Ledger, Totals, read_totals
+from dsd_jax.data.llm.ledger import Caps, Ledger
 from dsd_jax.data.llm.messages import Answer, Message, Request, Usage
+from dsd_jax.data.llm.totals import Totals, read_totals
 from dsd_jax.data.llm.transport import Raw
 from dsd_jax.types import UserError
 

@@ -11,9 +11,10 @@ import pytest
 
 from dsd_jax.data.llm import online, session
 from dsd_jax.data.llm.config import ProviderConfig
-from dsd_jax.data.llm.ledger import Ledger, read_totals
+from dsd_jax.data.llm.ledger import Ledger
 from dsd_jax.data.llm.messages import Message, Request
 from dsd_jax.data.llm.session import Session
+from dsd_jax.data.llm.totals import read_totals
 from dsd_jax.types import UserError
 from tests.data.llm.asking import ask_all, converse, ledger_agrees, once, provider_of
 from tests.data.llm.server import Drop, Question, Reply, Server
