@@ -123,7 +123,8 @@ class BatchTransport(Protocol):
     async def close(self) -> None: ...
 
 
-_SPENT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+# Gemini names the limit that was met; one per day does not pass while a run waits.
+_SPENT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "PerDay")
 _BAD_KEY = ("API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED", "API key not valid", "API key expired")
 
 
@@ -137,7 +138,7 @@ def refusal(status: int, body: str, headers: Mapping[str, str]) -> Failed:
         return Failed("fatal", f"the key was refused, {said}; check api_key_env or api_key_file")
     if status == 404:
         return Failed("fatal", f"no such model or address, {said}; check model and base_url")
-    if status in {402, 429} and any(each in body for each in (*_SPENT, "PaymentRequired")):
+    if status in {402, 429} and (status == 402 or any(each in body for each in _SPENT)):
         return Failed("fatal", f"the account's quota is spent, {said}; start again with more")
     if status in {408, 409, 425, 429} or status >= 500:
         # A gateway that lost patience does not know what became of the question.

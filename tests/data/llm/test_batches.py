@@ -155,7 +155,7 @@ class TestBatches:
         assert len(server.batches) <= 6
 
     def test_a_provider_that_takes_no_batches(self, kind, ledger, monkeypatch):
-        broken = 503, {}, b'{"error": {"message": "busy"}}'
+        broken: tuple[int, dict[str, str], bytes] = 503, {}, b'{"error": {"message": "busy"}}'
         with Server(turns) as server:
             name = f"_{kind}_batches"
             serve = getattr(server, name)

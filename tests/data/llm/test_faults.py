@@ -109,6 +109,15 @@ class TestOneByOne:
                 Status(429, '{"error": {"code": "insufficient_quota", "message": "spent"}}'),
                 "the account's quota is spent, status 429: spent",
             ),
+            (Status(402), "the account's quota is spent, status 402"),
+            (
+                Status(429, '{"error": {"details": [{"quotaId": "RequestsPerDayPerModel"}]}}'),
+                "the account's quota is spent, status 429",
+            ),
+            (
+                Status(400, '{"error": {"message": "API key not valid. Pass a valid one."}}'),
+                "the key was refused, status 400: API key not valid",
+            ),
             (Status(429, headers={"Retry-After": "3600"}), "start again in 3600 s"),
             (Status(302, headers={"Location": "http://evil.test/x"}), "redirects to http://evil"),
             (Status(500), r"gave no answer in 2 attempts.*status 500: made up; start again"),
