@@ -42,9 +42,7 @@ max_similarity = 1.0
 min_support = 0.0
 min_step = 0.0
 min_contrast = 0.0
-max_gutter = 0.5
 max_uneven = 1.0
-max_tilt = 0.5
 min_panel = 8
 
 [judge]
