@@ -14,8 +14,8 @@ from dsd_jax.config import BFLOAT16, FLOAT32
 from dsd_jax.data.make.config import MakeConfig, begin_stage, load_config
 from dsd_jax.data.make.grids import GridsConfig, paint_grids
 from dsd_jax.data.make.pairs import make_pairs
-from dsd_jax.data.make.parts import Parts, Shard, shard_from_environment
-from dsd_jax.data.make.statistics import tally
+from dsd_jax.data.make.parts import Shard, shard_from_environment
+from dsd_jax.data.make.tables import summary
 from dsd_jax.images import NotFiniteError
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings
@@ -121,7 +121,7 @@ def run_grids(
         return PipelineTeacher(pipeline, config.grids, batch_size)
 
     paint_grids(parts, config.grids, teacher, shard)
-    _say(parts, "grids")
+    print(summary(parts, "grids", shard))
 
 
 def pairs(config: Config, shard: int | None = None, num_shards: int | None = None) -> None:
@@ -153,15 +153,4 @@ def run_pairs(config: MakeConfig, shard: Shard) -> None:
             "when those are done"
         )
         raise SystemExit(0)
-    _say(parts, "pairs")
-
-
-def _say(parts: Parts, stage: str) -> None:
-    """How far the stage is, and what was not kept for which reason."""
-    counts = tally(parts, stage)
-    print(
-        f"{stage}: {counts.finished} of {parts.count} parts, {counts.kept:,} of {counts.rows:,} "
-        "rows kept"
-    )
-    for (status, reason), count in counts.reasons.most_common():
-        print(f"  {count:,} {status}: {reason}")
+    print(summary(parts, "pairs", shard))

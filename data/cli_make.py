@@ -14,6 +14,7 @@ from dsd_jax.data.make.make import CountTokens, panels_of, run_asking
 from dsd_jax.data.make.pack import DATASET, pack
 from dsd_jax.data.make.parts import STAGES, Shard, shard_from_environment
 from dsd_jax.data.make.statistics import ledger_totals, tally
+from dsd_jax.data.make.tables import summary
 from dsd_jax.data.make.view import write_page
 
 __all__ = ["caption", "captions", "judge", "make", "pack_dataset", "prompts", "status", "view"]
@@ -161,15 +162,7 @@ def _chosen(path: Path, worker: Worker) -> tuple[MakeConfig, Shard]:
 def _ask(path: Path, stage: str, worker: Worker) -> None:
     config, shard = _chosen(path, worker)
     run_asking(config, stage, shard, lambda: _count_tokens(config))
-    parts = open_parts(config)
-    mine = parts.mine(shard)
-    counts = tally(parts, stage, mine)
-    print(
-        f"{stage}: {counts.finished} of {len(mine)} parts, {counts.kept:,} of {counts.rows:,} rows "
-        "kept"
-    )
-    for (status, reason), count in counts.reasons.most_common():
-        print(f"  {count:,} {status}: {reason}")
+    print(summary(open_parts(config), stage, shard))
 
 
 def _count_tokens(config: MakeConfig) -> CountTokens:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_jax.data.llm.totals import Totals
-from dsd_jax.data.make.parts import STAGES, Parts
+from dsd_jax.data.make.parts import STAGES, Parts, Shard
 from dsd_jax.data.make.statistics import (
     STATUSES,
     Diversity,
@@ -22,7 +22,18 @@ from dsd_jax.data.make.statistics import (
 )
 from dsd_jax.types import UserError
 
-__all__ = ["plot_making", "tables"]
+__all__ = ["plot_making", "summary", "tables"]
+
+
+def summary(parts: Parts, stage: str, shard: Shard) -> str:
+    """How far one worker's part of a stage is, and what was not kept for which reason."""
+    mine = parts.mine(shard)
+    counts = tally(parts, stage, mine)
+    kept = f"{counts.kept:,} of {counts.rows:,} rows kept"
+    lines = [f"{stage}: {counts.finished} of {len(mine)} parts, {kept}"]
+    for (status, reason), count in counts.reasons.most_common():
+        lines.append(f"  {count:,} {status}: {reason}")
+    return "\n".join(lines)
 
 
 def tables(root: Path) -> list[Any]:
