@@ -29,6 +29,7 @@ NEAR = 5  # reduced pixels on each side that a step is compared with
 STEEPEST = 0.12  # of the side; drift of a tilted separator that is looked for
 WIDEST = 0.4  # of the side; width of a gutter that is looked for
 ALIKE = 0.08  # support by which lines do not differ
+LEAN = 2  # columns beside a separator that tell whether it leans
 DOUBT = 0.2  # support that the mean of both halves has to have more than the lesser needs
 CLEAR = 0.75  # support along one half that cannot be content
 BROAD = 4  # columns whose mean is compared, for borders of patterns
@@ -88,6 +89,7 @@ class _Separator(NamedTuple):
     Attributes:
         start, stop: what lies between is gutter; equal where panels touch.
         low, high: inner borders of a frame around the grid.
+        lean: whether it may be tilted by a few pixels, and to which side.
     """
 
     state: State
@@ -95,6 +97,7 @@ class _Separator(NamedTuple):
     stop: float = 0
     low: int = 0
     high: int = 0
+    lean: int = 0
 
 
 def find_panels(image: Image.Image, check: GridCheck = GridCheck()) -> Panels:
@@ -109,6 +112,8 @@ def find_panels(image: Image.Image, check: GridCheck = GridCheck()) -> Panels:
     down = _separator(small.transpose(1, 0, 2), check, upright=False)
     if reason := _reason({across.state, down.state}):
         return Panels((), reason, f"vertical: {across.state}, horizontal: {down.state}")
+    if across.lean * down.lean == -1:  # patterns may look so, but not by chance in both directions
+        return Panels((), "crooked", "turned by a few degrees")
     sides = []
     for name, separator, side in (("columns", across, width), ("rows", down, height)):
         spans = _spans(separator, factor, side, check)
@@ -276,7 +281,8 @@ def _separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> _Separa
         if longer <= 0.02 * width:  # a true border makes panels no less even
             start, stop = start - before, stop + after
     left, right = _frame(lines, support, check)
-    return _Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right)
+    lean = _lean(support[:, separator.start - LEAN : separator.stop + LEAN + 1])
+    return _Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right, lean)
 
 
 def _tilt(supports: Mapping[int, np.ndarray], straight: int, check: GridCheck) -> int:
@@ -340,6 +346,18 @@ def _narrowed(run: slice, both: np.ndarray, check: GridCheck) -> slice:
     low = peak - int(np.append(~own[:peak][::-1], True).argmax())
     high = peak + int(np.append(~own[peak:], True).argmax())
     return slice(run.start + low, run.start + high)
+
+
+def _lean(support: np.ndarray) -> int:
+    """1 or -1 if the halves see a blurred separator on opposite sides of its middle, or 0."""
+    peak = int(support.min(0).argmax())
+    difference = support[0] - support[1]
+    for sign in (1, -1):
+        before = float((sign * difference[:peak]).max(initial=0))
+        after = float((-sign * difference[peak + 1 :]).max(initial=0))
+        if min(before, after) >= 0.25 and before + after >= 0.8:
+            return sign
+    return 0
 
 
 def _divided(
