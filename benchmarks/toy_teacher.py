@@ -24,7 +24,7 @@ from dsd_jax.infer import Pipeline
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, Seen, judge
 from dsd_jax.toy.words import OPENINGS, describe, describe_grid
-from dsd_jax.toy.world import BACKGROUNDS, PANEL, PLACES, Scene, Subject, subjects
+from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene, Subject, subjects
 
 __all__ = ["main"]
 
@@ -32,16 +32,9 @@ BATCH = 50
 
 
 def scenes_of(rng: np.random.Generator, count: int) -> list[Scene]:
-    """Scenes of different backgrounds, in ordinary size, tilt and light two times in three."""
-    backgrounds = rng.permutation(BACKGROUNDS)[:count].tolist()
-    choices = (("big", "small"), ("upright", "tilted"), ("day", "night"))
+    """Scenes of different backgrounds."""
     return [
-        Scene(
-            background,
-            list(PLACES)[rng.integers(len(PLACES))],
-            *(names[int(rng.random() < 1 / 3)] for names in choices),
-        )
-        for background in backgrounds
+        Scene.draw(rng, background) for background in rng.permutation(BACKGROUNDS)[:count].tolist()
     ]
 
 

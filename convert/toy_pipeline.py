@@ -12,6 +12,7 @@ from dsd_jax.convert.random_pipeline import (
     write_model,
     write_small_files,
 )
+from dsd_jax.models import Config
 from dsd_jax.toy.encoders import encoder_tensors
 from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_T5, TOY_VAE
 from dsd_jax.toy.words import T5_LENGTH
@@ -36,7 +37,7 @@ def write_toy_pipeline(
         transformer: trained parameters by per-layer path; None: random ones.
     """
     vae_config, vae_tensors = vae or (TOY_VAE, random_tensors(TOY_VAE, 0))
-    parts = {
+    parts: dict[str, tuple[Config, Tensors]] = {
         "transformer": (TOY_FLUX, transformer or random_tensors(TOY_FLUX, 0)),
         "vae": (vae_config, vae_tensors),
         "text_encoder": (TOY_CLIP, encoder_tensors(TOY_CLIP, seed=1)),

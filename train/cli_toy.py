@@ -5,6 +5,7 @@ They draw their own batches, so they take no data, and write a whole pipeline wh
 
 import dataclasses
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from dsd_jax.config import FLOAT32
+from dsd_jax.config import FLOAT32, AutoencoderConfig
 from dsd_jax.convert.toy_pipeline import write_toy_pipeline
 from dsd_jax.data.prefetch import mesh_rows
 from dsd_jax.models import abstract, load
@@ -22,9 +23,10 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.sizes import TOY_VAE
 from dsd_jax.train.checkpoints import read_trained
 from dsd_jax.train.cli import open_base
-from dsd_jax.train.cluster import first_process
+from dsd_jax.train.cluster import first_process, say
 from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.loop import train as run_training
+from dsd_jax.train.model import Base
 from dsd_jax.train.presets import preset
 from dsd_jax.train.toy import TOYS, WorldSource
 from dsd_jax.train.trainer import Trainer
@@ -72,23 +74,18 @@ def train_toy(name: str, words: Sequence[str]) -> None:
     done = run_training(trainer, run, source, preset=name)
     if not first_process():
         return
-    if done.stopped:
-        print(f"stopped after step {done.step}, which is saved; go on with")
-        print(f"  dsd train {name} {shlex.join(words)}")
-        return
     target = run.output_dir / PIPELINE
+    shutil.rmtree(target, ignore_errors=True)  # of a shorter run
     trained, _ = read_trained(run.checkpoints)
     if name == "toy_vae":
         _write_vae(target, trained, source, mesh)
-        print(f"next: dsd train toy_teacher --base_path {target} --output_dir TEACHER")
     else:
-        vae = base.autoencoder
-        held = {
-            path: vae.source.read(path, tuple(map(slice, shape)))
-            for path, shape in vae.source.shapes.items()
-        }
-        write_toy_pipeline(target, vae=(base.vae(), held), transformer=trained)
-    print(f"{done.step} steps done; wrote {target}")
+        write_toy_pipeline(target, vae=_as_it_is(base), transformer=trained)
+    say(f"{done.step} steps done; wrote {target}")
+    if done.stopped:
+        say(f"stopped before the last step; go on with\n  dsd train {name} {shlex.join(words)}")
+    elif name == "toy_vae":
+        say(f"next: dsd train toy_teacher --base_path {target} --output_dir TEACHER")
 
 
 def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
@@ -117,6 +114,13 @@ def _base(name: str, flags: _Flags) -> Path:
     if first_process() and not (start / "model_index.json").exists():
         write_toy_pipeline(start)
     return start
+
+
+def _as_it_is(base: Base) -> tuple[AutoencoderConfig, dict[str, np.ndarray]]:
+    """The autoencoder of a base, to be written again."""
+    source = base.autoencoder.source
+    held = {path: source.read(path, tuple(map(slice, s))) for path, s in source.shapes.items()}
+    return base.vae(), held
 
 
 def _write_vae(

@@ -155,12 +155,12 @@ def toy_teacher() -> TrainConfig:
     """
     return _change(
         toy_vae(),
-        steps=3000,
+        steps=6000,
         batch_size=32,
         dropout=DropoutConfig(text=0.1, image=0.0, both=0.0),
         flow=FlowConfig(t_mean=0.3),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.0, ema=0.998
+            learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.0, ema=0.995
         ),
     )
 

@@ -12,23 +12,10 @@ import numpy as np
 from dsd_jax.data.encoded import Embedding
 from dsd_jax.data.loader import PairBatch
 from dsd_jax.toy.words import OPENINGS, describe, describe_grid
-from dsd_jax.toy.world import (
-    BACKGROUNDS,
-    LIGHTS,
-    PANEL,
-    PLACES,
-    SIZES,
-    TILTS,
-    Scene,
-    Subject,
-    Wobble,
-    grid,
-    render,
-    subjects,
-)
+from dsd_jax.toy.world import PANEL, Scene, Subject, Wobble, grid, render, subjects
 from dsd_jax.types import Int, UserError
 
-__all__ = ["SIZES_OF", "TOYS", "View", "WorldSource", "draw_scene"]
+__all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
 
 View = Literal["single", "grid", "canvas"]
 SIZES_OF: dict[View, tuple[int, int]] = {
@@ -131,32 +118,19 @@ class WorldSource:
         known = subjects(held_out=False)
         subject = known[rng.integers(len(known))]
         if view == "grid":
-            scenes = [draw_scene(rng) for _ in range(4)]
+            scenes = [Scene.draw(rng) for _ in range(4)]
             picture = grid(subject, scenes, [Wobble.draw(rng) for _ in scenes])
-            return picture, describe_grid(subject, scenes, _choice(rng, OPENINGS)), dropped
-        scene = draw_scene(rng)
+            return (
+                picture,
+                describe_grid(subject, scenes, OPENINGS[int(rng.integers(len(OPENINGS)))]),
+                dropped,
+            )
+        scene = Scene.draw(rng)
         picture = render(subject, scene, Wobble.draw(rng))
         named: Subject | None = None if rng.random() < _UNNAMED else subject
         if view == "canvas":
             other = np.zeros_like(picture)
             if rng.random() >= _BLACK:
-                other = render(subject, draw_scene(rng), Wobble.draw(rng))
+                other = render(subject, Scene.draw(rng), Wobble.draw(rng))
             picture = np.concatenate([picture, other], axis=1)
         return picture, describe(named, scene), dropped
-
-
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random scene; two in three have the usual size, tilt and light each."""
-
-    def rarely(choices: Sequence[str]) -> str:
-        return choices[int(rng.random() < 1 / 3)]
-
-    return Scene(
-        _choice(rng, BACKGROUNDS),
-        _choice(rng, list(PLACES)),
-        *(rarely(list(choices)) for choices in (SIZES, TILTS, LIGHTS)),
-    )
-
-
-def _choice(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    return choices[rng.integers(len(choices))]

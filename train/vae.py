@@ -71,7 +71,7 @@ class VaeTrainer:
         self.config, self.base, self.mesh = config, base, mesh
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.graphdef = nnx.graphdef(abstract(base.vae(), precision=FLOAT32))
-        self.frozen = nnx.State({})
+        self.frozen: Any = nnx.State({})
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
         self._step = jax.jit(

@@ -24,14 +24,13 @@ from dsd_jax.toy.words import (
     describe_subject,
     parse_subject,
 )
-from dsd_jax.toy.world import BACKGROUNDS, LIGHTS, PANEL, PLACES, SIZES, TILTS, Scene
+from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene
 from dsd_jax.types import UserError
 
 __all__ = ["MODEL", "ToyTransport", "answer"]
 
 MODEL = "toy"
 _MARKS = 10  # of the scale of scores
-_RARE = 1 / 3  # share of the scenes with an unusual size, tilt or light
 
 
 class ToyTransport:
@@ -119,15 +118,8 @@ def _grid_prompt(request: Request) -> str:
     rng = np.random.default_rng(int(request.key(MODEL)[:16], 16))
     # Four different backgrounds, so that the panels can be told apart.
     backgrounds = rng.permutation(BACKGROUNDS)[: len(PANELS)].tolist()
-    scenes = [
-        Scene(
-            background,
-            list(PLACES)[rng.integers(len(PLACES))],
-            *(list(names)[int(rng.random() < _RARE)] for names in (SIZES, TILTS, LIGHTS)),
-        )
-        for background in backgrounds
-    ]
-    return describe_grid(subject, scenes, OPENINGS[rng.integers(len(OPENINGS))])
+    scenes = [Scene.draw(rng, background) for background in backgrounds]
+    return describe_grid(subject, scenes, OPENINGS[int(rng.integers(len(OPENINGS)))])
 
 
 # What it sees

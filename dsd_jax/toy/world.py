@@ -63,6 +63,7 @@ LIGHTS = {"day": (1.0, 1.0, 1.0), "night": (0.6, 0.64, 0.8)}
 OUTLINE = (58, 46, 52)
 PHASES = 4  # of a background's pattern
 
+_UNUSUAL = 1 / 3  # share of the scenes with another size, tilt or light than the usual one
 _STENCIL = 96  # pixels of a stencil along each side; it shows [-1.15, 1.15]
 _EXTENT = 1.15
 _FINE = 2  # samples of a pixel along each side
@@ -87,6 +88,20 @@ class Scene:
     size: str = "big"
     tilt: str = "upright"
     light: str = "day"
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, background: str | None = None) -> "Scene":
+        """A random one; size, tilt and light are the usual ones two times in three.
+
+        Args:
+            rng: what is drawn from.
+            background: None: a random one.
+        """
+        if background is None:
+            background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+        place = list(PLACES)[int(rng.integers(len(PLACES)))]
+        rest = [list(names)[int(rng.random() < _UNUSUAL)] for names in (SIZES, TILTS, LIGHTS)]
+        return cls(background, place, *rest)
 
 
 @dataclasses.dataclass(frozen=True)

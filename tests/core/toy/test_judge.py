@@ -5,7 +5,6 @@ from dsd_jax.toy.judge import SCENE, SUBJECT, judge
 from dsd_jax.toy.world import (
     BACKGROUNDS,
     PANEL,
-    PLACES,
     Scene,
     Subject,
     Wobble,
@@ -19,14 +18,7 @@ EVERY = subjects(held_out=False) + subjects(held_out=True)
 
 def drawn(number: int) -> tuple[Subject, Scene, np.ndarray]:
     rng = np.random.default_rng(number)
-    unusual = rng.random(3) < 1 / 3
-    scene = Scene(
-        BACKGROUNDS[number % len(BACKGROUNDS)],
-        list(PLACES)[number % len(PLACES)],
-        "small" if unusual[0] else "big",
-        "tilted" if unusual[1] else "upright",
-        "night" if unusual[2] else "day",
-    )
+    scene = Scene.draw(rng, BACKGROUNDS[number % len(BACKGROUNDS)])
     subject = EVERY[rng.integers(len(EVERY))]
     return subject, scene, render(subject, scene, Wobble.draw(rng))
 
