@@ -313,7 +313,7 @@ def _found(
             runs[-1] = slice(runs[-1].start, int(x) + 1)
         else:
             runs.append(slice(int(x), int(x) + 1))
-    runs = [_narrowed(run, both, check) for run in runs]
+    runs = [_narrowed(run, support.min(0), check) for run in runs]
     touching = [
         _Found(float(both[run].max()), run.start, run.stop - 1, 0)
         for run in runs
@@ -337,14 +337,15 @@ def _found(
     return touching, gutters
 
 
-def _narrowed(run: slice, both: np.ndarray, check: GridCheck) -> slice:
+def _narrowed(run: slice, lesser: np.ndarray, check: GridCheck) -> slice:
     """The run without neighbours that only one half supports, such as lines within a panel."""
-    own = both[run] >= 0.5 * check.min_support
-    peak = int(both[run].argmax())
-    if both[run][peak] < check.min_support:
+    own = lesser[run]
+    peak = int(own.argmax())
+    if own[peak] < 0.5 * check.min_support:
         return run
-    low = peak - int(np.append(~own[:peak][::-1], True).argmax())
-    high = peak + int(np.append(~own[peak:], True).argmax())
+    gaps = np.flatnonzero(own < 0.5 * check.min_support)
+    low = max((int(gap) + 1 for gap in gaps if gap < peak), default=0)
+    high = min((int(gap) for gap in gaps if gap > peak), default=len(own))
     return slice(run.start + low, run.start + high)
 
 
