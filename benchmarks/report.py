@@ -111,6 +111,15 @@ by the kill; undisturbed, the bill is exactly what the ledgers say.""",
         "The arithmetic of 400,000 pairs: the teacher",
         "FLOPs of a 1024 x 1024 grid in 28 steps, and an assumed share of the peak; not measured.",
     ),
+    (
+        "grid_check",
+        "The check of grids",
+        """Drawn 2x2 grids in six styles, at six sizes, good ones and ones with a known fault. Of a
+kind: how many were accepted; recall, how many were judged rightly (a good one with each box inside
+its panel, a fault by its name); precision, of all that got the name of the kind, how many had it.
+Of sizes, styles and all: recall, how many of the good grids were accepted and cut rightly;
+precision, how many of the accepted ones were that. The check was tuned on other seeds.""",
+    ),
 )
 
 
