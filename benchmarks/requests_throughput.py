@@ -1,6 +1,6 @@
 """How close the request layer comes to the rate that a server and a limit allow.
 
-    python -m benchmarks.requests_throughput [--seconds 12] [--rounds 3]
+    python -m benchmarks.requests_throughput [--seconds 30] [--rounds 2]
 
 A server in a process of its own answers each question 300 ms after it has it. 64 questions are in
 flight, over the openai client, with the ledger on disk; the ideal rate is 64 / 0.3 s, and the rate
@@ -175,8 +175,8 @@ def measured(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Runs it, saves the table, and fails below the goal."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     rows = list(measured(arguments.seconds, arguments.rounds))
     save("requests_throughput", rows, ideal=round(IDEAL, 1), **vars(arguments))

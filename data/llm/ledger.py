@@ -5,8 +5,9 @@ reading. An intent that a stopped process left without an answer may have been c
 counted as such, and its question is asked once more.
 
 Writes are committed with a full sync (`synchronous=FULL` in WAL mode), since what a power cut takes
-back would be paid for again. All writes that wait in one turn of the event loop share a commit, so
-a slow disk makes the groups larger and not the questions slower.
+back would be paid for again. All writes of a millisecond share a commit, and while a slow disk is
+busy more of them gather, so that it makes the groups larger and not the questions fewer. (A thread
+for the commits was slower: it and the event loop wait for each other's turn of the interpreter.)
 """
 
 import asyncio
@@ -59,6 +60,7 @@ CREATE TABLE IF NOT EXISTS spent (
 INSERT OR IGNORE INTO spent VALUES (1, 0, 0, 0.0);
 """
 _VERSION = 1
+_TOGETHER_S = 0.001  # writes so close share a commit: an answer, and the intent it makes room for
 _SIBLINGS_S = 1.0  # how old the sums of the stage's other ledgers may be
 
 
@@ -290,7 +292,7 @@ class Ledger:
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((change, future))
         if len(self._waiting) == 1:
-            loop.call_soon(self._commit)
+            loop.call_later(_TOGETHER_S, self._commit)
         return future
 
     def _commit(self) -> None:
