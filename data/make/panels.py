@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dsd_jax.data.make.crops import Box
+from dsd_jax.types import UserError
 
 __all__ = ["GridCheck", "Panels", "find_panels"]
 
@@ -66,6 +67,23 @@ class GridCheck:
     min_contrast: float = 2.0
     min_content: float = 0.01
     margin: float = 0.004
+
+    def __post_init__(self) -> None:
+        if self.min_panel < 1:
+            raise UserError(f"min_panel must be at least 1 pixel, got {self.min_panel}")
+        for name in ("min_step", "min_contrast"):
+            if not 0 <= getattr(self, name) <= 255:
+                raise UserError(f"{name} must be from 0 to 255, got {getattr(self, name)}")
+        for name, most in (
+            ("max_gutter", WIDEST),
+            ("max_uneven", 1),
+            ("max_tilt", STEEPEST),
+            ("min_support", 1),
+            ("min_content", 1),
+            ("margin", 0.2),
+        ):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"{name} must be from 0 to {most}, got {getattr(self, name)}")
 
 
 class Panels(NamedTuple):
@@ -256,7 +274,7 @@ def _separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> _Separa
     lines = _Lines(small, check)
     width = lines.width
     zone = slice(round(OFF_MIDDLE * width), round((1 - OFF_MIDDLE) * width) + 1)
-    far, straight = round(STEEPEST * width), max(1, round(check.max_tilt * width))
+    far, straight = round(STEEPEST * width) + 1, max(1, round(check.max_tilt * width))
     supports = {t: lines.support(t) for t in sorted(range(-far, far + 1), key=abs)}
     tilt = _tilt(supports, straight, check)
     if abs(tilt) > straight:

@@ -11,6 +11,7 @@ from benchmarks.grid_scenes import FAULTS, GOOD
 from dsd_jax.data.make.panels import GridCheck, find_panels
 from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, Wobble, subjects
 from dsd_jax.toy.world import grid as toy_grid
+from dsd_jax.types import UserError
 
 COLOURS = ("#b03020", "#2060c0", "#30a050", "#c0a020")
 
@@ -189,3 +190,42 @@ class TestFaults:
     def test_sizes_at_the_border(self, size):
         pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         assert self.reason(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"min_panel": 0}, "min_panel must be at least 1 pixel, got 0"),
+        ({"max_gutter": 0.5}, r"max_gutter must be from 0 to 0\.4, got 0\.5"),
+        ({"max_tilt": 1.5}, r"max_tilt must be from 0 to 0\.12, got 1\.5"),
+        ({"min_support": -0.1}, r"min_support must be from 0 to 1, got -0\.1"),
+        ({"min_step": 300.0}, r"min_step must be from 0 to 255, got 300\.0"),
+    ],
+)
+def test_limits_that_make_no_sense(values, complaint):
+    with pytest.raises(UserError, match=complaint):
+        GridCheck(**values)
+
+
+def test_any_limits_and_any_picture_have_an_answer():
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        height, width = rng.integers(16, 90, 2)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        if number % 2:
+            pixels[:] = pixels[0, 0]
+            pixels[height // 2 :, : width // 2] = rng.integers(0, 256, 3)
+        share = float(rng.choice([0, 1]))
+        check = GridCheck(
+            min_panel=int(rng.integers(1, 20)),
+            max_gutter=0.4 * share,
+            max_tilt=0.12 * share,
+            min_support=float(rng.choice([0, 0.5, 1])),
+            min_content=share,
+            margin=0.2 * float(rng.choice([0, 1])),
+        )
+        found = find_panels(Image.fromarray(pixels), check)
+        assert bool(found.boxes) != bool(found.reason)
+        for left, top, right, bottom in found.boxes:
+            assert 0 <= left < right <= width
+            assert 0 <= top < bottom <= height
