@@ -8,12 +8,13 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
 # Threads of XLA: with as few as this machine's cores, devices that wait for each other deadlock.
 os.environ["NPROC"] = "32"
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-for _key in ("GEMINI_API_KEY", "OPENAI_API_KEY"):  # no test asks, and pays, a real provider
-    os.environ.pop(_key, None)
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+for _name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):  # no test asks, and pays, a real provider
+    os.environ.pop(_name, None)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -77,6 +77,8 @@ class Waves:
             self._resolve()
             batches = []
             for questions, lines in self._packed():
+                if self._books.halt.error is not None:
+                    break
                 task = asyncio.ensure_future(self._hand_over(questions, lines))
                 self.sending.add(task)
                 task.add_done_callback(self.sending.discard)
@@ -108,8 +110,6 @@ class Waves:
     async def _hand_over(self, questions: dict[str, Request], lines: list[bytes]) -> Batch:
         """Writes the intents, hands the batch over, and writes down its name if it gets one."""
         books = self._books
-        if books.halt.error is not None:
-            await books.halt.forever()
         asked = [(key, each, *books.expected(each)) for key, each in questions.items()]
         batch = await books.ledger.begin_batch(secrets.token_hex(8), asked, books.config.model)
         try:
