@@ -55,17 +55,21 @@ class Online:
         """As `Waves.close`."""
 
     async def _ask(self, key: str, request: Request) -> Answer:
-        before = self._books.answers
+        before, limited = self._books.answers, 0
         for attempt in itertools.count(1):
             result = await self._attempt(key, request)
             if isinstance(result, Answer):
                 return result
-            reason = await self._weigh(result, attempt, before)
+            limited += result.limited
+            tries = limited if result.limited else attempt - limited
+            reason = await self._weigh(result, tries, before)
             if reason is not None:
                 await self._books.refuse(key, reason)
                 if self._books.halt.error is not None:
                     await self._books.halt.forever()
                 raise Unanswered(reason)
+            if result.limited:  # it may wait for ever, as long as others get through
+                before = self._books.answers
             await asyncio.sleep(wait_before(attempt, result))
         raise AssertionError
 
@@ -128,7 +132,7 @@ class Online:
         books.check_model(answer)
         return answer
 
-    async def _weigh(self, failed: Failed, attempt: int, before: int) -> str | None:
+    async def _weigh(self, failed: Failed, tries: int, before: int) -> str | None:
         """Why a failed question will never be answered; None: try again."""
         books = self._books
         reason = books.scrubbed(str(failed))
@@ -136,14 +140,16 @@ class Online:
             return reason
         if failed.kind == "retry":
             asked = failed.retry_after or 0.0
-            if attempt <= books.config.retries and asked <= PATIENCE_S:
+            if tries <= books.config.retries and asked <= PATIENCE_S:
+                return None
+            if failed.limited and books.answers > before and asked <= PATIENCE_S:
                 return None
             if books.answers > before and sum(self._fine) * 2 > len(self._fine):
                 # The server works for others, so it is this question that it cannot answer.
-                return f"no answer in {attempt} attempts: {reason}"
+                return f"no answer in {tries} attempts: {reason}"
             when = f" in {asked:.0f} s" if asked else " when it works"
             reason = (
-                f"{books.config.url} gave no answer in {attempt} attempts, the last time: "
+                f"{books.config.url} gave no answer in {tries} attempts, the last time: "
                 f"{reason}; start again{when}, nothing is lost"
             )
         books.halt.trip(UserError(reason))

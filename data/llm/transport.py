@@ -34,6 +34,7 @@ class Failed(Exception):  # noqa: N818 - it is not always an error: a batch may 
         kind: "retry": it may work later; "invalid": this question will never be answered; "fatal":
             no question will, until the user has done something.
         retry_after: seconds that the server asked to wait, if it did.
+        limited: the server has too much to do, whatever is asked.
         maybe_charged: nothing is known of what became of it: the connection broke, or time was up.
     """
 
@@ -43,10 +44,12 @@ class Failed(Exception):  # noqa: N818 - it is not always an error: a batch may 
         message: str,
         *,
         retry_after: float | None = None,
+        limited: bool = False,
         maybe_charged: bool = False,
     ) -> None:
         super().__init__(message)
-        self.kind, self.retry_after, self.maybe_charged = kind, retry_after, maybe_charged
+        self.kind, self.retry_after = kind, retry_after
+        self.limited, self.maybe_charged = limited, maybe_charged
 
 
 @runtime_checkable
@@ -143,7 +146,11 @@ def refusal(status: int, body: str, headers: Mapping[str, str]) -> Failed:
     if status in {408, 409, 425, 429} or status >= 500:
         # A gateway that lost patience does not know what became of the question.
         return Failed(
-            "retry", said, retry_after=_retry_after(headers, body), maybe_charged=status == 504
+            "retry",
+            said,
+            retry_after=_retry_after(headers, body),
+            limited=status == 429,
+            maybe_charged=status == 504,
         )
     return Failed("invalid", said)
 

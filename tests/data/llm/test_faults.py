@@ -230,6 +230,26 @@ def test_retry_after_holds_all_questions_back(form, ledger):
     assert times[3] - times[1] < 0.8
 
 
+def test_a_limit_of_the_server_is_no_fault_of_a_question(ledger, monkeypatch):
+    """Two get through at a time, 40 are in flight: most are refused far more often than retries."""
+    monkeypatch.setattr(online, "LONGEST_WAIT_S", 0.03)
+    served = []
+
+    def answer(question: Question) -> Result:
+        served[:] = [each for each in served if time.monotonic() - each < 0.02]
+        if len(served) >= 2:
+            return Status(429)
+        served.append(time.monotonic())
+        return "yes"
+
+    with Server(answer) as server:
+        rows = ask_all(provider_of(server, max_in_flight=40, retries=2), ledger, range(80))
+        totals = ledger_agrees(ledger, server)
+    assert rows == dict.fromkeys(range(80), "stop: yes")
+    assert totals.refused == 0
+    assert totals.failed > 160
+
+
 def test_no_answer_in_time_is_maybe_charged(ledger):
     with Server(first(Delayed(5.0, "late"))) as server:
         rows = ask_all(provider_of(server, timeout=0.3), ledger, [1])
