@@ -31,6 +31,7 @@ from dsd_jax.train.model import abstract_state
 from dsd_jax.train.optimizer import make_optimizer
 from dsd_jax.train.state import split_model
 from dsd_jax.train.step import EncodedBatch, make_step
+from dsd_jax.types import UserError
 from dsd_jax.weights import param_shapes
 
 __all__ = [
@@ -176,14 +177,34 @@ def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 
 
 def candidates(config: TrainConfig, chips: int) -> Iterator[tuple[str, TrainConfig]]:
-    """Meshes and rematerialisation policies that are worth compiling for a number of chips."""
-    for fsdp in (1, 8, 16, chips):
-        if chips % fsdp or config.batch_size % chips:
+    """Meshes and rematerialisation policies that are worth compiling for a number of chips.
+
+    A canvas is shared by as few chips as the batch allows.
+
+    Raises:
+        UserError: the batch cannot be spread over so many chips.
+    """
+    rows = next((r for c in (1, 2, 4, 8, 16) if (r := _rows(config, chips, c))), 0)
+    if not rows:
+        raise UserError(
+            f"a batch of {config.batch_size} cannot be spread over {chips} chips, with at most 16 "
+            "to a sample; give another --batch_size"
+        )
+    for fsdp in sorted({1, 4, 8, rows}):
+        if rows % fsdp:
             continue
-        mesh = MeshConfig(data=chips // fsdp, fsdp=fsdp)
+        mesh = MeshConfig(data=rows // fsdp, fsdp=fsdp, context=chips // rows)
         for remat in ("attention", "full"):
-            label = f"data {mesh.data} x fsdp {mesh.fsdp}, remat {remat}"
+            label = f"data {mesh.data} x fsdp {fsdp} x context {mesh.context}, remat {remat}"
             yield label, dataclasses.replace(config, mesh=mesh, remat=remat)
+
+
+def _rows(config: TrainConfig, chips: int, context: int) -> int:
+    """Groups of `context` chips that share the batch evenly; 0: they do not."""
+    rows = chips // context
+    return (
+        0 if chips % context or config.batch_size % (config.optimizer.accumulate * rows) else rows
+    )
 
 
 def forward_flops(flux: FluxConfig, image: int) -> float:

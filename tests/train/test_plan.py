@@ -13,7 +13,8 @@ from dsd_jax.lora import LoraConfig
 from dsd_jax.plan import Job, bytes_per_chip, collectives, compile_job, devices_of
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.plan import cheaper, plan_training
+from dsd_jax.train.plan import candidates, cheaper, plan_training
+from dsd_jax.train.presets import preset
 from dsd_jax.types import UserError
 
 TINY = FluxConfig(
@@ -144,6 +145,20 @@ def test_cheaper_changes_go_on_until_nothing_is_left():
         "--mesh.data 1 --mesh.fsdp -1",
     ]
     assert changes["--optimizer.accumulate 8"].optimizer.accumulate == 8
+
+
+def test_a_search_tries_meshes_that_the_batch_divides():
+    paper = preset("paper")
+    labels = [label for label, _ in candidates(paper, 8)]
+    assert labels[0] == "data 8 x fsdp 1 x context 1, remat attention"
+    assert len(labels) == len(set(labels)) == 6
+    for chips in (8, 64, 256):
+        for _, config in candidates(paper, chips):
+            data, fsdp, _, context = config.mesh.sizes(chips)
+            assert 160 % (data * fsdp) == 0
+            assert context == {8: 1, 64: 2, 256: 8}[chips]
+    with pytest.raises(UserError, match="a batch of 160 cannot be spread over 7 chips, with at"):
+        list(candidates(paper, 7))
 
 
 @pytest.mark.parametrize("name", ["v7x:2x2", "v5e", "h100:two"])
