@@ -1,13 +1,15 @@
 """The stages that ask, part by part: rows of the stage before, questions, rows of this one."""
 
+import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 from dsd_jax.data.llm.config import ProviderConfig
 from dsd_jax.data.llm.messages import Ask
 from dsd_jax.data.llm.session import Session
+from dsd_jax.data.llm.transport import Elsewhere
 from dsd_jax.data.make.captions import CaptionFilter, sampled
 from dsd_jax.data.make.config import MakeConfig, begin_stage
 from dsd_jax.data.make.crops import Box, Pictures, boxes_of, grid_file
@@ -60,15 +62,18 @@ def run_asking(
     Raises:
         UserError: the stage before is not finished, or nothing can be asked any more; what was
             answered is kept.
+        Elsewhere: another program has to answer the files of some parts; the others are done.
     """
     parts = begin_stage(config, stage)
     todo = [part for part in parts.mine(shard) if not parts.done(stage, part)]
     if not todo:
         return
     items, work = _stage(config, stage, parts, count_tokens)
+    waiting: list[Elsewhere] = []
     with progress(stage, len(todo), "parts") as advance:
         for part in todo:
-            with parts.writing(stage, part):
+            # A part that waits for answers of another program does not keep the others waiting.
+            with parts.writing(stage, part), _collected(waiting):
                 ready, asked = items(part)
                 rows = list(ready)
                 if asked:
@@ -79,6 +84,16 @@ def run_asking(
                 else:
                     advance()
                 parts.write(stage, part, rows)
+    if waiting:
+        raise Elsewhere("\n".join(map(str, waiting)))
+
+
+@contextlib.contextmanager
+def _collected(waiting: list[Elsewhere]) -> Iterator[None]:
+    try:
+        yield
+    except Elsewhere as error:
+        waiting.append(error)
 
 
 def _answered(

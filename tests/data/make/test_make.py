@@ -1,6 +1,9 @@
 """All stages together, with real clients, a server on this machine and drawn grids."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,3 +165,32 @@ def test_a_server_that_answers_nothing_leaves_no_part(tmp_path: Path):
     with pytest.raises(UserError, match="gave no answer"):
         run_stage(config, "captions")
     assert not list((tmp_path / "world" / "made" / "captions").glob("part-*"))
+
+
+def test_files_for_another_program_are_written_for_all_parts_at_once(tmp_path: Path):
+    write_world(tmp_path / "world", CAPTIONS)
+    with Server(answer) as server:
+        config = write(tmp_path / "world", "made", server)
+    text = config.read_text()
+    config.write_text(text.replace('kind = "openai"', 'kind = "openai"\nmode = "file"'))
+    with pytest.raises(UserError) as raised:
+        run_stage(config, "captions")
+    commands = re.findall(r"vllm run-batch -i (\S+) -o (\S+) --model", str(raised.value))
+    parts = open_parts(load_config(config))
+    waiting = [part for part in range(PARTS) if not parts.done("captions", part)]
+    assert len(commands) == len(waiting) > 1
+
+    verdict = '{"clear": true, "subject": "a cat", "reason": "it is one"}'
+    for questions, answers in commands:
+        lines = [json.loads(line) for line in Path(questions).read_text().splitlines()]
+        Path(answers).write_text("".join(json.dumps(reply(line, verdict)) + "\n" for line in lines))
+    run_stage(config, "captions")
+    assert [row["status"] for row in parts.rows("captions")] == ["kept"] * CAPTIONS
+
+
+def reply(line: dict[str, Any], text: str) -> dict[str, Any]:
+    """A line of answers as `vllm run-batch` writes them."""
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    body = {"id": "x", "model": line["body"]["model"], "choices": [choice | {"index": 0}]}
+    response = {"status_code": 200, "request_id": "r", "body": body}
+    return {"custom_id": line["custom_id"], "response": response, "error": None}
