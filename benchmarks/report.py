@@ -120,6 +120,21 @@ its panel, a fault by its name); precision, of all that got the name of the kind
 Of sizes, styles and all: recall, how many of the good grids were accepted and cut rightly;
 precision, how many of the accepted ones were that. The check was tuned on other seeds.""",
     ),
+    (
+        "toy_world",
+        "The judge of the toy world",
+        """Random subjects in random scenes, drawn and then spoilt; a subject is right if shape, both
+colours and marking are, a scene if background and place are. Wrong: something that was told is not
+so.""",
+    ),
+    (
+        "toy_teacher",
+        "The toy teacher",
+        """Pictures that the shipped toy FLUX paints, as the pixel judge sees them; what is unclear
+counts as not right. The same: all of the subject is seen in both panels and agrees. Grids that are
+cut: the check of grids finds four panels. `dsd_jax/toy/flux/README.md` says how far it is
+trained.""",
+    ),
 )
 
 

@@ -38,8 +38,8 @@ SCENE = ("background", "place", "size", "tilt", "light")
 CALM = 0.55  # share of the pixels that must be background
 FAR = 0.25  # of the range of a colour, per channel: this far from the background is not background
 LIMIT = 0.16  # root mean square difference from the best drawing, beyond which nothing is clear
-CLOSE = 1.12  # another answer whose squared error is less than this many times the best's is close
-LEAST = 0.5  # squared error by which it must be worse at least, in pixels from black to white
+CLOSE = 1.05  # another answer whose squared error is less than this many times the best's is close
+LEAST = 0.25  # squared error by which it must be worse at least, in pixels from black to white
 _FLOATS = np.float32
 
 

@@ -1,0 +1,63 @@
+"""The toy FLUX that ships with the package."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsd_jax.config import FLOAT32
+from dsd_jax.infer import Pipeline
+from dsd_jax.text.tokenize import Tokenizers
+from dsd_jax.toy.encoders import encoder_tensors
+from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.judge import judge
+from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_T5
+from dsd_jax.toy.words import T5_LENGTH, describe, describe_grid
+from dsd_jax.toy.world import Scene, Subject
+
+CAT = Subject("cat", "red", "white", "dots")
+LONG = Scene("snow", "left", "small", "tilted", "night")
+
+
+def test_it_is_small():
+    files = [path for path in toy_flux_path().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
+
+
+def test_every_word_is_a_token_and_prompts_fit():
+    tokenizers = Tokenizers.load(toy_flux_path())
+    assert (tokenizers.t5_length, tokenizers.clip_length) == (T5_LENGTH, 77)
+    longest = describe_grid(CAT, [LONG] * 4)
+    ids = tokenizers.encode([longest, describe(None, LONG)])
+    assert ids.t5_cut == ids.clip_cut == [None, None]
+    assert not (ids.t5 == 2).any()  # no word is unknown
+    assert (ids.t5[1] != 0).sum() == len(describe(None, LONG).split()) + 1
+    assert tokenizers.count_clip_tokens(longest) <= 77
+
+
+def test_a_word_in_another_place_has_another_embedding():
+    """The text tokens of FLUX have no position, so T5 must say what stands where."""
+    bias = encoder_tensors(TOY_T5, seed=2)["relative_bias.embedding"]
+    assert (bias.max(0) > 10).all()  # every head looks at one distance ...
+    assert len(set(bias.argmax(0).tolist())) == TOY_T5.num_heads  # ... of its own
+    first, again = encoder_tensors(TOY_CLIP, seed=1), encoder_tensors(TOY_CLIP, seed=1)
+    for path, tensor in first.items():
+        np.testing.assert_array_equal(tensor, again[path])
+
+
+def test_it_paints_what_the_words_say():
+    pipeline = Pipeline.load(toy_flux_path(), precision=FLOAT32)
+    assert pipeline.transformer_config == TOY_FLUX
+    scene = Scene("meadow", "center")
+    made = pipeline(describe(CAT, scene), seed=0, height=32, width=32, steps=12)
+    seen = judge(np.asarray(made[0]))
+    assert seen.background == scene.background
+
+
+def test_an_installation_without_it_says_what_to_do(monkeypatch, tmp_path: Path):
+    from dsd_jax.toy import folder
+    from dsd_jax.types import UserError
+
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / "folder.py"))
+    with pytest.raises(UserError, match=r"holds no toy FLUX; install the package anew, or make it"):
+        toy_flux_path()
