@@ -123,9 +123,9 @@ precision, how many of the accepted ones were that. The check was tuned on other
     (
         "toy_world",
         "The judge of the toy world",
-        """Random subjects in random scenes, drawn and then spoilt; a subject is right if shape, both
-colours and marking are, a scene if background and place are. Wrong: something that was told is not
-so.""",
+        """Random subjects in random scenes, drawn and then spoilt; a subject is right if shape,
+both colours and marking are, a scene if background and place are. Wrong: something that was told is
+not so.""",
     ),
     (
         "toy_teacher",
