@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_the_judge_describes_what_it_sees():
 
 def test_scores_and_groups_follow_their_schemas():
     fields = ("form", "colour", "material", "details", "identity")
-    schema = {"properties": {name: {} for name in (*fields, "subject")}}
+    schema: dict[str, Any] = {"properties": {name: {} for name in (*fields, "subject")}}
     pictures = (picture(render(CAT, SNOW)), picture(render(STAR, SEA)))
     scores = json.loads(answer(request("judge", pictures, schema=schema)))
     assert [scores[name] for name in fields] == [0, 10, 10, 10, 7]
