@@ -233,7 +233,7 @@ def test_retry_after_holds_all_questions_back(form, ledger):
 def test_a_limit_of_the_server_is_no_fault_of_a_question(ledger, monkeypatch):
     """Two get through at a time, 40 are in flight: most are refused far more often than retries."""
     monkeypatch.setattr(online, "LONGEST_WAIT_S", 0.03)
-    served = []
+    served: list[float] = []
 
     def answer(question: Question) -> Result:
         served[:] = [each for each in served if time.monotonic() - each < 0.02]
