@@ -64,7 +64,11 @@ class Pace:
             waits.append(self._tokens.take(float(tokens)))
         if (wait := max(waits)) > 0:
             await self._sleep(wait)
-        while (wait := self._not_before - self._clock()) > 0:  # a pause that began meanwhile
+        await self.resumed()
+
+    async def resumed(self) -> None:
+        """Waits until no pause lasts, not one that began meanwhile either."""
+        while (wait := self._not_before - self._clock()) > 0:
             await self._sleep(wait)
 
     def used(self, expected: int, actual: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import itertools
+import math
 import random
 import weakref
 from typing import Any
@@ -17,6 +18,8 @@ __all__ = ["Online", "wait_before"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 PATIENCE_S = 900.0  # a server that asks for a longer wait ends the run instead
+_READY = 1 / 8  # of those in flight: questions whose intent is written before there is room
+_UNSENT = "the run ended before it was sent"
 _WINDOW = 100  # latest attempts that tell a server in trouble from a question in trouble
 
 
@@ -25,7 +28,16 @@ class Online:
 
     def __init__(self, books: Books, transport: Transport, pace: Pace) -> None:
         self._books, self._transport, self._pace = books, transport, pace
-        self._slots = asyncio.Semaphore(books.config.max_in_flight)
+        config = books.config
+        self._slots = asyncio.Semaphore(config.max_in_flight)
+        # A few intents are written ahead, so that the next question goes out in the moment an
+        # answer makes room. Not under a cap: what is written counts as spent.
+        capped = any(
+            cap is not None for cap in (config.max_calls, config.max_tokens, config.max_cost)
+        )
+        ahead = 0 if capped else math.ceil(_READY * config.max_in_flight)
+        self._places = asyncio.Semaphore(config.max_in_flight + ahead)
+        self._unsent: set[int] = set()  # attempts that are written ahead
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._fine: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
         self.sending: set[asyncio.Task[Any]] = set()
@@ -53,6 +65,8 @@ class Online:
 
     async def close(self) -> None:
         """As `Waves.close`."""
+        for attempt in self._unsent:
+            await self._books.ledger.ended(attempt, "failed", _UNSENT)
 
     async def _ask(self, key: str, request: Request) -> Answer:
         before, limited = self._books.answers, 0
@@ -75,13 +89,13 @@ class Online:
 
     async def _attempt(self, key: str, request: Request) -> Answer | Failed:
         tokens, cost = self._books.expected(request)
-        await self._slots.acquire()
+        await self._places.acquire()
         try:
             await self._pace.turn(tokens)
             if self._books.halt.error is not None:
                 await self._books.halt.forever()
         except BaseException:
-            self._slots.release()
+            self._places.release()
             raise
         # A task of its own: an answer that is on its way is kept even when the run ends.
         task = asyncio.ensure_future(self._send(key, request, tokens, cost))
@@ -95,8 +109,14 @@ class Online:
             (attempt,) = await books.ledger.intend(
                 [(key, request, tokens, cost)], books.config.model
             )
-            async with asyncio.timeout(books.config.timeout):
-                raw = await self._transport.send(request)
+            self._unsent.add(attempt)
+            async with self._slots:
+                await self._pace.resumed()
+                if books.halt.error is not None:
+                    return Failed("fatal", _UNSENT)
+                self._unsent.discard(attempt)
+                async with asyncio.timeout(books.config.timeout):
+                    raw = await self._transport.send(request)
         except UserError as error:  # a cap
             return Failed("fatal", str(error))
         except TimeoutError:
@@ -105,7 +125,7 @@ class Online:
         except Failed as error:
             return await self._miss(attempt, error, tokens)
         finally:
-            self._slots.release()  # another can go out while this answer is written
+            self._places.release()  # another gets ready while this answer is written
         return await self._keep(attempt, books.clean(raw), tokens)
 
     async def _miss(self, attempt: int, failed: Failed, tokens: int) -> Failed:
