@@ -60,7 +60,14 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _from_csv(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
-    csv.field_size_limit(_CELL)
+    before = csv.field_size_limit(_CELL)  # of the whole process: others keep theirs
+    try:
+        yield from _csv_rows(path, caption_column, url_column)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
     reader = csv.reader(line.replace("\0", "\ufffd") for line in _lines(path))
     header = next(reader, None)
     if not header:
