@@ -170,7 +170,9 @@ def test_full_size_adapters(targets: str, scan_layers: bool) -> None:
 def test_full_size_adapters_of_any_rank(rank: int) -> None:
     shapes = full_size(flux_dev(), targets="all", rank=rank)
     for rules in (LORA_RULES, TRAINED_LORA_RULES):
-        param_specs(shapes, (*FLUX_RULES, *rules), FULL_MESH, STACKS)
+        specs = param_specs(shapes, (*FLUX_RULES, *rules), FULL_MESH, STACKS)
+        assert specs.keys() == shapes.keys()
+        assert all(math.prod(shapes[path]) % ways(specs[path], FULL_MESH) == 0 for path in shapes)
 
 
 def test_factors_in_training_lie_on_all_replicas() -> None:

@@ -125,7 +125,7 @@ def test_loading_and_encoding_open_no_connection(
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    Tokenizers.load(folder).encode(PROMPTS)
+    assert len(Tokenizers.load(folder).encode(PROMPTS).t5) == len(PROMPTS)
 
 
 def test_transformers_is_imported_only_when_tokenisers_are_loaded() -> None:

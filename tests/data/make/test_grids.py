@@ -104,7 +104,9 @@ def test_the_last_batch_is_filled_up(parts):
 
 def test_what_is_finished_needs_no_teacher(parts):
     paint_grids(parts, GridsConfig(), Painter)
+    before = list(parts.rows("grids"))
     paint_grids(parts, GridsConfig(), lambda: pytest.fail("loaded"))
+    assert list(parts.rows("grids")) == before
 
 
 def test_a_picture_that_is_not_finite_is_a_failed_row(parts):
