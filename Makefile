@@ -1,13 +1,13 @@
-# `make demo` and `make test` need nothing but Python 3.11 or newer; each makes its own environment.
+# `make quickstart` and `make test` need nothing but Python 3.11 or newer; each makes its own environment.
 
 PYTHON ?= python3
 RUN := .venv
 TEST := .venv-test
 
-.PHONY: demo test test-slow lint format clean always
+.PHONY: quickstart test test-slow lint format clean always
 
-demo: $(RUN)/installed
-	$(RUN)/bin/python -m dsd_jax.demo --output_dir outputs/demo
+quickstart: $(RUN)/installed
+	$(RUN)/bin/dsd quickstart --output_dir outputs/quickstart
 
 test: lint
 	$(TEST)/bin/pytest -q -n 2

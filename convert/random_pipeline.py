@@ -1,4 +1,4 @@
-"""A small FLUX pipeline of random weights on disk: for demos, tests and benchmarks.
+"""A small FLUX pipeline of random weights on disk: for tests and benchmarks.
 
 It is a complete folder in diffusers layout, so that every command treats it as it would treat
 FLUX.1-dev. Its images are noise.

@@ -14,7 +14,7 @@ from dsd_jax.convert.random_pipeline import (
 )
 from dsd_jax.models import Config
 from dsd_jax.toy.encoders import encoder_tensors
-from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_T5, TOY_VAE
+from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_SCHEDULE, TOY_T5, TOY_VAE
 from dsd_jax.toy.words import T5_LENGTH
 
 __all__ = ["write_toy_pipeline"]
@@ -45,5 +45,5 @@ def write_toy_pipeline(
     }
     for name, (config, tensors) in parts.items():
         write_model(folder / name, config, {k: v.astype(_DTYPE) for k, v in tensors.items()})
-    sizes = PipelineConfig(TOY_FLUX, vae_config, TOY_CLIP, TOY_T5)
+    sizes = PipelineConfig(TOY_FLUX, vae_config, TOY_CLIP, TOY_T5, TOY_SCHEDULE)
     write_small_files(folder, sizes, t5_length=T5_LENGTH)

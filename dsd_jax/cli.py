@@ -27,6 +27,10 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
+        "the whole way on toy weights, with a score: about 10 minutes on two cores",
+        "dsd_jax.quickstart.cli:quickstart",
+    ),
     "generate": Command(
         "one image, or several, from a reference image and a text", "dsd_jax.infer.cli:generate"
     ),

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "train": {"core", "data", "train"},
 }
 # The command line wires the rooms together, so it may import all of them, and none imports it.
-WIRING = ("cli", "demo", "quickstart", "__main__")
+WIRING = ("cli", "quickstart", "__main__")
 PYTORCH = ("accelerate", "diffusers", "peft", "torch")
 # The oracle of the parity tests, which also checks an export where PyTorch is installed.
 ORACLE = "dsd_jax.quickstart.torch_reference"
@@ -113,7 +113,7 @@ def test_imports_follow_the_arrows():
         ("dsd_jax.flux", "from torch import nn", "PyTorch is for tests"),
         ("dsd_jax.infer.cli", "import diffusers", "PyTorch is for tests"),
         ("dsd_jax.train.loop", "from dsd_jax.train.cli import x", "nothing imports the command"),
-        ("dsd_jax.flux", "from dsd_jax import demo", "nothing imports the command"),
+        ("dsd_jax.flux", "from dsd_jax import quickstart", "nothing imports the command"),
     ],
 )
 def test_the_checker_sees_a_wrong_import(module: str, line: str, complaint: str):
@@ -128,7 +128,7 @@ def test_the_checker_sees_a_wrong_import(module: str, line: str, complaint: str)
         ("dsd_jax.train.loop", "from dsd_jax.data import store"),
         ("dsd_jax.train.cli", "import dsd_jax.convert.io"),
         ("dsd_jax.data.cli_make", "import dsd_jax.convert.hub"),
-        ("dsd_jax.demo", "from dsd_jax.infer import cli"),
+        ("dsd_jax.quickstart.run", "from dsd_jax.infer import cli"),
         ("tests.parity.test_flux", "import torch"),
     ],
 )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -183,13 +183,24 @@ def _check_targets(model: Flux, lora: LoraConfig | None) -> None:
         )
 
 
+_ZERO = {"img_mod", "txt_mod", "modulation", "final_layer"}
+
+
 def _random(empty: Flux, config: TrainConfig, mesh: Mesh) -> Flux:
+    """Random weights with which every block starts as the identity (adaLN-Zero; DiT, section 3.2).
+
+    The kernels of all modulations and of the last Linear are zero, and so are all biases.
+    """
     graphdef, _ = nnx.split(empty)
 
     def make() -> nnx.State:
         rngs = nnx.Rngs(config.seed)
         model = Flux(empty.config, precision=empty.precision, execution=empty.execution, rngs=rngs)
-        return nnx.state(model)
+        return nnx.map_state(zeroed, nnx.state(model))
+
+    def zeroed(path: tuple[Any, ...], param: Any) -> Any:
+        zero = not _ZERO.isdisjoint(path)
+        return jax.tree.map(jnp.zeros_like, param) if zero else param
 
     where = _by_path(jax.eval_shape(make), model_shardings(empty, mesh))
     return nnx.merge(graphdef, jax.jit(make, out_shardings=where)())

@@ -12,7 +12,7 @@ import numpy as np
 from dsd_jax.data.encoded import Embedding
 from dsd_jax.data.loader import PairBatch
 from dsd_jax.toy.words import OPENINGS, describe, describe_grid
-from dsd_jax.toy.world import PANEL, Scene, Subject, Wobble, grid, render, subjects
+from dsd_jax.toy.world import PANEL, PHASES, Scene, Subject, grid, render, subjects
 from dsd_jax.types import Int, UserError
 
 __all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
@@ -119,18 +119,22 @@ class WorldSource:
         subject = known[rng.integers(len(known))]
         if view == "grid":
             scenes = [Scene.draw(rng) for _ in range(4)]
-            picture = grid(subject, scenes, [Wobble.draw(rng) for _ in scenes])
+            picture = grid(subject, scenes, [_phase(rng) for _ in scenes])
             return (
                 picture,
                 describe_grid(subject, scenes, OPENINGS[int(rng.integers(len(OPENINGS)))]),
                 dropped,
             )
         scene = Scene.draw(rng)
-        picture = render(subject, scene, Wobble.draw(rng))
+        picture = render(subject, scene, _phase(rng))
         named: Subject | None = None if rng.random() < _UNNAMED else subject
         if view == "canvas":
             other = np.zeros_like(picture)
             if rng.random() >= _BLACK:
-                other = render(subject, Scene.draw(rng), Wobble.draw(rng))
+                other = render(subject, Scene.draw(rng), _phase(rng))
             picture = np.concatenate([picture, other], axis=1)
         return picture, describe(named, scene), dropped
+
+
+def _phase(rng: np.random.Generator) -> int:
+    return int(rng.integers(PHASES))

@@ -4,6 +4,9 @@ FLUX's text tokens all have the same position, so what stands beside a word must
 embedding. In this T5 every head looks at one distance, by its relative bias, and passes a random
 projection of the token there: an embedding is a word and its seven neighbours on each side, each
 turned its own way. That is a window, not language; the transformer learns to read it.
+
+CLIP's pooled embedding is the gist of a text: its end token looks at the words of the subject
+alone, whatever their order, and a text without such words is averaged as it is.
 """
 
 import math
@@ -12,12 +15,16 @@ import numpy as np
 
 from dsd_jax.config import FLOAT32, ClipConfig, T5Config
 from dsd_jax.models import abstract
+from dsd_jax.toy.tokenizers import clip_ids
+from dsd_jax.toy.world import COLOURS, MARKINGS, SHAPES
 from dsd_jax.weights import param_shapes
 
 __all__ = ["encoder_tensors"]
 
 _SHARP = 12.0  # bias of the distance that a head looks at; other tokens share e^-12 each
 _FAINT = 0.02  # of logits that would depend on content
+_LOUD = 6.0  # first coordinate of the embeddings that CLIP looks at; other tokens have -1
+_GIST = 2.0  # of what CLIP's attention adds to its end token
 
 
 def encoder_tensors(config: T5Config | ClipConfig, seed: int) -> dict[str, np.ndarray]:
@@ -27,6 +34,8 @@ def encoder_tensors(config: T5Config | ClipConfig, seed: int) -> dict[str, np.nd
     tensors = {path: _random(rng, path, shape) for path, shape in shapes.items()}
     if isinstance(config, T5Config):
         tensors["relative_bias.embedding"] = _window(config)
+    else:
+        _look_at_subjects(tensors)
     return {path: tensor.astype(np.float32) for path, tensor in tensors.items()}
 
 
@@ -52,3 +61,16 @@ def _window(config: T5Config) -> np.ndarray:
         distance = 1 + head // 2
         bias[distance + (behind if head % 2 else 0), head] = _SHARP
     return bias
+
+
+def _look_at_subjects(tensors: dict[str, np.ndarray]) -> None:
+    """Gives subject words a coordinate of their own, which every query of CLIP asks for."""
+    words = tensors["token_embedding.embedding"]
+    words[:, 0] = -1.0
+    words[clip_ids((*COLOURS, *SHAPES, *MARKINGS)), 0] = _LOUD
+    tensors["position_embedding.embedding"][:, 0] = 0.0
+    for path in [path for path in tensors if path.endswith("attn.q.bias")]:
+        block = path.removesuffix("q.bias")
+        tensors[path][:, 0] = 5.0
+        tensors[block + "k.kernel"][0, :, 0] = 1.0
+        tensors[block + "proj.kernel"] *= _GIST

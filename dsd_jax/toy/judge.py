@@ -90,7 +90,7 @@ def _silhouettes() -> _Silhouettes:
         for place in PLACES:
             for size in SIZES:
                 for tilt in TILTS:
-                    drawn = _layers(shape, MARKINGS[0], place, size, tilt)[..., 0]
+                    drawn = layers(shape, MARKINGS[0], place, size, tilt)[..., 0]
                     for down in (-1, 0, 1):
                         for across in (-1, 0, 1):
                             keys.append((shape, place, size, tilt))
@@ -100,16 +100,11 @@ def _silhouettes() -> _Silhouettes:
     return _Silhouettes(keys, moves, stacked, np.square(stacked).sum(1))
 
 
-@functools.cache
-def _layers(shape: str, marking: str, place: str, size: str, tilt: str) -> np.ndarray:
-    return layers(shape, marking, Scene("", place, size, tilt))
-
-
 def _markings(
     shape: str, place: str, size: str, tilt: str, down: int, across: int
 ) -> Float32[np.ndarray, "markings 3 pixels"]:
     """Cover of silhouette, inside and marking, for every marking."""
-    drawn = [_layers(shape, marking, place, size, tilt) for marking in MARKINGS]
+    drawn = [layers(shape, marking, place, size, tilt) for marking in MARKINGS]
     moved = np.roll(np.stack(drawn), (down, across), (1, 2))
     return np.ascontiguousarray(moved.reshape(len(MARKINGS), -1, 3).transpose(0, 2, 1))
 

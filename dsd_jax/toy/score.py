@@ -13,7 +13,7 @@ import numpy as np
 
 from dsd_jax.toy.judge import judge
 from dsd_jax.toy.words import describe
-from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, Subject, Wobble, render, subjects
+from dsd_jax.toy.world import BACKGROUNDS, PHASES, PLACES, Scene, Subject, render, subjects
 from dsd_jax.types import UInt8
 
 __all__ = ["METRICS", "Case", "Interval", "Score", "make_cases", "score", "summarise"]
@@ -26,13 +26,14 @@ class Case:
     """A subject as the reference shows it, and the scene that is asked for.
 
     Attributes:
+        phase: of the reference's background.
         seed: of the noise that its image is sampled from.
     """
 
     id: str
     subject: Subject
     before: Scene
-    wobble: Wobble
+    phase: int
     after: Scene
     seed: int
 
@@ -43,7 +44,7 @@ class Case:
 
     def reference(self) -> UInt8[np.ndarray, "32 32 3"]:
         """The reference picture."""
-        return render(self.subject, self.before, self.wobble)
+        return render(self.subject, self.before, self.phase)
 
     def ideal(self) -> UInt8[np.ndarray, "32 32 3"]:
         """What would be right, one of many such pictures."""
@@ -101,7 +102,7 @@ def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case
                 id=f"{'held' if held_out else 'seen'}-{number:04d}",
                 subject=pool[order[number % len(pool)]],
                 before=before,
-                wobble=Wobble.draw(rng),
+                phase=int(rng.integers(PHASES)),
                 after=after,
                 seed=number,
             )

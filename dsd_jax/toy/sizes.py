@@ -1,10 +1,11 @@
 """Sizes of the toy FLUX: the real classes, a few million parameters in all."""
 
 from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.flow import Schedule
 from dsd_jax.toy.tokenizers import CLIP_VOCAB, T5_VOCAB
 from dsd_jax.toy.words import T5_LENGTH
 
-__all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_T5", "TOY_VAE"]
+__all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_SCHEDULE", "TOY_T5", "TOY_VAE"]
 
 TOY_FLUX = FluxConfig(
     num_heads=6,
@@ -33,3 +34,7 @@ TOY_T5 = T5Config(
 )
 """One head for each of the seven tokens before and the seven behind, see `toy.encoders`."""
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
+TOY_SCHEDULE = Schedule(base_shift=1.6, max_shift=1.6)
+"""Far towards noise: a panel is few bits in 1,024 latents, so that its shape shows through the
+noise below t = 0.9, and in the four panels of a grid below 0.95. What the text has to decide is
+decided above."""

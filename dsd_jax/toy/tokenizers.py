@@ -1,6 +1,7 @@
 """Tiny stand-ins for downloads: tokenisers in the layout of FLUX.1-dev's folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -8,7 +9,7 @@ from tokenizers.models import Unigram
 
 from dsd_jax.toy.words import WORDS as WORLD
 
-__all__ = ["CLIP_VOCAB", "T5_VOCAB", "WORDS", "write_tiny_tokenizers"]
+__all__ = ["CLIP_VOCAB", "T5_VOCAB", "WORDS", "clip_ids", "write_tiny_tokenizers"]
 
 _COMMON = (
     "a an the this that of on in at with and photo painting character subject cat dog robot "
@@ -51,6 +52,12 @@ CLIP_VOCAB = len(_clip_vocab()[0])
 """Size of the CLIP vocabulary; start and end token are the last two ids."""
 T5_VOCAB = len(_t5_vocab())
 """Size of the T5 vocabulary; padding is 0, the end token is 1."""
+
+
+def clip_ids(words: Sequence[str]) -> list[int]:
+    """Ids of words that are one token of CLIP each."""
+    tokens, _ = _clip_vocab()
+    return [tokens.index(f"{word}</w>") for word in words]
 
 
 def write_tiny_tokenizers(folder: Path, *, t5_length: int = 512) -> None:

@@ -1,8 +1,8 @@
 """The toy world: small subjects in simple scenes, drawn exactly as their words say.
 
 A subject is a shape in a body colour with a marking in another colour; a scene is a background, a
-place in the frame, a size, a tilt and a light. Words name all of these. What they do not name is
-the `Wobble`: a pixel's shift, a few degrees, the phase of the background's pattern.
+place in the frame, a size, a tilt and a light. Words name all of these; what they do not name is
+the phase of the background's pattern. Places lie 4 pixels apart, a pixel of the toy FLUX's latents.
 
 A tenth of the subjects is held out (`is_held_out`): nothing that is trained ever sees them.
 """
@@ -25,13 +25,13 @@ __all__ = [
     "LIGHTS",
     "MARKINGS",
     "PANEL",
+    "PHASES",
     "PLACES",
     "SHAPES",
     "SIZES",
     "TILTS",
     "Scene",
     "Subject",
-    "Wobble",
     "backdrop",
     "grid",
     "is_held_out",
@@ -56,14 +56,14 @@ SHAPES = (
 )  # fmt: skip
 MARKINGS = ("dots", "stripes", "bars", "ring", "spot", "cross", "half", "cap")
 BACKGROUNDS = ("beach", "snow", "meadow", "sea", "forest", "wall", "room", "city")
-PLACES = {"center": (0, 0), "left": (-5, 0), "right": (5, 0), "top": (0, -5), "bottom": (0, 5)}
+PLACES = {"center": (0, 0), "left": (-4, 0), "right": (4, 0), "top": (0, -4), "bottom": (0, 4)}
 SIZES = {"big": 10.5, "small": 8.5}  # radius in pixels
 TILTS = {"upright": 0.0, "tilted": 20.0}  # degrees, clockwise
 LIGHTS = {"day": (1.0, 1.0, 1.0), "night": (0.6, 0.64, 0.8)}
 OUTLINE = (58, 46, 52)
 PHASES = 4  # of a background's pattern
 
-_UNUSUAL = 1 / 3  # share of the scenes with another size, tilt or light than the usual one
+_UNUSUAL = 1 / 4  # share of the scenes with another size, tilt or light than the usual one
 _STENCIL = 96  # pixels of a stencil along each side; it shows [-1.15, 1.15]
 _EXTENT = 1.15
 _FINE = 2  # samples of a pixel along each side
@@ -91,7 +91,7 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, background: str | None = None) -> "Scene":
-        """A random one; size, tilt and light are the usual ones two times in three.
+        """A random one; size, tilt and light are the usual ones three times in four.
 
         Args:
             rng: what is drawn from.
@@ -102,27 +102,6 @@ class Scene:
         place = list(PLACES)[int(rng.integers(len(PLACES)))]
         rest = [list(names)[int(rng.random() < _UNUSUAL)] for names in (SIZES, TILTS, LIGHTS)]
         return cls(background, place, *rest)
-
-
-@dataclasses.dataclass(frozen=True)
-class Wobble:
-    """What words do not name.
-
-    Attributes:
-        shift: of the subject, in pixels to the right and down.
-        angle: degrees, clockwise, beside those of the tilt.
-        phase: of the background's pattern, 0 to 3.
-    """
-
-    shift: tuple[float, float] = (0.0, 0.0)
-    angle: float = 0.0
-    phase: int = 0
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Wobble":
-        """A random one: at most 0.8 pixels and 4 degrees."""
-        across, down, turn = rng.uniform(-1, 1, 3).tolist()
-        return cls((0.8 * across, 0.8 * down), 4 * turn, int(rng.integers(PHASES)))
 
 
 @functools.cache
@@ -141,14 +120,12 @@ def is_held_out(subject: Subject) -> bool:
     return hashlib.sha256(words.encode()).digest()[0] < 26
 
 
-def render(
-    subject: Subject, scene: Scene, wobble: Wobble = Wobble()
-) -> UInt8[np.ndarray, "32 32 3"]:
-    """The picture of a subject in a scene, `[PANEL, PANEL, 3]`."""
+def render(subject: Subject, scene: Scene, phase: int = 0) -> UInt8[np.ndarray, "32 32 3"]:
+    """The picture of a subject in a scene, `[PANEL, PANEL, 3]`; `phase`: its background's."""
     silhouette, inside, mark = np.moveaxis(
-        layers(subject.shape, subject.marking, scene, wobble), 2, 0
+        layers(subject.shape, subject.marking, scene.place, scene.size, scene.tilt), 2, 0
     )
-    picture = backdrop(scene.background, wobble.phase)
+    picture = backdrop(scene.background, phase)
     for cover, colour in (
         (silhouette, OUTLINE),
         (inside, COLOURS[subject.body]),
@@ -160,26 +137,27 @@ def render(
 
 
 def grid(
-    subject: Subject, scenes: Sequence[Scene], wobbles: Sequence[Wobble]
+    subject: Subject, scenes: Sequence[Scene], phases: Sequence[int]
 ) -> UInt8[np.ndarray, "64 64 3"]:
     """Four pictures of a subject: top-left, top-right, bottom-left, bottom-right."""
-    panels = [render(subject, scene, wobble) for scene, wobble in zip(scenes, wobbles, strict=True)]
+    panels = [render(subject, scene, phase) for scene, phase in zip(scenes, phases, strict=True)]
     return np.concatenate([np.concatenate(panels[i : i + 2], axis=1) for i in (0, 2)])
 
 
+@functools.cache
 def layers(
-    shape: str, marking: str, scene: Scene, wobble: Wobble = Wobble()
+    shape: str, marking: str, place: str, size: str, tilt: str
 ) -> Float32[np.ndarray, "32 32 3"]:
     """How far silhouette, inside (without the outline) and marking cover each pixel, 0 to 1."""
-    across, down = PLACES[scene.place]
-    angle = math.radians(TILTS[scene.tilt] + wobble.angle)
+    across, down = PLACES[place]
+    angle = math.radians(TILTS[tilt])
     middle = _FINE * PANEL / 2
     centre = (
-        middle + _FINE * (across + wobble.shift[0]),
-        middle + _FINE * (down + wobble.shift[1]),
+        middle + _FINE * across,
+        middle + _FINE * down,
     )
     # From a sample of the panel to a pixel of the stencil.
-    scale = _STENCIL / (2 * _EXTENT) / (_FINE * SIZES[scene.size])
+    scale = _STENCIL / (2 * _EXTENT) / (_FINE * SIZES[size])
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     affine = (
         cos, sin, _STENCIL / 2 - cos * centre[0] - sin * centre[1],
@@ -190,7 +168,9 @@ def layers(
         (side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
     )
     samples = np.asarray(drawn, np.float32).reshape(PANEL, _FINE, PANEL, _FINE, 3)
-    return samples.mean((1, 3)) / np.float32(255)
+    cover: np.ndarray = samples.mean((1, 3)) / np.float32(255)
+    cover.flags.writeable = False
+    return cover
 
 
 @functools.cache

@@ -195,6 +195,20 @@ def test_a_fresh_adapter_starts_as_the_base_model() -> None:
     assert relative(loss(split(), batch), base) > 1e-3
 
 
+def test_from_scratch_no_velocity_is_predicted() -> None:
+    """Modulations and the last Linear are zero (adaLN-Zero), so the loss is that of zeros."""
+    config = dataclasses.replace(RECIPE, lora=None)
+    weights = InMemory(TINY, TensorSource(random_tensors()))
+    split = make_trainee(config, weights, one_device(), from_scratch=True).split
+    model, batch = nnx.merge(*split), make_batch()
+    noise, t = jax.random.normal(jax.random.key(0), batch.x_0.shape), jnp.full(8, 0.3)
+    loss, _ = two_frame_loss(model, batch, noise, t, config.flow, *CANVAS)
+    assert float(loss) == pytest.approx(float(jnp.square(noise - batch.x_0).mean()), rel=1e-5)
+    drawn = [path for path, array in flat(split.trained).items() if array.std() > 0]
+    assert any("qkv.kernel" in path for path in drawn)
+    assert any("mlp.in_layer.kernel" in path for path in drawn)
+
+
 # Times and noise
 
 

@@ -1,5 +1,6 @@
 """The toy FLUX that ships with the package."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from dsd_jax.config import FLOAT32
 from dsd_jax.infer import Pipeline
+from dsd_jax.models import abstract, load
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy.encoders import encoder_tensors
 from dsd_jax.toy.folder import toy_flux_path
@@ -14,6 +16,7 @@ from dsd_jax.toy.judge import judge
 from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_T5
 from dsd_jax.toy.words import T5_LENGTH, describe, describe_grid
 from dsd_jax.toy.world import Scene, Subject
+from dsd_jax.weights import TensorSource
 
 CAT = Subject("cat", "red", "white", "dots")
 LONG = Scene("snow", "left", "small", "tilted", "night")
@@ -43,6 +46,26 @@ def test_a_word_in_another_place_has_another_embedding():
     first, again = encoder_tensors(TOY_CLIP, seed=1), encoder_tensors(TOY_CLIP, seed=1)
     for path, tensor in first.items():
         np.testing.assert_array_equal(tensor, again[path])
+
+
+def test_the_gist_of_a_text_is_its_subject():
+    """CLIP's vector tells subjects apart, and hardly scenes."""
+    ids = Tokenizers.load(toy_flux_path()).encode(
+        [
+            describe_grid(subject, [scene] * 4)
+            for subject, scene in (
+                (CAT, LONG),
+                (CAT, Scene("city", "right")),
+                (dataclasses.replace(CAT, shape="fish"), LONG),
+                (dataclasses.replace(CAT, marking="ring"), LONG),
+            )
+        ]
+    )
+    tensors = encoder_tensors(TOY_CLIP, seed=1)
+    model = load(abstract(TOY_CLIP, precision=FLOAT32), TensorSource(tensors))
+    cat, elsewhere, *others = np.asarray(model(ids.clip).pooled)
+    for other in others:
+        assert np.linalg.norm(cat - other) > 5 * np.linalg.norm(cat - elsewhere)
 
 
 def test_it_paints_what_the_words_say():

@@ -24,7 +24,6 @@ from dsd_jax.toy.world import (
     TILTS,
     Scene,
     Subject,
-    Wobble,
     grid,
     is_held_out,
     render,
@@ -52,10 +51,10 @@ def test_every_tenth_subject_is_held_out_by_its_words_alone():
 
 
 def test_drawing_is_a_function_of_what_is_drawn():
-    wobble = Wobble((0.3, -0.6), 2.0, 3)
-    picture = render(CAT, SNOW, wobble)
+    picture = render(CAT, SNOW, 3)
     assert picture.shape == (PANEL, PANEL, 3)
-    np.testing.assert_array_equal(picture, render(CAT, SNOW, wobble))
+    np.testing.assert_array_equal(picture, render(CAT, SNOW, 3))
+    assert (picture != render(CAT, SNOW, 0)).any()
 
 
 @pytest.mark.parametrize("name", ["shape", "body", "mark", "marking"])
@@ -91,8 +90,7 @@ def test_edges_are_smooth():
 
 def test_a_grid_holds_its_panels_in_reading_order():
     scenes = SCENES[::80][:4]
-    wobbles = [Wobble()] * 4
-    picture = grid(CAT, scenes, wobbles)
+    picture = grid(CAT, scenes, [0] * 4)
     for number, scene in enumerate(scenes):
         row, column = divmod(number, 2)
         panel = picture[row * PANEL :, column * PANEL :][:PANEL, :PANEL]
