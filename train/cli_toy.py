@@ -45,6 +45,7 @@ class _Flags:
     run: RunConfig
     config: TrainConfig
     base_path: Path | None
+    go_on: bool
 
 
 def train_toy(name: str, words: Sequence[str]) -> None:
@@ -70,7 +71,7 @@ def train_toy(name: str, words: Sequence[str]) -> None:
     if name == "toy_vae":
         trainer = VaeTrainer(config, base, mesh)
     else:
-        trainer = Trainer(config, base, mesh, from_scratch=True)
+        trainer = Trainer(config, base, mesh, from_scratch=not flags.go_on)
     done = run_training(trainer, run, source, preset=name)
     if not first_process():
         return
@@ -93,16 +94,18 @@ def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
         run: Annotated[RunConfig, _PLAIN],
         config: Annotated[TrainConfig, _PLAIN] = recipe,
         base_path: Path | None = None,
+        go_on: bool = False,
     ) -> _Flags:
-        """Train a part of the toy FLUX from scratch, on pictures that are drawn as it goes.
+        """Train a part of the toy FLUX, on pictures that are drawn as it goes.
 
         Args:
             run: How and where.
             config: The recipe.
             base_path: The toy pipeline that the teacher takes its autoencoder from; default: the
                 one in the package.
+            go_on: Start the teacher from that pipeline's transformer, not from random weights.
         """
-        return _Flags(run, config, base_path)
+        return _Flags(run, config, base_path, go_on)
 
     return command
 

@@ -162,7 +162,7 @@ def toy_teacher() -> TrainConfig:
         dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),
         flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.0, b2=0.99, ema=0.998
+            learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.0, ema=0.998
         ),
     )
 
@@ -180,6 +180,7 @@ def toy_student() -> TrainConfig:
         height=32,
         width=64,
         lora=LoraConfig(rank=32, targets="all"),
+        flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.99
         ),

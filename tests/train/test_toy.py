@@ -12,9 +12,12 @@ import pytest
 from flax import nnx
 
 from dsd_jax.autoencoder import Autoencoder
+from dsd_jax.cli import main
 from dsd_jax.config import FLOAT32, AutoencoderConfig
+from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.random_pipeline import SMALL, write_random_pipeline
 from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.words import parse_grid, parse_scene, parse_subject
 from dsd_jax.toy.world import is_held_out
 from dsd_jax.train.cli import open_base
@@ -127,3 +130,18 @@ def test_an_autoencoder_is_trained_by_the_loop(tmp_path: Path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     first, last = (float(line.split('"l1": ')[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert last < 0.8 * first
+
+
+@pytest.mark.slow
+def test_the_teacher_starts_anew_or_goes_on(tmp_path: Path):
+    def trained(*flags: str) -> np.ndarray:
+        out = tmp_path / ("-".join(flags) or "anew")
+        words = ["train", "toy_teacher", "--output_dir", str(out), "--steps", "1", *flags]
+        assert main([*words, "--batch_size", "2", "--optimizer.ema", "0", "--eval_every", "0"]) == 0
+        with open_weights(out / "flux" / "transformer") as weights:
+            return weights.read("single_transformer_blocks.0.proj_mlp.weight").astype(np.float32)
+
+    with open_weights(toy_flux_path() / "transformer") as weights:
+        base = weights.read("single_transformer_blocks.0.proj_mlp.weight").astype(np.float32)
+    assert np.abs(trained("--go_on") - base).max() < 1e-3  # one step of warm-up
+    assert np.abs(trained() - base).max() > 1e-2
