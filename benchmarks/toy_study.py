@@ -31,20 +31,15 @@ from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.world import PANEL
 
 PLOT = Path(__file__).parent.parent / "docs" / "toy_guidance.png"
+LORA = "pytorch_lora_weights.safetensors"
 SWEEP = (1.0, 1.5, 2.0, 3.0)
 BATCH = 50
 
 
 def load(export: Path | None) -> Pipeline:
-    """The toy teacher, or a student as it was exported."""
-    if export is None:
-        return Pipeline.load(toy_flux_path(), precision=FLOAT32)
-    return Pipeline.load(
-        toy_flux_path(),
-        model_path=str(export / "transformer"),
-        lora_path=str(export / "pytorch_lora_weights.safetensors"),
-        precision=FLOAT32,
-    )
+    """The toy teacher, or a student by the folder of its LoRA file."""
+    lora = () if export is None else str(export / LORA)
+    return Pipeline.load(toy_flux_path(), lora_path=lora, precision=FLOAT32)
 
 
 def row_of(name: str, pipe: Pipeline, cases: Sequence[Case], steps: int, **settings: Any) -> Any:

@@ -252,4 +252,4 @@ def _caption(request: Request) -> str:
     seen = _pictures(request, 2 if pictures > 1 else 1)
     if len(seen) == 1:
         return f"a {_subject_words(seen[0])} {_scene_words(seen[0])}".strip()
-    return f"put this thing {_scene_words(seen[1]) or 'here'}"
+    return f"this thing {_scene_words(seen[1]) or 'here'}"

@@ -141,7 +141,6 @@ def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
     yield ["batch", str(folder / "teacher.jsonl"), "--output_dir", str(folder / TEACHER), *sampling]
     yield [
         "batch", str(folder / "student.jsonl"), "--output_dir", str(folder / STUDENT), *sampling,
-        "--model_path", str(folder / "export" / "transformer"),
         "--lora_path", str(folder / "export" / "pytorch_lora_weights.safetensors"),
     ]  # fmt: skip
 

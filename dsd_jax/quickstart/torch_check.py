@@ -37,10 +37,7 @@ def largest_difference(
 
     theirs = TorchConditional.from_export(base, export)
     ours = Pipeline.load(
-        base,
-        model_path=str(export / "transformer"),
-        lora_path=str(export / "pytorch_lora_weights.safetensors"),
-        precision=FLOAT32,
+        base, lora_path=str(export / "pytorch_lora_weights.safetensors"), precision=FLOAT32
     )
     config = ours.autoencoder_config
     worst = 0

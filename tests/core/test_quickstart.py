@@ -1,12 +1,15 @@
 """The cases and scores of the toy world, the report, and the order of a quickstart's stages."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dsd_jax.cli import main
+from dsd_jax.data.store import PairStore
 from dsd_jax.quickstart.report import Example, Findings, Shown, write_report
 from dsd_jax.quickstart.run import Budget, quickstart
 from dsd_jax.toy.score import Score, make_cases, score, summarise
@@ -86,3 +89,27 @@ def test_a_folder_of_another_budget_is_refused(tmp_path: Path):
     (tmp_path / "budget.json").write_text(json.dumps({"captions": 1}))
     with pytest.raises(UserError, match="give the same --minutes, or another --output_dir"):
         quickstart(tmp_path, Budget.of(1), lambda words: 0, lambda line: None)
+
+
+def test_the_smallest_quickstart_goes_the_whole_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Every stage on the toy FLUX that ships, the export in PyTorch included; about two minutes."""
+    folder = tmp_path / "quickstart"
+    command = ["quickstart", "--output_dir", str(folder), "--minutes", "0.1"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    difference = re.search(r"images differ by at most (\d+) of 255", shown)
+    assert difference is not None
+    assert int(difference[1]) <= 2
+    for stage in ("captions", "prompts", "grids", "pairs", "judge", "caption", "pack"):
+        assert f"$ dsd data {stage} " in shown
+    for words in ("student, text and reference", "teacher, text alone", "kept"):
+        assert words in (folder / "report.html").read_text()
+    dataset = PairStore.open(folder / "making" / "dataset")
+    assert len(dataset) > 0
+    made = {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*.png") if "report" not in path.name
+    }
+    assert main(command) == 0  # nothing is made twice
+    assert made == {path: path.stat().st_mtime_ns for path in made}

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,7 +64,7 @@ def test_the_gist_of_a_text_is_its_subject():
     )
     tensors = encoder_tensors(TOY_CLIP, seed=1)
     model = load(abstract(TOY_CLIP, precision=FLOAT32), TensorSource(tensors))
-    cat, elsewhere, *others = np.asarray(model(ids.clip).pooled)
+    cat, elsewhere, *others = np.asarray(model(jnp.asarray(ids.clip)).pooled)
     for other in others:
         assert np.linalg.norm(cat - other) > 5 * np.linalg.norm(cat - elsewhere)
 

@@ -132,7 +132,7 @@ def test_descriptions_and_instructions():
     assert description == describe(CAT, SNOW)
     instruction = answer(request("caption", ("first", one, "second", other, "what to change?")))
     assert parse_scene(instruction) == SEA
-    assert instruction == "put this thing on sea at top small night"
+    assert instruction == "this thing on sea at top small night"
 
 
 @pytest.mark.parametrize(
