@@ -135,6 +135,20 @@ counts as not right. The same: all of the subject is seen in both panels and agr
 cut: the check of grids finds four panels. `dsd_jax/toy/flux/README.md` says how far it is
 trained.""",
     ),
+    (
+        "toy_study",
+        "Self-distillation on the toy world",
+        """The same cases and noise for every row: a subject that nothing was trained on, shown in
+one scene and asked for in another. Identity: shape, both colours and marking are right; prompt:
+background and place are; both: all of them; copied: background and place of the reference were
+kept. Means, and 95 % bootstrap intervals over cases. The teacher gets the text alone, which does
+not name the subject. Not curated: the same budget on every pair that was put before the judge.""",
+    ),
+    (
+        "toy_guidance",
+        "True guidance on the toy world",
+        "Image and text scale of the student; the plot: [toy_guidance.png](toy_guidance.png).",
+    ),
 )
 
 

@@ -63,7 +63,7 @@ def _table(title: str, *columns: str) -> Any:
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
-    table.add_column(columns[0], overflow="fold")
+    table.add_column(columns[0], overflow="fold", min_width=12)  # a whole name of a stage
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
     return table
