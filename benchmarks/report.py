@@ -145,7 +145,7 @@ kept. Means, and 95 % bootstrap intervals over cases. The teacher gets the text 
 not name the subject. Not curated: the same budget on every pair that was put before the judge.""",
     ),
     (
-        "toy_guidance",
+        "toy_study_guidance",
         "True guidance on the toy world",
         "Image and text scale of the student; the plot: [toy_guidance.png](toy_guidance.png).",
     ),

@@ -159,7 +159,7 @@ def main() -> None:
     ]
     for row in sweep:
         row.pop("model")
-    save("toy_guidance", sweep, sampling_steps=steps)
+    save("toy_study_guidance", sweep, sampling_steps=steps)
     plot(sweep)
 
 

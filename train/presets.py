@@ -150,9 +150,9 @@ def toy_vae() -> TrainConfig:
 
 
 def toy_teacher() -> TrainConfig:
-    """The toy FLUX from scratch, text to image: single pictures and grids of the toy world.
+    """The toy FLUX from scratch, text to image: single pictures, pairs and grids of the toy world.
 
-    Like `toy_vae` it draws its own batches; two in three are grids. Times are drawn as they are
+    Like `toy_vae` it draws its own batches. Times are drawn as they are
     sampled, since what the text decides is decided near t = 1 (`dsd_jax.toy.sizes.TOY_SCHEDULE`).
     """
     return _change(
@@ -176,7 +176,7 @@ def toy_student() -> TrainConfig:
     return _change(
         toy(),
         steps=900,
-        batch_size=32,
+        batch_size=16,
         height=32,
         width=64,
         lora=LoraConfig(rank=32, targets="all"),

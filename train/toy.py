@@ -11,25 +11,28 @@ import numpy as np
 
 from dsd_jax.data.encoded import Embedding
 from dsd_jax.data.loader import PairBatch
-from dsd_jax.toy.words import OPENINGS, describe, describe_grid
+from dsd_jax.toy.words import OPENINGS, describe, describe_grid, describe_pair
 from dsd_jax.toy.world import PANEL, PHASES, Scene, Subject, grid, render, subjects
 from dsd_jax.types import Int, UserError
 
 __all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
 
-View = Literal["single", "grid", "canvas"]
+View = Literal["single", "grid", "pair", "canvas"]
 SIZES_OF: dict[View, tuple[int, int]] = {
     "single": (PANEL, PANEL),
     "grid": (2 * PANEL, 2 * PANEL),
+    "pair": (PANEL, 2 * PANEL),
     "canvas": (PANEL, 2 * PANEL),
 }
-"""Height and width of a view: one picture, four of one subject, or two frames."""
+"""Height and width of a view: one picture, four or two of one subject, or two frames."""
 TOYS: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
-    "toy_teacher": ("grid", "grid", "single"),
+    "toy_teacher": ("grid", "pair", "single", "pair"),
 }
 """What the batches of these presets show, in turn."""
-_UNNAMED = 0.15  # share of single pictures whose words say "this thing"
+_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.5, "grid": 0.3}
+"""Share whose words say "this thing": what is the same in its panels, the text does not tell, so
+that the panels must tell each other, as those of FLUX do. Only so can a student learn to look."""
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
 
 
@@ -68,7 +71,7 @@ class WorldSource:
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a step loads."""
         return {
-            "world": 1,
+            "world": 2,
             "views": list(self.views),
             "batch": self.batch,
             "seed": self.seed,
@@ -117,17 +120,18 @@ class WorldSource:
         dropped = bool(rng.random() < self.drop_text)
         known = subjects(held_out=False)
         subject = known[rng.integers(len(known))]
+        named: Subject | None = None if rng.random() < _UNNAMED[view] else subject
         if view == "grid":
             scenes = [Scene.draw(rng) for _ in range(4)]
             picture = grid(subject, scenes, [_phase(rng) for _ in scenes])
-            return (
-                picture,
-                describe_grid(subject, scenes, OPENINGS[int(rng.integers(len(OPENINGS)))]),
-                dropped,
-            )
+            opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
+            return picture, describe_grid(named, scenes, opening), dropped
+        if view == "pair":
+            scenes = [Scene.draw(rng) for _ in range(2)]
+            panels = [render(subject, scene, _phase(rng)) for scene in scenes]
+            return np.concatenate(panels, axis=1), describe_pair(named, scenes), dropped
         scene = Scene.draw(rng)
         picture = render(subject, scene, _phase(rng))
-        named: Subject | None = None if rng.random() < _UNNAMED else subject
         if view == "canvas":
             other = np.zeros_like(picture)
             if rng.random() >= _BLACK:

@@ -57,8 +57,8 @@ class Budget:
         if not 0 < minutes <= 600:
             raise UserError(f"minutes must be more than 0 and at most 600, got {minutes:g}")
         return cls(
-            captions=max(8, round(30 * minutes)),
-            train_steps=max(4, round(90 * minutes)),
+            captions=max(16, round(30 * minutes)),
+            train_steps=max(4, round(60 * minutes)),
             cases=max(4, round(12 * minutes)),
         )
 

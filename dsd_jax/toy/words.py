@@ -31,6 +31,7 @@ __all__ = [
     "WORDS",
     "describe",
     "describe_grid",
+    "describe_pair",
     "describe_scene",
     "describe_subject",
     "parse_grid",
@@ -67,12 +68,23 @@ def describe(subject: Subject | None, scene: Scene) -> str:
     return f"{named} {describe_scene(scene)}"
 
 
-def describe_grid(subject: Subject, scenes: Sequence[Scene], opening: str = OPENINGS[0]) -> str:
-    """A 2x2 grid of one subject in four scenes, in the order of `PANELS`."""
-    parts = [
-        f"{panel} {describe_scene(scene)}" for panel, scene in zip(PANELS, scenes, strict=True)
-    ]
-    return ", ".join([f"a grid of {opening} {describe_subject(subject)}", *parts])
+def describe_grid(
+    subject: Subject | None, scenes: Sequence[Scene], opening: str = OPENINGS[0]
+) -> str:
+    """A 2x2 grid of one subject in four scenes, in the order of `PANELS`; None: `this thing`."""
+    named = "this thing" if subject is None else f"{opening} {describe_subject(subject)}"
+    return _panels(f"a grid of {named}", PANELS, scenes)
+
+
+def describe_pair(subject: Subject | None, scenes: Sequence[Scene]) -> str:
+    """Two pictures of one subject side by side: `two pictures of this thing, left on ...`."""
+    named = "this thing" if subject is None else f"the same {describe_subject(subject)}"
+    return _panels(f"two pictures of {named}", ("left", "right"), scenes)
+
+
+def _panels(opening: str, panels: Sequence[str], scenes: Sequence[Scene]) -> str:
+    parts = [f"{panel} {describe_scene(s)}" for panel, s in zip(panels, scenes, strict=True)]
+    return ", ".join([opening, *parts])
 
 
 def parse_subject(text: str) -> Subject | None:

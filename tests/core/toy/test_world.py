@@ -8,6 +8,8 @@ from dsd_jax.toy.words import (
     T5_LENGTH,
     describe,
     describe_grid,
+    describe_pair,
+    describe_scene,
     parse_grid,
     parse_scene,
     parse_subject,
@@ -95,6 +97,18 @@ def test_a_grid_holds_its_panels_in_reading_order():
         row, column = divmod(number, 2)
         panel = picture[row * PANEL :, column * PANEL :][:PANEL, :PANEL]
         np.testing.assert_array_equal(panel, render(CAT, scene))
+
+
+def test_prompts_of_several_panels_may_leave_the_subject_unnamed():
+    scenes = SCENES[::80][:4]
+    assert describe_grid(None, scenes).startswith("a grid of this thing, top-left on ")
+    left, right = scenes[:2]
+    text = describe_pair(None, [left, right])
+    assert text == (
+        f"two pictures of this thing, left {describe_scene(left)}, right {describe_scene(right)}"
+    )
+    assert parse_subject(describe_pair(CAT, [left, right])) == CAT
+    assert parse_subject(text) is None
 
 
 def test_words_are_read_back_exactly():
