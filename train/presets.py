@@ -157,7 +157,7 @@ def toy_teacher() -> TrainConfig:
     """
     return _change(
         toy_vae(),
-        steps=5000,
+        steps=20_000,
         batch_size=16,
         dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),
         flow=FlowConfig(t_sampling="shifted"),
