@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -137,6 +138,7 @@ def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
         "--output_dir", str(run), "--steps", str(budget.train_steps), "--instruction", "0.7",
         "--no_tensorboard",
     ]  # fmt: skip
+    shutil.rmtree(folder / "export", ignore_errors=True)  # `dsd convert` writes over nothing
     yield ["convert", "lora", str(run), str(folder / "export")]
     yield ["batch", str(folder / "teacher.jsonl"), "--output_dir", str(folder / TEACHER), *sampling]
     yield [

@@ -53,9 +53,11 @@ class TorchConditional:
 
     @classmethod
     def from_export(cls, base: Path, export: Path) -> "TorchConditional":
-        """What `dsd convert lora RUN OUT` wrote, over the pipeline that it was trained from."""
-        model = FluxTransformer2DModel.from_pretrained(export / "transformer")
-        pipe = FluxPipeline.from_pretrained(base, transformer=model)
+        """What `dsd convert lora RUN OUT` wrote, over the pipeline it was trained from; float32."""
+        model = FluxTransformer2DModel.from_pretrained(
+            export / "transformer", torch_dtype=torch.float32
+        )
+        pipe = FluxPipeline.from_pretrained(base, transformer=model, torch_dtype=torch.float32)
         pipe.load_lora_weights(export)
         return cls(pipe, condition_embedding(export / "transformer"))
 

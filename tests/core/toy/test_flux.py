@@ -16,7 +16,7 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import judge
 from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_T5
 from dsd_jax.toy.words import T5_LENGTH, describe, describe_grid
-from dsd_jax.toy.world import Scene, Subject
+from dsd_jax.toy.world import BACKGROUNDS, SHAPES, Scene, Subject
 from dsd_jax.weights import TensorSource
 
 CAT = Subject("cat", "red", "white", "dots")
@@ -66,16 +66,26 @@ def test_the_gist_of_a_text_is_its_subject():
     model = load(abstract(TOY_CLIP, precision=FLOAT32), TensorSource(tensors))
     cat, elsewhere, *others = np.asarray(model(jnp.asarray(ids.clip)).pooled)
     for other in others:
-        assert np.linalg.norm(cat - other) > 5 * np.linalg.norm(cat - elsewhere)
+        assert np.linalg.norm(cat - other) > 3 * np.linalg.norm(cat - elsewhere)
 
 
 def test_it_paints_what_the_words_say():
+    """Scenes nearly always, shapes mostly; `python -m benchmarks.toy_teacher` says how often."""
     pipeline = Pipeline.load(toy_flux_path(), precision=FLOAT32)
     assert pipeline.transformer_config == TOY_FLUX
-    scene = Scene("meadow", "center")
-    made = pipeline(describe(CAT, scene), seed=0, height=32, width=32, steps=12)
-    seen = judge(np.asarray(made[0]))
-    assert seen.background == scene.background
+    asked = [
+        (dataclasses.replace(CAT, shape=shape), Scene(background, "center"))
+        for shape, background in zip(SHAPES, (*BACKGROUNDS, "meadow", "snow"), strict=True)
+    ]
+    made = pipeline(
+        [describe(subject, scene) for subject, scene in asked],
+        seed=list(range(len(asked))), height=32, width=32, steps=12, batch_size=len(asked),
+    )  # fmt: skip
+    seen = [judge(np.asarray(image)) for image in made]
+    scenes = [s.shows(scene) for s, (_, scene) in zip(seen, asked, strict=True)]
+    shapes = [s.shape == subject.shape for s, (subject, _) in zip(seen, asked, strict=True)]
+    assert sum(scenes) >= 8
+    assert sum(shapes) >= 6
 
 
 def test_an_installation_without_it_says_what_to_do(monkeypatch, tmp_path: Path):
