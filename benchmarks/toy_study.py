@@ -25,21 +25,27 @@ from dsd_jax.cli import main as dsd
 from dsd_jax.config import FLOAT32
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.infer import Pipeline
+from dsd_jax.quickstart.run import LORA, TEXT_TOKENS, student_commands
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.world import PANEL
 
 PLOT = Path(__file__).parent.parent / "docs" / "toy_guidance.png"
-LORA = "pytorch_lora_weights.safetensors"
 SWEEP = (1.0, 1.5, 2.0, 3.0)
 BATCH = 50
 
 
 def load(export: Path | None) -> Pipeline:
     """The toy teacher, or a student by the folder of its LoRA file."""
-    lora = () if export is None else str(export / LORA)
-    return Pipeline.load(toy_flux_path(), lora_path=lora, precision=FLOAT32)
+    if export is None:
+        return Pipeline.load(toy_flux_path(), precision=FLOAT32)
+    return Pipeline.load(
+        toy_flux_path(),
+        lora_path=str(export / LORA),
+        max_sequence_length=TEXT_TOKENS,
+        precision=FLOAT32,
+    )
 
 
 def row_of(name: str, pipe: Pipeline, cases: Sequence[Case], steps: int, **settings: Any) -> Any:
@@ -84,18 +90,12 @@ def train_uncurated(folder: Path) -> Path:
     for part in range(parts.count):
         rows = [{**row, "status": "kept", "verdict": "yes"} for row in parts.read("judge", part)]
         parts.write("judge", part, rows)
-    base, making = str(toy_flux_path()), str(own / "making.toml")
-    dataset, run = str(own / "making" / "dataset"), str(own / "run")
+    making = str(own / "making.toml")
     for words in (
         ["data", "caption", making],
         ["data", "pack", making],
-        ["data", "encode", dataset, str(own / "encoded"), "--base_path", base, "--sizes", "32",
-         "32", "--text", "--dtype", "float32", "--batch_size", "32"],
-        ["train", "toy_student", "--data", dataset, "--encoded", str(own / "encoded"),
-         "--base_path", base, "--output_dir", run, "--steps", str(settings["train_steps"]),
-         "--instruction", "0.7", "--no_tensorboard"],
-        ["convert", "lora", run, str(export)],
-    ):  # fmt: skip
+        *student_commands(own, settings["train_steps"]),
+    ):
         if dsd(words):
             raise SystemExit(1)
     return export
@@ -144,7 +144,9 @@ def main() -> None:
     seen = make_cases(given.cases, held_out=False)
     rows.append(row_of(f"{models[-2][0]}, subjects seen in training", best, seen, steps))
     print(rows[-1], flush=True)
-    worst = largest_difference(toy_flux_path(), export, cases[:8], steps=steps)
+    worst = largest_difference(
+        toy_flux_path(), export, cases[:8], steps=steps, max_sequence_length=TEXT_TOKENS
+    )
     save("toy_study", rows, sampling_steps=steps, largest_pixel_difference_in_pytorch=worst)
     sweep = [
         {

@@ -34,7 +34,8 @@ BATCH = 50
 def scenes_of(rng: np.random.Generator, count: int) -> list[Scene]:
     """Scenes of different backgrounds."""
     return [
-        Scene.draw(rng, background) for background in rng.permutation(BACKGROUNDS)[:count].tolist()
+        Scene.draw(rng, background)
+        for background in rng.permutation(list(BACKGROUNDS))[:count].tolist()
     ]
 
 

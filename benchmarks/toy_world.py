@@ -24,7 +24,7 @@ from dsd_jax.convert.components import open_component
 from dsd_jax.models import abstract, load
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, Seen, judge
-from dsd_jax.toy.world import PHASES, Scene, Subject, render, subjects
+from dsd_jax.toy.world import Scene, Subject, render, subjects
 
 __all__ = ["main"]
 
@@ -105,7 +105,7 @@ def _row(name: str, spoil: Spoil, pictures: int, seed: int) -> dict[str, Any]:
     for number in range(pictures):
         rng = np.random.default_rng((seed, number))
         subject, scene = known[rng.integers(len(known))], Scene.draw(rng)
-        picture = spoil(render(subject, scene, int(rng.integers(PHASES))), rng)
+        picture = spoil(render(subject, scene), rng)
         for what, outcome in _told(judge(picture), subject, scene).items():
             counts[what, outcome] = counts.get((what, outcome), 0) + 1
     return {

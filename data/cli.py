@@ -91,6 +91,7 @@ def encode(
     base_path: str = BASE,
     sizes: tuple[tuple[int, int], ...] = ((512, 512),),
     text: bool = False,
+    max_sequence_length: int = 512,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     batch_size: int | None = None,
     shard: int = 0,
@@ -109,6 +110,8 @@ def encode(
         sizes: Height and width of a frame, one pair or several (aspect ratio buckets), as the
             training will ask for.
         text: Also encode captions and instructions by T5 and CLIP.
+        max_sequence_length: T5 tokens that a text is padded or cut to; fewer are faster to train
+            on, and what was trained with fewer is sampled with as many.
         dtype: Of the weights, the computation and what is stored.
         batch_size: Canvases encoded together; default: one per device that shares the batch.
         shard: Encode only this part of the dataset's shards.
@@ -130,8 +133,11 @@ def encode(
     precision = FLOAT32 if dtype == "float32" else BFLOAT16
     devices = make_mesh(mesh)
     share = devices.shape["data"] * devices.shape["fsdp"]
-    encode_text, text_digest = _texts(base, precision, devices) if text else (None, None)
-    binding = Binding(store.fingerprint, sizes, dtype, weights_digest(vae.sha256()), text_digest)
+    encode_text, digest, tokens = (
+        _texts(base, max_sequence_length, precision, devices) if text else (None, None, None)
+    )
+    weights = weights_digest(vae.sha256())
+    binding = Binding(store.fingerprint, sizes, dtype, weights, digest, tokens)
     complete = encode_pairs(
         store,
         target,
@@ -149,8 +155,8 @@ def encode(
     )
 
 
-def _texts(base: epath.Path, precision: Precision, mesh: Mesh) -> tuple[Any, str]:
-    """The text encoders of a pipeline, and the digest of their weights."""
+def _texts(base: epath.Path, tokens: int, precision: Precision, mesh: Mesh) -> tuple[Any, str, int]:
+    """The text encoders of a pipeline, the digest of their weights, and T5's tokens of a text."""
     from dsd_jax.config import ClipConfig, T5Config, default_execution
     from dsd_jax.convert.components import open_component
     from dsd_jax.infer.encode import TextPrograms
@@ -164,12 +170,14 @@ def _texts(base: epath.Path, precision: Precision, mesh: Mesh) -> tuple[Any, str
     if not (isinstance(t5.config, T5Config) and isinstance(clip.config, ClipConfig)):
         raise UserError(f"{base} does not hold CLIP in text_encoder and T5 in text_encoder_2")
     execution = default_execution(jax.default_backend())
+    tokenizers = Tokenizers.load(base, t5_length=tokens)
     encode = TextPrograms(
-        Tokenizers.load(base),
+        tokenizers,
         load(abstract(t5.config, precision=precision, execution=execution), t5.source, mesh=mesh),
         load(
             abstract(clip.config, precision=precision, execution=execution), clip.source, mesh=mesh
         ),
     )
     group = mesh.shape["data"] * mesh.shape["fsdp"]
-    return lambda prompts: encode(prompts, group), text_digest(t5.sha256(), clip.sha256())
+    digest = text_digest(t5.sha256(), clip.sha256())
+    return lambda prompts: encode(prompts, group), digest, tokenizers.t5_length

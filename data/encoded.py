@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 FORMAT = "dsd-encoded"
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "encoded.json"
 ENCODED_STEM = "encoded"
 _NULL = "null.msgpack"
@@ -96,6 +96,7 @@ class Binding:
         dtype: of the computation and of what is stored, "bfloat16" or "float32".
         autoencoder: digest of its weights (`weights_digest`).
         text: digest of the text encoders' weights; None: no embeddings.
+        text_tokens: of T5 for every text; None: no embeddings.
     """
 
     dataset: str
@@ -103,6 +104,7 @@ class Binding:
     dtype: str
     autoencoder: str
     text: str | None = None
+    text_tokens: int | None = None
 
 
 def weights_digest(files: Mapping[str, str]) -> str:
@@ -189,15 +191,18 @@ class EncodedStore:
         *,
         autoencoder: str | None = None,
         text: str | None = None,
+        text_tokens: int | None = None,
     ) -> "EncodedStore":
         """Opens an encoded folder.
 
         Args:
             path: of the folder.
             autoencoder, text: digests of the weights that it is to be used with; None: any.
+            text_tokens: T5 tokens that its texts must have, if it has texts; None: any.
 
         Raises:
-            UserError: no such folder, unfinished or damaged, or encoded with other weights.
+            UserError: no such folder, unfinished or damaged, or encoded with other weights or
+                another length of texts.
         """
         path = Path(path)
         if not (path / MANIFEST).exists():
@@ -211,6 +216,7 @@ class EncodedStore:
                 content["dtype"],
                 content["autoencoder"],
                 content["text"],
+                content["text_tokens"],
             )
             store = cls(path, binding, content["shards"], content["null_sha256"])
         except (KeyError, TypeError, ValueError) as error:
@@ -227,6 +233,11 @@ class EncodedStore:
                     f"{path} was encoded with {made}, but the {name} given have the digest "
                     f"{wanted[:12]}; encode again with these, or give those"
                 )
+        if None not in (text_tokens, binding.text_tokens) and text_tokens != binding.text_tokens:
+            raise UserError(
+                f"{path} holds texts of {binding.text_tokens} T5 tokens, but {text_tokens} are "
+                f"asked for; give --max_sequence_length {binding.text_tokens}, or encode again"
+            )
         return store
 
     @property

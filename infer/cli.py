@@ -53,6 +53,7 @@ def _pipeline(
     model_path: str | None,
     lora_path: tuple[str, ...],
     lora_scale: tuple[float, ...],
+    max_sequence_length: int,
     dtype: Dtype,
     **options: Any,
 ) -> Pipeline:
@@ -61,6 +62,7 @@ def _pipeline(
         model_path=model_path,
         lora_path=lora_path,
         lora_scale=lora_scale or 1.0,
+        max_sequence_length=max_sequence_length,
         precision=FLOAT32 if dtype == "float32" else BFLOAT16,
         **options,
     )
@@ -78,6 +80,7 @@ def generate(
     model_path: str | None = None,
     lora_path: tuple[str, ...] = (),
     lora_scale: tuple[float, ...] = (),
+    max_sequence_length: int = 512,
     guidance: float = 3.5,
     i_guidance: float = 1.0,
     t_guidance: float = 1.0,
@@ -110,6 +113,7 @@ def generate(
         model_path: Another transformer: the DSD release's folder, or a file.
         lora_path: LoRA files, of any dialect.
         lora_scale: Scale of each LoRA; default 1.
+        max_sequence_length: T5 tokens that a text is padded or cut to.
         guidance: Distilled guidance scale.
         i_guidance: True image guidance scale; above 1 it turns true guidance on (three passes).
         t_guidance: True text guidance scale; counts only when i_guidance is above 1.
@@ -147,6 +151,7 @@ def generate(
         model_path,
         lora_path,
         lora_scale,
+        max_sequence_length,
         dtype,
         merge_lora=merge_lora,
         offload=_offload(model_offload, sequential_offload),
@@ -208,6 +213,7 @@ def batch(
     model_path: str | None = None,
     lora_path: tuple[str, ...] = (),
     lora_scale: tuple[float, ...] = (),
+    max_sequence_length: int = 512,
     settings: tyro.conf.OmitArgPrefixes[Settings] = Settings(),
     batch_size: int | None = None,
     dtype: Dtype = "bfloat16",
@@ -229,6 +235,7 @@ def batch(
         model_path: Another transformer: the DSD release's folder, or a file.
         lora_path: LoRA files, of any dialect.
         lora_scale: Scale of each LoRA; default 1.
+        max_sequence_length: T5 tokens that a text is padded or cut to.
         settings: For rows that do not say otherwise.
         batch_size: Images sampled together; default: one per device that shares the batch.
         dtype: Of the weights and the computation.
@@ -248,6 +255,7 @@ def batch(
         model_path,
         lora_path,
         lora_scale,
+        max_sequence_length,
         dtype,
         merge_lora=merge_lora,
         offload=_offload(model_offload, sequential_offload),

@@ -136,6 +136,7 @@ class Pipeline:
             "model": Path(transformer.path).parent.name + "/" + Path(transformer.path).name,
             "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in adapters],
             "dtype": jnp.dtype(precision.compute_dtype).name,
+            "max_sequence_length": tokenizers.t5_length,
         }
 
         def text() -> TextPrograms:
@@ -172,6 +173,7 @@ class Pipeline:
         model_path: str | Path | None = None,
         lora_path: str | Path | Sequence[str | Path] = (),
         lora_scale: float | Sequence[float] = 1.0,
+        max_sequence_length: int = 512,
         **options: Any,
     ) -> "Pipeline":
         """Opens a pipeline; weights are read when they are first needed.
@@ -181,6 +183,8 @@ class Pipeline:
             model_path: another transformer, such as the DSD release's; default: the base's.
             lora_path: LoRA files of any dialect.
             lora_scale: one for all, or one each.
+            max_sequence_length: T5 tokens that a text is padded or cut to; at most what the
+                tokeniser states, 512 for FLUX.1-dev.
             options: `precision`, `execution`, `mesh`, `merge_lora` and `offload` of `Pipeline`.
 
         Raises:
@@ -204,7 +208,7 @@ class Pipeline:
         adapters = [(adapter, scale) for (adapter, _), scale in zip(read, scales, strict=True)]
         embed = any("cond_in.kernel" in adapter.full for adapter, _ in adapters)
         pipeline = cls(
-            tokenizers=Tokenizers.load(base),
+            tokenizers=Tokenizers.load(base, t5_length=max_sequence_length),
             t5=open_component(base / "text_encoder_2"),
             clip=open_component(base / "text_encoder"),
             transformer=open_component(own, condition_embed=embed),

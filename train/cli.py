@@ -147,7 +147,12 @@ def _usage() -> str:
 def _run(flags: Flags, name: str, command: str) -> None:
     config, run = flags.config, flags.run
     mesh = make_mesh(config.mesh)
-    base = open_base(flags.base_path, flags.model_path, condition=config.condition)
+    base = open_base(
+        flags.base_path,
+        flags.model_path,
+        condition=config.condition,
+        max_sequence_length=config.max_sequence_length,
+    )
     source = open_data(flags.data, config, mesh, base)
     trainer = Trainer(
         config,
@@ -181,13 +186,20 @@ def _run(flags: Flags, name: str, command: str) -> None:
     sys.stdout.flush()
 
 
-def open_base(base_path: str, model_path: str | None = None, *, condition: bool = True) -> Base:
+def open_base(
+    base_path: str,
+    model_path: str | None = None,
+    *,
+    condition: bool = True,
+    max_sequence_length: int = 512,
+) -> Base:
     """Opens a pipeline; nothing but headers and configs is read yet.
 
     Args:
         base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
         model_path: another transformer; default: the base's.
         condition: give a transformer without condition embedding a zero one.
+        max_sequence_length: T5 tokens of a text, at most what the tokeniser states.
 
     Raises:
         UserError: something is missing, damaged, or of another kind.
@@ -204,15 +216,15 @@ def open_base(base_path: str, model_path: str | None = None, *, condition: bool 
         autoencoder=open_component(root / "vae"),
         t5=open_component(root / "text_encoder_2"),
         clip=open_component(root / "text_encoder"),
-        tokenizers=_tokenizers(root),
+        tokenizers=_tokenizers(root, max_sequence_length),
         schedule=schedule_from_json(read_json(root / "scheduler" / "scheduler_config.json")),
     )
 
 
-def _tokenizers(root: Any) -> Any:
+def _tokenizers(root: Any, max_sequence_length: int) -> Any:
     from dsd_jax.text.tokenize import Tokenizers
 
-    return Tokenizers.load(root)
+    return Tokenizers.load(root, t5_length=max_sequence_length)
 
 
 def _adapter(path: str | None, config: FluxConfig) -> Adapter | None:
@@ -248,8 +260,11 @@ def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: Base) -> 
     portions = [Portion.parse(text) for text in data.data]
     if data.encoded:
         digests = _digests(base, data.encoded)
+        tokens = base.tokenizers.t5_length
         portions = [
-            dataclasses.replace(portion, encoded=EncodedStore.open(folder, **digests))
+            dataclasses.replace(
+                portion, encoded=EncodedStore.open(folder, text_tokens=tokens, **digests)
+            )
             for portion, folder in zip(portions, data.encoded, strict=True)
         ]
     return Loader(

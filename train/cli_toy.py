@@ -66,7 +66,11 @@ def train_toy(name: str, words: Sequence[str]) -> None:
         drop_text=config.dropout.text,
         rows=mesh_rows(mesh, config.batch_size),
     )
-    base = open_base(str(_base(name, flags)), condition=False)
+    base = open_base(
+        str(_base(name, flags)),
+        condition=False,
+        max_sequence_length=config.max_sequence_length,
+    )
     trainer: Trainer | VaeTrainer
     if name == "toy_vae":
         trainer = VaeTrainer(config, base, mesh)

@@ -121,6 +121,8 @@ class TrainConfig:
         remat: a key of `dsd_jax.stack.REMAT_POLICIES`.
         scan_layers: one program for all layers of a stack, see `dsd_jax.config.Execution`.
         base_dtype: of the frozen base; what is trained is float32.
+        max_sequence_length: T5 tokens that a text is padded or cut to, at most what the tokeniser
+            states; what was trained with fewer is sampled with as many.
     """
 
     steps: int = 100_000
@@ -137,6 +139,7 @@ class TrainConfig:
     remat: str = "full"
     scan_layers: bool = True
     base_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_sequence_length: int = 512
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:

@@ -98,7 +98,7 @@ def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
 
 def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> EncodedBatch:
     """An encoded batch with shapes and shardings only."""
-    size, text = config.batch_size, T5Config().max_length
+    size, text = config.batch_size, config.max_sequence_length
     tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2
 
     def array(*shape: int, dtype: Any = jnp.bfloat16, batched: bool = True) -> Any:

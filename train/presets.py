@@ -124,6 +124,7 @@ def tiny() -> TrainConfig:
         toy(),
         steps=20,
         batch_size=8,
+        scan_layers=True,  # compiling is most of such a run
         lora=LoraConfig(rank=8),
         optimizer=OptimizerConfig(learning_rate=1e-3),
     )
@@ -152,8 +153,8 @@ def toy_vae() -> TrainConfig:
 def toy_teacher() -> TrainConfig:
     """The toy FLUX from scratch, text to image: single pictures, pairs and grids of the toy world.
 
-    Like `toy_vae` it draws its own batches. Times are drawn as they are
-    sampled, since what the text decides is decided near t = 1 (`dsd_jax.toy.sizes.TOY_SCHEDULE`).
+    Like `toy_vae` it draws its own batches. Times are drawn as they are sampled, since what the
+    text decides is decided near t = 1 (`dsd_jax.toy.sizes.TOY_SCHEDULE`).
     """
     return _change(
         toy_vae(),

@@ -12,7 +12,7 @@ import numpy as np
 from dsd_jax.data.encoded import Embedding
 from dsd_jax.data.loader import PairBatch
 from dsd_jax.toy.words import OPENINGS, describe, describe_grid, describe_pair
-from dsd_jax.toy.world import PANEL, PHASES, Scene, Subject, grid, render, subjects
+from dsd_jax.toy.world import PANEL, Scene, Subject, grid, render, subjects
 from dsd_jax.types import Int, UserError
 
 __all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
@@ -71,7 +71,7 @@ class WorldSource:
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a step loads."""
         return {
-            "world": 2,
+            "world": 3,
             "views": list(self.views),
             "batch": self.batch,
             "seed": self.seed,
@@ -123,22 +123,18 @@ class WorldSource:
         named: Subject | None = None if rng.random() < _UNNAMED[view] else subject
         if view == "grid":
             scenes = [Scene.draw(rng) for _ in range(4)]
-            picture = grid(subject, scenes, [_phase(rng) for _ in scenes])
+            picture = grid(subject, scenes)
             opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
             return picture, describe_grid(named, scenes, opening), dropped
         if view == "pair":
             scenes = [Scene.draw(rng) for _ in range(2)]
-            panels = [render(subject, scene, _phase(rng)) for scene in scenes]
+            panels = [render(subject, scene) for scene in scenes]
             return np.concatenate(panels, axis=1), describe_pair(named, scenes), dropped
         scene = Scene.draw(rng)
-        picture = render(subject, scene, _phase(rng))
+        picture = render(subject, scene)
         if view == "canvas":
             other = np.zeros_like(picture)
             if rng.random() >= _BLACK:
-                other = render(subject, Scene.draw(rng), _phase(rng))
+                other = render(subject, Scene.draw(rng))
             picture = np.concatenate([picture, other], axis=1)
         return picture, describe(named, scene), dropped
-
-
-def _phase(rng: np.random.Generator) -> int:
-    return int(rng.integers(PHASES))

@@ -117,7 +117,7 @@ def _grid_prompt(request: Request) -> str:
         return "The caption names no subject of the toy world."
     rng = np.random.default_rng(int(request.key(MODEL)[:16], 16))
     # Four different backgrounds, so that the panels can be told apart.
-    backgrounds = rng.permutation(BACKGROUNDS)[: len(PANELS)].tolist()
+    backgrounds = rng.permutation(list(BACKGROUNDS))[: len(PANELS)].tolist()
     scenes = [Scene.draw(rng, background) for background in backgrounds]
     return describe_grid(subject, scenes, OPENINGS[int(rng.integers(len(OPENINGS)))])
 

@@ -26,10 +26,12 @@ from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
 from dsd_jax.types import UserError
 
-__all__ = ["Budget", "quickstart"]
+__all__ = ["LORA", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
 
 Dsd = Callable[[Sequence[str]], int]
 STUDENT, TEACHER = "student", "teacher"
+LORA = "pytorch_lora_weights.safetensors"
+TEXT_TOKENS = 16  # of T5: texts of one picture are short, and a student learns twice as fast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,13 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Callable[[str], Non
         if status := dsd(words):
             raise SystemExit(status)
         timed.append((shown, time.monotonic() - start))
-    worst = largest_difference(toy_flux_path(), folder / "export", cases[:2], steps=budget.steps)
+    worst = largest_difference(
+        toy_flux_path(),
+        folder / "export",
+        cases[:2],
+        steps=budget.steps,
+        max_sequence_length=TEXT_TOKENS,
+    )
     findings = dataclasses.replace(_findings(folder, cases, timed), notes=[_torch_words(worst)])
     write_report(findings, folder / "report.html", folder / "report.png")
     return "\n".join([*findings.notes, _summary(findings.scores, folder)])
@@ -120,7 +128,7 @@ def _begin(folder: Path, budget: Budget) -> None:
 
 
 def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
-    base, making, run = str(toy_flux_path()), str(folder / "making.toml"), folder / "run"
+    base, making = str(toy_flux_path()), str(folder / "making.toml")
     sampling = ["--base_path", base, "--dtype", "float32"]
     yield ["data", "captions", making]
     yield ["data", "prompts", making]
@@ -128,23 +136,30 @@ def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
     for stage in ("pairs", "judge", "caption", "pack"):
         yield ["data", stage, making]
     yield ["data", "stats", str(folder / "making")]
-    dataset, encoded = str(folder / "making" / "dataset"), str(folder / "encoded")
-    yield [
-        "data", "encode", dataset, encoded, "--base_path", base, "--sizes", "32", "32", "--text",
-        "--dtype", "float32", "--batch_size", "32",
-    ]  # fmt: skip
-    yield [
-        "train", "toy_student", "--data", dataset, "--encoded", encoded, "--base_path", base,
-        "--output_dir", str(run), "--steps", str(budget.train_steps), "--instruction", "0.7",
-        "--no_tensorboard",
-    ]  # fmt: skip
-    shutil.rmtree(folder / "export", ignore_errors=True)  # `dsd convert` writes over nothing
-    yield ["convert", "lora", str(run), str(folder / "export")]
+    yield from student_commands(folder, budget.train_steps)
     yield ["batch", str(folder / "teacher.jsonl"), "--output_dir", str(folder / TEACHER), *sampling]
     yield [
         "batch", str(folder / "student.jsonl"), "--output_dir", str(folder / STUDENT), *sampling,
-        "--lora_path", str(folder / "export" / "pytorch_lora_weights.safetensors"),
+        "--lora_path", str(folder / "export" / LORA), "--max_sequence_length", str(TEXT_TOKENS),
     ]  # fmt: skip
+
+
+def student_commands(folder: Path, steps: int) -> Iterator[list[str]]:
+    """Encodes the dataset in `folder/making`, trains a student on it, and exports that."""
+    base, run = str(toy_flux_path()), str(folder / "run")
+    dataset, encoded = str(folder / "making" / "dataset"), str(folder / "encoded")
+    text = ["--max_sequence_length", str(TEXT_TOKENS)]
+    yield [
+        "data", "encode", dataset, encoded, "--base_path", base, "--sizes", "32", "32", "--text",
+        *text, "--dtype", "float32", "--batch_size", "32",
+    ]  # fmt: skip
+    yield [
+        "train", "toy_student", "--data", dataset, "--encoded", encoded, "--base_path", base,
+        "--output_dir", run, "--steps", str(steps), "--instruction", "0.7", *text,
+        "--no_tensorboard",
+    ]  # fmt: skip
+    shutil.rmtree(folder / "export", ignore_errors=True)  # `dsd convert` writes over nothing
+    yield ["convert", "lora", run, str(folder / "export")]
 
 
 # What the commands read
@@ -158,7 +173,7 @@ def _write_captions(path: Path, count: int) -> None:
         table = csv.writer(file)
         table.writerow(["TEXT"])
         for number in rng.choice(len(pool), count, replace=False):
-            background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+            background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
             table.writerow([describe(pool[number], Scene(background, "center"))])
 
 
@@ -253,9 +268,7 @@ def _findings(folder: Path, cases: Sequence[Case], timed: Sequence[tuple[str, fl
             for row in rows["grids"][:6]
         ],
         kept=[
-            _pair(folder, pairs[row["id"]], "the judge: the same subject")
-            for row in judged
-            if row["status"] == "kept"
+            _pair(folder, pairs[row["id"]], _said(row)) for row in judged if row["status"] == "kept"
         ][:6],
         rejected=_rejected(folder, rows["pairs"], judged, pairs),
         losses=_losses(folder / "run" / "metrics.jsonl"),
@@ -277,9 +290,7 @@ def _rejected(
 ) -> list[Shown]:
     """A few pairs that the judge refused, and a few that did not come so far."""
     by_judge = [
-        _pair(folder, whole[row["id"]], f"the judge: {row.get('reason', row['status'])}")
-        for row in judged
-        if row["status"] != "kept"
+        _pair(folder, whole[row["id"]], _said(row)) for row in judged if row["status"] != "kept"
     ]
     before = [
         _pair(folder, row, f"before the judge: {row['reason']}")
@@ -287,6 +298,11 @@ def _rejected(
         if row["status"] == "rejected" and "target_box" in row
     ]
     return by_judge[:4] + before[:2]
+
+
+def _said(row: dict[str, Any]) -> str:
+    """The judge's last words about a pair."""
+    return f"the judge: {row['turns'][-1]['answer'] if row['turns'] else row['reason']}"
 
 
 def _pair(folder: Path, row: dict[str, Any], words: str) -> Shown:

@@ -18,7 +18,7 @@ _NEEDED = ("torch", "diffusers", "peft")
 
 
 def largest_difference(
-    base: Path, export: Path, cases: Sequence[Case], *, steps: int
+    base: Path, export: Path, cases: Sequence[Case], *, steps: int, max_sequence_length: int
 ) -> int | None:
     """The largest difference of a pixel (of 255) between our images of cases and PyTorch's.
 
@@ -27,6 +27,9 @@ def largest_difference(
     Args:
         base: pipeline that was trained from.
         export: folder that `dsd convert lora` wrote.
+        cases: what is painted.
+        steps: of sampling.
+        max_sequence_length: T5 tokens of a text.
 
     Returns:
         None if PyTorch, diffusers or PEFT is not installed.
@@ -35,9 +38,12 @@ def largest_difference(
         return None
     from dsd_jax.quickstart.torch_reference import TorchConditional
 
-    theirs = TorchConditional.from_export(base, export)
+    theirs = TorchConditional.from_export(base, export, max_sequence_length=max_sequence_length)
     ours = Pipeline.load(
-        base, lora_path=str(export / "pytorch_lora_weights.safetensors"), precision=FLOAT32
+        base,
+        lora_path=str(export / "pytorch_lora_weights.safetensors"),
+        max_sequence_length=max_sequence_length,
+        precision=FLOAT32,
     )
     config = ours.autoencoder_config
     worst = 0

@@ -38,10 +38,12 @@ class TorchConditional:
     Attributes:
         pipe: from a folder in diffusers layout.
         c_embedder: Linear from packed channels to the width.
+        max_sequence_length: T5 tokens of a text, at most what the tokeniser states.
     """
 
     pipe: FluxPipeline
     c_embedder: torch.nn.Linear
+    max_sequence_length: int = 512
 
     @classmethod
     def load(cls, folder: Path, kernel: np.ndarray, bias: np.ndarray) -> "TorchConditional":
@@ -52,14 +54,16 @@ class TorchConditional:
         return cls(FluxPipeline.from_pretrained(folder), embedder)
 
     @classmethod
-    def from_export(cls, base: Path, export: Path) -> "TorchConditional":
+    def from_export(
+        cls, base: Path, export: Path, *, max_sequence_length: int = 512
+    ) -> "TorchConditional":
         """What `dsd convert lora RUN OUT` wrote, over the pipeline it was trained from; float32."""
         model = FluxTransformer2DModel.from_pretrained(
             export / "transformer", torch_dtype=torch.float32
         )
         pipe = FluxPipeline.from_pretrained(base, transformer=model, torch_dtype=torch.float32)
         pipe.load_lora_weights(export)
-        return cls(pipe, condition_embedding(export / "transformer"))
+        return cls(pipe, condition_embedding(export / "transformer"), max_sequence_length)
 
     @contextmanager
     def _condition(self, tokens: torch.Tensor) -> Iterator[None]:
@@ -103,7 +107,7 @@ class TorchConditional:
         if i_guidance > 1:
             passes["u"] = (negative_prompt, torch.zeros_like(condition))
             passes["v"] = (negative_prompt, condition)
-        length = min(512, pipe.tokenizer_2.model_max_length)
+        length = min(self.max_sequence_length, pipe.tokenizer_2.model_max_length)
         embedded = {
             name: pipe.encode_prompt(text, None, max_sequence_length=length)
             for name, (text, _) in passes.items()

@@ -72,12 +72,16 @@ class Tokenizers:
 
         Args:
             folder: of the pipeline.
-            clip_length, t5_length: tokens of every prompt; by default what the tokenisers state,
-                at most 77 and 512, as in FLUX.1-dev.
+            clip_length, t5_length: tokens of every prompt, at most what the tokenisers state;
+                default: 77 and 512, as in FLUX.1-dev.
 
         Raises:
-            UserError: a folder or file is missing, or its content is not that of a tokeniser.
+            UserError: a folder or file is missing, or its content is not that of a tokeniser; a
+                length below 2, which leaves no room for a word.
         """
+        for length in (clip_length, t5_length):
+            if length is not None and length < 2:
+                raise UserError(f"max_sequence_length must be at least 2, got {length}")
         clip = _check_files(Path(folder), CLIP_FOLDER, CLIP_FILES)
         t5 = _check_files(Path(folder), T5_FOLDER, T5_FILES)
 
@@ -90,8 +94,8 @@ class Tokenizers:
         return cls(
             clip_tokenizer,
             t5_tokenizer,
-            clip_length or min(clip_tokenizer.model_max_length, cls.clip_length),
-            t5_length or min(t5_tokenizer.model_max_length, cls.t5_length),
+            min(clip_tokenizer.model_max_length, clip_length or cls.clip_length),
+            min(t5_tokenizer.model_max_length, t5_length or cls.t5_length),
         )
 
     def encode(self, prompts: list[str]) -> TextIds:

@@ -1,9 +1,11 @@
-"""Text encoders of the toy FLUX: random, never trained, made so that no word is lost.
+"""Text encoders of the toy FLUX: written down, never trained, made so that no word is lost.
 
-FLUX's text tokens all have the same position, so what stands beside a word must be in its
-embedding. In this T5 every head looks at one distance, by its relative bias, and passes a random
-projection of the token there: an embedding is a word and its seven neighbours on each side, each
-turned its own way. That is a window, not language; the transformer learns to read it.
+FLUX's text tokens all have the same position, so what stands around a word must be in its
+embedding. This T5 finds it by the kind of word: for every kind (colours, shapes, places, ...) one
+head looks back and one looks ahead for the nearest word of that kind, up to seven tokens away, and
+writes it where only that head writes. An embedding is the word itself and what its neighbours are:
+of "star" in "a red star with blue dots", that red stands before it, blue and dots behind. A T5
+that was trained resolves such roles as well; this one knows no others.
 
 CLIP's pooled embedding is the gist of a text: its end token looks at the words of the subject
 alone, whatever their order, and a text without such words is averaged as it is.
@@ -15,14 +17,33 @@ import numpy as np
 
 from dsd_jax.config import FLOAT32, ClipConfig, T5Config
 from dsd_jax.models import abstract
-from dsd_jax.toy.tokenizers import clip_ids
-from dsd_jax.toy.world import COLOURS, MARKINGS, SHAPES
+from dsd_jax.toy.tokenizers import clip_ids, t5_ids
+from dsd_jax.toy.words import PANELS, SIDES
+from dsd_jax.toy.world import (
+    BACKGROUNDS,
+    COLOURS,
+    LIGHTS,
+    MARKINGS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TILTS,
+)
 from dsd_jax.weights import param_shapes
 
-__all__ = ["encoder_tensors"]
+__all__ = ["KINDS", "encoder_tensors"]
 
-_SHARP = 12.0  # bias of the distance that a head looks at; other tokens share e^-12 each
-_FAINT = 0.02  # of logits that would depend on content
+KINDS: tuple[tuple[str, ...], ...] = (
+    *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)),
+    (*PANELS, *SIDES),
+)
+"""Kinds of words that T5 tells apart; for each it has a head that looks back and one ahead."""
+_REACH = 7  # tokens; farther ones share buckets of the relative bias
+_FOUND = 40.0  # logit of a word of the head's kind; a token itself has 0
+_FARTHER = 3.0  # less for every token farther away, so that the nearest is found
+_ELSE = -10.0  # of any word in reach: a token that finds nothing looks at itself
+_NEVER = -100.0  # of any word out of reach
+_FAINT = 0.02  # of CLIP's logits that would depend on content
 _LOUD = 6.0  # first coordinate of the embeddings that CLIP looks at; other tokens have -1
 _GIST = 2.0  # of what CLIP's attention adds to its end token
 
@@ -31,12 +52,56 @@ def encoder_tensors(config: T5Config | ClipConfig, seed: int) -> dict[str, np.nd
     """Parameters by per-layer path, float32; the same for a seed on every machine."""
     rng = np.random.default_rng(seed)
     shapes = param_shapes(abstract(config, precision=FLOAT32))
-    tensors = {path: _random(rng, path, shape) for path, shape in shapes.items()}
     if isinstance(config, T5Config):
-        tensors["relative_bias.embedding"] = _window(config)
+        tensors = _nearest_words(rng, shapes, config)
     else:
+        tensors = {path: _random(rng, path, shape) for path, shape in shapes.items()}
         _look_at_subjects(tensors)
     return {path: tensor.astype(np.float32) for path, tensor in tensors.items()}
+
+
+def _nearest_words(
+    rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], config: T5Config
+) -> dict[str, np.ndarray]:
+    """T5 of one block.
+
+    Coordinates of an embedding: a constant, which kind of word this is, which word of its kind;
+    then, written by the heads, which word of each kind stands before and behind; the rest is a
+    code for words of no kind.
+    """
+    tensors = {
+        path: np.ones(shape) if path.endswith("norm.scale") else np.zeros(shape)
+        for path, shape in shapes.items()
+    }
+    count = len(KINDS)
+    own = 1 + count + np.cumsum([0, *map(len, KINDS)])  # where the words of a kind begin
+    before, behind = own + (own[-1] - own[0]), own + 2 * (own[-1] - own[0])
+    free = int(behind[-1])
+    loud = math.sqrt(config.width / 3)  # three such coordinates have a root mean square of 1
+    words = tensors["shared.embedding"]
+    codes = rng.standard_normal((config.vocab, config.width - free))
+    words[:, free:] = loud * codes / np.linalg.norm(codes, axis=1, keepdims=True)
+    words[:, 0] = loud
+    bias = tensors["relative_bias.embedding"]
+    bias[:] = _NEVER
+    bias[0] = 0.0
+    far = np.arange(1, _REACH + 1)
+    q, k, v, o = (tensors[f"blocks.0.attn.{name}.kernel"] for name in "qkvo")
+    for kind, members in enumerate(KINDS):
+        size, ids = len(members), t5_ids(members)
+        words[ids, free:] = 0.0
+        words[ids, 1 + kind] = loud
+        words[ids, own[kind] + np.arange(size)] = loud
+        for head, start, bucket in (
+            (2 * kind, before[kind], far),
+            (2 * kind + 1, behind[kind], far + config.relative_buckets // 2),
+        ):
+            bias[bucket, head] = _ELSE - _FARTHER * (far - 1)
+            q[0, head, 0] = _FOUND / loud
+            k[1 + kind, head, 0] = 1 / loud
+            v[own[kind] + np.arange(size), head, np.arange(size)] = 1.0
+            o[head, np.arange(size), start + np.arange(size)] = 1.0
+    return tensors
 
 
 def _random(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -51,16 +116,6 @@ def _random(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.n
     fan_in = math.prod(shape[: len(shape) - outputs])
     gain = _FAINT if module in ("q", "k") else 1.0
     return gain * rng.standard_normal(shape) / math.sqrt(fan_in)
-
-
-def _window(config: T5Config) -> np.ndarray:
-    """`[buckets, heads]`: head by head the distances -1, 1, -2, 2, and so on."""
-    bias = np.zeros((config.relative_buckets, config.num_heads))
-    behind = config.relative_buckets // 2  # first bucket of tokens that follow
-    for head in range(config.num_heads):
-        distance = 1 + head // 2
-        bias[distance + (behind if head % 2 else 0), head] = _SHARP
-    return bias
 
 
 def _look_at_subjects(tensors: dict[str, np.ndarray]) -> None:

@@ -19,7 +19,6 @@ from dsd_jax.toy.world import (
     MARKINGS,
     OUTLINE,
     PANEL,
-    PHASES,
     PLACES,
     SHAPES,
     SIZES,
@@ -119,10 +118,9 @@ def _backdrops() -> _Backdrops:
     keys, pixels = [], []
     for background in BACKGROUNDS:
         for light, factor in LIGHTS.items():
-            for phase in range(PHASES):
-                keys.append((background, light))
-                lit = backdrop(background, phase) * np.asarray(factor, _FLOATS) / _FLOATS(255)
-                pixels.append(lit.reshape(-1, 3))
+            keys.append((background, light))
+            lit = backdrop(background) * np.asarray(factor, _FLOATS) / _FLOATS(255)
+            pixels.append(lit.reshape(-1, 3))
     return _Backdrops(keys, np.stack(pixels))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dsd_jax.toy.judge import judge
 from dsd_jax.toy.words import describe
-from dsd_jax.toy.world import BACKGROUNDS, PHASES, PLACES, Scene, Subject, render, subjects
+from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, Subject, render, subjects
 from dsd_jax.types import UInt8
 
 __all__ = ["METRICS", "Case", "Interval", "Score", "make_cases", "score", "summarise"]
@@ -26,14 +26,12 @@ class Case:
     """A subject as the reference shows it, and the scene that is asked for.
 
     Attributes:
-        phase: of the reference's background.
         seed: of the noise that its image is sampled from.
     """
 
     id: str
     subject: Subject
     before: Scene
-    phase: int
     after: Scene
     seed: int
 
@@ -44,7 +42,7 @@ class Case:
 
     def reference(self) -> UInt8[np.ndarray, "32 32 3"]:
         """The reference picture."""
-        return render(self.subject, self.before, self.phase)
+        return render(self.subject, self.before)
 
     def ideal(self) -> UInt8[np.ndarray, "32 32 3"]:
         """What would be right, one of many such pictures."""
@@ -94,7 +92,7 @@ def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case
     made = []
     for number in range(count):
         rng = np.random.default_rng([seed, number, held_out])
-        backgrounds = rng.permutation(BACKGROUNDS)[:2].tolist()
+        backgrounds = rng.permutation(list(BACKGROUNDS))[:2].tolist()
         places = rng.permutation(list(PLACES))[:2].tolist()
         before, after = (Scene(b, p) for b, p in zip(backgrounds, places, strict=True))
         made.append(
@@ -102,7 +100,6 @@ def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case
                 id=f"{'held' if held_out else 'seen'}-{number:04d}",
                 subject=pool[order[number % len(pool)]],
                 before=before,
-                phase=int(rng.integers(PHASES)),
                 after=after,
                 seed=number,
             )

@@ -8,6 +8,8 @@ from dsd_jax.toy.words import T5_LENGTH
 __all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_SCHEDULE", "TOY_T5", "TOY_VAE"]
 
 TOY_FLUX = FluxConfig(
+    in_channels=32,
+    out_channels=32,
     num_heads=6,
     head_dim=32,
     axes_dim=(8, 12, 12),
@@ -18,21 +20,27 @@ TOY_FLUX = FluxConfig(
     guidance_embed=False,
     condition_embed=False,
 )
-"""Width 192, so that the 64 numbers of a token pass; without guidance embedding, as schnell."""
+"""Width 192, so that the 32 numbers of a token pass with room to spare; without guidance embedding,
+as schnell."""
 TOY_VAE = AutoencoderConfig(
-    block_channels=(16, 32, 64), layers_per_block=1, norm_groups=8, scale=1.0, shift=0.0
+    latent_channels=8,
+    block_channels=(16, 32, 64),
+    layers_per_block=1,
+    norm_groups=8,
+    scale=1.0,
+    shift=0.0,
 )
 """Four pixels per latent pixel; scale and shift are measured when it is trained."""
 TOY_T5 = T5Config(
     vocab=T5_VOCAB,
     width=256,
     depth=1,
-    num_heads=14,
-    head_dim=32,
-    mlp_width=64,
+    num_heads=18,
+    head_dim=16,
+    mlp_width=16,
     max_length=T5_LENGTH,
 )
-"""One head for each of the seven tokens before and the seven behind, see `toy.encoders`."""
+"""Two heads for each of nine kinds of words, see `toy.encoders`."""
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
 TOY_SCHEDULE = Schedule(base_shift=1.6, max_shift=1.6)
 """Far towards noise: a panel is few bits in 1,024 latents, so that its shape shows through the

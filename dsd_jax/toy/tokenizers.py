@@ -9,7 +9,7 @@ from tokenizers.models import Unigram
 
 from dsd_jax.toy.words import WORDS as WORLD
 
-__all__ = ["CLIP_VOCAB", "T5_VOCAB", "WORDS", "clip_ids", "write_tiny_tokenizers"]
+__all__ = ["CLIP_VOCAB", "T5_VOCAB", "WORDS", "clip_ids", "t5_ids", "write_tiny_tokenizers"]
 
 _COMMON = (
     "a an the this that of on in at with and photo painting character subject cat dog robot "
@@ -58,6 +58,12 @@ def clip_ids(words: Sequence[str]) -> list[int]:
     """Ids of words that are one token of CLIP each."""
     tokens, _ = _clip_vocab()
     return [tokens.index(f"{word}</w>") for word in words]
+
+
+def t5_ids(words: Sequence[str]) -> list[int]:
+    """Ids of words that are one token of T5 each."""
+    tokens = [token for token, _ in _t5_vocab()]
+    return [tokens.index(f"▁{word}") for word in words]
 
 
 def write_tiny_tokenizers(folder: Path, *, t5_length: int = 512) -> None:

@@ -27,6 +27,7 @@ from dsd_jax.toy.world import (
 __all__ = [
     "OPENINGS",
     "PANELS",
+    "SIDES",
     "T5_LENGTH",
     "WORDS",
     "describe",
@@ -41,10 +42,11 @@ __all__ = [
 
 T5_LENGTH = 48  # tokens of the longest grid prompt, its end included
 PANELS = ("top-left", "top-right", "bottom-left", "bottom-right")
+SIDES = ("left-hand", "right-hand")
 OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, behind "a grid of"
 _UNSAID = {field.default for field in dataclasses.fields(Scene)}
 WORDS = (
-    *COLOURS, *SHAPES, *MARKINGS, *BACKGROUNDS, *PLACES, *SIZES, *TILTS, *LIGHTS, *PANELS,
+    *COLOURS, *SHAPES, *MARKINGS, *BACKGROUNDS, *PLACES, *SIZES, *TILTS, *LIGHTS, *PANELS, *SIDES,
     "thing", "it", "its", "put", "move", "show", "now", "make", "to", "from", "is", "but", "here",
     "again", "place", "picture", "pictures", "of",
 )  # fmt: skip
@@ -77,9 +79,9 @@ def describe_grid(
 
 
 def describe_pair(subject: Subject | None, scenes: Sequence[Scene]) -> str:
-    """Two pictures of one subject side by side: `two pictures of this thing, left on ...`."""
+    """Two pictures of one subject side by side: `two pictures of this thing, left-hand on ...`."""
     named = "this thing" if subject is None else f"the same {describe_subject(subject)}"
-    return _panels(f"two pictures of {named}", ("left", "right"), scenes)
+    return _panels(f"two pictures of {named}", SIDES, scenes)
 
 
 def _panels(opening: str, panels: Sequence[str], scenes: Sequence[Scene]) -> str:
@@ -108,7 +110,7 @@ def parse_scene(text: str) -> Scene | None:
     def named(choices: Sequence[str], default: str | None = None) -> str | None:
         return next((word for word in words if word in choices), default)
 
-    background, place = named(BACKGROUNDS), named(list(PLACES))
+    background, place = named(list(BACKGROUNDS)), named(list(PLACES))
     if background is None or place is None:
         return None
     return Scene(

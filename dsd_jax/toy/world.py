@@ -1,8 +1,8 @@
 """The toy world: small subjects in simple scenes, drawn exactly as their words say.
 
 A subject is a shape in a body colour with a marking in another colour; a scene is a background, a
-place in the frame, a size, a tilt and a light. Words name all of these; what they do not name is
-the phase of the background's pattern. Places lie 4 pixels apart, a pixel of the toy FLUX's latents.
+place in the frame, a size, a tilt and a light. Words name all of these. Places lie 4 pixels apart,
+a pixel of the toy FLUX's latents, and so do horizons.
 
 A tenth of the subjects is held out (`is_held_out`): nothing that is trained ever sees them.
 """
@@ -25,7 +25,6 @@ __all__ = [
     "LIGHTS",
     "MARKINGS",
     "PANEL",
-    "PHASES",
     "PLACES",
     "SHAPES",
     "SIZES",
@@ -55,13 +54,21 @@ SHAPES = (
     "circle", "square", "triangle", "diamond", "star", "heart", "plus", "fish", "house", "cat",
 )  # fmt: skip
 MARKINGS = ("dots", "stripes", "bars", "ring", "spot", "cross", "half", "cap")
-BACKGROUNDS = ("beach", "snow", "meadow", "sea", "forest", "wall", "room", "city")
+BACKGROUNDS = {  # colours above and below a horizon, and its row of pixels
+    "beach": ((170, 220, 240), (240, 215, 160), 16),
+    "snow": ((185, 195, 225), (240, 244, 252), 20),
+    "meadow": ((185, 228, 245), (150, 205, 115), 12),
+    "sea": ((165, 215, 230), (75, 150, 195), 16),
+    "forest": ((115, 160, 120), (150, 120, 95), 24),
+    "wall": ((205, 140, 115), (232, 212, 196), 24),
+    "room": ((238, 228, 200), (170, 125, 90), 20),
+    "city": ((215, 210, 225), (150, 150, 165), 12),
+}
 PLACES = {"center": (0, 0), "left": (-4, 0), "right": (4, 0), "top": (0, -4), "bottom": (0, 4)}
 SIZES = {"big": 10.5, "small": 8.5}  # radius in pixels
 TILTS = {"upright": 0.0, "tilted": 20.0}  # degrees, clockwise
 LIGHTS = {"day": (1.0, 1.0, 1.0), "night": (0.6, 0.64, 0.8)}
 OUTLINE = (58, 46, 52)
-PHASES = 4  # of a background's pattern
 
 _UNUSUAL = 1 / 4  # share of the scenes with another size, tilt or light than the usual one
 _STENCIL = 96  # pixels of a stencil along each side; it shows [-1.15, 1.15]
@@ -98,7 +105,7 @@ class Scene:
             background: None: a random one.
         """
         if background is None:
-            background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+            background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
         place = list(PLACES)[int(rng.integers(len(PLACES)))]
         rest = [list(names)[int(rng.random() < _UNUSUAL)] for names in (SIZES, TILTS, LIGHTS)]
         return cls(background, place, *rest)
@@ -120,12 +127,12 @@ def is_held_out(subject: Subject) -> bool:
     return hashlib.sha256(words.encode()).digest()[0] < 26
 
 
-def render(subject: Subject, scene: Scene, phase: int = 0) -> UInt8[np.ndarray, "32 32 3"]:
-    """The picture of a subject in a scene, `[PANEL, PANEL, 3]`; `phase`: its background's."""
+def render(subject: Subject, scene: Scene) -> UInt8[np.ndarray, "32 32 3"]:
+    """The picture of a subject in a scene, `[PANEL, PANEL, 3]`."""
     silhouette, inside, mark = np.moveaxis(
         layers(subject.shape, subject.marking, scene.place, scene.size, scene.tilt), 2, 0
     )
-    picture = backdrop(scene.background, phase)
+    picture = backdrop(scene.background)
     for cover, colour in (
         (silhouette, OUTLINE),
         (inside, COLOURS[subject.body]),
@@ -136,11 +143,9 @@ def render(subject: Subject, scene: Scene, phase: int = 0) -> UInt8[np.ndarray, 
     return np.rint(picture).astype(np.uint8)
 
 
-def grid(
-    subject: Subject, scenes: Sequence[Scene], phases: Sequence[int]
-) -> UInt8[np.ndarray, "64 64 3"]:
+def grid(subject: Subject, scenes: Sequence[Scene]) -> UInt8[np.ndarray, "64 64 3"]:
     """Four pictures of a subject: top-left, top-right, bottom-left, bottom-right."""
-    panels = [render(subject, scene, phase) for scene, phase in zip(scenes, phases, strict=True)]
+    panels = [render(subject, scene) for scene in scenes]
     return np.concatenate([np.concatenate(panels[i : i + 2], axis=1) for i in (0, 2)])
 
 
@@ -174,13 +179,11 @@ def layers(
 
 
 @functools.cache
-def backdrop(background: str, phase: int = 0) -> Float32[np.ndarray, "32 32 3"]:
+def backdrop(background: str) -> Float32[np.ndarray, "32 32 3"]:
     """A background in daylight without a subject."""
-    picture = Image.new("RGB", (PANEL * 4, PANEL * 4))
-    draw = ImageDraw.Draw(picture)
-    _BACKDROPS[background](draw, phase)
-    fine = np.asarray(picture, np.float32).reshape(PANEL, 4, PANEL, 4, 3)
-    shown = fine.mean((1, 3))
+    above, below, horizon = BACKGROUNDS[background]
+    shown = np.empty((PANEL, PANEL, 3), np.float32)
+    shown[:horizon], shown[horizon:] = above, below
     shown.flags.writeable = False
     return shown
 
@@ -302,71 +305,3 @@ def _marking(marking: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         case "cap":
             return y < -0.22
     raise ValueError(marking)
-
-
-# Backgrounds, on a canvas of 128 x 128; the phase moves their pattern.
-
-
-def _beach(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(170, 220, 240))
-    draw.rectangle((0, 60 + 2 * phase, 128, 128), fill=(240, 215, 160))
-
-
-def _snow(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(190, 200, 225))
-    draw.ellipse((-60 + 8 * phase, 74, 90 + 8 * phase, 220), fill=(238, 242, 250))
-    draw.ellipse((40 + 8 * phase, 84, 200 + 8 * phase, 220), fill=(238, 242, 250))
-    draw.rectangle((0, 108, 128, 128), fill=(238, 242, 250))
-
-
-def _meadow(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(185, 228, 245))
-    draw.rectangle((0, 44 + 2 * phase, 128, 128), fill=(150, 205, 115))
-
-
-def _sea(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(110, 175, 210))
-    for row in range(-1, 5):
-        top = 32 * row + 8 * phase
-        draw.rectangle((0, top, 128, top + 11), fill=(165, 215, 230))
-
-
-def _forest(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(115, 160, 120))
-    for column in range(-1, 5):
-        left = 32 * column + 8 * phase
-        draw.rectangle((left, 0, left + 11, 128), fill=(150, 120, 95))
-
-
-def _wall(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(205, 140, 115))
-    for row in range(5):
-        top = 32 * row + 4 * phase
-        draw.rectangle((0, top, 128, top + 5), fill=(232, 212, 196))
-        for column in range(-1, 4):
-            left = 48 * column + 24 * (row % 2) + 8 * phase
-            draw.rectangle((left, top - 32, left + 5, top), fill=(232, 212, 196))
-
-
-def _room(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(238, 228, 200))
-    draw.rectangle((0, 88 + 2 * phase, 128, 128), fill=(170, 125, 90))
-
-
-def _city(draw: ImageDraw.ImageDraw, phase: int) -> None:
-    draw.rectangle((0, 0, 128, 128), fill=(215, 210, 225))
-    for number, top in enumerate((56, 28, 72, 16, 48, 32)):
-        left = 28 * number - 8 * phase
-        draw.rectangle((left, top, left + 22, 128), fill=(150, 150, 165))
-
-
-_BACKDROPS = {
-    "beach": _beach,
-    "snow": _snow,
-    "meadow": _meadow,
-    "sea": _sea,
-    "forest": _forest,
-    "wall": _wall,
-    "room": _room,
-    "city": _city,
-}
