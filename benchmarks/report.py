@@ -128,6 +128,12 @@ both colours and marking are, a scene if background and place are. Wrong: someth
 not so.""",
     ),
     (
+        "toy_latents",
+        "When the toy text decides",
+        """Latents of two pictures that differ in one word, and the time above which x_t does not
+tell them apart any more (d' = 2, right in 84 % of the cases), so that the text has to.""",
+    ),
+    (
         "toy_teacher",
         "The toy teacher",
         """Pictures that the shipped toy FLUX paints, as the pixel judge sees them; what is unclear

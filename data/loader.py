@@ -349,9 +349,10 @@ def _check_encoded(portions: Sequence[Portion], sizes: Sequence[Size]) -> tuple[
                 f"{store.path} was encoded at sizes {list(store.binding.sizes)}, but the sizes "
                 f"asked for are {list(sizes)}; encode again, or ask for those"
             )
-        alike = ("dtype", "autoencoder", "text")
+        alike = ("dtype", "autoencoder", "text", "text_tokens")
         if any(getattr(store.binding, n) != getattr(first.binding, n) for n in alike):
             raise UserError(
-                f"{store.path} and {first.path} were encoded with different weights or dtypes"
+                f"{store.path} and {first.path} were encoded with different weights, dtypes or "
+                "lengths of texts"
             )
     return True, first.binding.text is not None

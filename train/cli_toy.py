@@ -45,7 +45,6 @@ class _Flags:
     run: RunConfig
     config: TrainConfig
     base_path: Path | None
-    go_on: bool
 
 
 def train_toy(name: str, words: Sequence[str]) -> None:
@@ -75,7 +74,7 @@ def train_toy(name: str, words: Sequence[str]) -> None:
     if name == "toy_vae":
         trainer = VaeTrainer(config, base, mesh)
     else:
-        trainer = Trainer(config, base, mesh, from_scratch=not flags.go_on)
+        trainer = Trainer(config, base, mesh, from_scratch=True)
     done = run_training(trainer, run, source, preset=name)
     if not first_process():
         return
@@ -98,7 +97,6 @@ def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
         run: Annotated[RunConfig, _PLAIN],
         config: Annotated[TrainConfig, _PLAIN] = recipe,
         base_path: Path | None = None,
-        go_on: bool = False,
     ) -> _Flags:
         """Train a part of the toy FLUX, on pictures that are drawn as it goes.
 
@@ -107,9 +105,8 @@ def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
             config: The recipe.
             base_path: The toy pipeline that the teacher takes its autoencoder from; default: the
                 one in the package.
-            go_on: Start the teacher from that pipeline's transformer, not from random weights.
         """
-        return _Flags(run, config, base_path, go_on)
+        return _Flags(run, config, base_path)
 
     return command
 

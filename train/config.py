@@ -123,6 +123,8 @@ class TrainConfig:
         base_dtype: of the frozen base; what is trained is float32.
         max_sequence_length: T5 tokens that a text is padded or cut to, at most what the tokeniser
             states; what was trained with fewer is sampled with as many.
+        pad_to_longest: pad the texts of a batch to its longest one (a multiple of 16 tokens), not
+            to `max_sequence_length`; on one process only, since each sees its own texts.
     """
 
     steps: int = 100_000
@@ -140,6 +142,7 @@ class TrainConfig:
     scan_layers: bool = True
     base_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     max_sequence_length: int = 512
+    pad_to_longest: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:

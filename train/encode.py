@@ -33,6 +33,7 @@ __all__ = ["Encoder"]
 
 # Pictures that a device encodes at once; at 512 x 1024 pixels each takes about 1 GB on the way.
 AT_ONCE = 4
+_TEXT_STEP = 16  # tokens; few lengths, since each is compiled
 # Folded into the run's seed: a stream of its own, since no run has so many steps.
 _STREAM = 2**32 - 1
 
@@ -75,6 +76,8 @@ class Encoder:
         self._from_moments = jit(self._moments_program)
         self._embed = jit(self._text_program)
         self._null = None if null is None else self._cast(*map(self._spread, null))
+        if config.pad_to_longest and jax.process_count() > 1:
+            raise UserError("pad_to_longest needs a run of one process; leave it out")
 
     @functools.cached_property
     def autoencoder(self) -> tuple[nnx.GraphDef[Autoencoder], nnx.State]:
@@ -132,16 +135,36 @@ class Encoder:
             x_0, img_cond = self._from_moments(batch.canvas, batch.condition, step)
         else:
             raise UserError("encoded pairs hold both frames; train on targets from the pictures")
-        text = self._embed_texts(batch.texts) if batch.text is None else self._cast(*batch.text)
+        if batch.text is None:
+            text = self._embed_texts(batch.texts, shorten=self.config.pad_to_longest)
+        else:
+            text = self._cast(*batch.text)
+        null = self.null
         return EncodedBatch(
-            x_0, img_cond, *text, batch.drop_text, batch.drop_image, self.null.txt, self.null.vec
+            x_0,
+            img_cond,
+            *text,
+            batch.drop_text,
+            batch.drop_image,
+            null.txt[: text.txt.shape[1]],
+            null.vec,
         )
 
-    def _embed_texts(self, texts: list[str]) -> _Text:
-        """Embeddings of this process's rows, as rows of the whole batch."""
-        ids = self.base.tokenizers.encode(texts)
+    def _embed_texts(self, texts: list[str], *, shorten: bool = False) -> _Text:
+        """Embeddings of this process's rows, as rows of the whole batch.
+
+        Args:
+            texts: of the rows.
+            shorten: pad to the longest text only.
+        """
+        tokenizers = self.base.tokenizers
+        ids = tokenizers.encode(texts)
+        t5_ids = ids.t5
+        if shorten:
+            longest = int((t5_ids != tokenizers.t5.pad_token_id).sum(1).max())
+            t5_ids = t5_ids[:, : -(-longest // _TEXT_STEP) * _TEXT_STEP]
         placed = [
-            jax.make_array_from_process_local_data(self._rows, own) for own in (ids.t5, ids.clip)
+            jax.make_array_from_process_local_data(self._rows, own) for own in (t5_ids, ids.clip)
         ]
         (_, t5), (_, clip) = self._texts
         return self._embed(t5, clip, *placed)

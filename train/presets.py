@@ -138,7 +138,7 @@ def toy_vae() -> TrainConfig:
     """
     return _change(
         toy(),
-        steps=2200,
+        steps=1600,
         batch_size=16,
         height=64,
         width=64,
@@ -158,8 +158,9 @@ def toy_teacher() -> TrainConfig:
     """
     return _change(
         toy_vae(),
-        steps=20_000,
+        steps=9_000,
         batch_size=16,
+        pad_to_longest=True,
         dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),
         flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(

@@ -85,7 +85,7 @@ class Trainer:
         self.encoder = Encoder(base, config, mesh, null=null, compiler_options=compiler_options)
         ema = config.optimizer.ema > 0
         self.state_shapes = abstract_state(self.trainee.split, self.optimizer, mesh, ema=ema)
-        self._compiled: dict[Size, Callable[..., tuple[TrainState, Metrics]]] = {}
+        self._compiled: dict[tuple[Size, int], Callable[..., tuple[TrainState, Metrics]]] = {}
         self.compiled_in = 0.0  # seconds that the last step spent on compiling
         self.text_tokens = 0  # of a prompt, known after the first step
 
@@ -118,12 +118,13 @@ class Trainer:
         encoded = self.encoder(batch, step)
         self.text_tokens = encoded.txt.shape[1]
         self.compiled_in = 0.0
-        if batch.size not in self._compiled:
+        shape = batch.size, self.text_tokens
+        if shape not in self._compiled:
             start = time.perf_counter()
-            self._compiled[batch.size] = self._compile(state, encoded, batch.size)
+            self._compiled[shape] = self._compile(state, encoded, batch.size)
             self.compiled_in = time.perf_counter() - start
         with jax.transfer_guard("disallow"):
-            return self._compiled[batch.size](state, self.frozen, encoded)
+            return self._compiled[shape](state, self.frozen, encoded)
 
     def latent_size(self, size: Size) -> Size:
         """Height and width of the canvas in latent pixels, for frames of `size` pixels."""

@@ -42,7 +42,6 @@ TOY_T5 = T5Config(
 )
 """Two heads for each of nine kinds of words, see `toy.encoders`."""
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
-TOY_SCHEDULE = Schedule(base_shift=1.6, max_shift=1.6)
-"""Far towards noise: a panel is few bits in 1,024 latents, so that its shape shows through the
-noise below t = 0.9, and in the four panels of a grid below 0.95. What the text has to decide is
-decided above."""
+TOY_SCHEDULE = Schedule(base_shift=1.4, max_shift=1.4)
+"""Far towards noise: a panel is few bits in 512 latents, so that what it shows can be told through
+much noise, and what the text has to decide is decided above that (`benchmarks/toy_latents.py`)."""

@@ -61,6 +61,12 @@ def test_other_lengths(folder: Path) -> None:
     np.testing.assert_array_equal(ids.t5, reference_ids(folder, "tokenizer_2", 20))
 
 
+def test_no_more_tokens_than_the_tokeniser_states_and_room_for_a_word(folder: Path) -> None:
+    assert Tokenizers.load(folder, t5_length=4096).t5_length == 512
+    with pytest.raises(UserError, match="max_sequence_length must be at least 2, got 0"):
+        Tokenizers.load(folder, t5_length=0)
+
+
 def test_what_is_cut_is_told_in_the_words_of_the_prompt(tokenizers: Tokenizers) -> None:
     long = "Spotted ROBOT " * 37 + "and A Cat, on the Beach"
     # 37 x 2 words and "and" fill the 75 places between start and end.

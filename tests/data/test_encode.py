@@ -62,7 +62,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PairStore:
 
 @pytest.fixture(scope="module")
 def binding(store: PairStore) -> Binding:
-    return Binding(store.fingerprint, SIZES, "float32", "digest of the VAE", "digest of T5, CLIP")
+    return Binding(
+        store.fingerprint, SIZES, "float32", "digest of the VAE", "digest of T5, CLIP", 4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,10 @@ def test_what_does_not_belong_together_is_refused(
         EncodedStore.open(encoded.path, autoencoder="another digest")
     with pytest.raises(UserError, match="but the text encoders given have the digest another"):
         EncodedStore.open(encoded.path, text="another digest")
+    EncodedStore.open(encoded.path, text_tokens=4)
+    message = r"holds texts of 4 T5 tokens, but 512 are asked for; give --max_sequence_length 4, or"
+    with pytest.raises(UserError, match=message):
+        EncodedStore.open(encoded.path, text_tokens=512)
     other = write_pairs(tmp_path / "other", 3, first=50)
     with pytest.raises(UserError, match=f"was encoded from another dataset than {other.path}"):
         Portion(other, encoded=encoded)
@@ -301,9 +307,9 @@ def test_damage_is_found(encoded: EncodedStore, tmp_path: Path):
     with pytest.raises(UserError, match=r"null\.msgpack is missing or damaged"):
         _ = EncodedStore.open(copy).null
     manifest = copy / "encoded.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 2}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 3}))
     with pytest.raises(
-        UserError, match="schema version 2, but this program knows versions up to 1"
+        UserError, match="schema version 3, but this program knows versions up to 2"
     ):
         EncodedStore.open(copy)
 

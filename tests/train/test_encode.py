@@ -135,6 +135,19 @@ def test_a_mesh_changes_nothing(base: Base, encoded: Any, monkeypatch: pytest.Mo
     assert spread.x_0.sharding.shard_shape(spread.x_0.shape)[0] == 2
 
 
+def test_texts_are_padded_to_the_longest_if_asked(base: Base, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(encode, "_TEXT_STEP", 2)
+    batch = dataclasses.replace(make_batch(), texts=["a cat"] * 7 + ["a red cat"])
+    short, whole = (
+        encoder(base, config={"pad_to_longest": asked})(to_mesh(batch, ONE), 3)
+        for asked in (True, False)
+    )
+    assert whole.txt.shape[1] == whole.null_txt.shape[0] == 8
+    assert short.txt.shape[1] == short.null_txt.shape[0] == 4  # three words and the end token
+    np.testing.assert_array_equal(short.vec, whole.vec)
+    np.testing.assert_array_equal(short.null_txt, whole.null_txt[:4])
+
+
 def test_texts_and_the_empty_one(base: Base, encoded: Any):
     t5, clip = base.texts()
     programs = TextPrograms(
