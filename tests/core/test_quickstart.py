@@ -91,7 +91,6 @@ def test_a_folder_of_another_budget_is_refused(tmp_path: Path):
         quickstart(tmp_path, Budget.of(1), lambda words: 0, lambda line: None)
 
 
-@pytest.mark.slow  # until the machines of CI are known to have the four minutes
 def test_the_smallest_quickstart_goes_the_whole_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
