@@ -15,7 +15,6 @@ from dsd_jax.convert.components import open_component
 from dsd_jax.convert.lora import read_lora
 from dsd_jax.lora import Adapter, LoraConfig
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.train import cli
 from dsd_jax.train.checkpoints import read_trained
 from dsd_jax.train.cluster import ClusterConfig, join
@@ -39,13 +38,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def flags(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """On one device, with short prompts."""
-    monkeypatch.setattr(cli, "_tokenizers", lambda root: Tokenizers.load(root, t5_length=8))
     fast = functools.partial(cli.Trainer, compiler_options=FAST_COMPILE)
     monkeypatch.setattr(cli, "Trainer", fast)
     monkeypatch.setattr(cli, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     return [
         "--data", str(world / "pairs"), "--base_path", str(world / "flux"),
-        "--height", "32", "--width", "64", "--no_tensorboard",
+        "--height", "32", "--width", "64", "--max_sequence_length", "8", "--no_tensorboard",
     ]  # fmt: skip
 
 
