@@ -87,6 +87,7 @@ def test_pictures_are_sampled_and_cut(tmp_path, flux, capsys):
         "model": "flux/transformer",
         "lora": [],
         "dtype": "float32",
+        "max_sequence_length": 512,
     }
 
     before = tree(parts.root)
