@@ -138,8 +138,7 @@ tell them apart any more (d' = 2, right in 84 % of the cases), so that the text 
         "The toy teacher",
         """Pictures that the shipped toy FLUX paints, as the pixel judge sees them; what is unclear
 counts as not right. The same: all of the subject is seen in both panels and agrees. Grids that are
-cut: the check of grids finds four panels. `dsd_jax/toy/flux/README.md` says how far it is
-trained.""",
+cut: the check of grids finds four panels. `dsd_jax/toy/flux/README.md` says how it is made.""",
     ),
     (
         "toy_study",

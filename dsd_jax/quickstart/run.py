@@ -31,7 +31,7 @@ __all__ = ["LORA", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
 Dsd = Callable[[Sequence[str]], int]
 STUDENT, TEACHER = "student", "teacher"
 LORA = "pytorch_lora_weights.safetensors"
-TEXT_TOKENS = 16  # of T5: texts of one picture are short, and a student learns twice as fast
+TEXT_TOKENS = 16  # of T5: texts of one picture are short, and what is not there costs no time
 
 
 @dataclasses.dataclass(frozen=True)
