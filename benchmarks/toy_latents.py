@@ -5,7 +5,8 @@
 Pictures that differ in one word, and how far apart their latents lie, normalised as the transformer
 sees them. Of two pictures at distance d, x_t tells which it is made from with a detectability of
 d' = d (1 - t) / t (signal detection with Gaussian noise of standard deviation t); at d' = 2 it is
-right in 84 % of the cases, and above the t of that the text has to say it.
+right in 84 % of the cases, and above the t of that the text has to say it. In a grid the four
+panels differ alike, so that d is twice as large.
 """
 
 import argparse

@@ -25,7 +25,7 @@ from dsd_jax.cli import main as dsd
 from dsd_jax.config import FLOAT32
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.infer import Pipeline
-from dsd_jax.quickstart.run import LORA, TEXT_TOKENS, student_commands
+from dsd_jax.quickstart.run import TEXT_TOKENS, student_commands
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
@@ -42,7 +42,7 @@ def load(export: Path | None) -> Pipeline:
         return Pipeline.load(toy_flux_path(), precision=FLOAT32)
     return Pipeline.load(
         toy_flux_path(),
-        lora_path=str(export / LORA),
+        lora_path=export,
         max_sequence_length=TEXT_TOKENS,
         precision=FLOAT32,
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from dsd_jax.config import BFLOAT16, Execution, FluxConfig, T5Config
+from dsd_jax.config import BFLOAT16, Execution, FluxConfig
 from dsd_jax.frames import PATCH
 from dsd_jax.infer.guidance import Conditioning
 from dsd_jax.infer.sampler import Inputs, Programs, TrueGuidance
@@ -19,16 +19,31 @@ __all__ = ["abstract_inputs", "sample_job"]
 
 
 def abstract_inputs(
-    flux: FluxConfig, mesh: Mesh, batch: int, canvas: tuple[int, int], *, guided: bool
+    flux: FluxConfig,
+    mesh: Mesh,
+    batch: int,
+    canvas: tuple[int, int],
+    *,
+    text: int = 512,
+    guided: bool,
 ) -> tuple[jax.ShapeDtypeStruct, Inputs]:
-    """Packed latents and inputs of a canvas (in latent pixels), with shapes and shardings only."""
+    """Packed latents and inputs, with shapes and shardings only.
+
+    Args:
+        flux: size of the model.
+        mesh: of the devices.
+        batch: samples.
+        canvas: height and width in latent pixels.
+        text: T5 tokens of a text.
+        guided: with the inputs of true guidance.
+    """
     tokens = canvas[0] * canvas[1] // PATCH**2
 
     def array(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
         spec = activation_spec(mesh, shape, ("batch", *(None,) * (len(shape) - 1)))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    txt = array(batch, T5Config().max_length, flux.txt_width)
+    txt = array(batch, text, flux.txt_width)
     vec = array(batch, flux.vec_width)
     scale = array(batch, dtype=jnp.float32)
     img = array(batch, tokens, flux.in_channels, dtype=jnp.float32)
@@ -44,13 +59,17 @@ def sample_job(
     execution: Execution,
     flops: float,
     *,
+    text: int,
     guided: bool,
 ) -> Job:
-    """One sampling step of a batch; `flops` are those of one sample's forward pass."""
+    """One sampling step of a batch.
+
+    `flops` are those of one sample's forward pass, `text` its T5 tokens.
+    """
     model = abstract(flux, precision=BFLOAT16, execution=execution)
     programs = Programs(nnx.graphdef(model), *canvas)
     state = abstract_state(model, mesh)
-    img, inputs = abstract_inputs(flux, mesh, batch, canvas, guided=guided)
+    img, inputs = abstract_inputs(flux, mesh, batch, canvas, text=text, guided=guided)
     time = jax.ShapeDtypeStruct((), jnp.float32)
 
     def step(state: Any, img: Any, inputs: Inputs, t_cur: Any, t_next: Any) -> jax.Array:

@@ -399,12 +399,15 @@ def _plan(flags: PlanFlags, config: TrainConfig) -> Plan:
     if flags.job == "train":
         return plan_training(config, flux, flags.topology, encoded=flags.encoded)
     canvas = config.height // DOWNSCALE, config.width // DOWNSCALE
-    forward = forward_flops(flux, canvas[0] * canvas[1] // PATCH**2)
+    text = config.max_sequence_length
+    forward = forward_flops(flux, canvas[0] * canvas[1] // PATCH**2, text)
 
     def build(mesh: Mesh) -> Job:
         execution = Execution(scan_layers=config.scan_layers, attention=attention_for(mesh))
         size = config.batch_size
-        return sample_job(flux, mesh, size, canvas, execution, forward, guided=flags.guided)
+        return sample_job(
+            flux, mesh, size, canvas, execution, forward, text=text, guided=flags.guided
+        )
 
     return compile_job(build, flags.topology, config.mesh)
 

@@ -123,8 +123,9 @@ class TrainConfig:
         base_dtype: of the frozen base; what is trained is float32.
         max_sequence_length: T5 tokens that a text is padded or cut to, at most what the tokeniser
             states; what was trained with fewer is sampled with as many.
-        pad_to_longest: pad the texts of a batch to its longest one (a multiple of 16 tokens), not
-            to `max_sequence_length`; on one process only, since each sees its own texts.
+        pad_to_longest: pad the texts of a batch, where they are not encoded already, to its longest
+            one (a multiple of 16 tokens) instead of to `max_sequence_length`; on one process only,
+            since each sees its own texts.
     """
 
     steps: int = 100_000

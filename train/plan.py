@@ -130,7 +130,7 @@ _WHOLE_BLOCK = 20  # arrays of the stream's size that a block makes on its way, 
 
 def _stream(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
     """Bytes per chip of one activation of all tokens, for the samples that go at once."""
-    tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2 + T5Config().max_length
+    tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2 + config.max_sequence_length
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     samples = -(-config.batch_size // config.optimizer.accumulate // ways)
     return samples * tokens * flux.width * 2 // mesh.shape["context"]
@@ -207,10 +207,10 @@ def _rows(config: TrainConfig, chips: int, context: int) -> int:
     )
 
 
-def forward_flops(flux: FluxConfig, image: int) -> float:
-    """Matrix-product FLOPs of one sample's forward pass with the text length of FLUX.1-dev."""
+def forward_flops(flux: FluxConfig, image: int, text: int) -> float:
+    """Matrix-product FLOPs of one sample's forward pass, by its numbers of tokens."""
     shapes = param_shapes(abstract(flux, precision=BFLOAT16))
-    flops = step_flops(shapes, frozenset(), flux, image, T5Config().max_length)
+    flops = step_flops(shapes, frozenset(), flux, image, text)
     return flops.frozen + flops.attention
 
 

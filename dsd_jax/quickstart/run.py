@@ -26,11 +26,10 @@ from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
 from dsd_jax.types import UserError
 
-__all__ = ["LORA", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
+__all__ = ["TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
 
 Dsd = Callable[[Sequence[str]], int]
 STUDENT, TEACHER = "student", "teacher"
-LORA = "pytorch_lora_weights.safetensors"
 TEXT_TOKENS = 16  # of T5: texts of one picture are short, and what is not there costs no time
 
 
@@ -140,7 +139,7 @@ def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
     yield ["batch", str(folder / "teacher.jsonl"), "--output_dir", str(folder / TEACHER), *sampling]
     yield [
         "batch", str(folder / "student.jsonl"), "--output_dir", str(folder / STUDENT), *sampling,
-        "--lora_path", str(folder / "export" / LORA), "--max_sequence_length", str(TEXT_TOKENS),
+        "--lora_path", str(folder / "export"), "--max_sequence_length", str(TEXT_TOKENS),
     ]  # fmt: skip
 
 

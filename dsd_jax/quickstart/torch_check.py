@@ -41,7 +41,7 @@ def largest_difference(
     theirs = TorchConditional.from_export(base, export, max_sequence_length=max_sequence_length)
     ours = Pipeline.load(
         base,
-        lora_path=str(export / "pytorch_lora_weights.safetensors"),
+        lora_path=export,
         max_sequence_length=max_sequence_length,
         precision=FLOAT32,
     )

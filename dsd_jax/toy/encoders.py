@@ -18,26 +18,12 @@ import numpy as np
 from dsd_jax.config import FLOAT32, ClipConfig, T5Config
 from dsd_jax.models import abstract
 from dsd_jax.toy.tokenizers import clip_ids, t5_ids
-from dsd_jax.toy.words import PANELS, SIDES
-from dsd_jax.toy.world import (
-    BACKGROUNDS,
-    COLOURS,
-    LIGHTS,
-    MARKINGS,
-    PLACES,
-    SHAPES,
-    SIZES,
-    TILTS,
-)
+from dsd_jax.toy.words import KINDS
+from dsd_jax.toy.world import COLOURS, MARKINGS, SHAPES
 from dsd_jax.weights import param_shapes
 
-__all__ = ["KINDS", "encoder_tensors"]
+__all__ = ["encoder_tensors"]
 
-KINDS: tuple[tuple[str, ...], ...] = (
-    *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)),
-    (*PANELS, *SIDES),
-)
-"""Kinds of words that T5 tells apart; for each it has a head that looks back and one ahead."""
 _REACH = 7  # tokens; farther ones share buckets of the relative bias
 _FOUND = 40.0  # logit of a word of the head's kind; a token itself has 0
 _FARTHER = 3.0  # less for every token farther away, so that the nearest is found

@@ -3,7 +3,7 @@
 from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
 from dsd_jax.flow import Schedule
 from dsd_jax.toy.tokenizers import CLIP_VOCAB, T5_VOCAB
-from dsd_jax.toy.words import T5_LENGTH
+from dsd_jax.toy.words import KINDS, T5_LENGTH
 
 __all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_SCHEDULE", "TOY_T5", "TOY_VAE"]
 
@@ -35,12 +35,12 @@ TOY_T5 = T5Config(
     vocab=T5_VOCAB,
     width=256,
     depth=1,
-    num_heads=18,
+    num_heads=2 * len(KINDS),
     head_dim=16,
     mlp_width=16,
     max_length=T5_LENGTH,
 )
-"""Two heads for each of nine kinds of words, see `toy.encoders`."""
+"""Two heads for each kind of words, see `toy.encoders`."""
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
 TOY_SCHEDULE = Schedule(base_shift=1.4, max_shift=1.4)
 """Far towards noise: a panel is few bits in 512 latents, so that what it shows can be told through

@@ -8,6 +8,7 @@ One word is one token of the toy tokenisers, and a whole grid prompt fits `T5_LE
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ from dsd_jax.toy.world import (
 )
 
 __all__ = [
+    "KINDS",
     "OPENINGS",
     "PANELS",
     "SIDES",
@@ -45,8 +47,13 @@ PANELS = ("top-left", "top-right", "bottom-left", "bottom-right")
 SIDES = ("left-hand", "right-hand")
 OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, behind "a grid of"
 _UNSAID = {field.default for field in dataclasses.fields(Scene)}
+KINDS: tuple[tuple[str, ...], ...] = (
+    *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)),
+    (*PANELS, *SIDES),
+)
+"""Kinds of words that say what a picture shows, and where."""
 WORDS = (
-    *COLOURS, *SHAPES, *MARKINGS, *BACKGROUNDS, *PLACES, *SIZES, *TILTS, *LIGHTS, *PANELS, *SIDES,
+    *itertools.chain(*KINDS),
     "thing", "it", "its", "put", "move", "show", "now", "make", "to", "from", "is", "but", "here",
     "again", "place", "picture", "pictures", "of",
 )  # fmt: skip
