@@ -9,11 +9,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dsd_jax.config import FluxConfig
+from dsd_jax.infer.plan import abstract_inputs
 from dsd_jax.lora import LoraConfig
 from dsd_jax.plan import Job, bytes_per_chip, collectives, compile_job, devices_of
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.plan import candidates, cheaper, plan_training
+from dsd_jax.train.plan import (
+    abstract_batch,
+    candidates,
+    cheaper,
+    forward_flops,
+    plan_training,
+)
 from dsd_jax.train.presets import preset
 from dsd_jax.types import UserError
 
@@ -121,6 +128,15 @@ def test_plan_of_gpus_counts_by_arithmetic_and_says_so():
     lean = plan_training(tiny_config(), TINY, "h100:8", encoded=True)
     assert lean.memory["encoders"] == 0
     assert plan.memory["encoders"] == pytest.approx(1.5, abs=0.1)  # 4.76 + 0.2 B parameters over 8
+
+
+def test_a_shorter_text_is_planned_shorter():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    batch = abstract_batch(tiny_config(max_sequence_length=32), TINY, mesh)
+    assert (batch.txt.shape, batch.null_txt.shape) == ((8, 32, 64), (32, 64))
+    _, inputs = abstract_inputs(TINY, mesh, 8, (8, 16), text=32, guided=False)
+    assert inputs.conditioning.txt.shape == (8, 32, 64)
+    assert forward_flops(TINY, 32, 32) < forward_flops(TINY, 32, 512) / 2
 
 
 def test_memory_that_does_not_fit_is_said():
