@@ -26,6 +26,7 @@ from dsd_jax.types import Array, Float, UserError
 __all__ = ["IMPLEMENTATIONS", "attention"]
 
 QUERY_BLOCK = 1024  # queries of one head at a time in `mapped`: 9 MB of weights at 2,304 keys
+FEW_WEIGHTS = 2**22  # of all heads: so many stay in a CPU's cache, and need no loop
 SPLASH_TILE = 128
 
 
@@ -121,7 +122,8 @@ def _choose(q: Array, k: Array) -> str:
     tiled = q.shape[1] % SPLASH_TILE == 0 and k.shape[1] % SPLASH_TILE == 0
     if backend == "tpu" and tiled and q.shape[-1] == 128:
         return "splash"
-    return "mapped" if backend == "cpu" else "xla"
+    weights = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
+    return "mapped" if backend == "cpu" and weights > FEW_WEIGHTS else "xla"
 
 
 def attention(

@@ -32,6 +32,9 @@ class FlowConfig:
         t_mean, t_std: of the normal behind "logit_normal".
         reference_weight, target_weight: of the loss over each frame; the paper weighs them alike.
         guidance: value of the distilled guidance scale that the model is trained with.
+        inpaint: without condition only: share of the samples whose reference frame, the left half,
+            is shown without noise and bears no loss, so that the model learns to paint beside a
+            given picture (as FLUX.1-dev can: Huang et al. 2024, "In-Context LoRA").
     """
 
     t_sampling: Literal["logit_normal", "uniform", "shifted"] = "logit_normal"
@@ -40,8 +43,11 @@ class FlowConfig:
     reference_weight: float = 1.0
     target_weight: float = 1.0
     guidance: float = 1.0
+    inpaint: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.inpaint < 1:
+            raise UserError(f"inpaint must lie in [0, 1), got {self.inpaint}")
         weights = self.reference_weight, self.target_weight
         if min(weights) < 0 or sum(weights) <= 0:
             raise UserError(f"frame weights must not be negative, nor both zero; got {weights}")
@@ -160,6 +166,8 @@ class TrainConfig:
                 f"batch_size {self.batch_size} is not divisible by accumulate "
                 f"{self.optimizer.accumulate}"
             )
+        if self.condition and self.flow.inpaint:
+            raise UserError("inpaint is for training without condition, which shows the reference")
 
 
 @dataclasses.dataclass(frozen=True)

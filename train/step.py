@@ -105,11 +105,13 @@ def two_frame_loss(
     config: FlowConfig,
     height: int,
     width: int,
+    given: Bool[Array, " B"] | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Mean squared error of the velocity, both frames at one t (paper, section 3.2).
 
     Args:
         height, width: of the canvas in latent pixels.
+        given: samples whose reference frame is at t = 0 and bears no loss; not with a condition.
 
     Returns:
         The weighted loss, and the plain losses of reference and target; float32.
@@ -120,8 +122,14 @@ def two_frame_loss(
     img_cond = batch.img_cond
     if img_cond is not None:
         img_cond = jnp.where(batch.drop_image[:, None, None], 0, img_cond)
+    weights = frame_weights(height, width)
+    x_t = interpolate(batch.x_0, noise, t)
+    shown = jnp.zeros(x_t.shape[:2], bool)
+    if given is not None:
+        shown = given[:, None] & (weights[0] > 0)
+        x_t = jnp.where(shown[..., None], batch.x_0.astype(x_t.dtype), x_t)
     predicted = model(
-        interpolate(batch.x_0, noise, t),
+        x_t,
         image_ids(height, width),
         txt,
         text_ids(txt.shape[1]),
@@ -131,12 +139,13 @@ def two_frame_loss(
         img_cond,
     )
     difference = predicted.astype(jnp.float32) - velocity(batch.x_0, noise)
-    error = jnp.square(difference).mean((0, 2))
+    error = jnp.square(difference).mean(-1)
     if img_cond is None:
-        return error.mean(), (error.mean(), error.mean())
-    reference, target = (frame_weights(height, width) * error[None]).mean(-1)
-    weights = config.reference_weight, config.target_weight
-    loss = (weights[0] * reference + weights[1] * target) / sum(weights)
+        loss = jnp.where(shown, 0, error).sum() / (~shown).sum()
+        return loss, (loss, loss)
+    reference, target = (weights * error.mean(0)).mean(-1)
+    shares = config.reference_weight, config.target_weight
+    loss = (shares[0] * reference + shares[1] * target) / sum(shares)
     return loss, (reference, target)
 
 
@@ -159,8 +168,12 @@ def make_step(
         params: nnx.State, frozen: nnx.State, batch: EncodedBatch, key: Array
     ) -> tuple[Array, tuple[Array, Array]]:
         noise, t = draw(key, batch.x_0, config.flow, schedule)
+        given = None
+        if config.flow.inpaint > 0:
+            given_key = jax.random.fold_in(key, 2)
+            given = jax.random.bernoulli(given_key, config.flow.inpaint, t.shape)
         model = nnx.merge(graphdef, params, frozen)
-        return two_frame_loss(model, batch, noise, t, config.flow, height, width)
+        return two_frame_loss(model, batch, noise, t, config.flow, height, width, given)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 

@@ -27,10 +27,10 @@ SIZES_OF: dict[View, tuple[int, int]] = {
 """Height and width of a view: one picture, four or two of one subject, or two frames."""
 TOYS: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
-    "toy_teacher": ("grid", "pair", "single", "pair"),
+    "toy_teacher": ("grid", "pair", "pair", "single", "pair"),
 }
 """What the batches of these presets show, in turn."""
-_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.5, "grid": 0.3}
+_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.6, "grid": 0.3}
 """Share whose words say "this thing": what is the same in its panels, the text does not tell, so
 that the panels must tell each other, as those of FLUX do. Only so can a student learn to look."""
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
@@ -71,7 +71,7 @@ class WorldSource:
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a step loads."""
         return {
-            "world": 3,
+            "world": 4,
             "views": list(self.views),
             "batch": self.batch,
             "seed": self.seed,
