@@ -126,7 +126,7 @@ def two_frame_loss(
     x_t = interpolate(batch.x_0, noise, t)
     shown = jnp.zeros(x_t.shape[:2], bool)
     if given is not None:
-        shown = given[:, None] & (weights[0] > 0)
+        shown = given[:, None] & (weights[:1] > 0)
         x_t = jnp.where(shown[..., None], batch.x_0.astype(x_t.dtype), x_t)
     predicted = model(
         x_t,
@@ -141,9 +141,9 @@ def two_frame_loss(
     difference = predicted.astype(jnp.float32) - velocity(batch.x_0, noise)
     error = jnp.square(difference).mean(-1)
     if img_cond is None:
-        loss = jnp.where(shown, 0, error).sum() / (~shown).sum()
+        loss = error.mean(where=~shown)
         return loss, (loss, loss)
-    reference, target = (weights * error.mean(0)).mean(-1)
+    reference, target = (weights * error.mean(0, keepdims=True)).mean(-1)
     shares = config.reference_weight, config.target_weight
     loss = (shares[0] * reference + shares[1] * target) / sum(shares)
     return loss, (reference, target)

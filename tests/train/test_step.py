@@ -165,6 +165,44 @@ def test_loss_without_condition() -> None:
     assert losses[0] == losses[1]
 
 
+def test_a_given_frame_is_shown_as_it_is_and_bears_no_loss() -> None:
+    """Inpainting: the left halves of these samples are at t = 0, the loss is over all the rest."""
+    batch, (graphdef, trained, frozen) = make_batch(4, condition=False), split()
+    given = np.asarray([False, True, True, False])
+    noise, t = map(np.asarray, draw(key_of(0), batch.x_0, RECIPE.flow, Schedule()))
+    x_0 = np.asarray(batch.x_0)
+    x_t = (1 - t[:, None, None]) * x_0 + t[:, None, None] * noise
+    shown = given[:, None] & np.tile([True] * 3 + [False] * 3, TOKENS // 6)
+    velocity = fast_jit(predict, "graphdef")(
+        graphdef,
+        trained,
+        frozen,
+        {
+            "img": np.where(shown[..., None], x_0, x_t),
+            "txt": np.where(batch.drop_text[:, None, None], batch.null_txt, batch.txt),
+            "vec": np.where(batch.drop_text[:, None], batch.null_vec, batch.vec),
+            "t": t,
+            "guidance": np.full(4, RECIPE.flow.guidance, np.float32),
+        },
+    )
+    error = np.square(np.asarray(velocity) - (noise - x_0))[~shown]
+
+    def loss(trained: Any, frozen: Any) -> Any:
+        model = nnx.merge(graphdef, trained, frozen)
+        drawn = map(jnp.asarray, (noise, t))
+        return two_frame_loss(model, batch, *drawn, RECIPE.flow, *CANVAS, jnp.asarray(given))
+
+    found, _ = fast_jit(loss)(trained, frozen)
+    np.testing.assert_allclose(found, error.mean(), rtol=1e-5)
+
+
+def test_inpainting_is_for_training_without_condition() -> None:
+    with pytest.raises(UserError, match="inpaint is for training without condition"):
+        dataclasses.replace(RECIPE, flow=FlowConfig(inpaint=0.5))
+    with pytest.raises(UserError, match=r"inpaint must lie in \[0, 1\), got 1"):
+        FlowConfig(inpaint=1.0)
+
+
 def test_frame_weights() -> None:
     weights = np.asarray(frame_weights(4, 8)).reshape(2, 2, 4)
     np.testing.assert_array_equal(weights[0], [[2, 2, 0, 0]] * 2)
