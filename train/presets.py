@@ -181,7 +181,7 @@ def toy_student() -> TrainConfig:
         batch_size=16,
         height=32,
         width=64,
-        lora=LoraConfig(rank=32, targets="all"),
+        lora=LoraConfig(rank=16, targets="all"),
         flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.99

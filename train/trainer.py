@@ -176,7 +176,7 @@ class Trainer:
         compiled = lowered.compile(self.compiler_options)
         if self._dump is not None and jax.process_index() == 0:
             self._dump.mkdir(parents=True, exist_ok=True)
-            stem = f"step-{size[0]}x{size[1]}"
+            stem = f"step-{size[0]}x{size[1]}-{self.text_tokens}"
             (self._dump / f"{stem}.stablehlo.txt").write_text(lowered.as_text())
             (self._dump / f"{stem}.hlo.txt").write_text(compiled.as_text() or "")
         return compiled

@@ -60,7 +60,7 @@ class Budget:
             raise UserError(f"minutes must be more than 0 and at most 600, got {minutes:g}")
         return cls(
             captions=max(16, round(30 * minutes)),
-            train_steps=max(4, round(110 * minutes)),
+            train_steps=max(4, round(240 * minutes)),
             cases=max(4, round(12 * minutes)),
         )
 
@@ -154,7 +154,7 @@ def student_commands(folder: Path, steps: int) -> Iterator[list[str]]:
     ]  # fmt: skip
     yield [
         "train", "toy_student", "--data", dataset, "--encoded", encoded, "--base_path", base,
-        "--output_dir", run, "--steps", str(steps), "--instruction", "0.7", *text,
+        "--output_dir", run, "--steps", str(steps), "--instruction", "0.9", *text,
         "--no_tensorboard",
     ]  # fmt: skip
     shutil.rmtree(folder / "export", ignore_errors=True)  # `dsd convert` writes over nothing
