@@ -20,6 +20,7 @@ from dsd_jax.data.prefetch import mesh_rows
 from dsd_jax.models import abstract, load
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.memory import keep_memory
 from dsd_jax.toy.sizes import TOY_VAE
 from dsd_jax.train.checkpoints import read_trained
 from dsd_jax.train.cli import open_base
@@ -57,6 +58,7 @@ def train_toy(name: str, words: Sequence[str]) -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     config, run = flags.config, flags.run
+    keep_memory()
     mesh = make_mesh(config.mesh)
     source = WorldSource(
         TOYS[name],

@@ -5,6 +5,7 @@ from pathlib import Path
 from dsd_jax.cli import main as dsd
 from dsd_jax.quickstart.run import Budget
 from dsd_jax.quickstart.run import quickstart as run_quickstart
+from dsd_jax.toy.memory import keep_memory
 
 __all__ = ["quickstart"]
 
@@ -18,5 +19,6 @@ def quickstart(output_dir: Path = Path("outputs/quickstart"), minutes: float = 1
         output_dir: For everything that is made; report.html and report.png are the result.
         minutes: About how long it may take on two cores; less time, smaller and weaker.
     """
+    keep_memory()
     budget = Budget.of(minutes)
     print(run_quickstart(output_dir, budget, dsd, lambda line: print(line, flush=True)))

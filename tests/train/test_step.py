@@ -189,8 +189,8 @@ def test_a_given_frame_is_shown_as_it_is_and_bears_no_loss() -> None:
 
     def loss(trained: Any, frozen: Any) -> Any:
         model = nnx.merge(graphdef, trained, frozen)
-        drawn = map(jnp.asarray, (noise, t))
-        return two_frame_loss(model, batch, *drawn, RECIPE.flow, *CANVAS, jnp.asarray(given))
+        drawn, times, shown = jnp.asarray(noise), jnp.asarray(t), jnp.asarray(given)
+        return two_frame_loss(model, batch, drawn, times, RECIPE.flow, *CANVAS, shown)
 
     found, _ = fast_jit(loss)(trained, frozen)
     np.testing.assert_allclose(found, error.mean(), rtol=1e-5)
