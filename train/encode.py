@@ -31,8 +31,8 @@ from dsd_jax.types import Array, Float32, Int, UInt8, UserError
 
 __all__ = ["Encoder"]
 
-# Pictures that a device encodes at once; at 512 x 1024 pixels each takes about 1 GB on the way.
-AT_ONCE = 4
+# Pixels that a device encodes at once: four pictures of 512 x 1024, each about 1 GB on the way.
+AT_ONCE = 4 * 512 * 1024
 _TEXT_STEP = 16  # tokens; few lengths, since each is compiled
 # Folded into the run's seed: a stream of its own, since no run has so many steps.
 _STREAM = 2**32 - 1
@@ -214,7 +214,8 @@ class Encoder:
         encode = nnx.merge(self.autoencoder[0], state).encode
         count, *rest = pictures.shape
         own = count // batch_ways(self.mesh)
-        groups = next(n for n in range(-(-own // AT_ONCE), own + 1) if own % n == 0)
+        least = -(-own * rest[0] * rest[1] // AT_ONCE)
+        groups = next(n for n in range(min(least, own), own + 1) if own % n == 0)
         if groups == 1:
             return encode(pictures)
         folded = pictures.reshape(count // groups, groups, *rest).swapaxes(0, 1)

@@ -158,11 +158,11 @@ def toy_teacher() -> TrainConfig:
     """
     return _change(
         toy_vae(),
-        steps=7_000,
+        steps=8_000,
         batch_size=16,
         pad_to_longest=True,
         dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),
-        flow=FlowConfig(t_sampling="shifted", inpaint=0.5),
+        flow=FlowConfig(t_sampling="shifted", inpaint=0.6),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.0, ema=0.998
         ),

@@ -27,13 +27,12 @@ SIZES_OF: dict[View, tuple[int, int]] = {
 """Height and width of a view: one picture, four or two of one subject, or two frames."""
 TOYS: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
-    "toy_teacher": ("grid", "pair", "grid", "pair", "single"),
+    "toy_teacher": ("grid", "pair", "pair", "single", "pair"),
 }
 """What the batches of these presets show, in turn."""
-_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.8, "grid": 0.3}
+_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.6, "grid": 0.3}
 """Share whose words say "this thing": what is the same in its panels, the text does not tell, so
 that the panels must tell each other, as those of FLUX do. Only so can a student learn to look."""
-_ONE = 0.5  # share of pairs whose words are those of one of the two pictures, without saying which
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
 
 
@@ -72,7 +71,7 @@ class WorldSource:
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a step loads."""
         return {
-            "world": 5,
+            "world": 4,
             "views": list(self.views),
             "batch": self.batch,
             "seed": self.seed,
@@ -129,10 +128,8 @@ class WorldSource:
             return picture, describe_grid(named, scenes, opening), dropped
         if view == "pair":
             scenes = [Scene.draw(rng) for _ in range(2)]
-            picture = np.concatenate([render(subject, scene) for scene in scenes], axis=1)
-            if rng.random() < _ONE:
-                return picture, describe(named, scenes[int(rng.integers(2))]), dropped
-            return picture, describe_pair(named, scenes), dropped
+            panels = [render(subject, scene) for scene in scenes]
+            return np.concatenate(panels, axis=1), describe_pair(named, scenes), dropped
         scene = Scene.draw(rng)
         picture = render(subject, scene)
         if view == "canvas":
