@@ -4,10 +4,17 @@ PYTHON ?= python3
 RUN := .venv
 TEST := .venv-test
 
-.PHONY: quickstart test test-slow lint format clean always
+.PHONY: quickstart toy-flux test test-slow lint format clean always
 
 quickstart: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/quickstart
+
+# The weights in dsd_jax/toy/flux from nothing; stopped and started again it goes on.
+toy-flux: $(RUN)/installed
+	$(RUN)/bin/dsd train toy_vae --output_dir outputs/toy/vae
+	$(RUN)/bin/dsd train toy_teacher --base_path outputs/toy/vae/flux --output_dir outputs/toy/teacher
+	$(RUN)/bin/dsd train toy_context --base_path outputs/toy/teacher/flux --output_dir outputs/toy/context
+	$(RUN)/bin/dsd train toy_detail --base_path outputs/toy/context/flux --output_dir outputs/toy/detail
 
 test: lint
 	$(TEST)/bin/pytest -q -n 2

@@ -141,6 +141,14 @@ counts as not right. The same: all of the subject is seen in both panels and agr
 cut: the check of grids finds four panels. `dsd_jax/toy/flux/README.md` says how it is made.""",
     ),
     (
+        "toy_beside",
+        "The toy teacher beside a given picture",
+        """The cases of the study below, painted by the teacher itself: the left half is the
+reference, clean at every step, and the words do not name the subject. This is what a student of it
+can build on. Loss: of the right half's velocity at one time, for the drawing that would be right.
+Shape to marking: shares of pictures in which the judge sees the reference's.""",
+    ),
+    (
         "toy_study",
         "Self-distillation on the toy world",
         """The same cases and noise for every row: a subject that nothing was trained on, shown in

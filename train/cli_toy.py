@@ -1,4 +1,4 @@
-"""`dsd train toy_vae` and `dsd train toy_teacher`: how the weights in `dsd_jax/toy/flux` are made.
+"""`dsd train toy_vae`, `toy_teacher` and so on: how `dsd_jax/toy/flux` is made.
 
 They draw their own batches, so they take no data, and write a whole pipeline when they are done.
 """
@@ -38,6 +38,7 @@ __all__ = ["train_toy"]
 
 _PLAIN = tyro.conf.arg(name="")
 PIPELINE = "flux"  # in the run's folder: what it has made
+_NEXT = {"toy_vae": "toy_teacher", "toy_teacher": "toy_context", "toy_context": "toy_detail"}
 _MEASURED = 8  # batches that the statistics of the latents are taken over
 
 
@@ -49,7 +50,7 @@ class _Flags:
 
 
 def train_toy(name: str, words: Sequence[str]) -> None:
-    """`dsd train toy_vae` and `dsd train toy_teacher`, with the flags in `words`."""
+    """`dsd train` with one of `TOYS`, and the flags in `words`."""
     flags = tyro.cli(
         _command(preset(name)),
         args=words,
@@ -76,7 +77,7 @@ def train_toy(name: str, words: Sequence[str]) -> None:
     if name == "toy_vae":
         trainer = VaeTrainer(config, base, mesh)
     else:
-        trainer = Trainer(config, base, mesh, from_scratch=True)
+        trainer = Trainer(config, base, mesh, from_scratch=name == "toy_teacher")
     done = run_training(trainer, run, source, preset=name)
     if not first_process():
         return
@@ -90,8 +91,8 @@ def train_toy(name: str, words: Sequence[str]) -> None:
     say(f"{done.step} steps done; wrote {target}")
     if done.stopped:
         say(f"stopped before the last step; go on with\n  dsd train {name} {shlex.join(words)}")
-    elif name == "toy_vae":
-        say(f"next: dsd train toy_teacher --base_path {target} --output_dir TEACHER")
+    elif name in _NEXT:
+        say(f"next: dsd train {_NEXT[name]} --base_path {target} --output_dir OUTPUT")
 
 
 def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
@@ -105,8 +106,8 @@ def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
         Args:
             run: How and where.
             config: The recipe.
-            base_path: The toy pipeline that the teacher takes its autoencoder from; default: the
-                one in the package.
+            base_path: The toy pipeline that toy_teacher takes its autoencoder from, and
+                those after it the transformer too; default: the one in the package.
         """
         return _Flags(run, config, base_path)
 
@@ -114,7 +115,7 @@ def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
 
 
 def _base(name: str, flags: _Flags) -> Path:
-    if name == "toy_teacher":
+    if name != "toy_vae":
         return flags.base_path or toy_flux_path()
     start = flags.run.output_dir / "start"
     if first_process() and not (start / "model_index.json").exists():

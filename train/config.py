@@ -119,6 +119,10 @@ class TrainConfig:
         seed: of the adapter, the data's order, times, noise and dropout.
         condition: pairs as reference and target on one canvas, conditioned on the reference; else
             the targets alone, as the text-to-image model that a teacher is.
+        condition_init: how a base without condition embedding gets one: "zero", so that training
+            starts from the teacher as it is, or "image", a copy of the kernel that embeds the
+            canvas, so that the condition is read as a picture from the first step on; what the base
+            then has to unlearn is that the picture has another half, which is black.
         lora: the adapter; None: full-parameter training.
         flow: the loss.
         dropout: of text and image.
@@ -140,6 +144,7 @@ class TrainConfig:
     width: int = 1024
     seed: int = 0
     condition: bool = True
+    condition_init: Literal["zero", "image"] = "zero"
     lora: LoraConfig | None = dataclasses.field(default_factory=LoraConfig)
     flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
     dropout: DropoutConfig = dataclasses.field(default_factory=DropoutConfig)
@@ -166,6 +171,8 @@ class TrainConfig:
                 f"batch_size {self.batch_size} is not divisible by accumulate "
                 f"{self.optimizer.accumulate}"
             )
+        if self.condition_init == "image" and not self.condition:
+            raise UserError("condition_init is for training with condition; leave it out")
         if self.condition and self.flow.inpaint:
             raise UserError("inpaint is for training without condition, which shows the reference")
 

@@ -146,6 +146,8 @@ def make_trainee(
         model = _random(empty, config, mesh)
     else:
         model = load(empty, transformer.source, mesh=mesh)
+    if config.condition_init == "image" and adapter is None:
+        _start_condition(model)
     if config.lora is not None:
         if adapter is None:
             _add_fresh(model, config.lora, config.seed, mesh)
@@ -181,6 +183,14 @@ def _check_targets(model: Flux, lora: LoraConfig | None) -> None:
             f"the adapter to start from and lora.targets {lora.targets!r} disagree about {odd}; "
             "give the targets it was trained with"
         )
+
+
+def _start_condition(model: Flux) -> None:
+    """A zero kernel of the condition embedding becomes that of the canvas's own embedding."""
+    assert model.cond_in is not None  # checked by the config
+    kernel = model.cond_in.kernel
+    if not jnp.any(kernel[...]):
+        kernel[...] = model.img_in.kernel[...].astype(kernel.dtype)
 
 
 _ZERO = {"img_mod", "txt_mod", "modulation", "final_layer"}

@@ -169,11 +169,36 @@ def toy_teacher() -> TrainConfig:
     )
 
 
+def toy_context() -> TrainConfig:
+    """`toy_teacher` further, from its weights: mostly pairs, whose words do not tell the subject.
+
+    It learns to read one panel for the other, which FLUX.1-dev brings along and a student builds
+    on. Times lie nearer to noise still, where there is something to read.
+    """
+    return _change(
+        toy_teacher(),
+        steps=12_000,
+        flow=FlowConfig(t_mean=2.2, t_std=1.3, inpaint=0.7),
+    )
+
+
+def toy_detail() -> TrainConfig:
+    """`toy_context` further, from its weights, at times nearer to the picture.
+
+    By now it knows what to paint; here it learns to paint that sharply.
+    """
+    return _change(
+        toy_context(),
+        steps=5_000,
+        flow=FlowConfig(t_mean=0.5, t_std=1.3, inpaint=0.4),
+    )
+
+
 def toy_student() -> TrainConfig:
     """The toy teacher as a customiser: `paper` at toy size, what `dsd quickstart` trains.
 
     LoRA on every projection, since a model so small has little to spare; the condition embedding
-    in full.
+    in full, and from the start it reads pictures as the canvas is read.
     """
     return _change(
         toy(),
@@ -181,6 +206,7 @@ def toy_student() -> TrainConfig:
         batch_size=16,
         height=32,
         width=64,
+        condition_init="image",
         lora=LoraConfig(rank=16, targets="all"),
         flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(
@@ -193,7 +219,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
         paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, toy, tiny,
-        toy_vae, toy_teacher, toy_student,
+        toy_vae, toy_teacher, toy_context, toy_detail, toy_student,
     )
 }  # fmt: skip
 

@@ -17,20 +17,24 @@ from dsd_jax.types import Int, UserError
 
 __all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
 
-View = Literal["single", "grid", "pair", "canvas"]
+View = Literal["single", "grid", "pair", "beside", "canvas"]
 SIZES_OF: dict[View, tuple[int, int]] = {
     "single": (PANEL, PANEL),
     "grid": (2 * PANEL, 2 * PANEL),
     "pair": (PANEL, 2 * PANEL),
+    "beside": (PANEL, 2 * PANEL),
     "canvas": (PANEL, 2 * PANEL),
 }
-"""Height and width of a view: one picture, four or two of one subject, or two frames."""
+"""Height and width of a view: one picture, four or two of one subject, two of which the words tell
+the right-hand scene alone, or two frames."""
 TOYS: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
     "toy_teacher": ("grid", "pair", "pair", "single", "pair"),
+    "toy_context": ("beside", "beside", "grid", "beside", "beside", "single"),
+    "toy_detail": ("beside", "grid", "beside", "beside", "single"),
 }
 """What the batches of these presets show, in turn."""
-_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.6, "grid": 0.3}
+_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.6, "beside": 1.0, "grid": 0.3}
 """Share whose words say "this thing": what is the same in its panels, the text does not tell, so
 that the panels must tell each other, as those of FLUX do. Only so can a student learn to look."""
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
@@ -126,10 +130,11 @@ class WorldSource:
             picture = grid(subject, scenes)
             opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
             return picture, describe_grid(named, scenes, opening), dropped
-        if view == "pair":
+        if view in ("pair", "beside"):
             scenes = [Scene.draw(rng) for _ in range(2)]
             panels = [render(subject, scene) for scene in scenes]
-            return np.concatenate(panels, axis=1), describe_pair(named, scenes), dropped
+            told = [None if view == "beside" else scenes[0], scenes[1]]
+            return np.concatenate(panels, axis=1), describe_pair(named, told), dropped
         scene = Scene.draw(rng)
         picture = render(subject, scene)
         if view == "canvas":

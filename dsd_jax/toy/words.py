@@ -85,14 +85,21 @@ def describe_grid(
     return _panels(f"a grid of {named}", PANELS, scenes)
 
 
-def describe_pair(subject: Subject | None, scenes: Sequence[Scene]) -> str:
-    """Two pictures of one subject side by side: `two pictures of this thing, left-hand on ...`."""
+def describe_pair(subject: Subject | None, scenes: Sequence[Scene | None]) -> str:
+    """Two pictures of one subject side by side: `two pictures of this thing, left-hand on ...`.
+
+    A scene of None goes unsaid.
+    """
     named = "this thing" if subject is None else f"the same {describe_subject(subject)}"
     return _panels(f"two pictures of {named}", SIDES, scenes)
 
 
-def _panels(opening: str, panels: Sequence[str], scenes: Sequence[Scene]) -> str:
-    parts = [f"{panel} {describe_scene(s)}" for panel, s in zip(panels, scenes, strict=True)]
+def _panels(opening: str, panels: Sequence[str], scenes: Sequence[Scene | None]) -> str:
+    parts = [
+        f"{panel} {describe_scene(scene)}"
+        for panel, scene in zip(panels, scenes, strict=True)
+        if scene is not None
+    ]
     return ", ".join([opening, *parts])
 
 

@@ -233,6 +233,19 @@ def test_a_fresh_adapter_starts_as_the_base_model() -> None:
     assert relative(loss(split(), batch), base) > 1e-3
 
 
+def test_a_new_condition_embedding_reads_pictures_as_the_canvas_is_read() -> None:
+    """But one that the base brings stays as it is."""
+    config = dataclasses.replace(RECIPE, condition_init="image")
+    tensors = random_tensors()
+    brought = tensors["cond_in.kernel"]
+    zero = tensors | {k: np.zeros_like(v) for k, v in tensors.items() if k.startswith("cond_in")}
+    for base, wanted in ((zero, tensors["img_in.kernel"]), (tensors, brought)):
+        made = make_trainee(config, InMemory(TINY, TensorSource(base)), one_device())
+        np.testing.assert_array_equal(flat(made.split.trained)["cond_in.kernel"], wanted)
+    with pytest.raises(UserError, match="condition_init is for training with condition"):
+        dataclasses.replace(config, condition=False)
+
+
 def test_from_scratch_no_velocity_is_predicted() -> None:
     """Modulations and the last Linear are zero (adaLN-Zero), so the loss is that of zeros."""
     config = dataclasses.replace(RECIPE, lora=None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def test_no_subject_is_held_out_and_texts_are_exact():
             assert subject is None or not is_held_out(subject)
             unnamed += subject is None
         assert least < unnamed < most  # "this thing ..."
+
+
+def test_words_beside_tell_one_scene_and_no_subject():
+    """As a student's words do, in as few tokens."""
+    batch = WorldSource(("beside",), batch=16, seed=3).batch_of(0)
+    assert batch.size == (32, 64)
+    for text in batch.texts:
+        assert re.fullmatch(r"two pictures of this thing, right-hand on \w+ at [\w-]+.*", text)
+        assert len(text.replace(",", " ,").split()) < 16  # and the end of the text
 
 
 def test_another_world_is_refused_when_going_on():
