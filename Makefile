@@ -14,7 +14,6 @@ toy-flux: $(RUN)/installed
 	$(RUN)/bin/dsd train toy_vae --output_dir outputs/toy/vae
 	$(RUN)/bin/dsd train toy_teacher --base_path outputs/toy/vae/flux --output_dir outputs/toy/teacher
 	$(RUN)/bin/dsd train toy_context --base_path outputs/toy/teacher/flux --output_dir outputs/toy/context
-	$(RUN)/bin/dsd train toy_detail --base_path outputs/toy/context/flux --output_dir outputs/toy/detail
 
 test: lint
 	$(TEST)/bin/pytest -q -n 2

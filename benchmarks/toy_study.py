@@ -25,7 +25,7 @@ from dsd_jax.cli import main as dsd
 from dsd_jax.config import FLOAT32
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.infer import Pipeline
-from dsd_jax.quickstart.run import TEXT_TOKENS, student_commands
+from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, student_commands
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
@@ -51,6 +51,8 @@ def load(export: Path | None) -> Pipeline:
 def row_of(name: str, pipe: Pipeline, cases: Sequence[Case], steps: int, **settings: Any) -> Any:
     """One line of the table; a pipeline without condition gets the text alone."""
     conditional = pipe.transformer_config.condition_embed
+    if conditional:
+        settings = {"i_guidance": IMAGE_SCALE, **settings}
     scores = []
     for start in range(0, len(cases), BATCH):
         part = cases[start : start + BATCH]

@@ -38,7 +38,7 @@ __all__ = ["train_toy"]
 
 _PLAIN = tyro.conf.arg(name="")
 PIPELINE = "flux"  # in the run's folder: what it has made
-_NEXT = {"toy_vae": "toy_teacher", "toy_teacher": "toy_context", "toy_context": "toy_detail"}
+_NEXT = {"toy_vae": "toy_teacher", "toy_teacher": "toy_context"}
 _MEASURED = 8  # batches that the statistics of the latents are taken over
 
 
@@ -107,7 +107,7 @@ def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
             run: How and where.
             config: The recipe.
             base_path: The toy pipeline that toy_teacher takes its autoencoder from, and
-                those after it the transformer too; default: the one in the package.
+                toy_context the transformer too; default: the one in the package.
         """
         return _Flags(run, config, base_path)
 

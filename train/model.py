@@ -190,7 +190,8 @@ def _start_condition(model: Flux) -> None:
     assert model.cond_in is not None  # checked by the config
     kernel = model.cond_in.kernel
     if not jnp.any(kernel[...]):
-        kernel[...] = model.img_in.kernel[...].astype(kernel.dtype)
+        # A copy even of the same dtype: this one is trained, and its memory given away.
+        kernel[...] = jnp.array(model.img_in.kernel[...], kernel.dtype)
 
 
 _ZERO = {"img_mod", "txt_mod", "modulation", "final_layer"}

@@ -182,18 +182,6 @@ def toy_context() -> TrainConfig:
     )
 
 
-def toy_detail() -> TrainConfig:
-    """`toy_context` further, from its weights, at times nearer to the picture.
-
-    By now it knows what to paint; here it learns to paint that sharply.
-    """
-    return _change(
-        toy_context(),
-        steps=5_000,
-        flow=FlowConfig(t_mean=0.5, t_std=1.3, inpaint=0.4),
-    )
-
-
 def toy_student() -> TrainConfig:
     """The toy teacher as a customiser: `paper` at toy size, what `dsd quickstart` trains.
 
@@ -210,7 +198,7 @@ def toy_student() -> TrainConfig:
         lora=LoraConfig(rank=16, targets="all"),
         flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.99
+            learning_rate=8e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.99
         ),
     )
 
@@ -219,7 +207,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
         paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, toy, tiny,
-        toy_vae, toy_teacher, toy_context, toy_detail, toy_student,
+        toy_vae, toy_teacher, toy_context, toy_student,
     )
 }  # fmt: skip
 

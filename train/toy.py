@@ -31,7 +31,6 @@ TOYS: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
     "toy_teacher": ("grid", "pair", "pair", "single", "pair"),
     "toy_context": ("beside", "beside", "grid", "beside", "beside", "single"),
-    "toy_detail": ("beside", "grid", "beside", "beside", "single"),
 }
 """What the batches of these presets show, in turn."""
 _UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.6, "beside": 1.0, "grid": 0.3}

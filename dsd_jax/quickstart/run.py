@@ -26,10 +26,11 @@ from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
 from dsd_jax.types import UserError
 
-__all__ = ["TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
+__all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
 
 Dsd = Callable[[Sequence[str]], int]
 STUDENT, TEACHER = "student", "teacher"
+IMAGE_SCALE = 2.0  # of true guidance: the student looks at the reference harder than it was trained
 TEXT_TOKENS = 16  # of T5: texts of one picture are short, and what is not there costs no time
 
 
@@ -227,7 +228,7 @@ def _write_manifests(folder: Path, cases: Sequence[Case], steps: int) -> None:
             save_png(Image.fromarray(case.reference()), reference)
         row = {"id": case.id, "text": case.text, "seed": case.seed, "steps": steps, "height": 32}
         image = str(reference.relative_to(folder))
-        with_reference.append(row | {"image": image, "width": 64})
+        with_reference.append(row | {"image": image, "width": 64, "i_guidance": IMAGE_SCALE})
         without.append(row | {"width": 32})
     for name, rows in ((STUDENT, with_reference), (TEACHER, without)):
         lines = [json.dumps(row) + "\n" for row in rows]

@@ -242,6 +242,8 @@ def test_a_new_condition_embedding_reads_pictures_as_the_canvas_is_read() -> Non
     for base, wanted in ((zero, tensors["img_in.kernel"]), (tensors, brought)):
         made = make_trainee(config, InMemory(TINY, TensorSource(base)), one_device())
         np.testing.assert_array_equal(flat(made.split.trained)["cond_in.kernel"], wanted)
+        first_state(made.split, make_optimizer(config.optimizer, 1), one_device(), ema=False)
+        assert flat(made.split.frozen)["img_in.kernel"].any()  # its memory is its own
     with pytest.raises(UserError, match="condition_init is for training with condition"):
         dataclasses.replace(config, condition=False)
 
