@@ -21,10 +21,11 @@ from benchmarks.results import save
 from dsd_jax.config import FLOAT32
 from dsd_jax.data.loader import PairBatch
 from dsd_jax.data.prefetch import to_mesh
-from dsd_jax.flow import interpolate, velocity
 from dsd_jax.frames import image_ids, text_ids, unpack_latents
+from dsd_jax.images import from_array
 from dsd_jax.infer.sampler import sample
 from dsd_jax.models import abstract, load
+from dsd_jax.quickstart.run import TEXT_TOKENS
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, judge
@@ -34,6 +35,7 @@ from dsd_jax.toy.world import PANEL
 from dsd_jax.train.cli import open_base
 from dsd_jax.train.encode import Encoder
 from dsd_jax.train.presets import preset
+from dsd_jax.train.step import frame_weights, two_frame_loss
 from dsd_jax.types import Array
 
 TIMES = (0.97, 0.9, 0.8)
@@ -61,47 +63,45 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
     """One row."""
     config = preset("toy_context")
     mesh = make_mesh(config.mesh)
-    base = open_base(str(flux), condition=False, max_sequence_length=16)
+    base = open_base(str(flux), condition=False, max_sequence_length=TEXT_TOKENS)
     encoder = Encoder(base, config, mesh)
     graph, state = nnx.split(
         load(abstract(base.flux(), precision=FLOAT32), base.transformer.source, mesh=mesh)
     )
     batch = encoder(to_mesh(batch_of(cases), mesh), 0)
     ids, words = image_ids(HEIGHT, WIDTH), text_ids(batch.txt.shape[1])
-    right = (ids[:, 2] >= PANEL // 8)[:, None]
-
-    def predict(state: nnx.State, x: Array, t: Array) -> Array:
-        times = jnp.broadcast_to(t, x.shape[:1])
-        model = nnx.merge(graph, state)
-        return model(x, ids, batch.txt, words, batch.vec, times, jnp.ones_like(times), None)
+    right = frame_weights(HEIGHT, WIDTH)[1, :, None] > 0
+    given = jnp.ones(len(cases), bool)
 
     @jax.jit
     def loss(state: nnx.State, noise: Array, t: Array) -> Array:
-        noisy = interpolate(batch.x_0, noise, jnp.broadcast_to(t, noise.shape[:1]))
-        found = predict(state, jnp.where(right, noisy, batch.x_0), t)
-        error = jnp.square(found - velocity(batch.x_0, noise))
-        return error.mean(where=jnp.broadcast_to(right, error.shape))
+        times = jnp.broadcast_to(t, given.shape)
+        model = nnx.merge(graph, state)
+        return two_frame_loss(model, batch, noise, times, config.flow, HEIGHT, WIDTH, given)[0]
 
     @jax.jit
     def paint(state: nnx.State, noise: Array, times: Array) -> Array:
-        def given(x: Array, t: Array) -> Array:
-            return jnp.where(right, predict(state, x, t), 0)
+        model = nnx.merge(graph, state)
 
-        canvas = sample(given, jnp.where(right, noise, batch.x_0), times)
-        vae = nnx.merge(encoder.autoencoder[0], encoder.autoencoder[1])
+        def predict(x: Array, t: Array) -> Array:
+            t = jnp.broadcast_to(t, given.shape)
+            return jnp.where(right, model(x, ids, batch.txt, words, batch.vec, t), 0)
+
+        canvas = sample(predict, jnp.where(right, noise, batch.x_0), times)
+        vae = nnx.merge(*encoder.autoencoder)
         return vae.decode(vae.unnormalize(unpack_latents(canvas, HEIGHT, WIDTH)))
 
     noise = jax.random.normal(jax.random.key(0), batch.x_0.shape)
     losses = {f"loss at t = {t}": f"{loss(state, noise, jnp.float32(t)):.3f}" for t in TIMES}
     times = jnp.asarray(base.schedule.timesteps(steps, right.size))
-    pictures = np.asarray(paint(state, noise, times))[:, :, PANEL:]
-    pixels = np.clip((pictures + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-    told = [(judge(picture), case.subject) for case, picture in zip(cases, pixels, strict=True)]
+    canvases = np.asarray(paint(state, noise, times))
+    made = [np.asarray(from_array(canvas[:, PANEL:])) for canvas in canvases]
+    told = [(judge(picture), case.subject) for case, picture in zip(cases, made, strict=True)]
     parts = {
         name: np.mean([getattr(s, name) == getattr(wanted, name) for s, wanted in told])
         for name in SUBJECT
     }
-    found = summarise([score(case, picture) for case, picture in zip(cases, pixels, strict=True)])
+    found = summarise([score(case, picture) for case, picture in zip(cases, made, strict=True)])
     return {
         **losses,
         **{name: f"{share:.2f}" for name, share in parts.items()},

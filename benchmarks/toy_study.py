@@ -48,11 +48,18 @@ def load(export: Path | None) -> Pipeline:
     )
 
 
-def row_of(name: str, pipe: Pipeline, cases: Sequence[Case], steps: int, **settings: Any) -> Any:
-    """One line of the table; a pipeline without condition gets the text alone."""
+def row_of(
+    name: str,
+    pipe: Pipeline,
+    cases: Sequence[Case],
+    steps: int,
+    *,
+    i_guidance: float = IMAGE_SCALE,
+    t_guidance: float = 1.0,
+) -> dict[str, Any]:
+    """One line of the table; a pipeline without condition gets the text alone, unguided."""
     conditional = pipe.transformer_config.condition_embed
-    if conditional:
-        settings = {"i_guidance": IMAGE_SCALE, **settings}
+    scales = {"i_guidance": i_guidance, "t_guidance": t_guidance} if conditional else {}
     scores = []
     for start in range(0, len(cases), BATCH):
         part = cases[start : start + BATCH]
@@ -64,7 +71,7 @@ def row_of(name: str, pipe: Pipeline, cases: Sequence[Case], steps: int, **setti
             height=PANEL,
             width=2 * PANEL if conditional else PANEL,
             steps=steps,
-            **settings,
+            **scales,
         )
         scores += [score(c, np.asarray(image)) for c, image in zip(part, made, strict=True)]
     found = summarise(scores)
@@ -123,7 +130,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """About ten minutes on two cores, with the training of the student without curation."""
+    """About 25 minutes on two cores, with the training of the student without curation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("quickstart", type=Path)
     parser.add_argument("--cases", type=int, default=300)
@@ -149,7 +156,13 @@ def main() -> None:
     worst = largest_difference(
         toy_flux_path(), export, cases[:8], steps=steps, max_sequence_length=TEXT_TOKENS
     )
-    save("toy_study", rows, sampling_steps=steps, largest_pixel_difference_in_pytorch=worst)
+    save(
+        "toy_study",
+        rows,
+        sampling_steps=steps,
+        image_guidance=IMAGE_SCALE,
+        largest_pixel_difference_in_pytorch=worst,
+    )
     sweep = [
         {
             "i_guidance": image,

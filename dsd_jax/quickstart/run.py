@@ -24,6 +24,7 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import Case, Interval, Score, make_cases, score, summarise
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
+from dsd_jax.train.checkpoint_files import steps_of
 from dsd_jax.types import UserError
 
 __all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
@@ -145,7 +146,11 @@ def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
 
 
 def student_commands(folder: Path, steps: int) -> Iterator[list[str]]:
-    """Encodes the dataset in `folder/making`, trains a student on it, and exports that."""
+    """Encodes the dataset in `folder/making`, trains a student on it, and exports that.
+
+    Raises:
+        SystemExit: the training was stopped before its last step.
+    """
     base, run = str(toy_flux_path()), str(folder / "run")
     dataset, encoded = str(folder / "making" / "dataset"), str(folder / "encoded")
     text = ["--max_sequence_length", str(TEXT_TOKENS)]
@@ -158,6 +163,9 @@ def student_commands(folder: Path, steps: int) -> Iterator[list[str]]:
         "--output_dir", run, "--steps", str(steps), "--instruction", "0.9", *text,
         "--no_tensorboard",
     ]  # fmt: skip
+    # A training that was asked to stop ends well, too (SIGTERM).
+    if steps not in steps_of(folder / "run" / "checkpoints"):
+        raise SystemExit("the training was stopped; the same command goes on with it")
     shutil.rmtree(folder / "export", ignore_errors=True)  # `dsd convert` writes over nothing
     yield ["convert", "lora", run, str(folder / "export")]
 

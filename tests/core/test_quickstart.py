@@ -11,7 +11,7 @@ from PIL import Image
 from dsd_jax.cli import main
 from dsd_jax.data.store import PairStore
 from dsd_jax.quickstart.report import Example, Findings, Shown, write_report
-from dsd_jax.quickstart.run import Budget, quickstart
+from dsd_jax.quickstart.run import Budget, quickstart, student_commands
 from dsd_jax.toy.score import Score, make_cases, score, summarise
 from dsd_jax.toy.words import parse_scene, parse_subject
 from dsd_jax.toy.world import is_held_out, render
@@ -89,6 +89,13 @@ def test_a_folder_of_another_budget_is_refused(tmp_path: Path):
     (tmp_path / "budget.json").write_text(json.dumps({"captions": 1}))
     with pytest.raises(UserError, match="give the same --minutes, or another --output_dir"):
         quickstart(tmp_path, Budget.of(1), lambda words: 0, lambda line: None)
+
+
+def test_a_training_that_was_stopped_is_not_exported(tmp_path: Path):
+    commands = student_commands(tmp_path, 7)
+    assert [next(commands)[0] for _ in range(2)] == ["data", "train"]
+    with pytest.raises(SystemExit, match="training was stopped; the same command goes on"):
+        next(commands)
 
 
 def test_the_smallest_quickstart_goes_the_whole_way(

@@ -239,10 +239,15 @@ def test_a_new_condition_embedding_reads_pictures_as_the_canvas_is_read() -> Non
     tensors = random_tensors()
     brought = tensors["cond_in.kernel"]
     zero = tensors | {k: np.zeros_like(v) for k, v in tensors.items() if k.startswith("cond_in")}
-    for base, wanted in ((zero, tensors["img_in.kernel"]), (tensors, brought)):
-        made = make_trainee(config, InMemory(TINY, TensorSource(base)), one_device())
+    sharded = make_mesh(MeshConfig(data=1, fsdp=8))
+    for base, wanted, mesh in (
+        (zero, tensors["img_in.kernel"], one_device()),
+        (zero, tensors["img_in.kernel"], sharded),
+        (tensors, brought, one_device()),
+    ):
+        made = make_trainee(config, InMemory(TINY, TensorSource(base)), mesh)
         np.testing.assert_array_equal(flat(made.split.trained)["cond_in.kernel"], wanted)
-        first_state(made.split, make_optimizer(config.optimizer, 1), one_device(), ema=False)
+        first_state(made.split, make_optimizer(config.optimizer, 1), mesh, ema=False)
         assert flat(made.split.frozen)["img_in.kernel"].any()  # its memory is its own
     with pytest.raises(UserError, match="condition_init is for training with condition"):
         dataclasses.replace(config, condition=False)
