@@ -52,7 +52,7 @@ def batch_of(cases: list[Case]) -> PairBatch:
         np.arange(len(cases)),
         (PANEL, 2 * PANEL),
         [case.id for case in cases],
-        [describe_pair(None, [None, case.after]) for case in cases],
+        [describe_pair(case.after) for case in cases],
         none,
         none,
         target=np.stack(both),
@@ -61,7 +61,7 @@ def batch_of(cases: list[Case]) -> PairBatch:
 
 def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
     """One row."""
-    config = preset("toy_context")
+    config = preset("toy_teacher")
     mesh = make_mesh(config.mesh)
     base = open_base(str(flux), condition=False, max_sequence_length=TEXT_TOKENS)
     encoder = Encoder(base, config, mesh)
@@ -71,20 +71,20 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
     batch = encoder(to_mesh(batch_of(cases), mesh), 0)
     ids, words = image_ids(HEIGHT, WIDTH), text_ids(batch.txt.shape[1])
     right = frame_weights(HEIGHT, WIDTH)[1, :, None] > 0
-    given = jnp.ones(len(cases), bool)
+    clean = jnp.zeros(len(cases))
 
     @jax.jit
     def loss(state: nnx.State, noise: Array, t: Array) -> Array:
-        times = jnp.broadcast_to(t, given.shape)
+        times = jnp.broadcast_to(t, clean.shape)
         model = nnx.merge(graph, state)
-        return two_frame_loss(model, batch, noise, times, config.flow, HEIGHT, WIDTH, given)[0]
+        return two_frame_loss(model, batch, noise, times, config.flow, HEIGHT, WIDTH, clean)[0]
 
     @jax.jit
     def paint(state: nnx.State, noise: Array, times: Array) -> Array:
         model = nnx.merge(graph, state)
 
         def predict(x: Array, t: Array) -> Array:
-            t = jnp.broadcast_to(t, given.shape)
+            t = jnp.broadcast_to(t, clean.shape)
             return jnp.where(right, model(x, ids, batch.txt, words, batch.vec, t), 0)
 
         canvas = sample(predict, jnp.where(right, noise, batch.x_0), times)

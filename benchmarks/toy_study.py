@@ -1,13 +1,14 @@
 """Scores customisers on the toy world: before and after, curated or not, with true guidance.
 
     dsd quickstart --output_dir outputs/quickstart
-    python -m benchmarks.toy_study outputs/quickstart [--cases 300] [--reference FOLDER]
+    python -m benchmarks.toy_study outputs/quickstart [--cases 300]
 
 Every row of the table sees the same cases with the same noise: subjects that nothing was trained
 on, each in one scene, asked for in another. `identity`: shape, both colours and marking are right;
 `prompt`: background and place are; `copied`: background and place of the reference were kept.
 Intervals are 95 % by bootstrap over cases. The student without curation is trained here, with the
-steps of the quickstart, on the same grids, with every pair that was put before the judge.
+steps of the quickstart, on the same grids, with every pair that was put before the judge. The
+sweep over guidance scales is the quickstart's student.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from dsd_jax.data.make.parts import Parts
 from dsd_jax.infer import Pipeline
 from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, student_commands
 from dsd_jax.quickstart.torch_check import largest_difference
-from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.world import PANEL
 
@@ -135,24 +136,23 @@ def main() -> None:
     parser.add_argument("quickstart", type=Path)
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--sweep_cases", type=int, default=100)
-    parser.add_argument("--reference", type=Path, help="export of a longer run")
     parser.add_argument("--steps", type=int, default=16)
     given = parser.parse_args()
     cases = make_cases(given.cases)
     export, steps = given.quickstart / "export", given.steps
-    student = load(export)
-    models = [("teacher, text alone", load(None)), ("student, quickstart", student)]
-    if given.reference is not None:
-        models.append(("student, reference run", load(given.reference)))
-    models.append(("student, not curated", load(train_uncurated(given.quickstart))))
-    rows = []
-    for name, pipe in models:
-        rows.append(row_of(name, pipe, cases, steps))
-        print(rows[-1], flush=True)
-    best = load(given.reference) if given.reference is not None else student
     seen = make_cases(given.cases, held_out=False)
-    rows.append(row_of(f"{models[-2][0]}, subjects seen in training", best, seen, steps))
-    print(rows[-1], flush=True)
+    student, longer = load(export), load(toy_lora_path())
+    rows = []
+    for name, pipe, own in (
+        ("teacher, text alone", load(None), cases),
+        ("student, quickstart", student, cases),
+        ("student, quickstart, subjects seen in training", student, seen),
+        ("student, not curated", load(train_uncurated(given.quickstart)), cases),
+        ("student, longer run that ships", longer, cases),
+        ("student, longer run that ships, subjects seen in training", longer, seen),
+    ):
+        rows.append(row_of(name, pipe, own, steps))
+        print(rows[-1], flush=True)
     worst = largest_difference(
         toy_flux_path(), export, cases[:8], steps=steps, max_sequence_length=TEXT_TOKENS
     )
@@ -168,7 +168,7 @@ def main() -> None:
             "i_guidance": image,
             "t_guidance": text,
             **row_of(
-                "", best, cases[: given.sweep_cases], steps, i_guidance=image, t_guidance=text
+                "", student, cases[: given.sweep_cases], steps, i_guidance=image, t_guidance=text
             ),
         }
         for text in SWEEP

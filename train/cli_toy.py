@@ -1,4 +1,4 @@
-"""`dsd train toy_vae`, `toy_teacher` and so on: how `dsd_jax/toy/flux` is made.
+"""`dsd train toy_vae`, `toy_teacher` and `toy_decoder`: how `dsd_jax/toy/flux` is made.
 
 They draw their own batches, so they take no data, and write a whole pipeline when they are done.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from dsd_jax.config import FLOAT32, AutoencoderConfig
+from dsd_jax.config import FLOAT32
 from dsd_jax.convert.toy_pipeline import write_toy_pipeline
 from dsd_jax.data.prefetch import mesh_rows
 from dsd_jax.models import abstract, load
@@ -27,18 +27,16 @@ from dsd_jax.train.cli import open_base
 from dsd_jax.train.cluster import first_process, say
 from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.loop import train as run_training
-from dsd_jax.train.model import Base
 from dsd_jax.train.presets import preset
 from dsd_jax.train.toy import TOYS, WorldSource
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.train.vae import VaeTrainer, latent_statistics
-from dsd_jax.weights import TensorSource
+from dsd_jax.weights import TensorSource, WeightSource
 
 __all__ = ["train_toy"]
 
 _PLAIN = tyro.conf.arg(name="")
 PIPELINE = "flux"  # in the run's folder: what it has made
-_NEXT = {"toy_vae": "toy_teacher", "toy_teacher": "toy_context"}
 _MEASURED = 8  # batches that the statistics of the latents are taken over
 
 
@@ -74,10 +72,10 @@ def train_toy(name: str, words: Sequence[str]) -> None:
         max_sequence_length=config.max_sequence_length,
     )
     trainer: Trainer | VaeTrainer
-    if name == "toy_vae":
-        trainer = VaeTrainer(config, base, mesh)
+    if name in ("toy_vae", "toy_decoder"):
+        trainer = VaeTrainer(config, base, mesh, decoder_only=name == "toy_decoder")
     else:
-        trainer = Trainer(config, base, mesh, from_scratch=name == "toy_teacher")
+        trainer = Trainer(config, base, mesh, from_scratch=True)
     done = run_training(trainer, run, source, preset=name)
     if not first_process():
         return
@@ -86,13 +84,18 @@ def train_toy(name: str, words: Sequence[str]) -> None:
     trained, _ = read_trained(run.checkpoints)
     if name == "toy_vae":
         _write_vae(target, trained, source, mesh)
+    elif name == "toy_decoder":
+        vae = _as_it_is(base.autoencoder.source) | trained
+        transformer = _as_it_is(base.transformer.source)
+        write_toy_pipeline(target, vae=(base.vae(), vae), transformer=transformer)
     else:
-        write_toy_pipeline(target, vae=_as_it_is(base), transformer=trained)
+        vae = _as_it_is(base.autoencoder.source)
+        write_toy_pipeline(target, vae=(base.vae(), vae), transformer=trained)
     say(f"{done.step} steps done; wrote {target}")
     if done.stopped:
         say(f"stopped before the last step; go on with\n  dsd train {name} {shlex.join(words)}")
-    elif name in _NEXT:
-        say(f"next: dsd train {_NEXT[name]} --base_path {target} --output_dir OUTPUT")
+    elif name == "toy_vae":
+        say(f"next: dsd train toy_teacher --base_path {target} --output_dir OUTPUT")
 
 
 def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
@@ -106,8 +109,8 @@ def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
         Args:
             run: How and where.
             config: The recipe.
-            base_path: The toy pipeline that toy_teacher takes its autoencoder from, and
-                toy_context the transformer too; default: the one in the package.
+            base_path: The toy pipeline that toy_teacher takes its autoencoder from, and toy_decoder
+                all but what it trains; default: the one in the package.
         """
         return _Flags(run, config, base_path)
 
@@ -123,11 +126,9 @@ def _base(name: str, flags: _Flags) -> Path:
     return start
 
 
-def _as_it_is(base: Base) -> tuple[AutoencoderConfig, dict[str, np.ndarray]]:
-    """The autoencoder of a base, to be written again."""
-    source = base.autoencoder.source
-    held = {path: source.read(path, tuple(map(slice, s))) for path, s in source.shapes.items()}
-    return base.vae(), held
+def _as_it_is(source: WeightSource) -> dict[str, np.ndarray]:
+    """A part of a base, to be written again."""
+    return {path: source.read(path, tuple(map(slice, s))) for path, s in source.shapes.items()}
 
 
 def _write_vae(

@@ -153,33 +153,26 @@ def toy_vae() -> TrainConfig:
 def toy_teacher() -> TrainConfig:
     """The toy FLUX from scratch, text to image: single pictures, pairs and grids of the toy world.
 
-    Like `toy_vae` it draws its own batches. Times are drawn as they are sampled, since what the
-    text decides is decided near t = 1 (`dsd_jax.toy.sizes.TOY_SCHEDULE`).
+    Like `toy_vae` it draws its own batches. Times lie near noise, since that is where text and
+    neighbours have something to decide (`dsd_jax.toy.sizes.TOY_SCHEDULE`). It learns to read one
+    panel for the other, which FLUX.1-dev brings along and a student builds on.
     """
     return _change(
         toy_vae(),
-        steps=8_000,
+        steps=12_000,
         batch_size=16,
         pad_to_longest=True,
         dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),
-        flow=FlowConfig(t_sampling="shifted", inpaint=0.6),
+        flow=FlowConfig(t_mean=2.0, t_std=1.5, inpaint=0.7, inpaint_noise=0.6),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.0, ema=0.998
+            learning_rate=2e-3, schedule="cosine", warmup=100, weight_decay=0.0, b2=0.99, ema=0.998
         ),
     )
 
 
-def toy_context() -> TrainConfig:
-    """`toy_teacher` further, from its weights: mostly pairs, whose words do not tell the subject.
-
-    It learns to read one panel for the other, which FLUX.1-dev brings along and a student builds
-    on. Times lie nearer to noise still, where there is something to read.
-    """
-    return _change(
-        toy_teacher(),
-        steps=12_000,
-        flow=FlowConfig(t_mean=2.2, t_std=1.3, inpaint=0.7),
-    )
+def toy_decoder() -> TrainConfig:
+    """The decoder of `toy_vae` further; latents, and so what `toy_teacher` has learned, stay."""
+    return _change(toy_vae(), steps=1200)
 
 
 def toy_student() -> TrainConfig:
@@ -207,7 +200,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
         paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, toy, tiny,
-        toy_vae, toy_teacher, toy_context, toy_student,
+        toy_vae, toy_teacher, toy_decoder, toy_student,
     )
 }  # fmt: skip
 

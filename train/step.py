@@ -105,13 +105,14 @@ def two_frame_loss(
     config: FlowConfig,
     height: int,
     width: int,
-    given: Bool[Array, " B"] | None = None,
+    t_reference: Float32[Array, " B"] | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Mean squared error of the velocity, both frames at one t (paper, section 3.2).
 
     Args:
         height, width: of the canvas in latent pixels.
-        given: samples whose reference frame is at t = 0 and bears no loss; not with a condition.
+        t_reference: time of the reference frame where it is another; None: t. A frame that is
+            nearer to the picture than the target is given and bears no loss; not with a condition.
 
     Returns:
         The weighted loss, and the plain losses of reference and target; float32.
@@ -124,10 +125,10 @@ def two_frame_loss(
         img_cond = jnp.where(batch.drop_image[:, None, None], 0, img_cond)
     weights = frame_weights(height, width)
     x_t = interpolate(batch.x_0, noise, t)
-    shown = jnp.zeros(x_t.shape[:2], bool)
-    if given is not None:
-        shown = given[:, None] & (weights[:1] > 0)
-        x_t = jnp.where(shown[..., None], batch.x_0.astype(x_t.dtype), x_t)
+    given = jnp.zeros(x_t.shape[:2], bool)
+    if t_reference is not None:
+        given = (t_reference < t)[:, None] & (weights[:1] > 0)
+        x_t = jnp.where(given[..., None], interpolate(batch.x_0, noise, t_reference), x_t)
     predicted = model(
         x_t,
         image_ids(height, width),
@@ -141,7 +142,7 @@ def two_frame_loss(
     difference = predicted.astype(jnp.float32) - velocity(batch.x_0, noise)
     error = jnp.square(difference).mean(-1)
     if img_cond is None:
-        loss = error.mean(where=~shown)
+        loss = error.mean(where=~given)
         return loss, (loss, loss)
     reference, target = (weights * error.mean(0, keepdims=True)).mean(-1)
     shares = config.reference_weight, config.target_weight
@@ -168,12 +169,14 @@ def make_step(
         params: nnx.State, frozen: nnx.State, batch: EncodedBatch, key: Array
     ) -> tuple[Array, tuple[Array, Array]]:
         noise, t = draw(key, batch.x_0, config.flow, schedule)
-        given = None
+        t_reference = None
         if config.flow.inpaint > 0:
-            given_key = jax.random.fold_in(key, 2)
+            given_key, share_key = jax.random.split(jax.random.fold_in(key, 2))
             given = jax.random.bernoulli(given_key, config.flow.inpaint, t.shape)
+            share = config.flow.inpaint_noise * jax.random.uniform(share_key, t.shape, jnp.float32)
+            t_reference = jnp.where(given, share * t, t)
         model = nnx.merge(graphdef, params, frozen)
-        return two_frame_loss(model, batch, noise, t, config.flow, height, width, given)
+        return two_frame_loss(model, batch, noise, t, config.flow, height, width, t_reference)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 

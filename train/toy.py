@@ -17,25 +17,25 @@ from dsd_jax.types import Int, UserError
 
 __all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
 
-View = Literal["single", "grid", "pair", "beside", "canvas"]
+View = Literal["single", "grid", "pair", "canvas"]
 SIZES_OF: dict[View, tuple[int, int]] = {
     "single": (PANEL, PANEL),
     "grid": (2 * PANEL, 2 * PANEL),
     "pair": (PANEL, 2 * PANEL),
-    "beside": (PANEL, 2 * PANEL),
     "canvas": (PANEL, 2 * PANEL),
 }
-"""Height and width of a view: one picture, four or two of one subject, two of which the words tell
-the right-hand scene alone, or two frames."""
+"""Height and width of a view: one picture, four of one subject, two of which the words tell the
+right-hand scene alone, or two frames."""
 TOYS: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
-    "toy_teacher": ("grid", "pair", "pair", "single", "pair"),
-    "toy_context": ("beside", "beside", "grid", "beside", "beside", "single"),
+    "toy_teacher": ("pair", "grid", "pair", "single", "pair"),
+    "toy_decoder": ("canvas", "single", "canvas", "grid"),
 }
 """What the batches of these presets show, in turn."""
-_UNNAMED = {"single": 0.15, "canvas": 0.15, "pair": 0.6, "beside": 1.0, "grid": 0.3}
-"""Share whose words say "this thing": what is the same in its panels, the text does not tell, so
-that the panels must tell each other, as those of FLUX do. Only so can a student learn to look."""
+_UNNAMED = {"single": 0.15, "canvas": 0.15, "grid": 0.3}
+"""Share whose words say "this thing", as those of a pair always do: what is the same in its panels,
+the text does not tell, so that the panels must tell each other, as those of FLUX do. Only so can a
+student learn to look."""
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
 
 
@@ -74,7 +74,7 @@ class WorldSource:
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a step loads."""
         return {
-            "world": 4,
+            "world": 5,
             "views": list(self.views),
             "batch": self.batch,
             "seed": self.seed,
@@ -122,23 +122,20 @@ class WorldSource:
         rng = np.random.default_rng((self.seed, step, row))
         dropped = bool(rng.random() < self.drop_text)
         known = subjects(held_out=False)
-        subject = known[rng.integers(len(known))]
+        subject, told = known[rng.integers(len(known))], Scene.draw(rng)
+        if view == "pair":
+            panels = [render(subject, scene) for scene in (Scene.draw(rng), told)]
+            return np.concatenate(panels, axis=1), describe_pair(told), dropped
         named: Subject | None = None if rng.random() < _UNNAMED[view] else subject
         if view == "grid":
-            scenes = [Scene.draw(rng) for _ in range(4)]
+            scenes = [told, *(Scene.draw(rng) for _ in range(3))]
             picture = grid(subject, scenes)
             opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
             return picture, describe_grid(named, scenes, opening), dropped
-        if view in ("pair", "beside"):
-            scenes = [Scene.draw(rng) for _ in range(2)]
-            panels = [render(subject, scene) for scene in scenes]
-            told = [None if view == "beside" else scenes[0], scenes[1]]
-            return np.concatenate(panels, axis=1), describe_pair(named, told), dropped
-        scene = Scene.draw(rng)
-        picture = render(subject, scene)
+        picture = render(subject, told)
         if view == "canvas":
             other = np.zeros_like(picture)
             if rng.random() >= _BLACK:
                 other = render(subject, Scene.draw(rng))
             picture = np.concatenate([picture, other], axis=1)
-        return picture, describe(named, scene), dropped
+        return picture, describe(named, told), dropped

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dsd_jax.autoencoder import Autoencoder
 from dsd_jax.config import FLOAT32
 from dsd_jax.data.loader import PairBatch
-from dsd_jax.models import abstract
+from dsd_jax.models import abstract, load
 from dsd_jax.sharding import LOGICAL_TO_MESH
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.model import Base
@@ -61,22 +61,31 @@ class VaeTrainer:
 
     Args:
         config: the recipe; what concerns frames, texts and adapters is not used.
-        base: says how large the autoencoder is; its weights are not used.
+        base: says how large the autoencoder is.
         mesh: all devices of the run; the model lies on every one of them.
+        decoder_only: train the base's decoder further and leave its encoder as it is, so that what
+            was trained on its latents still fits; otherwise start from random weights.
     """
 
     compiled_in = 0.0
 
-    def __init__(self, config: TrainConfig, base: Base, mesh: Mesh) -> None:
+    def __init__(
+        self, config: TrainConfig, base: Base, mesh: Mesh, *, decoder_only: bool = False
+    ) -> None:
         self.config, self.base, self.mesh = config, base, mesh
         self.optimizer = make_optimizer(config.optimizer, config.steps)
-        self.graphdef = nnx.graphdef(abstract(base.vae(), precision=FLOAT32))
-        self.frozen: Any = nnx.State({})
+        model = abstract(base.vae(), precision=FLOAT32)
+        self._start: nnx.State | None = None  # random weights
+        if decoder_only:
+            load(model, base.autoencoder.source, mesh=mesh)
+            self.graphdef, self._start, self.frozen = nnx.split(model, _is_decoder, ...)
+        else:
+            self.graphdef, _, self.frozen = nnx.split(model, nnx.Param, ...)
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
         self._step = jax.jit(
             self._step_program,
-            in_shardings=(self._everywhere, self._rows),
+            in_shardings=(self._everywhere, self._everywhere, self._rows),
             out_shardings=self._everywhere,
             donate_argnums=0,
         )
@@ -88,19 +97,20 @@ class VaeTrainer:
 
     def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
         """The state to go on from; see `dsd_jax.train.trainer.Trainer.state`."""
-        shapes = jax.eval_shape(self._first)
+        shapes = jax.eval_shape(self._first, self._start)
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere), shapes
         )
         if restore is not None:
             return restore(like)
-        return jax.jit(self._first, out_shardings=self._everywhere)()
+        return jax.jit(self._first, out_shardings=self._everywhere)(self._start)
 
-    def _first(self) -> TrainState:
-        model = Autoencoder(
-            self.base.vae(), precision=FLOAT32, rngs=nnx.Rngs(params=self.config.seed)
-        )
-        params = nnx.state(model, nnx.Param)
+    def _first(self, params: nnx.State | None) -> TrainState:
+        if params is None:
+            model = Autoencoder(
+                self.base.vae(), precision=FLOAT32, rngs=nnx.Rngs(params=self.config.seed)
+            )
+            params = nnx.state(model, nnx.Param)
         return init_state(params, self.optimizer, ema=self.config.optimizer.ema > 0)
 
     def step(
@@ -114,7 +124,7 @@ class VaeTrainer:
         new = batch.size not in self._seen
         self._seen.add(batch.size)
         with jax.set_mesh(self.mesh):
-            done = self._step(state, batch.target)
+            done = self._step(state, self.frozen, batch.target)
         self.compiled_in = time.perf_counter() - start if new else 0.0
         return done
 
@@ -128,12 +138,12 @@ class VaeTrainer:
         return 0.0 * size[0]
 
     def _step_program(
-        self, state: TrainState, pictures: UInt8[Array, "B H W 3"]
+        self, state: TrainState, frozen: nnx.State, pictures: UInt8[Array, "B H W 3"]
     ) -> tuple[TrainState, VaeMetrics]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
 
         def loss_of(params: nnx.State) -> tuple[Array, tuple[Array, Array]]:
-            return vae_loss(nnx.merge(self.graphdef, params), pictures, key)
+            return vae_loss(nnx.merge(self.graphdef, params, frozen), pictures, key)
 
         (loss, (l1, kl)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its counter
@@ -144,6 +154,10 @@ class VaeTrainer:
             ema = optax.incremental_update(params, ema, 1 - self.config.optimizer.ema)
         metrics = VaeMetrics(loss, l1, kl, optax.tree.norm(grads), optax.tree.norm(params))
         return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+def _is_decoder(path: tuple[Any, ...], variable: Any) -> bool:  # noqa: ARG001 - a filter of nnx
+    return path[:1] == ("decoder",)
 
 
 def latent_statistics(model: Autoencoder, batches: Iterable[PairBatch]) -> tuple[float, float]:

@@ -182,7 +182,7 @@ def _write_captions(path: Path, count: int) -> None:
         table.writerow(["TEXT"])
         for number in rng.choice(len(pool), count, replace=False):
             background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-            table.writerow([describe(pool[number], Scene(background, "center"))])
+            table.writerow([describe(pool[number], Scene(background, "northwest"))])
 
 
 def _write_making(path: Path, budget: Budget) -> None:

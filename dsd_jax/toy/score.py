@@ -37,7 +37,7 @@ class Case:
 
     @property
     def text(self) -> str:
-        """`this thing on snow at left`."""
+        """`this thing on snow at northwest`."""
         return describe(None, self.after)
 
     def reference(self) -> UInt8[np.ndarray, "32 32 3"]:

@@ -1,8 +1,8 @@
 """The words of the toy world: exact descriptions, and how they are read back.
 
-    a red star with blue dots on snow at left small night
-    a grid of the same red star with blue dots, top-left on snow at left, top-right on ...
-    this thing on meadow at top tilted
+    a red star with blue dots on snow at northwest small night
+    a grid of the same red star with blue dots, top-left on snow at northwest, top-right on ...
+    this thing on meadow at northeast tilted
 
 One word is one token of the toy tokenisers, and a whole grid prompt fits `T5_LENGTH` of them.
 """
@@ -29,7 +29,6 @@ __all__ = [
     "KINDS",
     "OPENINGS",
     "PANELS",
-    "SIDES",
     "T5_LENGTH",
     "WORDS",
     "describe",
@@ -44,12 +43,12 @@ __all__ = [
 
 T5_LENGTH = 48  # tokens of the longest grid prompt, its end included
 PANELS = ("top-left", "top-right", "bottom-left", "bottom-right")
-SIDES = ("left-hand", "right-hand")
+BESIDE = "right-hand"  # of two pictures, the one that is told
 OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, behind "a grid of"
 _UNSAID = {field.default for field in dataclasses.fields(Scene)}
 KINDS: tuple[tuple[str, ...], ...] = (
     *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)),
-    (*PANELS, *SIDES),
+    (*PANELS, BESIDE),
 )
 """Kinds of words that say what a picture shows, and where."""
 WORDS = (
@@ -66,7 +65,7 @@ def describe_subject(subject: Subject) -> str:
 
 
 def describe_scene(scene: Scene) -> str:
-    """`on snow at left small night`; the usual size, tilt and light go unsaid."""
+    """`on snow at northwest small night`; the usual size, tilt and light go unsaid."""
     rest = [word for word in (scene.size, scene.tilt, scene.light) if word not in _UNSAID]
     return " ".join(["on", scene.background, "at", scene.place, *rest])
 
@@ -82,25 +81,13 @@ def describe_grid(
 ) -> str:
     """A 2x2 grid of one subject in four scenes, in the order of `PANELS`; None: `this thing`."""
     named = "this thing" if subject is None else f"{opening} {describe_subject(subject)}"
-    return _panels(f"a grid of {named}", PANELS, scenes)
+    told = [f"{p} {describe_scene(scene)}" for p, scene in zip(PANELS, scenes, strict=True)]
+    return ", ".join([f"a grid of {named}", *told])
 
 
-def describe_pair(subject: Subject | None, scenes: Sequence[Scene | None]) -> str:
-    """Two pictures of one subject side by side: `two pictures of this thing, left-hand on ...`.
-
-    A scene of None goes unsaid.
-    """
-    named = "this thing" if subject is None else f"the same {describe_subject(subject)}"
-    return _panels(f"two pictures of {named}", SIDES, scenes)
-
-
-def _panels(opening: str, panels: Sequence[str], scenes: Sequence[Scene | None]) -> str:
-    parts = [
-        f"{panel} {describe_scene(scene)}"
-        for panel, scene in zip(panels, scenes, strict=True)
-        if scene is not None
-    ]
-    return ", ".join([opening, *parts])
+def describe_pair(scene: Scene) -> str:
+    """Two pictures of one subject side by side; what a customiser is told, the right-hand scene."""
+    return f"two pictures of this thing, {BESIDE} {describe_scene(scene)}"
 
 
 def parse_subject(text: str) -> Subject | None:

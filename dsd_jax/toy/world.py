@@ -1,8 +1,9 @@
 """The toy world: small subjects in simple scenes, drawn exactly as their words say.
 
 A subject is a shape in a body colour with a marking in another colour; a scene is a background, a
-place in the frame, a size, a tilt and a light. Words name all of these. Places lie 4 pixels apart,
-a pixel of the toy FLUX's latents, and so do horizons.
+place in the frame, a size, a tilt and a light. Words name all of these. Places lie 8 pixels apart,
+a token of the toy FLUX: a subject that moves keeps its tokens, as those of FLUX, finer beside what
+they show, nearly do. Horizons lie 4 pixels apart, a pixel of its latents.
 
 A tenth of the subjects is held out (`is_held_out`): nothing that is trained ever sees them.
 """
@@ -64,13 +65,13 @@ BACKGROUNDS = {  # colours above and below a horizon, and its row of pixels
     "room": ((238, 228, 200), (170, 125, 90), 20),
     "city": ((215, 210, 225), (150, 150, 165), 12),
 }
-PLACES = {"center": (0, 0), "left": (-4, 0), "right": (4, 0), "top": (0, -4), "bottom": (0, 4)}
+PLACES = {"northwest": (-4, -4), "northeast": (4, -4), "southwest": (-4, 4), "southeast": (4, 4)}
 SIZES = {"big": 10.5, "small": 8.5}  # radius in pixels
 TILTS = {"upright": 0.0, "tilted": 20.0}  # degrees, clockwise
 LIGHTS = {"day": (1.0, 1.0, 1.0), "night": (0.6, 0.64, 0.8)}
 OUTLINE = (58, 46, 52)
 
-_UNUSUAL = 1 / 4  # share of the scenes with another size, tilt or light than the usual one
+_UNUSUAL = 1 / 8  # share of the scenes with another size, tilt or light than the usual one
 _STENCIL = 96  # pixels of a stencil along each side; it shows [-1.15, 1.15]
 _EXTENT = 1.15
 _FINE = 2  # samples of a pixel along each side
@@ -98,7 +99,7 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, background: str | None = None) -> "Scene":
-        """A random one; size, tilt and light are the usual ones three times in four.
+        """A random one; size, tilt and light are the usual ones seven times in eight.
 
         Args:
             rng: what is drawn from.

@@ -75,8 +75,8 @@ def loaded(monkeypatch) -> Loaded:
 @pytest.mark.parametrize(
     ("sizes", "guided"),
     [
-        (MeshConfig(data=8), False),
         # The slow ones are parts of the mixed one, which CI has time for.
+        pytest.param(MeshConfig(data=8), False, marks=pytest.mark.slow),
         pytest.param(MeshConfig(data=1, fsdp=8), False, marks=pytest.mark.slow),
         pytest.param(MeshConfig(data=2, tensor=4), False, marks=pytest.mark.slow),
         (MeshConfig(data=1, fsdp=2, context=4), False),

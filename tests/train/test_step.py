@@ -165,32 +165,34 @@ def test_loss_without_condition() -> None:
     assert losses[0] == losses[1]
 
 
-def test_a_given_frame_is_shown_as_it_is_and_bears_no_loss() -> None:
-    """Inpainting: the left halves of these samples are at t = 0, the loss is over all the rest."""
+def test_a_given_frame_is_less_noisy_and_bears_no_loss() -> None:
+    """Inpainting: the left halves of two samples have times of their own."""
     batch, (graphdef, trained, frozen) = make_batch(4, condition=False), split()
-    given = np.asarray([False, True, True, False])
     noise, t = map(np.asarray, draw(key_of(0), batch.x_0, RECIPE.flow, Schedule()))
     x_0 = np.asarray(batch.x_0)
-    x_t = (1 - t[:, None, None]) * x_0 + t[:, None, None] * noise
-    shown = given[:, None] & np.tile([True] * 3 + [False] * 3, TOKENS // 6)
+    t_reference = t * np.float32([1, 0, 0.5, 1])
+    left = np.tile([True] * 3 + [False] * 3, TOKENS // 6)
+    given = np.asarray([False, True, True, False])[:, None] & left
+    times = np.where(left, t_reference[:, None], t[:, None])[..., None]
     velocity = fast_jit(predict, "graphdef")(
         graphdef,
         trained,
         frozen,
         {
-            "img": np.where(shown[..., None], x_0, x_t),
+            "img": (1 - times) * x_0 + times * noise,
             "txt": np.where(batch.drop_text[:, None, None], batch.null_txt, batch.txt),
             "vec": np.where(batch.drop_text[:, None], batch.null_vec, batch.vec),
             "t": t,
             "guidance": np.full(4, RECIPE.flow.guidance, np.float32),
         },
     )
-    error = np.square(np.asarray(velocity) - (noise - x_0))[~shown]
+    error = np.square(np.asarray(velocity) - (noise - x_0))[~given]
 
     def loss(trained: Any, frozen: Any) -> Any:
         model = nnx.merge(graphdef, trained, frozen)
-        drawn, times, shown = jnp.asarray(noise), jnp.asarray(t), jnp.asarray(given)
-        return two_frame_loss(model, batch, drawn, times, RECIPE.flow, *CANVAS, shown)
+        drawn = map(jnp.asarray, (noise, t))
+        own = jnp.asarray(t_reference)
+        return two_frame_loss(model, batch, *drawn, RECIPE.flow, *CANVAS, own)
 
     found, _ = fast_jit(loss)(trained, frozen)
     np.testing.assert_allclose(found, error.mean(), rtol=1e-5)
@@ -201,6 +203,8 @@ def test_inpainting_is_for_training_without_condition() -> None:
         dataclasses.replace(RECIPE, flow=FlowConfig(inpaint=0.5))
     with pytest.raises(UserError, match=r"inpaint must lie in \[0, 1\), got 1"):
         FlowConfig(inpaint=1.0)
+    with pytest.raises(UserError, match=r"inpaint_noise must lie in \[0, 1\), got -0.1"):
+        FlowConfig(inpaint_noise=-0.1)
 
 
 def test_frame_weights() -> None:

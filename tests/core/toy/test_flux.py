@@ -6,25 +6,30 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dsd_jax.config import FLOAT32, ClipConfig, T5Config
 from dsd_jax.infer import Pipeline
 from dsd_jax.models import abstract, load
+from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS
 from dsd_jax.text.tokenize import Tokenizers
+from dsd_jax.toy import folder
 from dsd_jax.toy.encoders import encoder_tensors
-from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.judge import judge
+from dsd_jax.toy.score import make_cases, score
 from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_T5
 from dsd_jax.toy.words import T5_LENGTH, describe, describe_grid
 from dsd_jax.toy.world import BACKGROUNDS, SHAPES, Scene, Subject
+from dsd_jax.types import UserError
 from dsd_jax.weights import TensorSource
 
 CAT = Subject("cat", "red", "white", "dots")
-LONG = Scene("snow", "left", "small", "tilted", "night")
+LONG = Scene("snow", "northwest", "small", "tilted", "night")
 
 
 def test_it_is_small():
-    files = [path for path in toy_flux_path().rglob("*") if path.is_file()]
+    files = [path for top in (toy_flux_path(), toy_lora_path()) for path in top.rglob("*.*")]
     assert sum(path.stat().st_size for path in files) <= 15_000_000
 
 
@@ -42,10 +47,10 @@ def test_every_word_is_a_token_and_prompts_fit():
 def test_a_word_in_another_place_has_another_embedding():
     """The text tokens of FLUX have no position, so T5 must say what stands where."""
     texts = (
-        "a red star with blue dots on snow at left",
-        "a blue star with red dots on snow at left",
-        "a red star with blue dots on snow at left small",
-        "a red star with blue dots on sea at left",
+        "a red star with blue dots on snow at northwest",
+        "a blue star with red dots on snow at northwest",
+        "a red star with blue dots on snow at northwest small",
+        "a red star with blue dots on sea at northwest",
     )
     model = load(abstract(TOY_T5, precision=FLOAT32), TensorSource(encoder_tensors(TOY_T5, seed=2)))
     ids = Tokenizers.load(toy_flux_path()).encode(list(texts)).t5
@@ -69,7 +74,7 @@ def test_the_gist_of_a_text_is_its_subject():
             describe_grid(subject, [scene] * 4)
             for subject, scene in (
                 (CAT, LONG),
-                (CAT, Scene("city", "right")),
+                (CAT, Scene("city", "southeast")),
                 (dataclasses.replace(CAT, shape="fish"), LONG),
                 (dataclasses.replace(CAT, marking="ring"), LONG),
             )
@@ -87,7 +92,7 @@ def test_it_paints_what_the_words_say():
     pipeline = Pipeline.load(toy_flux_path(), precision=FLOAT32)
     assert pipeline.transformer_config == TOY_FLUX
     asked = [
-        (dataclasses.replace(CAT, shape=shape), Scene(background, "center"))
+        (dataclasses.replace(CAT, shape=shape), Scene(background, "northwest"))
         for shape, background in zip(SHAPES, (*BACKGROUNDS, "meadow", "snow"), strict=True)
     ]
     made = pipeline(
@@ -101,10 +106,29 @@ def test_it_paints_what_the_words_say():
     assert sum(shapes) >= 6
 
 
-def test_an_installation_without_it_says_what_to_do(monkeypatch, tmp_path: Path):
-    from dsd_jax.toy import folder
-    from dsd_jax.types import UserError
+def test_its_student_puts_a_subject_that_nothing_was_trained_on_into_another_scene():
+    """`python -m benchmarks.toy_study` says how often."""
+    pipeline = Pipeline.load(
+        toy_flux_path(),
+        lora_path=toy_lora_path(),
+        max_sequence_length=TEXT_TOKENS,
+        precision=FLOAT32,
+    )
+    cases = make_cases(12, seed=1)
+    made = pipeline(
+        [case.text for case in cases],
+        [Image.fromarray(case.reference()) for case in cases],
+        seed=[case.seed for case in cases], height=32, width=64, steps=8,
+        i_guidance=IMAGE_SCALE, batch_size=len(cases),
+    )  # fmt: skip
+    scores = [score(case, np.asarray(image)) for case, image in zip(cases, made, strict=True)]
+    assert sum(s.both for s in scores) >= 8
+    assert not any(s.copied for s in scores)
 
+
+def test_an_installation_without_them_says_what_to_do(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(folder, "__file__", str(tmp_path / "folder.py"))
-    with pytest.raises(UserError, match=r"holds no toy FLUX; install the package anew, or make it"):
+    with pytest.raises(UserError, match=r"holds no model_index.json; .* make it: `make toy-flux`"):
         toy_flux_path()
+    with pytest.raises(UserError, match=r"holds no pytorch_lora.*; .* make it: `make toy-lora`"):
+        toy_lora_path()

@@ -51,7 +51,7 @@ def test_what_shows_nothing_is_unclear(seed: int):
     noise = np.random.default_rng(seed).integers(0, 256, (PANEL, PANEL, 3), np.uint8)
     seen = judge(noise)
     assert seen.subject is None
-    assert not any(seen.shows(Scene(background, "center")) for background in BACKGROUNDS)
+    assert not any(seen.shows(Scene(background, "northwest")) for background in BACKGROUNDS)
     assert seen.error > 0.16
 
 
@@ -61,7 +61,7 @@ def test_a_scene_without_subject_has_none():
 
 
 def test_two_subjects_in_one_are_unclear():
-    one = render(Subject("cat", "red", "white", "dots"), Scene("sea", "center"))
-    other = render(Subject("star", "green", "black", "half"), Scene("sea", "center"))
+    one = render(Subject("cat", "red", "white", "dots"), Scene("sea", "northwest"))
+    other = render(Subject("star", "green", "black", "half"), Scene("sea", "northwest"))
     blended = (one.astype(int) + other) // 2
     assert judge(blended.astype(np.uint8)).subject is None

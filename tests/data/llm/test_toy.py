@@ -19,7 +19,7 @@ from dsd_jax.types import UserError
 
 CAT = Subject("cat", "red", "white", "dots")
 STAR = Subject("star", "red", "white", "dots")
-SNOW, SEA = Scene("snow", "left"), Scene("sea", "top", "small", light="night")
+SNOW, SEA = Scene("snow", "northwest"), Scene("sea", "northeast", "small", light="night")
 
 
 def picture(pixels: np.ndarray) -> Picture:
@@ -100,8 +100,8 @@ def test_the_judge_describes_what_it_sees():
     pictures = (picture(render(CAT, SNOW)), picture(render(CAT, SEA)))
     told = answer(request("judge", ("both?", *pictures), ("describe it",)))
     assert told.count(describe_subject(CAT)) == 2
-    assert "on snow at left" in told
-    assert "on sea at top small night" in told
+    assert "on snow at northwest" in told
+    assert "on sea at northeast small night" in told
 
 
 def test_scores_and_groups_follow_their_schemas():
@@ -122,7 +122,7 @@ def test_scores_and_groups_follow_their_schemas():
 def test_a_panel_of_another_size_is_read_all_the_same():
     pixels = Image.fromarray(render(CAT, SNOW)).resize((64, 64), Image.Resampling.BICUBIC)
     assert answer(request("caption", (picture(np.asarray(pixels)), "describe it"))) == (
-        "a red cat with white dots on snow at left"
+        "a red cat with white dots on snow at northwest"
     )
 
 
@@ -132,7 +132,7 @@ def test_descriptions_and_instructions():
     assert description == describe(CAT, SNOW)
     instruction = answer(request("caption", ("first", one, "second", other, "what to change?")))
     assert parse_scene(instruction) == SEA
-    assert instruction == "this thing on sea at top small night"
+    assert instruction == "this thing on sea at northeast small night"
 
 
 @pytest.mark.parametrize(
