@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 __all__ = ["Bucket", "Pace"]
 
 Clock = Callable[[], float]
+_LOOK_UP_S = 0.5  # how often what waits out a pause looks whether the run has ended
 
 
 class Bucket:
@@ -66,10 +67,10 @@ class Pace:
             await self._sleep(wait)
         await self.resumed()
 
-    async def resumed(self) -> None:
-        """Waits until no pause lasts, not one that began meanwhile either."""
-        while (wait := self._not_before - self._clock()) > 0:
-            await self._sleep(wait)
+    async def resumed(self, ended: Callable[[], bool] = lambda: False) -> None:
+        """Waits until no pause lasts, not one that began meanwhile either, or the run has ended."""
+        while (wait := self._not_before - self._clock()) > 0 and not ended():
+            await self._sleep(min(wait, _LOOK_UP_S))
 
     def used(self, expected: int, actual: int) -> None:
         """Corrects the tokens of a question by what its answer says."""

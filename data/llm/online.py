@@ -111,7 +111,7 @@ class Online:
             )
             self._unsent.add(attempt)
             async with self._slots:
-                await self._pace.resumed()
+                await self._pace.resumed(lambda: books.halt.error is not None)
                 if books.halt.error is not None:
                     return Failed("fatal", _UNSENT)
                 self._unsent.discard(attempt)

@@ -67,3 +67,11 @@ def test_a_pause_holds_everybody():
     pace.pause(7.0)
     pace.pause(3.0)
     assert sent(pace, clock, 2) == [7.0, 7.0]
+
+
+def test_a_pause_is_not_waited_out_when_the_run_has_ended():
+    clock = Clock()
+    pace = Pace(clock=clock, sleep=clock.sleep)
+    pace.pause(900.0)
+    asyncio.run(pace.resumed(lambda: clock.now > 102.0))
+    assert clock.now < 104.0
