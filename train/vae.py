@@ -75,12 +75,11 @@ class VaeTrainer:
         self.config, self.base, self.mesh = config, base, mesh
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         model = abstract(base.vae(), precision=FLOAT32)
-        self._start: nnx.State | None = None  # random weights
         if decoder_only:
-            load(model, base.autoencoder.source, mesh=mesh)
-            self.graphdef, self._start, self.frozen = nnx.split(model, _is_decoder, ...)
-        else:
-            self.graphdef, _, self.frozen = nnx.split(model, nnx.Param, ...)
+            model = load(model, base.autoencoder.source, mesh=mesh)
+        self.graphdef, *states = nnx.split(model, _is_decoder if decoder_only else nnx.Param, ...)
+        start, self.frozen = states
+        self._start = start if decoder_only else None  # None: random weights
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
         self._step = jax.jit(

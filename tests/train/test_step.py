@@ -170,7 +170,7 @@ def test_a_given_frame_is_less_noisy_and_bears_no_loss() -> None:
     batch, (graphdef, trained, frozen) = make_batch(4, condition=False), split()
     noise, t = map(np.asarray, draw(key_of(0), batch.x_0, RECIPE.flow, Schedule()))
     x_0 = np.asarray(batch.x_0)
-    t_reference = t * np.float32([1, 0, 0.5, 1])
+    t_reference = t * np.asarray([1, 0, 0.5, 1], np.float32)
     left = np.tile([True] * 3 + [False] * 3, TOKENS // 6)
     given = np.asarray([False, True, True, False])[:, None] & left
     times = np.where(left, t_reference[:, None], t[:, None])[..., None]
@@ -190,9 +190,8 @@ def test_a_given_frame_is_less_noisy_and_bears_no_loss() -> None:
 
     def loss(trained: Any, frozen: Any) -> Any:
         model = nnx.merge(graphdef, trained, frozen)
-        drawn = map(jnp.asarray, (noise, t))
-        own = jnp.asarray(t_reference)
-        return two_frame_loss(model, batch, *drawn, RECIPE.flow, *CANVAS, own)
+        drawn, times, own = jnp.asarray(noise), jnp.asarray(t), jnp.asarray(t_reference)
+        return two_frame_loss(model, batch, drawn, times, RECIPE.flow, *CANVAS, own)
 
     found, _ = fast_jit(loss)(trained, frozen)
     np.testing.assert_allclose(found, error.mean(), rtol=1e-5)

@@ -102,8 +102,8 @@ def test_a_grid_holds_its_panels_in_reading_order():
 def test_prompts_of_several_panels_may_leave_the_subject_unnamed():
     scenes = SCENES[::80][:4]
     assert describe_grid(None, scenes).startswith("a grid of this thing, top-left on ")
-    told = f"two pictures of this thing, right-hand {describe_scene(SNOW)}"
-    assert describe_pair(SNOW) == told
+    text = describe_pair(SNOW)
+    assert text == f"two pictures of this thing, right-hand {describe_scene(SNOW)}"
     assert parse_subject(text) is None
 
 
