@@ -188,10 +188,10 @@ def toy_student() -> TrainConfig:
         height=32,
         width=64,
         condition_init="image",
-        lora=LoraConfig(rank=16, targets="all"),
+        lora=LoraConfig(rank=32, targets="all"),
         flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(
-            learning_rate=8e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.99
+            learning_rate=4e-3, schedule="cosine", warmup=50, weight_decay=0.0, b2=0.99, ema=0.99
         ),
     )
 
