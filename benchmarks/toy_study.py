@@ -12,6 +12,7 @@ sweep over guidance scales is the quickstart's student.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -101,11 +102,9 @@ def train_uncurated(folder: Path) -> Path:
         rows = [{**row, "status": "kept", "verdict": "yes"} for row in parts.read("judge", part)]
         parts.write("judge", part, rows)
     making = str(own / "making.toml")
-    for words in (
-        ["data", "caption", making],
-        ["data", "pack", making],
-        *student_commands(own, settings["train_steps"]),
-    ):
+    packing = ["data", "caption", making], ["data", "pack", making]
+    # One after the other: the export is asked for when the training has ended.
+    for words in itertools.chain(packing, student_commands(own, settings["train_steps"])):
         if dsd(words):
             raise SystemExit(1)
     return export
