@@ -17,7 +17,7 @@ _COMMON = (
     "same left right grid two four small large spotted striped"
 ).split()
 WORDS = list(dict.fromkeys([*_COMMON, *WORLD]))
-"""Each is one token of T5; of CLIP too, unless a hyphen parts it."""
+"""Each is one token of T5, and one or a few of CLIP, whose merges of one word part another."""
 
 
 def _byte_letters() -> list[str]:
