@@ -151,7 +151,7 @@ def test_an_autoencoder_is_trained_by_the_loop(tmp_path: Path):
 @pytest.mark.slow
 def test_a_decoder_is_trained_with_the_encoder_as_it_is(tmp_path: Path):
     words = ["train", "toy_decoder", "--output_dir", str(tmp_path), "--steps", "1"]
-    assert main([*words, "--batch_size", "2", "--optimizer.warmup", "0"]) == 0
+    assert main([*words, "--batch_size", "8", "--optimizer.warmup", "0"]) == 0
     for folder, name, same in (
         ("vae", "encoder.conv_in.weight", True),
         ("vae", "decoder.conv_in.weight", False),
@@ -163,7 +163,7 @@ def test_a_decoder_is_trained_with_the_encoder_as_it_is(tmp_path: Path):
 @pytest.mark.slow
 def test_a_teacher_is_written_with_the_pipeline_that_it_is_trained_in(tmp_path: Path):
     words = ["train", "toy_teacher", "--output_dir", str(tmp_path), "--steps", "1"]
-    assert main([*words, "--batch_size", "2", "--eval_every", "0"]) == 0
+    assert main([*words, "--batch_size", "8", "--eval_every", "0"]) == 0
     for folder, name, same in (
         ("vae", "decoder.conv_in.weight", True),
         ("transformer", "single_transformer_blocks.0.proj_mlp.weight", False),
