@@ -111,21 +111,21 @@ def train_uncurated(folder: Path) -> Path:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> None:
-    """Identity against prompt following, a line per text scale."""
+    """Identity and prompt following over the image scale, a line per text scale."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
-    for text in SWEEP:
-        own = [row for row in rows if row["t_guidance"] == text]
-        points = [(float(r["prompt"].split()[0]), float(r["identity"].split()[0])) for r in own]
-        axes.plot(*zip(*points, strict=True), "o-", label=f"text scale {text:g}")
-        for row, point in zip(own, points, strict=True):
-            axes.annotate(f"{row['i_guidance']:g}", point, fontsize=8)
-    axes.set(xlabel="prompt following", ylabel="identity", title="numbers: image scale")
-    axes.legend(fontsize=8)
+    figure, both = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained", sharey=True)
+    for axes, metric in zip(both, ("identity", "prompt"), strict=True):
+        for text in SWEEP:
+            own = [row for row in rows if row["t_guidance"] == text]
+            scales = [row["i_guidance"] for row in own]
+            values = [float(row[metric].split()[0]) for row in own]
+            axes.plot(scales, values, "o-", alpha=0.7, label=f"text scale {text:g}")
+        axes.set(xlabel="image scale", title=metric, ylim=(0, 1.05))
+    both[0].legend(fontsize=8)
     figure.savefig(PLOT, dpi=120)
 
 
