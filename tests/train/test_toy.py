@@ -93,7 +93,9 @@ def test_pairs_show_one_subject_and_the_words_tell_the_right_hand_scene():
         assert scene is not None
         assert text == describe_pair(scene)
         assert right.shows(scene)
-        assert left.subject == right.subject is not None
+        assert left.subject is not None
+        assert left.subject == right.subject
+        assert not is_held_out(left.subject)
         assert len(text.replace(",", " ,").split()) < TEXT_TOKENS  # and the end of the text
 
 
