@@ -159,7 +159,7 @@ def toy_teacher() -> TrainConfig:
     """
     return _change(
         toy_vae(),
-        steps=12_000,
+        steps=14_000,
         batch_size=16,
         pad_to_longest=True,
         dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),

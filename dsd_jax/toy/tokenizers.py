@@ -1,6 +1,9 @@
 """Tiny stand-ins for downloads: tokenisers in the layout of FLUX.1-dev's folder."""
 
+import functools
+import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +20,8 @@ _COMMON = (
     "same left right grid two four small large spotted striped"
 ).split()
 WORDS = list(dict.fromkeys([*_COMMON, *WORLD]))
-"""Each is one token of T5, and one or a few of CLIP, whose merges of one word part another."""
+"""Each is one token of T5 and of CLIP, which also parts words at their hyphens."""
+_END = "</w>"  # of a CLIP token that ends a word
 
 
 def _byte_letters() -> list[str]:
@@ -25,18 +29,25 @@ def _byte_letters() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
+@functools.cache
 def _clip_vocab() -> tuple[list[str], list[tuple[str, str]]]:
+    """Tokens and merges of byte-level BPE, learned until every word is one token.
+
+    Merges apply in the order in which they were learned: a list of one word's after the other's
+    would part the later words. The `tokenizers` trainer settles ties by chance, and these ids
+    belong to weights that ship, so here the greater pair wins.
+    """
     letters = _byte_letters()
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[tuple[str, str]] = []
-    for word in dict.fromkeys("-".join(WORDS).split("-")):
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            pair = (parts[0], parts[1])
-            if pair not in merges:
-                merges.append(pair)
-                tokens.append("".join(pair))
-            parts[:2] = ["".join(pair)]
+    words = [[*word[:-1], word[-1] + _END] for word in dict.fromkeys("-".join(WORDS).split("-"))]
+    merges = []
+    while pairs := Counter(pair for word in words for pair in itertools.pairwise(word)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for word in words:
+            for i in range(len(word) - 2, -1, -1):
+                if (word[i], *word[i + 1 : i + 2]) == best:
+                    word[i : i + 2] = ["".join(best)]
+    tokens = [*letters, *(letter + _END for letter in letters), *map("".join, merges)]
     # Last, so that the end token has the largest id: CLIP's legacy rule looks for that.
     return [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"], merges
 
@@ -57,7 +68,7 @@ T5_VOCAB = len(_t5_vocab())
 def clip_ids(words: Sequence[str]) -> list[int]:
     """Ids of words that are one token of CLIP each."""
     tokens, _ = _clip_vocab()
-    return [tokens.index(f"{word}</w>") for word in words]
+    return [tokens.index(word + _END) for word in words]
 
 
 def t5_ids(words: Sequence[str]) -> list[int]:

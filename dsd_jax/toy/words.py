@@ -4,7 +4,7 @@
     a grid of the same red star with blue dots, top-left on snow at northwest, top-right on ...
     this thing on meadow at northeast tilted
 
-One word is one token of the toy T5, and a whole grid prompt fits `T5_LENGTH` of them.
+One word is one token of the toy tokenisers, and a whole grid prompt fits `T5_LENGTH` of them.
 """
 
 import dataclasses
