@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := .venv
 TEST := .venv-test
 
-.PHONY: quickstart toy-flux test test-slow lint format clean always
+.PHONY: quickstart toy-flux toy-lora test test-slow lint format clean always
 
 quickstart: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/quickstart
@@ -14,6 +14,12 @@ toy-flux: $(RUN)/installed
 	$(RUN)/bin/dsd train toy_vae --output_dir outputs/toy/vae
 	$(RUN)/bin/dsd train toy_teacher --base_path outputs/toy/vae/flux --output_dir outputs/toy/teacher
 	$(RUN)/bin/dsd train toy_decoder --base_path outputs/toy/teacher/flux --output_dir outputs/toy/decoder
+
+# The student in dsd_jax/toy/lora: a longer quickstart.
+toy-lora: $(RUN)/installed
+	$(RUN)/bin/dsd quickstart --output_dir outputs/toy/lora --minutes 40
+	rm -rf outputs/toy/lora/small
+	$(RUN)/bin/dsd convert lora outputs/toy/lora/run outputs/toy/lora/small --dtype bfloat16
 
 test: lint
 	$(TEST)/bin/pytest -q -n 2

@@ -1,7 +1,7 @@
 """Scores customisers on the toy world: before and after, curated or not, with true guidance.
 
     dsd quickstart --output_dir outputs/quickstart
-    python -m benchmarks.toy_study outputs/quickstart [--cases 300] [--longer FOLDER]
+    python -m benchmarks.toy_study outputs/quickstart [--cases 300]
 
 Every row of the table sees the same cases with the same noise: subjects that nothing was trained
 on, each in one scene, asked for in another. `identity`: shape, both colours and marking are right;
@@ -29,7 +29,7 @@ from dsd_jax.data.make.parts import Parts
 from dsd_jax.infer import Pipeline
 from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, student_commands
 from dsd_jax.quickstart.torch_check import largest_difference
-from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.world import PANEL
 
@@ -134,28 +134,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("quickstart", type=Path)
     parser.add_argument("--cases", type=int, default=300)
-    parser.add_argument("--longer", type=Path, help="export of a longer run")
     parser.add_argument("--sweep_cases", type=int, default=100)
     parser.add_argument("--steps", type=int, default=16)
     given = parser.parse_args()
     cases = make_cases(given.cases)
     export, steps = given.quickstart / "export", given.steps
     seen = make_cases(given.cases, held_out=False)
-    student = load(export)
-    models = [
+    student, longer = load(export), load(toy_lora_path())
+    rows = []
+    for name, pipe, own in (
         ("teacher, text alone", load(None), cases),
         ("student, quickstart", student, cases),
         ("student, quickstart, subjects seen in training", student, seen),
         ("student, not curated", load(train_uncurated(given.quickstart)), cases),
-    ]
-    if given.longer is not None:
-        longer = load(given.longer)
-        models += [
-            ("student, longer run", longer, cases),
-            ("student, longer run, subjects seen in training", longer, seen),
-        ]
-    rows = []
-    for name, pipe, own in models:
+        ("student, longer run that ships", longer, cases),
+        ("student, longer run that ships, subjects seen in training", longer, seen),
+    ):
         rows.append(row_of(name, pipe, own, steps))
         print(rows[-1], flush=True)
     worst = largest_difference(

@@ -1,10 +1,10 @@
-"""Where the toy FLUX lies that ships with the package."""
+"""Where the toy FLUX lies that ships with the package, and the customiser that was made of it."""
 
 from pathlib import Path
 
 from dsd_jax.types import UserError
 
-__all__ = ["toy_flux_path"]
+__all__ = ["toy_flux_path", "toy_lora_path"]
 
 
 def toy_flux_path() -> Path:
@@ -13,9 +13,22 @@ def toy_flux_path() -> Path:
     Raises:
         UserError: this installation lacks it.
     """
-    path = Path(__file__).with_name("flux")
-    if not (path / "model_index.json").is_file():
+    return _shipped("flux", "model_index.json", "make toy-flux")
+
+
+def toy_lora_path() -> Path:
+    """LoRA and condition embedding of a student of the toy FLUX, a folder with a PEFT file.
+
+    Raises:
+        UserError: this installation lacks it.
+    """
+    return _shipped("lora", "pytorch_lora_weights.safetensors", "make toy-lora")
+
+
+def _shipped(name: str, file: str, command: str) -> Path:
+    path = Path(__file__).with_name(name)
+    if not (path / file).is_file():
         raise UserError(
-            f"{path} holds no toy FLUX; install the package anew, or make it: `make toy-flux`"
+            f"{path} holds no {file}; install the package anew, or make it: `{command}`"
         )
     return path

@@ -36,11 +36,11 @@ TOY_T5 = T5Config(
     width=256,
     depth=1,
     num_heads=2 * len(KINDS),
-    head_dim=16,
+    head_dim=max(map(len, KINDS)),
     mlp_width=16,
     max_length=T5_LENGTH,
 )
-"""Two heads for each kind of words, see `toy.encoders`."""
+"""Two heads for each kind of words, with a number for every word; see `toy.encoders`."""
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
 TOY_SCHEDULE = Schedule(base_shift=1.4, max_shift=1.4)
 """Far towards noise: a panel is few bits in 512 latents, so that what it shows can be told through

@@ -6,15 +6,18 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dsd_jax.config import FLOAT32, ClipConfig, T5Config
 from dsd_jax.infer import Pipeline
 from dsd_jax.models import abstract, load
+from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy import folder
 from dsd_jax.toy.encoders import encoder_tensors
-from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.judge import judge
+from dsd_jax.toy.score import make_cases, score
 from dsd_jax.toy.sizes import TOY_CLIP, TOY_FLUX, TOY_T5
 from dsd_jax.toy.words import T5_LENGTH, WORDS, describe, describe_grid
 from dsd_jax.toy.world import BACKGROUNDS, SHAPES, Scene, Subject
@@ -26,7 +29,7 @@ LONG = Scene("snow", "northwest", "small", "tilted", "night")
 
 
 def test_it_is_small():
-    files = [path for path in toy_flux_path().rglob("*") if path.is_file()]
+    files = [path for top in (toy_flux_path(), toy_lora_path()) for path in top.rglob("*.*")]
     assert sum(path.stat().st_size for path in files) <= 15_000_000
 
 
@@ -104,7 +107,29 @@ def test_it_paints_what_the_words_say():
     assert sum(shapes) >= 6
 
 
-def test_an_installation_without_it_says_what_to_do(monkeypatch, tmp_path: Path):
+def test_its_student_puts_a_subject_that_nothing_was_trained_on_into_another_scene():
+    """`python -m benchmarks.toy_study` says how often."""
+    pipeline = Pipeline.load(
+        toy_flux_path(),
+        lora_path=toy_lora_path(),
+        max_sequence_length=TEXT_TOKENS,
+        precision=FLOAT32,
+    )
+    cases = make_cases(12, seed=1)
+    made = pipeline(
+        [case.text for case in cases],
+        [Image.fromarray(case.reference()) for case in cases],
+        seed=[case.seed for case in cases], height=32, width=64, steps=8,
+        i_guidance=IMAGE_SCALE, batch_size=len(cases),
+    )  # fmt: skip
+    scores = [score(case, np.asarray(image)) for case, image in zip(cases, made, strict=True)]
+    assert sum(s.both for s in scores) >= 8
+    assert not any(s.copied for s in scores)
+
+
+def test_an_installation_without_them_says_what_to_do(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(folder, "__file__", str(tmp_path / "folder.py"))
-    with pytest.raises(UserError, match=r"holds no toy FLUX; .* make it: `make toy-flux`"):
+    with pytest.raises(UserError, match=r"holds no model_index.json; .* make it: `make toy-flux`"):
         toy_flux_path()
+    with pytest.raises(UserError, match=r"holds no pytorch_lora.*; .* make it: `make toy-lora`"):
+        toy_lora_path()
