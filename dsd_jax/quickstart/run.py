@@ -62,7 +62,7 @@ class Budget:
             raise UserError(f"minutes must be more than 0 and at most 600, got {minutes:g}")
         return cls(
             captions=max(16, round(30 * minutes)),
-            train_steps=max(4, round(150 * minutes)),
+            train_steps=max(4, round(225 * minutes)),
             cases=max(4, round(12 * minutes)),
         )
 
