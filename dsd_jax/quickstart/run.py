@@ -276,8 +276,9 @@ def _findings(folder: Path, cases: Sequence[Case], timed: Sequence[tuple[str, fl
             for row in rows["grids"][:6]
         ],
         kept=[
-            _pair(folder, pairs[row["id"]], _said(row)) for row in judged if row["status"] == "kept"
-        ][:6],
+            _pair(folder, pairs[row["id"]], _said(row))
+            for row in _spread([row for row in judged if row["status"] == "kept"], 6)
+        ],
         rejected=_rejected(folder, rows["pairs"], judged, pairs),
         losses=_losses(folder / "run" / "metrics.jsonl"),
         counts={
@@ -297,15 +298,17 @@ def _rejected(
     whole: dict[str, dict[str, Any]],
 ) -> list[Shown]:
     """A few pairs that the judge refused, and a few that did not come so far."""
-    by_judge = [
-        _pair(folder, whole[row["id"]], _said(row)) for row in judged if row["status"] != "kept"
+    by_judge = [row for row in judged if row["status"] != "kept"]
+    before = [row for row in pairs if row["status"] == "rejected" and "target_box" in row]
+    return [
+        *(_pair(folder, whole[row["id"]], _said(row)) for row in _spread(by_judge, 4)),
+        *(_pair(folder, row, f"before the judge: {row['reason']}") for row in _spread(before, 2)),
     ]
-    before = [
-        _pair(folder, row, f"before the judge: {row['reason']}")
-        for row in pairs
-        if row["status"] == "rejected" and "target_box" in row
-    ]
-    return by_judge[:4] + before[:2]
+
+
+def _spread(rows: Sequence[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:
+    """So many rows from all over the run: those that lie together are of one grid."""
+    return rows[:: max(1, len(rows) // count)][:count]
 
 
 def _said(row: dict[str, Any]) -> str:
