@@ -80,6 +80,7 @@ def row_of(
     return {
         "model": name,
         "cases": len(cases),
+        "same subject": sum(s.identity for s in scores),
         **{metric: str(found[metric]) for metric in METRICS},
     }
 
