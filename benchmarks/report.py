@@ -156,8 +156,8 @@ one scene and asked for in another. Identity: shape, both colours and marking ar
 background and place are; both: all of them; copied: background and place of the reference were
 kept. Means, and 95 % bootstrap intervals over cases. The teacher gets the text alone, which does
 not name the subject. Not curated: the same budget on every pair that was put before the judge.
-Goals: identity and prompt 0.80 after the quickstart; 0.95 after the longer run (285 of 300), at most
-0.02 copied; subjects seen and held out within 0.05.""",
+Goals: identity and prompt 0.80 after the quickstart, 0.95 after the longer run (285 of 300), with
+at most 0.02 copied; subjects seen and held out within 0.05.""",
     ),
     (
         "toy_study_guidance",

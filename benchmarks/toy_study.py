@@ -131,7 +131,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """About 25 minutes on two cores, with the training of the student without curation."""
+    """About 15 minutes on two cores, with the training of the student without curation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("quickstart", type=Path)
     parser.add_argument("--cases", type=int, default=300)

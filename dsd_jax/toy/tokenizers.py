@@ -45,7 +45,7 @@ def _clip_vocab() -> tuple[list[str], list[tuple[str, str]]]:
         merges.append(best)
         for word in words:
             for i in range(len(word) - 2, -1, -1):
-                if (word[i], *word[i + 1 : i + 2]) == best:
+                if (word[i], word[i + 1]) == best:
                     word[i : i + 2] = ["".join(best)]
     tokens = [*letters, *(letter + _END for letter in letters), *map("".join, merges)]
     # Last, so that the end token has the largest id: CLIP's legacy rule looks for that.
