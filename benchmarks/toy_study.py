@@ -30,7 +30,7 @@ from dsd_jax.infer import Pipeline
 from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, student_commands
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
-from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
+from dsd_jax.toy.score import METRICS, Case, Score, make_cases, score, summarise
 from dsd_jax.toy.world import PANEL
 
 PLOT = Path(__file__).parent.parent / "docs" / "toy_guidance.png"
@@ -50,16 +50,15 @@ def load(export: Path | None) -> Pipeline:
     )
 
 
-def row_of(
-    name: str,
+def scores_of(
     pipe: Pipeline,
     cases: Sequence[Case],
     steps: int,
     *,
     i_guidance: float = IMAGE_SCALE,
     t_guidance: float = 1.0,
-) -> dict[str, Any]:
-    """One line of the table; a pipeline without condition gets the text alone, unguided."""
+) -> list[Score]:
+    """Of every case; a pipeline without condition gets the text alone, unguided."""
     conditional = pipe.transformer_config.condition_embed
     scales = {"i_guidance": i_guidance, "t_guidance": t_guidance} if conditional else {}
     scores = []
@@ -76,13 +75,13 @@ def row_of(
             **scales,
         )
         scores += [score(c, np.asarray(image)) for c, image in zip(part, made, strict=True)]
+    return scores
+
+
+def intervals(scores: Sequence[Score]) -> dict[str, str]:
+    """The metrics of a line of a table."""
     found = summarise(scores)
-    return {
-        "model": name,
-        "cases": len(cases),
-        "same subject": sum(s.identity for s in scores),
-        **{metric: str(found[metric]) for metric in METRICS},
-    }
+    return {metric: str(found[metric]) for metric in METRICS}
 
 
 def train_uncurated(folder: Path) -> Path:
@@ -151,7 +150,9 @@ def main() -> None:
         ("student, longer run that ships", longer, cases),
         ("student, longer run that ships, subjects seen in training", longer, seen),
     ):
-        rows.append(row_of(name, pipe, own, steps))
+        scores = scores_of(pipe, own, steps)
+        same = sum(s.identity for s in scores)
+        rows.append({"model": name, "cases": len(own), "same subject": same, **intervals(scores)})
         print(rows[-1], flush=True)
     worst = largest_difference(
         toy_flux_path(), export, cases[:8], steps=steps, max_sequence_length=TEXT_TOKENS
@@ -163,19 +164,12 @@ def main() -> None:
         image_guidance=IMAGE_SCALE,
         largest_pixel_difference_in_pytorch=worst,
     )
-    sweep = [
-        {
-            "i_guidance": image,
-            "t_guidance": text,
-            **row_of(
-                "", student, cases[: given.sweep_cases], steps, i_guidance=image, t_guidance=text
-            ),
-        }
-        for text in SWEEP
-        for image in SWEEP
-    ]
-    for row in sweep:
-        row.pop("model")
+    few = cases[: given.sweep_cases]
+    sweep = []
+    for text, image in itertools.product(SWEEP, SWEEP):
+        scores = scores_of(student, few, steps, i_guidance=image, t_guidance=text)
+        scales = {"i_guidance": image, "t_guidance": text}
+        sweep.append({**scales, "cases": len(few), **intervals(scores)})
     save("toy_study_guidance", sweep, sampling_steps=steps)
     plot(sweep)
 
