@@ -104,7 +104,7 @@ by the kill; undisturbed, the bill is exactly what the ledgers say.""",
         "make_cost",
         "The arithmetic of 400,000 pairs: questions",
         """Assumed yields and tokens, as the script states them; prices of the table in
-`data/llm/prices.toml`.""",
+`dsd_jax/llm/prices.toml`.""",
     ),
     (
         "make_cost_teacher",

@@ -7,13 +7,12 @@ from etils import epath
 
 from dsd_jax.config import FluxConfig, flux_dev
 from dsd_jax.convert import jobs
-from dsd_jax.convert.components import open_component
 from dsd_jax.convert.hub import resolve
-from dsd_jax.convert.lora import read_lora, write_lora
+from dsd_jax.convert.lora.files import read_lora, write_lora
+from dsd_jax.convert.open import open_component
+from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter
-from dsd_jax.train.checkpoint_files import find_checkpoints
-from dsd_jax.train.checkpoints import read_trained
-from dsd_jax.types import UserError
+from dsd_jax.runs import find_checkpoints, read_trained
 
 __all__ = ["lora", "to_jax", "to_torch"]
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
-from dsd_jax.convert.refusals import Tensors
+from dsd_jax.convert.table.refusals import Tensors
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
-from dsd_jax.types import Shape, UserError
+from dsd_jax.types import Shape
 
 __all__ = [
     "autoencoder_from_json",

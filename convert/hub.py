@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 __all__ = ["check_scheme", "resolve"]
 

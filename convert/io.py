@@ -24,7 +24,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dsd_jax.types import Shape, UserError
+from dsd_jax.errors import UserError
+from dsd_jax.types import Shape
 
 __all__ = ["DTYPES", "Fingerprint", "SafetensorsFile", "TensorInfo", "Weights", "open_weights"]
 

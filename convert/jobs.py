@@ -12,7 +12,8 @@ from etils import epath
 
 from dsd_jax.checkpoint import save_params
 from dsd_jax.config import ClipConfig, FluxConfig, T5Config
-from dsd_jax.convert.components import (
+from dsd_jax.convert.hub import check_scheme
+from dsd_jax.convert.open import (
     ORIGIN,
     PARAMS,
     Component,
@@ -20,12 +21,12 @@ from dsd_jax.convert.components import (
     open_component,
     table_for,
 )
-from dsd_jax.convert.engine import Source
-from dsd_jax.convert.hub import check_scheme
+from dsd_jax.convert.table.engine import Source
 from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weights
+from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.progress import progress
-from dsd_jax.types import DTypeLike, UserError
+from dsd_jax.types import DTypeLike
 from dsd_jax.weights import WeightSource
 
 __all__ = ["MODELS", "to_jax", "to_torch"]

@@ -1,8 +1,8 @@
 """The text encoders as transformers names them: T5EncoderModel and CLIPTextModel."""
 
 from dsd_jax.config import ClipConfig, T5Config
-from dsd_jax.convert.engine import Table
-from dsd_jax.convert.rules import Rule, linear
+from dsd_jax.convert.table.engine import Table
+from dsd_jax.convert.table.rules import Rule, linear
 
 __all__ = ["clip_table", "t5_table"]
 

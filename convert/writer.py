@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsd_jax.convert.io import DTYPES
-from dsd_jax.types import Shape, UserError
+from dsd_jax.errors import UserError
+from dsd_jax.types import Shape
 
 __all__ = ["DIFFUSERS_STEM", "TRANSFORMERS_STEM", "Specs", "write_weights"]
 

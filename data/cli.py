@@ -10,12 +10,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from dsd_jax.config import BFLOAT16, FLOAT32, AutoencoderConfig, Precision
-from dsd_jax.data.encoded import Binding, text_digest, weights_digest
-from dsd_jax.data.importer import ImportSettings, import_pairs
-from dsd_jax.data.report import statistics, verify_folder
-from dsd_jax.data.store import PairStore
+from dsd_jax.data.load.encoded import Binding, text_digest, weights_digest
+from dsd_jax.data.pairs.importer import ImportSettings, import_pairs
+from dsd_jax.data.pairs.report import statistics, verify_folder
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.types import UserError
 
 __all__ = ["encode", "import_dataset", "stats", "verify"]
 
@@ -118,9 +118,9 @@ def encode(
         num_shards: Number of parts; the last to finish completes the folder.
         mesh: Devices to use along each axis; -1: all that the other axes leave.
     """
-    from dsd_jax.convert.components import open_component
     from dsd_jax.convert.hub import resolve
-    from dsd_jax.data.encode import encode_pairs
+    from dsd_jax.convert.open import open_component
+    from dsd_jax.data.load.cache import encode_pairs
     from dsd_jax.infer.encode import TILING
     from dsd_jax.models import abstract, load
 
@@ -158,7 +158,7 @@ def encode(
 def _texts(base: epath.Path, tokens: int, precision: Precision, mesh: Mesh) -> tuple[Any, str, int]:
     """The text encoders of a pipeline, the digest of their weights, and T5's tokens of a text."""
     from dsd_jax.config import ClipConfig, T5Config, default_execution
-    from dsd_jax.convert.components import open_component
+    from dsd_jax.convert.open import open_component
     from dsd_jax.infer.encode import TextPrograms
     from dsd_jax.models import abstract, load
     from dsd_jax.text.tokenize import Tokenizers

@@ -16,11 +16,11 @@ from dsd_jax.data.make.grids import GridsConfig, paint_grids
 from dsd_jax.data.make.pairs import make_pairs
 from dsd_jax.data.make.parts import Shard, shard_from_environment
 from dsd_jax.data.make.tables import summary
+from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.types import UserError
 
 __all__ = ["PipelineTeacher", "grids", "pairs", "run_grids", "run_pairs"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsd_jax.config import Execution, FluxConfig, Precision, flux_dev, flux_schnell
+    from dsd_jax.errors import UserError
     from dsd_jax.flux import Flux
-    from dsd_jax.types import UserError
 
 __version__ = "0.1.0"
 

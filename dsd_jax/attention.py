@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dsd_jax.errors import UserError
 from dsd_jax.sharding import activation_spec, current_mesh
-from dsd_jax.types import Array, Float, UserError
+from dsd_jax.types import Array, Float
 
 __all__ = ["IMPLEMENTATIONS", "attention"]
 

@@ -18,9 +18,10 @@ from jax import lax
 
 from dsd_jax.attention import attention
 from dsd_jax.config import AutoencoderConfig, Precision
+from dsd_jax.errors import UserError
 from dsd_jax.layers import Linear
 from dsd_jax.sharding import constrain
-from dsd_jax.types import Array, Float, Float32, Int, UserError
+from dsd_jax.types import Array, Float, Float32, Int
 
 __all__ = [
     "Autoencoder",

@@ -19,7 +19,8 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
 from etils import epath
 
-from dsd_jax.types import Shape, UserError
+from dsd_jax.errors import UserError
+from dsd_jax.types import Shape
 from dsd_jax.weights import Index
 
 __all__ = ["OrbaxSource", "is_checkpoint", "save_params"]

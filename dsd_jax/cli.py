@@ -202,8 +202,8 @@ def _unknown(name: str) -> str:
 
 def _is_user_error(error: Exception) -> bool:
     # A UserError can only come from code that has loaded its module already.
-    types = sys.modules.get("dsd_jax.types")
-    return types is not None and isinstance(error, types.UserError)
+    errors = sys.modules.get("dsd_jax.errors")
+    return errors is not None and isinstance(error, errors.UserError)
 
 
 def _refuse(message: str) -> int:

@@ -17,7 +17,8 @@ from typing import TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from dsd_jax.types import Array, Float, Float32, UserError
+from dsd_jax.errors import UserError
+from dsd_jax.types import Array, Float, Float32
 
 __all__ = ["Schedule", "euler_step", "interpolate", "predict_x_0", "velocity"]
 

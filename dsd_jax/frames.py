@@ -7,7 +7,8 @@ right half of the columns (paper, section 3.2; released checkpoint).
 
 import jax.numpy as jnp
 
-from dsd_jax.types import Array, Float, Int, UserError
+from dsd_jax.errors import UserError
+from dsd_jax.types import Array, Float, Int
 
 __all__ = [
     "BLACK",

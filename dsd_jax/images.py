@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 __all__ = [
     "NotFiniteError",

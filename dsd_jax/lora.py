@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dsd_jax.errors import UserError
 from dsd_jax.layers import JoinedLinear, Linear, LoraParam
 from dsd_jax.stack import layer_paths
-from dsd_jax.types import Array, DTypeLike, Shape, UserError
+from dsd_jax.types import Array, DTypeLike, Shape
 from dsd_jax.weights import Index, TensorSource, WeightSource
 
 __all__ = [

@@ -21,7 +21,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dsd_jax.types import Array, Shape, UserError
+from dsd_jax.errors import UserError
+from dsd_jax.types import Array, Shape
 
 __all__ = [
     "AUTOENCODER_RULES",

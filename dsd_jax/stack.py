@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from dsd_jax.config import Execution
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 __all__ = ["REMAT_POLICIES", "build_stack", "layer_paths", "run_stack"]
 

@@ -1,4 +1,4 @@
-"""Axis letters, array aliases and the error type shared by the whole package.
+"""Axis letters and array aliases shared by the whole package.
 
 The one legend of axis letters, used in shape annotations, einsum strings and conversion tables:
 
@@ -12,13 +12,6 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
-__all__ = ["Array", "Bool", "DTypeLike", "Float", "Float32", "Int", "Shape", "UInt8", "UserError"]
+__all__ = ["Array", "Bool", "DTypeLike", "Float", "Float32", "Int", "Shape", "UInt8"]
 
 Shape: TypeAlias = tuple[int, ...]
-
-
-class UserError(ValueError):
-    """A mistake in what the user gave: says what was given, what was expected, what to do next.
-
-    The command line prints the message alone, without a traceback, and exits with status 2.
-    """

@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 
+from dsd_jax.errors import UserError
 from dsd_jax.stack import layer_paths
-from dsd_jax.types import DTypeLike, Shape, UserError
+from dsd_jax.types import DTypeLike, Shape
 
 __all__ = ["Layered", "TensorSource", "WeightSource", "Zeros", "materialise", "param_shapes"]
 

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, open_image, read_parameters, save_png
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings, check_seed
 from dsd_jax.progress import progress
-from dsd_jax.types import UserError
 
 __all__ = ["Row", "Summary", "read_manifest", "run_batch"]
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from dsd_jax.config import BFLOAT16, FLOAT32
+from dsd_jax.errors import UserError
 from dsd_jax.images import fit, open_image, save_png
 from dsd_jax.infer.batch import read_manifest, run_batch
 from dsd_jax.infer.cli_enhance import EnhanceFlags, enhanced
@@ -20,7 +21,6 @@ from dsd_jax.infer.pipeline import Offload, Pipeline
 from dsd_jax.infer.settings import Settings
 from dsd_jax.progress import progress
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.types import UserError
 
 __all__ = ["batch", "generate"]
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 from PIL import Image
 
-from dsd_jax.data.llm.config import ProviderConfig
-from dsd_jax.data.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
-from dsd_jax.data.llm.session import Session
+from dsd_jax.errors import UserError
 from dsd_jax.infer.enhance import NotEnhanced, enhance, wording
-from dsd_jax.types import UserError
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
+from dsd_jax.llm.session import Session
 
 __all__ = ["EnhanceFlags", "Mode", "enhanced"]
 

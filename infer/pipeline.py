@@ -28,10 +28,11 @@ from dsd_jax.config import (
     T5Config,
     default_execution,
 )
-from dsd_jax.convert.components import Component, open_component, read_json
 from dsd_jax.convert.configs import schedule_from_json
 from dsd_jax.convert.hub import resolve
-from dsd_jax.convert.lora import read_lora
+from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.open import Component, open_component, read_json
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import pack_latents, unpack_latents
 from dsd_jax.images import fit, from_array, open_image, to_array
@@ -43,7 +44,6 @@ from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.models import abstract, load
 from dsd_jax.sharding import activation_spec
 from dsd_jax.text.tokenize import Tokenizers
-from dsd_jax.types import UserError
 
 __all__ = ["Generated", "Pipeline"]
 

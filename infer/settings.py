@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from dsd_jax.errors import UserError
 from dsd_jax.frames import PATCH, check_size
-from dsd_jax.types import UserError
 
 __all__ = ["MAX_PIXELS", "MAX_STEPS", "Settings", "check_seed"]
 

@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from dsd_jax import __version__, cli
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 calls: list[tuple[Path, int, bool]] = []
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dsd_jax.data.records import PairRecord
-from dsd_jax.data.store import PairStore
-from dsd_jax.data.writer import PairWriter
+from dsd_jax.data.pairs.record import PairRecord
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.data.pairs.writer import PairWriter
 
 __all__ = ["image_bytes", "random_pair", "write_pairs", "write_rows", "write_table"]
 

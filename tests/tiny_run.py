@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from dsd_jax.checkpoint import OrbaxSource
-from dsd_jax.convert.random_pipeline import write_random_pipeline
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.text.tokenize import Tokenizers
+from dsd_jax.toy.making.random_pipeline import write_random_pipeline
 from dsd_jax.train.cli import open_base, open_data
 from dsd_jax.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from dsd_jax.train.loop import Outcome, train

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 from dsd_jax.checkpoint import OrbaxSource
-from dsd_jax.train.checkpoint_files import (
+from dsd_jax.errors import UserError
+from dsd_jax.processes import agree, barrier, first_process, say
+from dsd_jax.runs import (
     MANIFEST,
     RUN,
     SCHEMA,
@@ -42,55 +43,10 @@ from dsd_jax.train.checkpoint_files import (
     verify,
     write_json,
 )
-from dsd_jax.train.cluster import agree, barrier, first_process, say
 from dsd_jax.train.leaves import join_layers, names_of, nest, split_layers, split_shapes
 from dsd_jax.train.state import TrainState
-from dsd_jax.types import UserError
 
-__all__ = ["Checkpoints", "Keep", "read_trained"]
-
-
-def read_trained(
-    root: epath.PathLike, step: int | None = None, *, ema: bool = True
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Trained parameters by per-layer path, on the host, and `run.json`.
-
-    Args:
-        root: folder of a run's checkpoints.
-        step: which one; default: the newest whole one.
-        ema: the averaged parameters, where the run keeps them.
-
-    Raises:
-        UserError: no checkpoint, or a damaged one.
-    """
-    steps = steps_of(root)
-    if not steps:
-        raise UserError(f"{root} holds no finished checkpoint; `dsd train` writes them")
-    if step is not None and step not in steps:
-        raise UserError(
-            f"{root} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}"
-        )
-    problems = {}
-    for chosen in [step] if step is not None else reversed(steps):
-        problem = verify(folder_of(root, chosen))
-        if problem is None:
-            return _read_params(folder_of(root, chosen), ema=ema)
-        problems[chosen] = problem
-        say(f"checkpoint {folder_of(root, chosen)} is damaged: {problem}")
-    newest = max(problems)
-    raise UserError(f"{folder_of(root, newest)} is damaged: {problems[newest]}; take another step")
-
-
-def _read_params(folder: epath.Path, *, ema: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    source = OrbaxSource(str(folder / STATE))
-    averaged = ema and any(name.startswith("ema.") for name in source.shapes)
-    prefix = "ema." if averaged else "params."
-    tensors = {
-        name.removeprefix(prefix): source.read(name, tuple(slice(0, n) for n in shape))
-        for name, shape in source.shapes.items()
-        if name.startswith(prefix)
-    }
-    return tensors, read_run(folder)
+__all__ = ["Checkpoints", "Keep"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,33 +15,33 @@ import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
+from dsd_jax.aot import GPUS, Job, Plan, compile_job, devices_of
 from dsd_jax.autoencoder import Autoencoder
 from dsd_jax.config import AutoencoderConfig, Execution, FluxConfig, flux_dev
-from dsd_jax.convert.components import open_component, read_json
 from dsd_jax.convert.configs import schedule_from_json
 from dsd_jax.convert.hub import resolve
-from dsd_jax.convert.lora import read_lora
-from dsd_jax.data.encoded import EncodedStore, weights_digest
-from dsd_jax.data.loader import Loader, LoaderConfig, PairBatch
-from dsd_jax.data.mixture import Portion
-from dsd_jax.data.prefetch import mesh_rows, to_mesh
-from dsd_jax.data.store import PairStore
+from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.open import open_component, read_json
+from dsd_jax.data.load.encoded import EncodedStore, weights_digest
+from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch
+from dsd_jax.data.load.mixture import Portion
+from dsd_jax.data.load.prefetch import mesh_rows, to_mesh
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
 from dsd_jax.frames import PATCH, pack_latents, unpack_latents
 from dsd_jax.infer.guidance import Conditioning
+from dsd_jax.infer.job import sample_job
 from dsd_jax.infer.pipeline import PIPELINE_FILES
-from dsd_jax.infer.plan import sample_job
 from dsd_jax.infer.sampler import Inputs, Programs, initial_noise
 from dsd_jax.infer.settings import Settings
 from dsd_jax.lora import Adapter
-from dsd_jax.plan import GPUS, Job, Plan, compile_job, devices_of
+from dsd_jax.processes import ClusterConfig, first_process, join
 from dsd_jax.sharding import make_mesh
-from dsd_jax.train.cluster import ClusterConfig, first_process, join
+from dsd_jax.toy.making.source import TOYS
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
-from dsd_jax.train.loop import train as run_training
-from dsd_jax.train.model import Base, batch_ways
-from dsd_jax.train.plan import (
+from dsd_jax.train.job import (
     DOWNSCALE,
     attention_for,
     candidates,
@@ -50,13 +50,14 @@ from dsd_jax.train.plan import (
     plan_training,
     report,
 )
+from dsd_jax.train.loop import train as run_training
+from dsd_jax.train.model import Base, batch_ways
 from dsd_jax.train.plot import plot_run
 from dsd_jax.train.presets import PRESETS, preset
 from dsd_jax.train.step import EncodedBatch
-from dsd_jax.train.toy import TOYS
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.train.validate import Validation
-from dsd_jax.types import Array, UserError
+from dsd_jax.types import Array
 
 __all__ = ["Canvases", "Flags", "open_base", "plan", "plot", "train"]
 
@@ -87,7 +88,7 @@ def train(words: Sequence[str]) -> None:
     if name.startswith("-"):
         raise UserError(f"`dsd train` takes a preset first, then flags; presets: {_names()}")
     if name in TOYS:
-        from dsd_jax.train.cli_toy import train_toy  # which imports this module
+        from dsd_jax.toy.making.cli import train_toy  # which imports this module
 
         train_toy(name, rest)
         return

@@ -7,10 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from dsd_jax.errors import UserError
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.stack import REMAT_POLICIES
-from dsd_jax.types import UserError
 
 __all__ = [
     "DataConfig",

@@ -18,16 +18,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsd_jax.autoencoder import Autoencoder, Posterior
 from dsd_jax.config import BFLOAT16, FLOAT32, Execution
-from dsd_jax.data.encoded import Embedding, Moments
-from dsd_jax.data.loader import PairBatch
-from dsd_jax.data.prefetch import mesh_rows
+from dsd_jax.data.load.encoded import Embedding, Moments
+from dsd_jax.data.load.loader import PairBatch
+from dsd_jax.data.load.prefetch import mesh_rows
+from dsd_jax.errors import UserError
 from dsd_jax.frames import condition_canvas, pack_latents
 from dsd_jax.models import abstract, load
 from dsd_jax.sharding import LOGICAL_TO_MESH
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.model import Base, batch_ways
 from dsd_jax.train.step import EncodedBatch
-from dsd_jax.types import Array, Float32, Int, UInt8, UserError
+from dsd_jax.types import Array, Float32, Int, UInt8
 
 __all__ = ["Encoder"]
 
@@ -116,7 +117,7 @@ class Encoder:
         """A batch, encoded.
 
         Args:
-            batch: on the mesh (`dsd_jax.data.prefetch.to_mesh`).
+            batch: on the mesh (`dsd_jax.data.load.prefetch.to_mesh`).
             step: decides about the posteriors' noise.
 
         Raises:

@@ -11,8 +11,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from dsd_jax.aot import CHIPS
 from dsd_jax.config import FluxConfig
-from dsd_jax.plan import CHIPS
 from dsd_jax.types import Shape
 
 __all__ = ["StepFlops", "peak_tflops", "step_flops"]

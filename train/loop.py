@@ -16,13 +16,14 @@ import jax
 from jax.sharding import Mesh
 from PIL import Image
 
-from dsd_jax.data.encoded import Embedding
-from dsd_jax.data.loader import PairBatch
-from dsd_jax.data.prefetch import prefetch_to_mesh
+from dsd_jax.data.load.encoded import Embedding
+from dsd_jax.data.load.loader import PairBatch
+from dsd_jax.data.load.prefetch import prefetch_to_mesh
+from dsd_jax.errors import UserError
 from dsd_jax.images import save_png
+from dsd_jax.processes import Stop, first_process, on_first, say
 from dsd_jax.progress import progress
 from dsd_jax.train.checkpoints import Checkpoints, Keep
-from dsd_jax.train.cluster import Stop, first_process, on_first, say
 from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.flops import peak_tflops
 from dsd_jax.train.metrics import Log, Watch, memory
@@ -30,14 +31,13 @@ from dsd_jax.train.model import Base
 from dsd_jax.train.record import check_base, check_recipe, record
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.validate import Validation
-from dsd_jax.types import UserError
 
 __all__ = ["BatchSource", "Outcome", "Program", "StepMetrics", "train"]
 
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """What the loop asks of the data; `dsd_jax.data.loader.Loader` has it.
+    """What the loop asks of the data; `dsd_jax.data.load.loader.Loader` has it.
 
     Attributes:
         start_step: where iterating begins.

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 __all__ = [
     "BATCH_IDS",

@@ -20,6 +20,7 @@ from dsd_jax.config import (
     Precision,
     T5Config,
 )
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
 from dsd_jax.layers import JoinedLinear, Linear, LoraParam
@@ -29,7 +30,6 @@ from dsd_jax.sharding import LOGICAL_TO_MESH
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.state import Split, TrainState, init_state, split_model, state_shardings
-from dsd_jax.types import UserError
 from dsd_jax.weights import WeightSource
 
 __all__ = [

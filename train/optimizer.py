@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import optax
 
+from dsd_jax.errors import UserError
 from dsd_jax.train.config import OptimizerConfig
-from dsd_jax.types import UserError
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer"]
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from dsd_jax.errors import UserError
 from dsd_jax.train.metrics import read_metrics
-from dsd_jax.types import UserError
 
 __all__ = ["plot_run"]
 

@@ -7,10 +7,10 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
+from dsd_jax.errors import UserError
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.train.config import DropoutConfig, FlowConfig, OptimizerConfig, TrainConfig
-from dsd_jax.types import UserError
 
 __all__ = ["PRESETS", "preset"]
 
@@ -154,7 +154,7 @@ def toy_teacher() -> TrainConfig:
     """The toy FLUX from scratch, text to image: single pictures, pairs and grids of the toy world.
 
     Like `toy_vae` it draws its own batches. Times lie near noise, since that is where text and
-    neighbours have something to decide (`dsd_jax.toy.sizes.TOY_SCHEDULE`). It learns to read one
+    neighbours have something to decide (`TOY_SCHEDULE`). It learns to read one
     panel for the other, which FLUX.1-dev brings along and a student builds on.
     """
     return _change(

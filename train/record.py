@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from dsd_jax import __version__
-from dsd_jax.train.cluster import say
+from dsd_jax.errors import UserError
+from dsd_jax.processes import say
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.model import Base
-from dsd_jax.types import UserError
 
 __all__ = ["check_base", "check_recipe", "record"]
 

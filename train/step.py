@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule, interpolate, velocity
 from dsd_jax.flux import Flux
 from dsd_jax.frames import image_ids, text_ids
 from dsd_jax.train.config import FlowConfig, TrainConfig
 from dsd_jax.train.state import TrainState
-from dsd_jax.types import Array, Bool, Float, Float32, UserError
+from dsd_jax.types import Array, Bool, Float, Float32
 
 __all__ = [
     "EncodedBatch",

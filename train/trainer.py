@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dsd_jax.data.encoded import Embedding
-from dsd_jax.data.loader import PairBatch
+from dsd_jax.data.load.encoded import Embedding
+from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.frames import PATCH, check_size
 from dsd_jax.lora import Adapter
 from dsd_jax.train.config import TrainConfig

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsd_jax.autoencoder import Autoencoder
-from dsd_jax.data.loader import PairBatch
+from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flux import Flux
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.step import EncodedBatch, two_frame_loss

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from dsd_jax.data.llm.messages import Answer, Ask, Message, Request, Unanswered
 from dsd_jax.data.make.parts import Row
+from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
 
 __all__ = [
     "Check",

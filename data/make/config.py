@@ -31,7 +31,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dsd_jax.data.llm.config import ProviderConfig, from_table
 from dsd_jax.data.make.captions import CaptionsConfig
 from dsd_jax.data.make.describe import CaptionConfig
 from dsd_jax.data.make.grids import GridsConfig
@@ -42,9 +41,10 @@ from dsd_jax.data.make.parts import STAGES, Parts
 from dsd_jax.data.make.prompts import PromptsConfig
 from dsd_jax.data.make.statistics import MAKING
 from dsd_jax.data.make.wording import Wording, load_wording, read_toml
-from dsd_jax.data.rows import nearest
-from dsd_jax.data.shards import write_file
-from dsd_jax.types import UserError
+from dsd_jax.data.pairs.shards import write_file
+from dsd_jax.errors import UserError
+from dsd_jax.llm.config import ProviderConfig, from_table
+from dsd_jax.rows import nearest
 
 __all__ = ["ASKING", "MakeConfig", "begin_stage", "begun_settings", "load_config", "open_parts"]
 

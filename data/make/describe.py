@@ -7,13 +7,13 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
-from dsd_jax.data.llm.messages import Ask, Picture, Request, Unanswered
 from dsd_jax.data.make.answers import Check, Fault, Written, failed, one_line, user, written
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.prompts import CLIP_TOKENS
 from dsd_jax.data.make.wording import Wording
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.llm.messages import Ask, Picture, Request, Unanswered
 
 __all__ = ["CaptionConfig", "Describer"]
 

@@ -19,10 +19,10 @@ from PIL import Image
 from dsd_jax.data.make.crops import grid_file
 from dsd_jax.data.make.parts import Parts, Row, Shard
 from dsd_jax.data.make.teacher import Teacher
-from dsd_jax.data.shards import file_sha256
+from dsd_jax.data.pairs.shards import file_sha256
+from dsd_jax.errors import UserError
 from dsd_jax.images import read_parameters, save_png
 from dsd_jax.progress import Advance, progress
-from dsd_jax.types import UserError
 
 __all__ = ["GridsConfig", "grid_seed", "paint_grids"]
 

@@ -6,10 +6,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from dsd_jax.data.llm.config import ProviderConfig
-from dsd_jax.data.llm.messages import Ask
-from dsd_jax.data.llm.session import Session
-from dsd_jax.data.llm.transport import Elsewhere
 from dsd_jax.data.make.captions import CaptionFilter, sampled
 from dsd_jax.data.make.config import MakeConfig, begin_stage
 from dsd_jax.data.make.crops import Box, Pictures, boxes_of, grid_file
@@ -18,6 +14,10 @@ from dsd_jax.data.make.judge import Judge
 from dsd_jax.data.make.pairs import panel_png
 from dsd_jax.data.make.parts import Parts, Row, Shard
 from dsd_jax.data.make.prompts import PromptWriter
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.messages import Ask
+from dsd_jax.llm.session import Session
+from dsd_jax.llm.transport import Elsewhere
 from dsd_jax.progress import progress
 
 __all__ = ["CountTokens", "panels_of", "run_asking"]

@@ -21,11 +21,11 @@ from dsd_jax.data.make.crops import Box, grid_file
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
 from dsd_jax.data.make.panels import GridCheck, find_panels
 from dsd_jax.data.make.parts import Parts, Row, Shard
-from dsd_jax.data.ordered import in_order
-from dsd_jax.data.records import png_bytes
+from dsd_jax.data.pairs.record import png_bytes
+from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
 from dsd_jax.progress import progress
-from dsd_jax.types import UserError
+from dsd_jax.threads import in_order
 
 __all__ = ["PairsConfig", "make_pairs", "panel_png"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dsd_jax.data.make.crops import Box
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 __all__ = ["GridCheck", "Panels", "find_panels"]
 

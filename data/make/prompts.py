@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from dsd_jax.data.llm.messages import Ask, Message, Request, Unanswered
 from dsd_jax.data.make.answers import Fault, failed, one_line, user, written
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.wording import Wording
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.llm.messages import Ask, Message, Request, Unanswered
 
 __all__ = ["CLIP_TOKENS", "TASKS", "PromptWriter", "PromptsConfig", "subject_of", "task_of"]
 

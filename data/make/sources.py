@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsd_jax.data.rows import lookup, nearest, open_table
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.rows import lookup, nearest, open_table
 
 __all__ = ["Found", "read_captions"]
 

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dsd_jax.data.llm.totals import Totals, read_totals
 from dsd_jax.data.make.parts import STAGES, Parts, Row
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.llm.totals import Totals, read_totals
 
 __all__ = [
     "MAKING",

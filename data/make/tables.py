@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsd_jax.data.llm.totals import Totals
 from dsd_jax.data.make.parts import STAGES, Parts, Shard
 from dsd_jax.data.make.statistics import (
     STATUSES,
@@ -20,7 +19,8 @@ from dsd_jax.data.make.statistics import (
     source_counts,
     tally,
 )
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.llm.totals import Totals
 
 __all__ = ["plot_making", "summary", "tables"]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsd_jax.data.rows import nearest
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.rows import nearest
 
 __all__ = ["Wording", "load_wording", "read_toml"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from dsd_jax.cli import main as dsd
 from dsd_jax.quickstart.run import Budget
 from dsd_jax.quickstart.run import quickstart as run_quickstart
-from dsd_jax.toy.memory import keep_memory
+from dsd_jax.toy.making.memory import keep_memory
 
 __all__ = ["quickstart"]
 

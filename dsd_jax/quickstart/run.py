@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dsd_jax.errors import UserError
 from dsd_jax.images import save_png
 from dsd_jax.quickstart.report import Example, Findings, Shown, write_report
 from dsd_jax.quickstart.torch_check import largest_difference
+from dsd_jax.runs import steps_of
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import Case, Interval, Score, make_cases, score, summarise
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
-from dsd_jax.train.checkpoint_files import steps_of
-from dsd_jax.types import UserError
 
 __all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
 

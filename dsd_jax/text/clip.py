@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dsd_jax.config import ClipConfig, Execution, Precision
+from dsd_jax.errors import UserError
 from dsd_jax.layers import Embedding, LayerNorm, Linear
 from dsd_jax.sharding import constrain
 from dsd_jax.stack import build_stack, run_stack
 from dsd_jax.text.attention import biased_attention
-from dsd_jax.types import Array, Float, Float32, Int, UserError
+from dsd_jax.types import Array, Float, Float32, Int
 
 __all__ = ["ClipBlock", "ClipOutput", "ClipTextEncoder"]
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dsd_jax.types import Int, UserError
+from dsd_jax.errors import UserError
+from dsd_jax.types import Int
 
 __all__ = ["TextIds", "Tokenizers", "clean_prompt"]
 

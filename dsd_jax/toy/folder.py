@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 __all__ = ["toy_flux_path", "toy_lora_path"]
 

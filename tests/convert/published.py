@@ -8,10 +8,10 @@ import torch
 import transformers
 
 from dsd_jax.convert import configs
-from dsd_jax.convert.autoencoder import autoencoder_diffusers
-from dsd_jax.convert.engine import Table
-from dsd_jax.convert.flux_diffusers import flux_diffusers
+from dsd_jax.convert.flux.diffusers import flux_diffusers
+from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.text import clip_table, t5_table
+from dsd_jax.convert.vae import autoencoder_diffusers
 
 __all__ = ["CLIP", "DEV", "SCHNELL", "SMALL", "T5", "VAE", "build", "parts_for", "shapes_of"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dsd_jax.cli import main
-from dsd_jax.convert.components import open_component
-from dsd_jax.convert.random_pipeline import SMALL, random_tensors, write_model
+from dsd_jax.convert.open import open_component
+from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 from tests.random_flux import CONDITIONAL, write_random_lora
 
 

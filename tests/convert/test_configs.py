@@ -15,7 +15,7 @@ from dsd_jax.config import (
     flux_schnell,
 )
 from dsd_jax.convert import configs
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 from tests.convert.published import CLIP, DEV, SCHNELL, SMALL, T5, VAE, build, parts_for, shapes_of
 
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from dsd_jax.convert import hub
 from dsd_jax.convert.hub import check_scheme, resolve
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from dsd_jax.convert import writer
 from dsd_jax.convert.io import SafetensorsFile, open_weights
 from dsd_jax.convert.writer import write_weights
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int64, np.uint8, np.bool_)
 

@@ -16,18 +16,18 @@ import safetensors
 
 from dsd_jax.config import FLOAT32
 from dsd_jax.convert import jobs, writer
-from dsd_jax.convert.components import open_component
 from dsd_jax.convert.jobs import MODELS, to_jax, to_torch
-from dsd_jax.convert.lora import read_lora
-from dsd_jax.convert.random_pipeline import (
+from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.open import open_component
+from dsd_jax.errors import UserError
+from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.lora import MergedSource
+from dsd_jax.toy.making.random_pipeline import (
     SMALL,
     random_tensors,
     write_model,
     write_random_pipeline,
 )
-from dsd_jax.infer.pipeline import Pipeline
-from dsd_jax.lora import MergedSource
-from dsd_jax.types import UserError
 from tests.random_flux import CONDITIONAL, TEXT, compile_once, picture, write_random_lora
 
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")

@@ -25,14 +25,14 @@ from dsd_jax.config import (
     flux_schnell,
 )
 from dsd_jax.convert import configs
-from dsd_jax.convert.autoencoder import autoencoder_bfl, autoencoder_diffusers
-from dsd_jax.convert.engine import Table
-from dsd_jax.convert.flux_bfl import flux_bfl
-from dsd_jax.convert.flux_diffusers import flux_diffusers
+from dsd_jax.convert.flux.bfl import flux_bfl
+from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.io import open_weights
+from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.text import clip_table, t5_table
+from dsd_jax.convert.vae import autoencoder_bfl, autoencoder_diffusers
 from dsd_jax.convert.writer import write_weights
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 from tests.convert.published import CLIP, DEV, SCHNELL, SMALL, T5, VAE, build, parts_for, shapes_of
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from dsd_jax import attention as module
 from dsd_jax.attention import attention
+from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.types import UserError
 
 MESHES = {
     "data=8": MeshConfig(8, 1, 1, 1),

@@ -17,8 +17,8 @@ from dsd_jax.autoencoder import (
     encode_tiled,
 )
 from dsd_jax.config import BFLOAT16, FLOAT32, AutoencoderConfig, Precision
+from dsd_jax.errors import UserError
 from dsd_jax.sharding import AUTOENCODER_RULES, LOGICAL_TO_MESH, MeshConfig, make_mesh, param_specs
-from dsd_jax.types import UserError
 from dsd_jax.weights import param_shapes
 from tests.tiny_modules import random_module
 

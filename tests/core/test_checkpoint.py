@@ -13,9 +13,9 @@ from flax import nnx
 
 from dsd_jax import checkpoint
 from dsd_jax.checkpoint import OrbaxSource, is_checkpoint, save_params
+from dsd_jax.errors import UserError
 from dsd_jax.models import model_shardings
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.types import UserError
 from dsd_jax.weights import materialise
 from tests.tiny_flux import abstract_flux, random_tensors
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule, euler_step, interpolate, predict_x_0, velocity
-from dsd_jax.types import UserError
 
 SCHNELL = Schedule(dynamic=False)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsd_jax.errors import UserError
 from dsd_jax.frames import (
     check_size,
     condition_canvas,
@@ -13,7 +14,6 @@ from dsd_jax.frames import (
     text_ids,
     unpack_latents,
 )
-from dsd_jax.types import UserError
 
 
 def test_a_token_is_a_patch_channel_first() -> None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dsd_jax import images
+from dsd_jax.errors import UserError
 from dsd_jax.images import fit, from_array, open_image, read_parameters, save_png, to_array
-from dsd_jax.types import UserError
 
 
 def noise(height: int = 40, width: int = 60, channels: int = 3, seed: int = 0) -> np.ndarray:

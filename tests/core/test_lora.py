@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
+from dsd_jax.errors import UserError
 from dsd_jax.flux import Flux
 from dsd_jax.layers import LoraParam
 from dsd_jax.lora import (
@@ -31,7 +32,6 @@ from dsd_jax.lora import (
 from dsd_jax.models import abstract, load, model_shardings
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.stack import layer_paths
-from dsd_jax.types import UserError
 from dsd_jax.weights import TensorSource, materialise, param_shapes
 from tests.tiny_flux import (
     QUICK,

@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from dsd_jax.config import BFLOAT16, Execution, FluxConfig, flux_dev, flux_schnell
+from dsd_jax.errors import UserError
 from dsd_jax.flux import Flux
 from dsd_jax.lora import TARGETS, add_factors, combine, select
 from dsd_jax.models import abstract
@@ -32,7 +33,7 @@ from dsd_jax.sharding import (
     param_shardings,
     param_specs,
 )
-from dsd_jax.types import Shape, UserError
+from dsd_jax.types import Shape
 from dsd_jax.weights import TensorSource, materialise, param_shapes
 from tests.tiny_flux import QUICK, abstract_flux, flux_inputs, random_adapter, random_tensors
 

@@ -11,10 +11,11 @@ from flax import nnx
 
 from dsd_jax.blocks import SingleBlock
 from dsd_jax.config import Execution
+from dsd_jax.errors import UserError
 from dsd_jax.frames import image_ids
 from dsd_jax.rope import embed_positions
 from dsd_jax.stack import REMAT_POLICIES, build_stack, layer_paths, run_stack
-from dsd_jax.types import Shape, UserError
+from dsd_jax.types import Shape
 from dsd_jax.weights import param_shapes
 from tests.tiny_flux import CANVAS, QUICK, TINY, abstract_flux, call, flux_inputs, make_flux
 

@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from dsd_jax.config import BFLOAT16, FLOAT32, ClipConfig, Execution, T5Config
+from dsd_jax.errors import UserError
 from dsd_jax.sharding import CLIP_RULES, T5_RULES, MeshConfig, make_mesh, param_shardings
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
-from dsd_jax.types import UserError
 from dsd_jax.weights import param_shapes
 from tests.tiny_modules import random_module
 

@@ -9,9 +9,9 @@ import pytest
 import sentencepiece
 import transformers
 
+from dsd_jax.errors import UserError
 from dsd_jax.text.tokenize import Tokenizers, clean_prompt
-from dsd_jax.toy.tokenizers import CLIP_VOCAB, T5_VOCAB, WORDS, write_tiny_tokenizers
-from dsd_jax.types import UserError
+from dsd_jax.toy.making.tokenizers import CLIP_VOCAB, T5_VOCAB, WORDS, write_tiny_tokenizers
 
 PROMPTS = [
     "a photo of the red cat, sitting on a table",

@@ -11,12 +11,13 @@ import pytest
 from flax import nnx
 
 from dsd_jax.config import BFLOAT16, Execution
+from dsd_jax.errors import UserError
 from dsd_jax.flux import Flux
 from dsd_jax.lora import LoraConfig, initialise, merge
 from dsd_jax.models import abstract, model_shardings
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.stack import layer_paths
-from dsd_jax.types import Shape, UserError
+from dsd_jax.types import Shape
 from dsd_jax.weights import Index, Layered, TensorSource, WeightSource, Zeros, materialise
 from tests.tiny_flux import TINY, abstract_flux, random_tensors
 

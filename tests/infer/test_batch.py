@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, open_image, read_parameters
 from dsd_jax.infer import batch as module
 from dsd_jax.infer.batch import Row, read_manifest, run_batch
 from dsd_jax.infer.settings import Settings
-from dsd_jax.types import UserError
 from tests.random_flux import TEXT, picture
 
 DEFAULTS = Settings(height=64, width=128, steps=2)

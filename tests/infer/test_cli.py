@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dsd_jax.cli import main
+from dsd_jax.errors import UserError
 from dsd_jax.images import open_image, read_parameters
 from dsd_jax.infer import cli
 from dsd_jax.infer.batch import Summary
@@ -21,7 +22,6 @@ from dsd_jax.infer.cli import batch, generate
 from dsd_jax.infer.cli_enhance import EnhanceFlags
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import MeshConfig
-from dsd_jax.types import UserError
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 
 SMALL = "--height 64 --width 128 --steps 2 --dtype float32"

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from dsd_jax.cli import main
+from dsd_jax.errors import UserError
 from dsd_jax.images import read_parameters
 from dsd_jax.infer import cli
 from dsd_jax.infer.cli_enhance import EnhanceFlags, enhanced
 from dsd_jax.infer.enhance import NotEnhanced, enhance
-from dsd_jax.types import UserError
-from tests.data.llm.server import Question, Reply, Result, Server, Status
+from tests.core.llm.server import Question, Reply, Result, Server, Status
 from tests.random_flux import picture
 
 TEXT = "this cat sitting on a chair"

@@ -1,11 +1,11 @@
-"""A batch run whose process is killed; `benchmarks.batch_kill_restart` does it at length."""
+"""A batch run whose process is killed; `benchmarks.kill.batch` does it at length."""
 
 import importlib
 
 import pytest
 
 # mypy takes benchmarks/results/ for the module benchmarks.results, so it must not follow this.
-module = importlib.import_module("benchmarks.batch_kill_restart")
+module = importlib.import_module("benchmarks.kill.batch")
 
 
 @pytest.mark.slow

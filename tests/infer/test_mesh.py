@@ -12,14 +12,14 @@ from jax.sharding import PartitionSpec as P
 
 from dsd_jax import models
 from dsd_jax.config import FLOAT32, AutoencoderConfig, Execution
-from dsd_jax.convert.random_pipeline import SMALL
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.infer import pipeline as module
 from dsd_jax.infer.guidance import Conditioning
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.sampler import Inputs, Sampler
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.types import UserError
+from dsd_jax.toy.making.random_pipeline import SMALL
 from dsd_jax.weights import TensorSource
 from tests.random_flux import TEXT, picture, write_flux, write_random_lora
 from tests.tiny_flux import CANVAS, TINY, flux_inputs, random_tensors

@@ -14,12 +14,12 @@ from flax import nnx
 
 from dsd_jax import models
 from dsd_jax.config import BFLOAT16, FLOAT32
-from dsd_jax.convert.random_pipeline import random_tensors, write_model
+from dsd_jax.errors import UserError
 from dsd_jax.images import read_parameters, save_png
 from dsd_jax.infer import pipeline as module
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings
-from dsd_jax.types import UserError
+from dsd_jax.toy.making.random_pipeline import random_tensors, write_model
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 
 SIZE: dict[str, Any] = {"height": 64, "width": 128, "steps": 2}

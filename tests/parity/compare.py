@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 from jax.typing import ArrayLike
 
-from dsd_jax.convert.engine import Table
+from dsd_jax.convert.table.engine import Table
 from dsd_jax.weights import materialise
 
 __all__ = [
@@ -61,7 +61,7 @@ def assert_close(
 
 
 def _record(what: str, error: float, bound: float) -> None:
-    """Adds a line to the table that `benchmarks.parity` prints, where it asks for one."""
+    """Adds a line to the table that `benchmarks.exact.parity` prints, where it asks for one."""
     if path := os.environ.get(TABLE_VARIABLE):
         test = os.environ["PYTEST_CURRENT_TEST"].partition(" ")[0]
         line = {"test": test, "what": what, "error": error, "bound": bound}

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from flax import nnx
 
 from dsd_jax.config import FLOAT32
-from dsd_jax.convert.flux_diffusers import flux_diffusers
+from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.flux import Flux
 from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.models import abstract, load

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 
 from dsd_jax.autoencoder import Autoencoder, Tiling, decode_tiled, encode_tiled
 from dsd_jax.config import BFLOAT16, FLOAT32, AutoencoderConfig, Precision
-from dsd_jax.convert.autoencoder import autoencoder_diffusers
+from dsd_jax.convert.vae import autoencoder_diffusers
 from tests.parity.compare import (
     assert_bfloat16_as_good,
     assert_close,

@@ -18,7 +18,7 @@ from flax import nnx
 from dsd_jax.attention import attention
 from dsd_jax.blocks import DoubleBlock
 from dsd_jax.config import BFLOAT16, FLOAT32, Execution, FluxConfig, Precision
-from dsd_jax.convert.flux_diffusers import flux_diffusers
+from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.flux import Flux
 from dsd_jax.frames import image_ids, text_ids
 from dsd_jax.layers import RMSNorm, modulate, timestep_embedding

@@ -14,7 +14,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from dsd_jax.config import FLOAT32, Execution, FluxConfig
-from dsd_jax.convert.flux_diffusers import flux_diffusers
+from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.frames import image_ids, text_ids
 from dsd_jax.lora import Adapter, merge
 from dsd_jax.models import abstract, load

@@ -17,8 +17,8 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 
 from dsd_jax.config import FluxConfig, flux_dev
-from dsd_jax.convert.lora import read_lora, write_lora
-from dsd_jax.convert.lora_names import vocabulary
+from dsd_jax.convert.lora.files import read_lora, write_lora
+from dsd_jax.convert.lora.names import vocabulary
 from dsd_jax.lora import Adapter
 from tests.lora_dialects import DIALECTS, TINY, Pairs, attention_only, random_pairs, save, split
 from tests.parity.compare import assert_close, relative_error, to_numpy

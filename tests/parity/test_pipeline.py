@@ -9,15 +9,15 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from dsd_jax.config import FLOAT32
-from dsd_jax.convert.random_pipeline import (
+from dsd_jax.images import fit, to_array
+from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.quickstart.torch_reference import TorchConditional
+from dsd_jax.toy.making.random_pipeline import (
     SMALL,
     random_tensors,
     write_model,
     write_random_pipeline,
 )
-from dsd_jax.images import fit, to_array
-from dsd_jax.infer.pipeline import Pipeline
-from dsd_jax.quickstart.torch_reference import TorchConditional
 from tests.parity.compare import assert_close, relative_error
 
 TEXT = "a red cat sitting on the blue table in the snow"

@@ -20,8 +20,8 @@ from diffusers import FluxTransformer2DModel
 from flax import nnx
 from peft import LoraConfig as PeftConfig
 
-from dsd_jax.convert.flux_diffusers import flux_diffusers
-from dsd_jax.convert.lora import read_lora
+from dsd_jax.convert.flux.diffusers import flux_diffusers
+from dsd_jax.convert.lora.files import read_lora
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import image_ids
 from dsd_jax.layers import JoinedLinear, Linear

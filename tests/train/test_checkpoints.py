@@ -17,13 +17,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dsd_jax.checkpoint import OrbaxSource
+from dsd_jax.errors import UserError
+from dsd_jax.runs import find_checkpoints, read_trained, steps_of, verify
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.train.checkpoint_files import find_checkpoints, steps_of, verify
-from dsd_jax.train.checkpoints import Checkpoints, Keep, read_trained
+from dsd_jax.train.checkpoints import Checkpoints, Keep
 from dsd_jax.train.presets import tiny
 from dsd_jax.train.record import check_base, check_recipe
 from dsd_jax.train.state import TrainState
-from dsd_jax.types import UserError
 
 STACKS = {"double_blocks": 3}
 MESH = make_mesh(MeshConfig(data=2, fsdp=4))

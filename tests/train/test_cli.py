@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 
 from dsd_jax.cli import main as dsd
-from dsd_jax.convert.components import open_component
-from dsd_jax.convert.lora import read_lora
+from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.open import open_component
+from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter, LoraConfig
+from dsd_jax.processes import ClusterConfig, join
+from dsd_jax.runs import read_trained
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train import cli
-from dsd_jax.train.checkpoints import read_trained
-from dsd_jax.train.cluster import ClusterConfig, join
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.model import make_trainee
 from dsd_jax.train.presets import PRESETS, paper, preset, tiny
-from dsd_jax.types import UserError
 from dsd_jax.weights import Layered, TensorSource
 from tests.random_flux import CONDITIONAL, compile_once, random_adapter
 from tests.tiny_pairs import write_pairs
@@ -197,7 +197,7 @@ def test_processes_that_cannot_be_found(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_training_starts_from_an_adapter():
-    from dsd_jax.convert.random_pipeline import random_tensors
+    from dsd_jax.toy.making.random_pipeline import random_tensors
 
     base = random_tensors(CONDITIONAL, 0)
 

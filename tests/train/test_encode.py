@@ -12,10 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dsd_jax.config import FLOAT32
-from dsd_jax.convert.components import Component
-from dsd_jax.data.encoded import Embedding, Moments
-from dsd_jax.data.loader import PairBatch
-from dsd_jax.data.prefetch import to_mesh
+from dsd_jax.convert.open import Component
+from dsd_jax.data.load.encoded import Embedding, Moments
+from dsd_jax.data.load.loader import PairBatch
+from dsd_jax.data.load.prefetch import to_mesh
+from dsd_jax.errors import UserError
 from dsd_jax.frames import condition_canvas, unpack_latents
 from dsd_jax.infer.encode import AutoencoderPrograms, TextPrograms
 from dsd_jax.models import abstract, load
@@ -26,7 +27,6 @@ from dsd_jax.train.cli import open_base
 from dsd_jax.train.encode import Encoder
 from dsd_jax.train.model import Base
 from dsd_jax.train.presets import tiny
-from dsd_jax.types import UserError
 from dsd_jax.weights import TensorSource
 from tests.random_flux import compile_once
 from tests.tiny_run import write_world

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.train.config import OptimizerConfig
-from dsd_jax.types import UserError
 from tests.random_flux import compile_once
 from tests.tiny_run import RECIPE, arrays_of, run_training, write_world
 

@@ -12,12 +12,12 @@ from flax import nnx
 from PIL import Image
 
 from dsd_jax.config import FLOAT32, Execution, flux_dev
+from dsd_jax.errors import UserError
 from dsd_jax.lora import add_factors, select
 from dsd_jax.models import abstract
 from dsd_jax.train.flops import peak_tflops, step_flops
 from dsd_jax.train.metrics import Journal, Log, Watch, memory, read_metrics
 from dsd_jax.train.plot import plot_run
-from dsd_jax.types import UserError
 from dsd_jax.weights import param_shapes
 from tests.tiny_flux import TINY, abstract_flux, flux_inputs
 

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from dsd_jax.errors import UserError
 from dsd_jax.train.config import OptimizerConfig
 from dsd_jax.train.optimizer import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
-from dsd_jax.types import UserError
 
 PLAIN = OptimizerConfig(learning_rate=0.01, clip=0.0, weight_decay=0.0)
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.train_meshes import train, two_processes
-from benchmarks.train_murder import logged, wait_for, write_world
+from benchmarks.exact.train_meshes import train, two_processes
+from benchmarks.kill.train import logged, wait_for, write_world
+from dsd_jax.runs import FOLDER, steps_of
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.train.checkpoint_files import FOLDER, steps_of
 from tests.tiny_training import FAST_COMPILE
 
 STEPS = 5

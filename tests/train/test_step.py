@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dsd_jax.config import FluxConfig
+from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import image_ids, text_ids
 from dsd_jax.sharding import LOGICAL_TO_MESH, MeshConfig, make_mesh
@@ -31,7 +32,6 @@ from dsd_jax.train.step import (
     sample_times,
     two_frame_loss,
 )
-from dsd_jax.types import UserError
 from dsd_jax.weights import TensorSource
 from tests.tiny_flux import CANVAS, TINY, random_tensors
 from tests.tiny_training import (

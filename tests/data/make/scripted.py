@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from dsd_jax.data.llm.messages import Answer, Request
+from dsd_jax.llm.messages import Answer, Request
 
 __all__ = ["MODEL", "Scripted", "blocked", "do", "in_turn", "question_of"]
 

@@ -15,7 +15,7 @@ from dsd_jax.data.make.captions import (
 from dsd_jax.data.make.near import NearTexts
 from dsd_jax.data.make.parts import Parts, Row, part_of
 from dsd_jax.data.make.wording import load_wording
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 from tests.data.make.scripted import Scripted, blocked, do, in_turn
 
 ANIMALS = "fox otter heron badger lynx gecko raven walrus ibex toad".split()

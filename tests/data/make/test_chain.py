@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.make_murder import said
+from benchmarks.kill.make import said
 from dsd_jax.cli import main as dsd
-from dsd_jax.convert.random_pipeline import write_random_pipeline
-from dsd_jax.data.store import PairStore
-from tests.data.llm.server import Question, Server
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.toy.making.random_pipeline import write_random_pipeline
+from tests.core.llm.server import Question, Server
 from tests.tiny_run import RECIPE, run_training
 
 CONFIG = """

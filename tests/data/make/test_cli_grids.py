@@ -16,9 +16,9 @@ from dsd_jax.data.make.crops import grid_file
 from dsd_jax.data.make.grids import GridsConfig
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.teacher import Teacher
+from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, read_parameters
 from dsd_jax.infer.pipeline import Pipeline
-from dsd_jax.types import UserError
 from tests.data.make.painted import grid_picture, tree, write_prompts
 from tests.random_flux import compile_once, write_flux
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsd_jax.data.make.config import begin_stage, begun_settings, load_config, open_parts
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 TEXT = """
 root = "made"

@@ -10,9 +10,9 @@ from dsd_jax.data.make.crops import grid_file
 from dsd_jax.data.make.grids import GridsConfig, grid_seed, paint_grids
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.teacher import Teacher
+from dsd_jax.errors import UserError
 from dsd_jax.images import read_parameters
 from dsd_jax.infer.settings import check_seed
-from dsd_jax.types import UserError
 from tests.data.make.painted import SIDE, Painter, grid_picture, tree, write_prompts
 
 

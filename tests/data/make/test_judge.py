@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from dsd_jax.data.llm.messages import Answer, Picture, Request, Unanswered
 from dsd_jax.data.make.judge import ASPECTS, Judge, JudgeConfig, verdict_of
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.wording import load_wording
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.llm.messages import Answer, Picture, Request, Unanswered
 from tests.data.make.scripted import MODEL, Scripted, blocked, do, in_turn, question_of
 
 GRID = "0123456789abcdef-identity-0"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from benchmarks.grid_scenes import STYLES, draw
+from benchmarks.grids.scenes import STYLES, draw
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
 from dsd_jax.data.make.pairs import PairsConfig
 

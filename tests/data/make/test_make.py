@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.make_murder import contents, run_stage, said, write_world
+from benchmarks.kill.make import contents, run_stage, said, write_world
 from dsd_jax.data.make.config import load_config, open_parts
 from dsd_jax.data.make.parts import STAGES
-from dsd_jax.data.report import verify_folder
-from dsd_jax.data.store import PairStore
-from dsd_jax.types import UserError
-from tests.data.llm.server import Question, Server
+from dsd_jax.data.pairs.report import verify_folder
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.errors import UserError
+from tests.core.llm.server import Question, Server
 
 CAPTIONS, PARTS = 4, 7
 TEXT = """

@@ -9,8 +9,8 @@ from PIL import Image
 
 from dsd_jax.data.make.pack import PackConfig, pack
 from dsd_jax.data.make.parts import Parts, Row
-from dsd_jax.data.store import PairStore
-from dsd_jax.types import UserError
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.errors import UserError
 from tests.data.make.made import cropped, write_making
 
 SETTINGS = {"judge": {"mode": "steps", "wording": "v1@0123"}}

@@ -16,7 +16,7 @@ from dsd_jax.data.make.crops import grid_file
 from dsd_jax.data.make.grids import GridsConfig, paint_grids
 from dsd_jax.data.make.pairs import PairsConfig, make_pairs, panel_png
 from dsd_jax.data.make.parts import Parts, Row
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 from tests.data.make.painted import Painter, grid_picture, tree, write_prompts
 
 

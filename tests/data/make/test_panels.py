@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmarks.grid_check import drawn, fits, named_rightly
-from benchmarks.grid_scenes import FAULTS, GOOD
+from benchmarks.grids.check import drawn, fits, named_rightly
+from benchmarks.grids.scenes import FAULTS, GOOD
 from dsd_jax.data.make.panels import GridCheck, find_panels
+from dsd_jax.errors import UserError
 from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, subjects
 from dsd_jax.toy.world import grid as toy_grid
-from dsd_jax.types import UserError
 
 COLOURS = ("#b03020", "#2060c0", "#30a050", "#c0a020")
 

@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from dsd_jax.data.llm.messages import Answer, Unanswered
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.prompts import PromptsConfig, PromptWriter, subject_of, task_of
 from dsd_jax.data.make.wording import load_wording
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
+from dsd_jax.llm.messages import Answer, Unanswered
 from tests.data.make.scripted import MODEL, Scripted, blocked, do, in_turn, question_of
 
 GOOD = (

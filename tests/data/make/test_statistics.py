@@ -15,7 +15,7 @@ from dsd_jax.data.make.statistics import (
     tally,
 )
 from dsd_jax.data.make.tables import plot_making, tables
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 from tests.data.make.made import write_making
 
 

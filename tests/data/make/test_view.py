@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsd_jax.data.make.view import write_page
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 from tests.data.make.made import EVIL, write_making
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsd_jax.data.make.wording import load_wording
-from dsd_jax.types import UserError
+from dsd_jax.errors import UserError
 
 
 def write(folder: Path, text: str) -> Path:

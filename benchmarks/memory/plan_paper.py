@@ -1,0 +1,85 @@
+"""Plans the paper's recipe (rank 512, batch 160) for slices and GPU hosts that are not here.
+
+    python -m benchmarks.memory.plan_paper          # about two minutes for every TPU topology
+
+Each row is one `dsd plan PRESET --topology KIND:SHAPE` in a process of its own; the TPU rows are
+what the real compiler says, the GPU rows are arithmetic over the program compiled for eight CPU
+devices. Memory is per chip, with VAE and text encoders beside the step. `floor s` is the step's
+matrix products at the chip's peak; `collectives` is what a chip sends or receives in a step.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import save
+
+# 256 chips share 160 samples as 32 groups of 8, which divide the tokens of a canvas.
+_V6E_256 = ("--mesh.data", "4", "--mesh.fsdp", "8", "--mesh.context", "8")
+CASES = (
+    ("v5e_64", "v5e:8x8", ()),
+    ("v5p_64", "v5p:4x4x4", ()),
+    ("v6e_64", "v6e:8x8", ()),
+    ("v6e_64", "v6e:16x16", _V6E_256),
+    ("paper", "h100:8", ()),
+    ("h200", "h200:8", ()),
+)
+
+
+def plan(preset: str, topology: str, flags: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The plans that one command makes: as configured, then cheaper ones until one fits."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        words = ["plan", preset, "--topology", topology, "--json", str(path), *flags]
+        subprocess.run(
+            [sys.executable, "-m", "dsd_jax", *words],
+            check=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        return list(json.loads(path.read_text()))
+
+
+def main() -> None:
+    """Prints the table and saves it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="*", help="topologies; nothing is saved then")
+    only = parser.parse_args().only
+    rows = []
+    for preset, topology, flags in CASES:
+        if only is not None and topology not in only:
+            continue
+        start = time.monotonic()
+        for made in plan(preset, topology, flags):
+            memory = made["memory"]
+            rows.append(
+                {
+                    "preset": preset,
+                    "topology": topology,
+                    "mesh": " x ".join(f"{k} {v}" for k, v in made["mesh"].items() if v > 1),
+                    "change": made["change"],
+                    **{name: memory.get(name, "") for name in KINDS},
+                    "total GiB": made["total"],
+                    "of": made["available"],
+                    "fits": made["fits"],
+                    "by": made["source"],
+                    "TFLOP": made["tflops"],
+                    "floor s": made["step_floor_s"],
+                    "collectives GiB": round(sum(made["collectives"].values()), 2),
+                    "seconds": round(time.monotonic() - start),
+                }
+            )
+            print(rows[-1], flush=True)
+    if only is None:
+        save("plan_paper", rows)
+
+
+KINDS = ("base", "trained", "moments", "batch", "encoders", "activations", "temporary")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Compiles the full-size sampling step with the real TPU compiler, on a machine without a TPU.
+
+    pip install libtpu
+    python -m benchmarks.memory.sampling_memory [--topologies v5e:2x4 v6e:2x4 v5p:2x2x1]
+
+FLUX.1-dev with the condition embedding, two frames of 512 x 512, one true-guidance step (three
+passes in one batch) and one plain step. Prints what each chip holds: arguments (weights, latents,
+text), temporary memory, and whether it fits. Weights are abstract; nothing is downloaded or run.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from benchmarks.results import save
+from dsd_jax.aot import CHIPS
+from dsd_jax.config import BFLOAT16, Execution, flux_dev
+from dsd_jax.infer.job import abstract_inputs
+from dsd_jax.infer.sampler import Sampler
+from dsd_jax.models import abstract, abstract_state
+from dsd_jax.sharding import MeshConfig, make_mesh
+
+GIB = 2**30
+HEIGHT, WIDTH = 64, 128  # latent pixels of two 512 x 512 frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to run the step: images per step, mesh, and how layers run."""
+
+    topology: str
+    batch: int
+    mesh: MeshConfig
+    execution: Execution
+
+
+def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
+    """Compiles one step for a topology and reads the compiler's own account of memory."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
+    mesh = make_mesh(case.mesh, devices)
+    model = abstract(flux_dev(), precision=BFLOAT16, execution=case.execution)
+    sampler = Sampler(model, HEIGHT, WIDTH)
+    state = abstract_state(model, mesh)
+    img, inputs = abstract_inputs(flux_dev(), mesh, case.batch, (HEIGHT, WIDTH), guided=guided)
+    time_of = jax.ShapeDtypeStruct((), jnp.float32)
+    start = time.monotonic()
+    with jax.set_mesh(mesh):
+        compiled = (
+            jax.jit(sampler.programs.step, static_argnames="true_guidance", donate_argnums=1)
+            .lower(state, img, inputs, time_of, time_of, true_guidance=guided)
+            .compile()
+        )
+    memory = compiled.memory_analysis()
+    available = CHIPS[case.topology.partition(":")[0]].memory_gib
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {
+        "topology": case.topology,
+        "mesh": "x".join(map(str, mesh.devices.shape)),
+        "batch": case.batch,
+        "guided": guided,
+        "scan": case.execution.scan_layers,
+        "stream": case.execution.stream_layers,
+        "arguments_gib": round(memory.argument_size_in_bytes / GIB, 2),
+        "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2),
+        "host_gib": round(memory.host_argument_size_in_bytes / GIB, 2),
+        "chip_gib": available,
+        "fits": used < available * GIB,
+        "compile_s": round(time.monotonic() - start, 1),
+    }
+
+
+def main() -> None:
+    """Prints the table and saves it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--topologies", nargs="+", default=["v5e:2x4", "v6e:2x4", "v5p:2x2x1"])
+    arguments = parser.parse_args()
+    scan = Execution(scan_layers=True, attention="splash")
+    stream = dataclasses.replace(scan, stream_layers=True)
+    rows = []
+    for topology in arguments.topologies:
+        chips = len(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        throughput = Case(topology, chips, MeshConfig(fsdp=-1, data=1), scan)
+        latency = Case(topology, 1, MeshConfig(data=1, tensor=4, context=-1), scan)
+        streamed = Case(topology, chips, MeshConfig(), stream)  # weights in host memory
+        jobs = [(throughput, False), (throughput, True), (latency, False), (streamed, False)]
+        for case, guided in jobs:
+            rows.append(compile_step(case, guided=guided))
+            print(rows[-1], flush=True)
+    save("sampling_memory", rows)
+
+
+if __name__ == "__main__":
+    main()

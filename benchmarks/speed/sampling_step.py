@@ -1,0 +1,277 @@
+"""One sampling step of FLUX: ours against diffusers, eager and compiled, in the same run.
+
+    python -m benchmarks.speed.sampling_step  # CPU: width 1024, 4 + 8 blocks, float32
+    python -m benchmarks.speed.sampling_step --preset gpu  # 12 B, bfloat16, batch 1 and 8
+
+Both sides have the same random weights and inputs (two frames of 512 x 512: 2,048 image tokens,
+512 text tokens), and must agree before anything is timed. The step is the transformer and the Euler
+update; `guided` is the three passes of true guidance, which diffusers takes one after another.
+`mfu` counts the model's matrix products against the rate of a large matrix product on the same
+device, measured in the same run.
+"""
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel
+
+from benchmarks.results import measure, save
+from dsd_jax.config import BFLOAT16, FLOAT32, Execution, FluxConfig, default_execution
+from dsd_jax.convert.configs import flux_to_json
+from dsd_jax.convert.flux.diffusers import flux_diffusers
+from dsd_jax.frames import image_ids
+from dsd_jax.infer.guidance import Conditioning
+from dsd_jax.infer.sampler import Inputs, Sampler, TrueGuidance
+from dsd_jax.models import abstract, load
+from dsd_jax.weights import TensorSource
+
+HEIGHT, WIDTH, TEXT = 64, 128, 512  # latent pixels; T5 tokens
+T_CUR, T_NEXT, GUIDANCE = 0.7, 0.65, 3.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What is timed where."""
+
+    config: FluxConfig
+    dtype: str
+    batches: tuple[int, ...]
+    guided: tuple[bool, ...]
+    executions: tuple[Execution, ...]
+    tolerance: float
+
+
+def presets() -> dict[str, Preset]:
+    """The mid-size model for a CPU and the full-size one for an accelerator."""
+    plain = FluxConfig(condition_embed=False)
+    scanned = Execution(scan_layers=True)
+    return {
+        "cpu": Preset(
+            dataclasses.replace(plain, num_heads=8, double_depth=4, single_depth=8),
+            "float32",
+            (1,),
+            (False,),
+            (Execution(), scanned, dataclasses.replace(scanned, attention="xla")),
+            1e-4,
+        ),
+        "gpu": Preset(
+            plain, "bfloat16", (1, 8), (False, True), (default_execution("gpu"), scanned), 2e-2
+        ),
+    }
+
+
+def flops(config: FluxConfig, batch: int) -> float:
+    """Matrix-product FLOPs of a forward pass: 12 D^2 parameters per token in any block."""
+    tokens = HEIGHT * WIDTH // 4 + TEXT
+    depth = config.double_depth + config.single_depth
+    per_token = 2 * 12 * config.width**2 + 4 * tokens * config.width
+    return batch * depth * tokens * per_token
+
+
+def peak_flops(dtype: str) -> float:
+    """FLOP/s of an 8192 (CPU: 2048) cube matrix product on this device."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
+    precision = "highest" if dtype == "float32" else None
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
+    return 2 * size**3 / measure(lambda: product(a, b).block_until_ready(), 10)
+
+
+def torch_model(preset: Preset, device: str) -> FluxTransformer2DModel:
+    """diffusers' transformer with random weights, made on the device."""
+    json = {k: v for k, v in flux_to_json(preset.config).items() if not k.startswith("_")}
+    torch.manual_seed(0)
+    with torch.device(device):
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, preset.dtype))
+        try:
+            return FluxTransformer2DModel(**json).eval()
+        finally:
+            torch.set_default_dtype(default)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InMemory:
+    """torch's tensors as the conversion tables read them."""
+
+    tensors: dict[str, torch.Tensor]
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        tensor = self.tensors[name].detach().cpu()
+        tensor = tensor if rows is None else tensor[rows]
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.uint16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+
+
+def to_ours(model: FluxTransformer2DModel, config: FluxConfig) -> TensorSource:
+    """The same weights by our names."""
+    table, theirs = flux_diffusers(config), _InMemory(dict(model.state_dict()))
+    tensors: dict[str, np.ndarray] = {}
+    for name, shape in table.our_shapes.items():
+        pieces = table.by_ours[name]
+        first = theirs.read(pieces[0].theirs)
+        out = np.empty(shape, first.dtype)
+        for piece in pieces:
+            out[piece.our_box] = piece.read(theirs.read(piece.theirs))
+        tensors[name] = out
+    return TensorSource(tensors)
+
+
+def inputs(config: FluxConfig, batch: int) -> dict[str, np.ndarray]:
+    """Random inputs, float32."""
+    rng = np.random.default_rng(1)
+    shapes = {
+        "img": (batch, HEIGHT * WIDTH // 4, config.in_channels),
+        "txt": (batch, TEXT, config.txt_width),
+        "vec": (batch, config.vec_width),
+    }
+    return {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+
+
+def torch_step(
+    model: Callable[..., Any], arrays: dict[str, np.ndarray], device: str, dtype: str, passes: int
+) -> Callable[[], torch.Tensor]:
+    """One step of the peer as a function without arguments."""
+    kind = getattr(torch, dtype)
+    img, txt, vec = (torch.tensor(arrays[k]).to(device, kind) for k in ("img", "txt", "vec"))
+    ids = torch.tensor(np.asarray(image_ids(HEIGHT, WIDTH))).to(device, kind)
+    ones = torch.ones(img.shape[0], device=device)
+    scale = 1.5
+
+    @torch.no_grad()
+    def step() -> torch.Tensor:
+        outs = [
+            model(
+                hidden_states=img,
+                timestep=(ones * T_CUR).to(kind),
+                guidance=ones * GUIDANCE,
+                pooled_projections=vec,
+                encoder_hidden_states=txt,
+                txt_ids=torch.zeros(TEXT, 3, device=device, dtype=kind),
+                img_ids=ids,
+                return_dict=False,
+            )[0]
+            for _ in range(passes)
+        ]
+        velocity = outs[0]
+        if passes == 3:
+            velocity = outs[0] + scale * (outs[1] - outs[0]) + scale * (outs[2] - outs[1])
+        out = img.float() + (T_NEXT - T_CUR) * velocity.float()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return out
+
+    return step
+
+
+def our_step(sampler: Sampler, arrays: dict[str, np.ndarray], *, guided: bool) -> Any:
+    """(compiled step, its arguments)."""
+    batch = arrays["img"].shape[0]
+    txt, vec = jnp.asarray(arrays["txt"]), jnp.asarray(arrays["vec"])
+    scale = jnp.full(batch, GUIDANCE)
+    guidance = TrueGuidance(txt, vec, scale, scale) if guided else None
+    condition = jnp.asarray(arrays["img"]) if guided else None
+    arguments = (
+        sampler.state,
+        jnp.asarray(arrays["img"]),
+        Inputs(Conditioning(txt, vec, scale, condition), guidance),
+        jnp.float32(T_CUR),
+        jnp.float32(T_NEXT),
+    )
+    # Without donation, so that the same input serves every repetition.
+    step = jax.jit(sampler.programs.step, static_argnames="true_guidance")
+    return step.lower(*arguments, true_guidance=guided).compile(), arguments
+
+
+def _wait(compiled: Any, arguments: tuple[Any, ...]) -> jax.Array:
+    return jax.block_until_ready(compiled(*arguments))
+
+
+def agree(ours: np.ndarray, theirs: torch.Tensor, img: np.ndarray, bound: float) -> float:
+    """Relative error of the update itself; raises above the bound."""
+    mine, peer = ours.astype(np.float64) - img, theirs.double().cpu().numpy() - img
+    error = float(np.linalg.norm(mine - peer) / np.linalg.norm(peer))
+    if error > bound:
+        raise SystemExit(f"ours and diffusers disagree: {error:.2e} > {bound:.0e}")
+    return error
+
+
+def main() -> None:
+    """Checks, times, prints and saves."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="cpu", choices=list(presets()))
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    preset = presets()[arguments.preset]
+    device = "cuda" if arguments.preset == "gpu" else "cpu"
+    peer = torch_model(preset, device)
+    source = to_ours(peer, preset.config)
+    peak = peak_flops(preset.dtype)
+    precision = FLOAT32 if preset.dtype == "float32" else BFLOAT16
+    compiled_peer = torch.compile(peer)
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, guided: bool, seconds: float, setup: float, error: float = 0) -> None:
+        work = flops(preset.config, batch) * (3 if guided else 1)
+        base = [r for r in rows if (r["batch"], r["guided"]) == (batch, guided)]
+        rows.append(
+            {
+                "model": name,
+                "batch": batch,
+                "guided": guided,
+                "ms": round(1000 * seconds, 1),
+                "mfu": round(work / seconds / peak, 3),
+                "vs_eager": round(base[0]["ms"] / 1000 / seconds, 2) if base else 1.0,
+                "vs_compiled": round(base[1]["ms"] / 1000 / seconds, 2) if len(base) > 1 else "",
+                "setup_s": round(setup, 1),
+                "error": f"{error:.1e}",
+            }
+        )
+        print(rows[-1], flush=True)
+
+    for batch in preset.batches:
+        arrays = inputs(preset.config, batch)
+        theirs = torch_step(peer, arrays, device, preset.dtype, 1)()
+        for guided in preset.guided:
+            for name, model in (("diffusers", peer), ("diffusers compiled", compiled_peer)):
+                step = torch_step(model, arrays, device, preset.dtype, 3 if guided else 1)
+                start = time.monotonic()
+                step()
+                setup = time.monotonic() - start
+                add(name, guided, measure(step, arguments.repeats), setup)
+            for execution in preset.executions:
+                config = dataclasses.replace(preset.config, condition_embed=guided)
+                base = source
+                if guided:
+                    shape = (config.in_channels, config.width)
+                    zero = np.zeros(shape, source.tensors["img_in.kernel"].dtype)
+                    base = TensorSource(
+                        {**source.tensors, "cond_in.kernel": zero, "cond_in.bias": zero[0]}
+                    )
+                model = load(abstract(config, precision=precision, execution=execution), base)
+                sampler = Sampler(model, HEIGHT, WIDTH)
+                start = time.monotonic()
+                compiled, args = our_step(sampler, arrays, guided=guided)
+                setup = time.monotonic() - start
+                seconds = measure(functools.partial(_wait, compiled, args), arguments.repeats)
+                out = np.asarray(compiled(*args))
+                error = agree(out, theirs, arrays["img"], preset.tolerance)
+                name = "ours scanned" if execution.scan_layers else "ours unrolled"
+                if execution.attention != "auto":
+                    name += f", {execution.attention} attention"
+                add(name, guided, seconds, setup, error)
+                del model, sampler, compiled, args
+    save(f"sampling_step_{arguments.preset}", rows, peak_gflops=round(peak / 1e9))
+
+
+if __name__ == "__main__":
+    main()

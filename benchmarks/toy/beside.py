@@ -1,0 +1,126 @@
+"""Can the toy teacher paint beside a given picture? What a student of it can build on.
+
+    python -m benchmarks.toy.beside [--cases 200] [--steps 16] [--flux FOLDER]
+
+The cases of `toy_study`, but no condition and no adapter: the left half of the canvas is the
+reference, clean at every step, and the words are "two pictures of this thing, right-hand on ...".
+Subjects are held out. `loss`: mean squared error of the right half's velocity at one time, for the
+drawing that would be right; `identity` and so on as in `toy_study`, of sampled right halves.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.results import save
+from dsd_jax.config import FLOAT32
+from dsd_jax.data.load.loader import PairBatch
+from dsd_jax.data.load.prefetch import to_mesh
+from dsd_jax.frames import image_ids, text_ids, unpack_latents
+from dsd_jax.images import from_array
+from dsd_jax.infer.sampler import sample
+from dsd_jax.models import abstract, load
+from dsd_jax.quickstart.run import TEXT_TOKENS
+from dsd_jax.sharding import make_mesh
+from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.judge import SUBJECT, judge
+from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
+from dsd_jax.toy.words import describe_pair
+from dsd_jax.toy.world import PANEL
+from dsd_jax.train.cli import open_base
+from dsd_jax.train.encode import Encoder
+from dsd_jax.train.presets import preset
+from dsd_jax.train.step import frame_weights, two_frame_loss
+from dsd_jax.types import Array
+
+TIMES = (0.97, 0.9, 0.8)
+HEIGHT, WIDTH = PANEL // 4, PANEL // 2  # of the canvas in latent pixels
+
+
+def batch_of(cases: list[Case]) -> PairBatch:
+    """Canvases of what is given and what would be right, with the words for them."""
+    none = np.zeros(len(cases), bool)
+    both = [np.concatenate([case.reference(), case.ideal()], axis=1) for case in cases]
+    return PairBatch(
+        0,
+        len(cases),
+        np.arange(len(cases)),
+        (PANEL, 2 * PANEL),
+        [case.id for case in cases],
+        [describe_pair(case.after) for case in cases],
+        none,
+        none,
+        target=np.stack(both),
+    )
+
+
+def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
+    """One row."""
+    config = preset("toy_teacher")
+    mesh = make_mesh(config.mesh)
+    base = open_base(str(flux), condition=False, max_sequence_length=TEXT_TOKENS)
+    encoder = Encoder(base, config, mesh)
+    graph, state = nnx.split(
+        load(abstract(base.flux(), precision=FLOAT32), base.transformer.source, mesh=mesh)
+    )
+    batch = encoder(to_mesh(batch_of(cases), mesh), 0)
+    ids, words = image_ids(HEIGHT, WIDTH), text_ids(batch.txt.shape[1])
+    right = frame_weights(HEIGHT, WIDTH)[1, :, None] > 0
+    clean = jnp.zeros(len(cases))
+
+    @jax.jit
+    def loss(state: nnx.State, noise: Array, t: Array) -> Array:
+        times = jnp.broadcast_to(t, clean.shape)
+        model = nnx.merge(graph, state)
+        return two_frame_loss(model, batch, noise, times, config.flow, HEIGHT, WIDTH, clean)[0]
+
+    @jax.jit
+    def paint(state: nnx.State, noise: Array, times: Array) -> Array:
+        model = nnx.merge(graph, state)
+
+        def predict(x: Array, t: Array) -> Array:
+            t = jnp.broadcast_to(t, clean.shape)
+            return jnp.where(right, model(x, ids, batch.txt, words, batch.vec, t), 0)
+
+        canvas = sample(predict, jnp.where(right, noise, batch.x_0), times)
+        vae = nnx.merge(*encoder.autoencoder)
+        return vae.decode(vae.unnormalize(unpack_latents(canvas, HEIGHT, WIDTH)))
+
+    noise = jax.random.normal(jax.random.key(0), batch.x_0.shape)
+    losses = {f"loss at t = {t}": f"{loss(state, noise, jnp.float32(t)):.3f}" for t in TIMES}
+    times = jnp.asarray(base.schedule.timesteps(steps, right.size))
+    canvases = np.asarray(paint(state, noise, times))
+    made = [np.asarray(from_array(canvas[:, PANEL:])) for canvas in canvases]
+    told = [(judge(picture), case.subject) for case, picture in zip(cases, made, strict=True)]
+    parts = {
+        name: np.mean([getattr(s, name) == getattr(wanted, name) for s, wanted in told])
+        for name in SUBJECT
+    }
+    found = summarise([score(case, picture) for case, picture in zip(cases, made, strict=True)])
+    return {
+        **losses,
+        **{name: f"{share:.2f}" for name, share in parts.items()},
+        **{metric: str(found[metric]) for metric in METRICS},
+    }
+
+
+def main() -> None:
+    """About a minute on two cores."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--flux", type=Path, default=None, help="default: the package's")
+    given = parser.parse_args()
+    row = measure(given.flux or toy_flux_path(), make_cases(given.cases), given.steps)
+    print(row)
+    if given.flux is None:
+        save("toy_beside", [row], cases=given.cases, sampling_steps=given.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Conversion tables: rules, the engine that runs them both ways, and its refusals."""

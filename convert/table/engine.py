@@ -1,0 +1,301 @@
+"""Conversion by table: checks weights against it, reads ours from theirs and theirs from ours.
+
+A `Table` is a list of rules with all sizes known. It refuses to exist unless its pieces tile every
+parameter of ours and every tensor of theirs exactly once, so whatever passes it can be converted
+back without losing a bit. Values are moved, never computed with; casts happen after or before.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dsd_jax.convert.table.refusals import Expected, Tensors, family, inspect
+from dsd_jax.convert.table.rules import Box, Piece, Rule, expand, volume
+from dsd_jax.types import DTypeLike, Shape
+
+__all__ = ["Source", "Table"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All rules between one file format and our parameters, for one size of model.
+
+    Attributes:
+        title: what the tensors are, for messages: "FLUX transformer in diffusers layout".
+        rules: the rows.
+        dims: sizes of the letters in the layouts.
+        depths: number of blocks of each stack, by the name before `.{i}` on our side.
+        absent: modules of ours (name prefixes) that this size of model does not have. Their rows
+            stay, so that their tensors are recognised when a file has them all the same.
+        ignored: (pattern of their names, what such tensors are): left aside with a notice.
+        tied: second names of their tensors; a file may have either, or both if they are equal.
+        respell: brings other spellings of their names to the one in the rules.
+    """
+
+    title: str
+    rules: Sequence[Rule]
+    dims: Mapping[str, int]
+    depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    absent: Sequence[str] = ()
+    ignored: Sequence[tuple[str, str]] = ()
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    respell: Callable[[str], str] = str
+
+    def __post_init__(self) -> None:
+        for name, shape in self.their_shapes.items():
+            pieces = self.by_theirs[name]
+            if any(piece.their_shape != shape for piece in pieces):
+                raise ValueError(f"{self.title}: the rules disagree on the shape of {name}")
+            _check_tiling(name, shape, [piece.their_box for piece in pieces])
+        for name, shape in self.our_shapes.items():
+            _check_tiling(name, shape, [piece.our_box for piece in self.by_ours[name]])
+
+    @functools.cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        present = [rule for rule in self.rules if not within(rule.ours, self.absent)]
+        return tuple(expand(present, self.dims, self.depths))
+
+    @functools.cached_property
+    def our_shapes(self) -> dict[str, Shape]:
+        """Every parameter of ours with its shape."""
+        return {
+            name: tuple(
+                max(side.stop for side in sides)
+                for sides in zip(*(piece.our_box for piece in pieces), strict=True)
+            )
+            for name, pieces in self.by_ours.items()
+        }
+
+    @functools.cached_property
+    def their_shapes(self) -> dict[str, Shape]:
+        """Every tensor of theirs with its shape."""
+        return {name: pieces[0].their_shape for name, pieces in self.by_theirs.items()}
+
+    @functools.cached_property
+    def by_ours(self) -> dict[str, list[Piece]]:
+        """The pieces that make up each parameter of ours."""
+        return _group(self.pieces, lambda piece: piece.ours)
+
+    @functools.cached_property
+    def by_theirs(self) -> dict[str, list[Piece]]:
+        """The pieces that make up each tensor of theirs."""
+        return _group(self.pieces, lambda piece: piece.theirs)
+
+    # Theirs -> ours
+
+    def check(
+        self, weights: Tensors, *, dtype: DTypeLike | None = None, zeros: Sequence[str] = ()
+    ) -> "Source":
+        """Compares names, shapes and dtypes with the table; what it returns can be read.
+
+        Args:
+            weights: tensors in their layout.
+            dtype: the dtype they must all have; by default any floating-point dtypes.
+            zeros: modules of ours (name prefixes) that read as zeros, in the commonest dtype, when
+                the weights have none of their tensors.
+
+        Raises:
+            UserError: unknown, unexpected, duplicate, missing or misshapen tensors, all in one
+                message.
+        """
+        expected = Expected(
+            title=self.title,
+            shapes=self.their_shapes,
+            parts={path: [p.theirs for p in pieces] for path, pieces in self.by_ours.items()},
+            families=frozenset(family(rule.theirs) for rule in self.rules),
+            zeros={
+                module: [p.theirs for p in self.pieces if within(p.ours, [module])]
+                for module in zeros
+            },
+            ignored=self.ignored,
+            tied=self.tied,
+            respell=self.respell,
+        )
+        found, notices = inspect(expected, weights, None if dtype is None else np.dtype(dtype))
+        return Source(self, weights, found, tuple(notices))
+
+    # Ours -> theirs
+
+    def their_specs(
+        self, dtype: DTypeLike | Mapping[str, DTypeLike]
+    ) -> dict[str, tuple[Shape, np.dtype[Any]]]:
+        """Shape and dtype of every tensor of theirs, for `write_weights`.
+
+        Args:
+            dtype: of all parameters of ours, or of each by name.
+        """
+        specs = {}
+        for name, pieces in self.by_theirs.items():
+            dtypes = {
+                np.dtype(dtype[piece.ours] if isinstance(dtype, Mapping) else dtype)
+                for piece in pieces
+            }
+            if len(dtypes) > 1:
+                raise ValueError(f"parts of {name} have different dtypes: {dtypes}")
+            specs[name] = (self.their_shapes[name], dtypes.pop())
+        return specs
+
+    def iter_theirs(
+        self, read_ours: Callable[[str], np.ndarray], dtype: DTypeLike | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Every tensor of theirs with its name, in the order of `their_shapes`.
+
+        Each parameter of ours is read once and dropped after its last use.
+
+        Args:
+            read_ours: gives a parameter by name.
+            dtype: cast to it; by default the dtype of the parameter.
+        """
+        uses = collections.Counter(piece.ours for piece in self.pieces)
+        held: dict[str, np.ndarray] = {}
+        for name, pieces in self.by_theirs.items():
+            for piece in pieces:
+                if piece.ours not in held:
+                    held[piece.ours] = self._checked(piece.ours, np.asarray(read_ours(piece.ours)))
+            tensor = np.empty(self.their_shapes[name], held[pieces[0].ours].dtype)
+            for piece in pieces:
+                _move(tensor[piece.their_box], piece.write(held[piece.ours][piece.our_box]))
+                uses[piece.ours] -= 1
+                if not uses[piece.ours]:
+                    del held[piece.ours]
+            yield name, tensor if dtype is None else tensor.astype(dtype, copy=False)
+
+    def _checked(self, path: str, array: np.ndarray) -> np.ndarray:
+        shape = self.our_shapes[path]
+        if array.shape != shape:
+            raise ValueError(f"{path} has shape {list(array.shape)}, expected {list(shape)}")
+        return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights that passed `Table.check`, read by our names: a `dsd_jax.weights.WeightSource`.
+
+    Attributes:
+        table, weights: what was checked.
+        found: their names in the table -> their names in the weights.
+        notices: what the user should know, one sentence each.
+    """
+
+    table: Table
+    weights: Tensors
+    found: Mapping[str, str]
+    notices: tuple[str, ...]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every parameter of ours."""
+        return self.table.our_shapes
+
+    @functools.cached_property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """The dtype that each parameter of ours has in the weights."""
+        dtypes = {theirs: self.weights.tensors[name].dtype for theirs, name in self.found.items()}
+        common = collections.Counter(dtypes.values()).most_common(1)[0][0]
+        return {piece.ours: dtypes.get(piece.theirs, common) for piece in self.table.pieces}
+
+    def read(self, path: str, index: Sequence[slice] = ()) -> np.ndarray:
+        """One parameter of ours, or a part of it, as a fresh array in the dtype of the weights.
+
+        Reads only those rows of their tensors that the part needs, and may be called from several
+        threads, so it can serve as the callback of `jax.make_array_from_callback`.
+
+        Args:
+            index: a slice of step 1 per axis; axes left out are taken whole.
+        """
+        shape = self.shapes[path]
+        index = (*index, *(slice(None) for _ in shape[len(index) :]))
+        wanted = tuple(_bounds(side, size) for side, size in zip(index, shape, strict=True))
+        result = np.zeros([side.stop - side.start for side in wanted], self.dtypes[path])
+        for piece in self.table.by_ours[path]:
+            shared = _intersect(wanted, piece.our_box)
+            if piece.theirs not in self.found or volume(shared) == 0:
+                continue
+            for rows, block in piece.blocks(_shift(shared, piece.our_box, -1)):
+                tensor = self.weights.read(self.found[piece.theirs], rows)
+                place = _shift(_shift(block, piece.our_box), wanted, -1)
+                _move(result[place], piece.take(tensor, block))
+        return result
+
+    def iter_ours(self, dtype: DTypeLike | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Every parameter of ours with its path, in the order of the file, one at a time.
+
+        Args:
+            dtype: cast to it; by default the dtype of the weights.
+        """
+        order = {name: k for k, name in enumerate(self.weights.tensors)}
+        first = {
+            path: min(order.get(self.found.get(piece.theirs, ""), -1) for piece in pieces)
+            for path, pieces in self.table.by_ours.items()
+        }
+        for path in sorted(first, key=first.__getitem__):
+            array = self.read(path)
+            yield path, array if dtype is None else array.astype(dtype, copy=False)
+
+
+def within(name: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter belongs to one of these modules."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+_Key = TypeVar("_Key")
+
+
+def _group(pieces: Sequence[Piece], key: Callable[[Piece], _Key]) -> dict[_Key, list[Piece]]:
+    groups: dict[_Key, list[Piece]] = {}
+    for piece in pieces:
+        groups.setdefault(key(piece), []).append(piece)
+    return groups
+
+
+def _check_tiling(name: str, shape: Shape, boxes: Sequence[Box]) -> None:
+    overlap = any(volume(_intersect(a, b)) for a, b in itertools.combinations(boxes, 2))
+    if overlap or sum(map(volume, boxes)) != math.prod(shape):
+        raise ValueError(f"the rules do not cover {name} of shape {shape} exactly once: {boxes}")
+
+
+def _bounds(side: slice, size: int) -> slice:
+    start, stop, step = side.indices(size)
+    if step != 1:
+        raise ValueError(f"only slices of step 1 can be read, got {side}")
+    return slice(start, max(start, stop))
+
+
+def _intersect(a: Box, b: Box) -> Box:
+    starts = [max(x.start, y.start) for x, y in zip(a, b, strict=True)]
+    stops = [min(x.stop, y.stop) for x, y in zip(a, b, strict=True)]
+    return tuple(slice(i, max(i, j)) for i, j in zip(starts, stops, strict=True))
+
+
+def _shift(box: Box, corner: Box, sign: int = 1) -> Box:
+    """The box moved by the first corner of another one; sign -1 counts it from that corner."""
+    moves = [sign * side.start for side in corner]
+    return tuple(slice(s.start + d, s.stop + d) for s, d in zip(box, moves, strict=True))
+
+
+def _move(target: np.ndarray, source: np.ndarray) -> None:
+    """Copies between any two memory orders, about five times faster than numpy's assignment.
+
+    Works on plain integers, so that no bit changes, not even of a NaN. A transposition goes in
+    strips one cache line wide: numpy's order of loops fetches each line once per element.
+    """
+    if target.dtype != source.dtype:
+        raise ValueError(f"parts of one tensor have dtypes {target.dtype} and {source.dtype}")
+    width = target.dtype.itemsize
+    target, source = target.view(f"u{width}"), source.view(f"u{width}")
+    fast = min(range(source.ndim), key=lambda axis: (abs(source.strides[axis]), -axis))
+    if fast == source.ndim - 1 or min(source.shape[fast], source.shape[-1]) < 64:
+        target[...] = source
+        return
+    target, source = np.moveaxis(target, fast, -2), np.moveaxis(source, fast, -2)
+    step = max(64 // width, 1)
+    for outer in np.ndindex(target.shape[:-2]):
+        to, frm = target[outer], source[outer]
+        for start in range(0, to.shape[1], step):
+            to[:, start : start + step] = frm[:, start : start + step]

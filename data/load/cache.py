@@ -1,0 +1,282 @@
+"""Encoding a dataset once: VAE moments of both canvases, and text embeddings if wanted.
+
+One shard of the dataset gives one encoded shard, so that an interrupted run goes on with the next
+shard, and several machines can share the work. Within a shard, records of one size are encoded a
+batch at a time over the mesh, and written as they are finished.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dsd_jax.autoencoder import Autoencoder, Posterior, Tiling, encode_tiled
+from dsd_jax.data.load.encoded import (
+    ENCODED_STEM,
+    MANIFEST,
+    Binding,
+    Embedding,
+    EncodedPair,
+    EncodedStore,
+    Moments,
+    pack_encoded,
+    write_encoded_manifest,
+    write_null,
+)
+from dsd_jax.data.load.mixture import nearest_size
+from dsd_jax.data.pairs.record import PairRecord
+from dsd_jax.data.pairs.shards import (
+    Shard,
+    ShardWriter,
+    committed_shard,
+    remove_partials,
+    shard_name,
+    write_file,
+)
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.errors import UserError
+from dsd_jax.frames import check_size, condition_canvas
+from dsd_jax.images import fit, open_image, to_array
+from dsd_jax.progress import progress
+from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.threads import in_order
+from dsd_jax.types import Float32
+
+__all__ = ["TextEncode", "encode_pairs"]
+
+TextEncode = Callable[[Sequence[str]], Mapping[str, Any]]
+"""Prompts to a pair of arrays for each distinct one: `txt` [Lt, Dt] and `vec` [Dv]."""
+
+Size = tuple[int, int]
+_BINDING = "binding.json"  # what an unfinished folder is being encoded from, and with
+_THREADS = 8  # that decode, a batch ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A record whose frames are cut to size."""
+
+    number: int  # in its shard
+    record: PairRecord
+    size: Size
+    reference: Float32[np.ndarray, "H W 3"]
+    target: Float32[np.ndarray, "H W 3"]
+
+
+def encode_pairs(
+    store: PairStore,
+    target: str | Path,
+    binding: Binding,
+    autoencoder: Autoencoder,
+    *,
+    tiling: Tiling,
+    text: TextEncode | None = None,
+    mesh: Mesh | None = None,
+    batch: int = 8,
+    shard: int = 0,
+    num_shards: int = 1,
+) -> bool:
+    """Encodes the shards of a dataset that are not encoded yet.
+
+    Args:
+        store: what is encoded.
+        target: folder for the result, new or unfinished.
+        binding: what is encoded and with what; its digests go into the result.
+        autoencoder: on the devices of `mesh`.
+        tiling: how canvases larger than a tile are encoded.
+        text: encodes prompts; needed if the binding names text encoders.
+        mesh: the batch is split over its `data` and `fsdp` axes; None: one device.
+        batch: canvases encoded together, a multiple of that split.
+        shard, num_shards: encode only every `num_shards`-th shard of the dataset; whoever finds all
+            of them done completes the folder.
+
+    Returns:
+        Whether the folder is complete.
+
+    Raises:
+        UserError: sizes that do not divide into tokens, a batch that does not divide over the
+            mesh, or a folder that holds something else.
+    """
+    for height, width in binding.sizes:
+        check_size(height, width, autoencoder.config.downscale)
+    if not 0 <= shard < num_shards:
+        raise UserError(f"shard must be from 0 to num_shards - 1, got {shard} of {num_shards}")
+    folder = Path(target)
+    if _begin(folder, binding):
+        return True
+    if text is not None:
+        encode_null = text
+        write_null(folder, lambda: Embedding(*encode_null([""])[""]), binding.dtype)
+    encoder = _Encoder(autoencoder, tiling, text, mesh, batch)
+    shards = store.shards.shards
+    mine = [i for i in range(shard, len(shards), num_shards) if _encoded(folder, i) is None]
+    starts = np.cumsum([0, *(own.count for own in shards)])
+    total = sum(shards[i].count for i in mine)
+    with progress("encode", total, "pairs") as advance:
+        for i in mine:
+            numbers = range(int(starts[i]), int(starts[i + 1]))
+            _encode_shard(folder, i, store, numbers, binding, encoder, advance)
+    done = [_encoded(folder, i) for i in range(len(shards))]
+    whole = [own for own in done if own is not None]
+    if len(whole) < len(done):
+        return False
+    write_encoded_manifest(folder, binding, whole)
+    (folder / _BINDING).unlink(missing_ok=True)
+    return True
+
+
+def _begin(folder: Path, binding: Binding) -> bool:
+    """Takes or continues the folder; whether it is complete already."""
+    wanted = json.dumps(dataclasses.asdict(binding), indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = {path.name for path in folder.iterdir()}
+        begun = (folder / _BINDING).read_text() if _BINDING in held else None
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    if MANIFEST in held:
+        if EncodedStore.open(folder).binding != binding:
+            raise UserError(
+                f"{folder} was encoded from another dataset, at other sizes or with other "
+                "weights; choose a new folder"
+            )
+        return True
+    if begun is None and held:
+        raise UserError(f"{folder} holds other files; choose a new folder")
+    if begun is not None and begun != wanted:
+        raise UserError(
+            f"{folder} is being encoded from another dataset, at other sizes or with other "
+            "weights; repeat the command that began it, or choose a new folder"
+        )
+    if begun is None:
+        write_file(folder / _BINDING, wanted)
+    return False
+
+
+def _encoded(folder: Path, number: int) -> Shard | None:
+    return committed_shard(folder, shard_name(ENCODED_STEM, number))
+
+
+def _encode_shard(
+    folder: Path,
+    number: int,
+    store: PairStore,
+    numbers: range,
+    binding: Binding,
+    encoder: "_Encoder",
+    advance: Callable[[float], None],
+) -> None:
+    """Encodes one shard of the dataset."""
+    name = shard_name(ENCODED_STEM, number)
+    remove_partials(folder, name)
+    writer = ShardWriter(folder, name)
+    order: list[int] = []
+    waiting: dict[Size, list[_Ready]] = {}
+
+    def flush(size: Size) -> None:
+        ready = waiting.pop(size)
+        for item, pair in zip(ready, encoder(ready), strict=True):
+            writer.write(pack_encoded(pair, binding.dtype))
+            order.append(item.number)
+        advance(len(ready))
+
+    try:
+        with contextlib.closing(_decoded(store, numbers, binding.sizes, encoder.batch)) as items:
+            for item in items:
+                waiting.setdefault(item.size, []).append(item)
+                if len(waiting[item.size]) == encoder.batch:
+                    flush(item.size)
+        for size in list(waiting):
+            flush(size)
+        writer.commit({"order": order})
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _decoded(
+    store: PairStore, numbers: range, sizes: Sequence[Size], ahead: int
+) -> Generator[_Ready, None, None]:
+    """Records of a shard in order, with their frames."""
+
+    def decode(number: int) -> _Ready:
+        record = store[number]
+        size = sizes[int(nearest_size(np.asarray([record.target_size]), sizes)[0])]
+        reference, target = (
+            to_array(fit(open_image(data), *size)) for data in (record.reference, record.target)
+        )
+        return _Ready(number - numbers.start, record, size, reference, target)
+
+    with contextlib.closing(in_order(decode, numbers, threads=_THREADS, ahead=ahead)) as items:
+        for _, ready in items:
+            yield ready.result()
+
+
+class _Encoder:
+    """Frames and words of some records of one size to what is stored of them."""
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        tiling: Tiling,
+        text: TextEncode | None,
+        mesh: Mesh | None,
+        batch: int,
+    ) -> None:
+        ways = int(np.prod([mesh.shape[axis] for axis in LOGICAL_TO_MESH["batch"]])) if mesh else 1
+        if batch < 1 or batch % ways:
+            raise UserError(f"the batch must be a multiple of {ways} on this mesh, got {batch}")
+        graphdef, self._state = nnx.split(autoencoder)
+        self._run = jax.jit(lambda state, x: nnx.merge(graphdef, state).encode(x))
+        self._config, self._tiling, self._text = autoencoder.config, tiling, text
+        self._mesh, self.batch = mesh, batch
+
+    def __call__(self, ready: Sequence[_Ready]) -> list[EncodedPair]:
+        # Filled up by repetition: one program for any number, and no result depends on it.
+        filled = [ready[min(i, len(ready) - 1)] for i in range(self.batch)]
+        reference = np.stack([item.reference for item in filled])
+        target = np.stack([item.target for item in filled])
+        canvas = self._moments(np.concatenate([reference, target], axis=2))
+        condition = self._moments(np.asarray(condition_canvas(jnp.asarray(reference))))
+        texts = [words for item in ready for words in _texts(item.record) if words]
+        embedded = self._text(list(dict.fromkeys(texts))) if self._text else {}
+
+        def embedding(words: str) -> Embedding | None:
+            return Embedding(*embedded[words]) if words in embedded else None
+
+        return [
+            EncodedPair(
+                item.record.id,
+                item.record.caption,
+                item.record.instruction,
+                Moments(*(array[i] for array in canvas)),
+                Moments(*(array[i] for array in condition)),
+                *map(embedding, _texts(item.record)),
+            )
+            for i, item in enumerate(ready)
+        ]
+
+    def _moments(self, canvases: Float32[np.ndarray, "B H W 3"]) -> tuple[np.ndarray, np.ndarray]:
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            x: Any = jnp.asarray(canvases)
+            if self._mesh:
+                spec = PartitionSpec(LOGICAL_TO_MESH["batch"])
+                x = jax.device_put(canvases, NamedSharding(self._mesh, spec))
+
+            def run(x: jax.Array) -> Posterior:
+                return self._run(self._state, x)
+
+            posterior = encode_tiled(run, x, self._config, self._tiling)
+        return np.asarray(posterior.mean), np.asarray(posterior.logvar)
+
+
+def _texts(record: PairRecord) -> tuple[str, str]:
+    return record.caption, record.instruction

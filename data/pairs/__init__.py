@@ -1,0 +1,1 @@
+"""Pairs of one subject on disk."""

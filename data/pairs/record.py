@@ -1,0 +1,133 @@
+"""One training pair: a reference image, a target image of the same subject, and words about it."""
+
+import dataclasses
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+from PIL import Image
+
+from dsd_jax.errors import UserError
+from dsd_jax.images import open_image
+
+__all__ = ["PairRecord", "checked_image", "png_bytes"]
+
+Size = tuple[int, int]
+MAX_TEXT = 10_000  # characters; twenty times what T5 takes
+_TASK = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_KEPT_FORMATS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")  # PNG, JPEG, WebP
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRecord:
+    """A pair as it is stored.
+
+    Attributes:
+        id: unique in its dataset.
+        reference, target: image files (PNG, JPEG or WebP) as they came.
+        reference_size, target_size: height and width in pixels, after EXIF rotation.
+        caption: what the target shows; may be empty if there is an instruction.
+        instruction: how to get from reference to target; may be empty if there is a caption.
+        subject: what both show, in a few words; may be empty.
+        task: `identity`, `relight`, `depth`, `instruction`, or another lower-case word.
+        provenance: where it came from; JSON types.
+    """
+
+    id: str
+    reference: bytes
+    target: bytes
+    reference_size: Size
+    target_size: Size
+    caption: str = ""
+    instruction: str = ""
+    subject: str = ""
+    task: str = "identity"
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.id or len(self.id) > 200 or not self.id.isprintable():
+            raise UserError(f"the id {self.id[:80]!r} must be 1 to 200 printable characters")
+        if not _TASK.fullmatch(self.task):
+            raise UserError(
+                f"the task {self.task!r} must be a lower-case word such as identity or relight"
+            )
+        if not (self.caption or self.instruction):
+            raise UserError("neither a caption nor an instruction")
+        for name in ("caption", "instruction", "subject"):
+            if len(getattr(self, name)) > MAX_TEXT:
+                raise UserError(f"the {name} is longer than {MAX_TEXT:,} characters")
+
+    @classmethod
+    def from_images(cls, *, id: str, reference: bytes, target: bytes, **words: Any) -> "PairRecord":  # noqa: A002 - the field's name
+        """A record from two image files, which are decoded in full to check and measure them.
+
+        Args:
+            id: as the attribute.
+            reference, target: any format that `open_image` reads; what is neither PNG, JPEG nor
+                WebP is stored as PNG.
+            words: the other attributes.
+
+        Raises:
+            UserError: an image is damaged, too small or too large, or an attribute is not valid.
+        """
+        reference, reference_size = checked_image(reference, "reference")
+        target, target_size = checked_image(target, "target")
+        return cls(id, reference, target, reference_size, target_size, **words)
+
+    def pack(self) -> bytes:
+        """The record as msgpack, with the digest of each image."""
+        return bytes(
+            msgpack.packb(
+                {
+                    **dataclasses.asdict(self),
+                    "reference_sha256": hashlib.sha256(self.reference).digest(),
+                    "target_sha256": hashlib.sha256(self.target).digest(),
+                }
+            )
+        )
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "PairRecord":
+        """The inverse of `pack`.
+
+        Raises:
+            UserError: not such a record, or an image does not have its digest.
+        """
+        try:
+            fields = msgpack.unpackb(packed)
+            digests = {name: fields.pop(f"{name}_sha256") for name in ("reference", "target")}
+            for name in ("reference_size", "target_size"):
+                height, width = fields[name]
+                fields[name] = (height, width)
+            record = cls(**fields)
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
+            raise UserError("it is not a record of a pair") from None
+        for name, digest in digests.items():
+            if hashlib.sha256(getattr(record, name)).digest() != digest:
+                raise UserError(f"{record.id!r}: the {name} image does not have its sha256")
+        return record
+
+
+def checked_image(data: bytes, role: str) -> tuple[bytes, Size]:
+    """An image file that was decoded in full, in a format that is kept, and its height and width.
+
+    Raises:
+        UserError: it cannot be used; the message begins with `role`.
+    """
+    try:
+        image = open_image(data)
+    except UserError as error:
+        raise UserError(f"{role}: {error}") from None
+    return data if data.startswith(_KEPT_FORMATS) else png_bytes(image), (image.height, image.width)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()

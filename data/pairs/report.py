@@ -1,0 +1,136 @@
+"""What is in a dataset, and whether all of it is still what was written."""
+
+import collections
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsd_jax.data.load.encoded import MANIFEST as ENCODED_MANIFEST
+from dsd_jax.data.load.encoded import EncodedStore
+from dsd_jax.data.pairs.record import checked_image
+from dsd_jax.data.pairs.shards import Shards, file_sha256
+from dsd_jax.data.pairs.store import INDEX_COLUMNS, PairStore, index_row
+from dsd_jax.errors import UserError
+from dsd_jax.progress import progress
+from dsd_jax.threads import in_order
+
+__all__ = ["statistics", "verify_folder"]
+
+TOP_SUBJECTS = 20
+TOP_SIZES = 10
+
+
+def statistics(store: PairStore) -> str:
+    """Counts, sizes, lengths of texts in words, and frequent subjects; from the indices."""
+    manifest, index = store.manifest, store.index
+    size = sum(shard.bytes for shard in manifest.shards)
+    lines = [
+        f"{manifest.count:,} pairs in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB",
+        f"{manifest.rejected:,} rows of the source were rejected",
+        f"fingerprint {manifest.fingerprint}",
+        "",
+        *_table("task", list(manifest.tasks.items())),
+        "",
+    ]
+    for name in ("target", "reference"):
+        sizes = collections.Counter(f"{width}x{height}" for height, width in index[f"{name}_size"])
+        lines += [*_table(f"{name} (width x height)", _top(sizes, TOP_SIZES)), ""]
+    lines += [f"{'words':28}{'texts':>9}{'min':>7}{'median':>8}{'95 %':>7}{'max':>7}"]
+    for name in ("caption", "instruction"):
+        words = np.asarray([count for count in index[f"{name}_words"] if count])
+        if len(words):
+            low, middle, high, top = np.percentile(words, [0, 50, 95, 100])
+            lines += [f"{name:28}{len(words):9,}{low:7.0f}{middle:8.0f}{high:7.0f}{top:7.0f}"]
+    subjects = collections.Counter(subject for subject in index["subject"] if subject)
+    if subjects:
+        title = f"subject ({len(subjects):,} different)"
+        lines += ["", *_table(title, _top(subjects, TOP_SUBJECTS))]
+    return "\n".join(lines)
+
+
+def _top(counts: collections.Counter[str], limit: int) -> list[tuple[str, int]]:
+    rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    rest = rows[limit:]
+    others = [(f"and {len(rest):,} more", sum(count for _, count in rest))] if rest else []
+    return rows[:limit] + others
+
+
+def _table(title: str, rows: Sequence[tuple[str, int]]) -> list[str]:
+    total = sum(count for _, count in rows)
+    return [
+        f"{title:28}{'pairs':>9}",
+        *(f"{name[:27]:28}{count:9,}{100 * count / total:7.1f} %" for name, count in rows),
+    ]
+
+
+def verify_folder(path: str | Path, *, workers: int) -> list[str]:
+    """Checks every digest of a dataset or an encoded folder; of a dataset, decodes every image.
+
+    Args:
+        path: of the folder.
+        workers: threads.
+
+    Returns:
+        What is wrong, a line each; nothing if all is well.
+
+    Raises:
+        UserError: there is no such folder, or its JSON cannot be read.
+    """
+    path = Path(path)
+    if (path / ENCODED_MANIFEST).exists():
+        encoded = EncodedStore.open(path)
+        damaged = _each(lambda number: _load(encoded, number), len(encoded), workers)
+        return [*_files(encoded.shards), *damaged]
+    store = PairStore.open(path)
+    problems = _files(store.shards)
+    try:
+        index = store.index
+    except UserError as error:
+        return [*problems, str(error)]
+    rows = list(zip(*(index[name] for name in INDEX_COLUMNS), strict=True))
+    twice = [name for name, count in collections.Counter(index["id"]).items() if count > 1]
+    problems += [f"the id {name!r} is there more than once" for name in twice]
+    return problems + _each(lambda number: _check(store, rows, number), len(store), workers)
+
+
+def _files(shards: Shards) -> list[str]:
+    found = []
+    for shard in shards.shards:
+        path = shards.folder / shard.name
+        if file_sha256(path) != shard.sha256:
+            found.append(f"the shard {path} does not have the sha256 that was written")
+    return found
+
+
+def _each(check: Callable[[int], str | None], count: int, workers: int) -> list[str]:
+    problems = []
+    with progress("verify", count, "records") as advance:
+        for _, result in in_order(check, range(count), threads=workers):
+            problem = result.result()
+            problems += [problem] if problem else []
+            advance()
+    return problems
+
+
+def _check(store: PairStore, rows: Sequence[tuple[Any, ...]], number: int) -> str | None:
+    try:
+        record = store[number]
+        for role in ("reference", "target"):
+            size = checked_image(getattr(record, role), role)[1]
+            if size != getattr(record, f"{role}_size"):
+                raise UserError(f"{role}: the image has another size than the record says")
+    except UserError as error:
+        return f"record {number}: {error}"
+    if index_row(record) != rows[number]:
+        return f"record {number}: {record.id!r} is not what the index says"
+    return None
+
+
+def _load(store: EncodedStore, number: int) -> str | None:
+    try:
+        store[number]
+    except UserError as error:
+        return f"record {number}: {error}"
+    return None

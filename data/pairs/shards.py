@@ -1,0 +1,283 @@
+"""ArrayRecord shards: written whole or not at all, read at random, known by size and sha256.
+
+A shard is a file `<stem>-00000.array_record` with one record per chunk, so that any record is one
+read, and an index `<stem>-00000.index` (msgpack) that says what is in it without reading it. The
+index is written last: a shard with an index is whole, one without is what a killed writer left.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from dsd_jax.errors import UserError
+
+__all__ = [
+    "Shard",
+    "ShardWriter",
+    "Shards",
+    "committed_shard",
+    "file_sha256",
+    "remove_partials",
+    "shard_name",
+    "write_file",
+]
+
+_SUFFIX = ".array_record"
+# One record per chunk is what random access needs; images and moments do not compress further.
+_WRITE = "group_size:1,uncompressed"
+_READ = "readahead_buffer_size:0,max_parallelism:0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard as a dataset's JSON lists it.
+
+    Attributes:
+        name: of the record file.
+        count: of records.
+        bytes, sha256: of the record file.
+        index_sha256: of the index beside it.
+    """
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+def shard_name(stem: str, number: int) -> str:
+    """File name of a shard."""
+    return f"{stem}-{number:05d}{_SUFFIX}"
+
+
+def _index_path(folder: Path, name: str) -> Path:
+    return folder / f"{name.removesuffix(_SUFFIX)}.index"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes a small file under a temporary name, to disk, and renames it.
+
+    Raises:
+        UserError: it cannot be written; nothing is left behind.
+    """
+    # A name of its own: several machines may write the same content at the same time.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with _writing(path, partial):
+        data = content.encode() if isinstance(content, str) else content
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(partial, path)
+
+
+def _publish(partial: Path, path: Path) -> None:
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut could undo the rename
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _writing(path: Path, partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord has only RuntimeError
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).partition(";")[0]
+        raise UserError(
+            f"cannot write {path}: {reason}; free some space or choose another folder, "
+            "and run the command again"
+        ) from error
+
+
+class ShardWriter:
+    """Writes one shard; nothing is visible under its name before `commit`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.count, self.bytes = 0, 0
+        self._path = folder / name
+        self._partial = folder / f".{name}.part"
+        with _writing(self._path, self._partial):
+            self._partial.unlink(missing_ok=True)
+            self._writer = ArrayRecordWriter(str(self._partial), _WRITE)
+
+    def write(self, record: bytes) -> None:
+        """Adds a record.
+
+        Raises:
+            UserError: the disk is full, or the file cannot be written for another reason.
+        """
+        with _writing(self._path, self._partial):
+            self._writer.write(record)
+        self.count += 1
+        self.bytes += len(record)
+
+    def commit(self, index: Mapping[str, Any]) -> Shard:
+        """Makes the shard visible, then its index.
+
+        Args:
+            index: what readers need to know without reading records; msgpack types.
+
+        Raises:
+            UserError: it cannot be written; nothing is left behind.
+        """
+        with _writing(self._path, self._partial):
+            self._writer.close()
+            reader = ArrayRecordReader(str(self._partial), _READ)
+            held = reader.num_records() if reader.ok() else -1
+            reader.close()
+            if held != self.count:
+                raise OSError("what was written cannot be read back")
+            with self._partial.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            size = self._partial.stat().st_size
+            _publish(self._partial, self._path)
+        summary = {"count": self.count, "bytes": size, "sha256": digest}
+        packed = msgpack.packb({"shard": summary, **index})
+        write_file(_index_path(self._path.parent, self._path.name), packed)
+        return Shard(self._path.name, self.count, size, digest, hashlib.sha256(packed).hexdigest())
+
+    def discard(self) -> None:
+        """Gives up; nothing is left behind."""
+        with contextlib.suppress(RuntimeError):
+            self._writer.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def committed_shard(folder: Path, name: str) -> Shard | None:
+    """A shard that was finished, or None.
+
+    Raises:
+        UserError: it was, but its files are damaged.
+    """
+    path = _index_path(folder, name)
+    if not path.exists():
+        return None
+    packed = path.read_bytes()
+    summary = _unpack_index(path, packed)["shard"]
+    shard = Shard(name, **summary, index_sha256=hashlib.sha256(packed).hexdigest())
+    _check_size(folder, shard)
+    return shard
+
+
+def remove_partials(folder: Path, name: str) -> None:
+    """Removes what a killed writer left of a shard that was not finished."""
+    for path in (folder / name, folder / f".{name}.part"):
+        path.unlink(missing_ok=True)
+
+
+def _unpack_index(path: Path, packed: bytes) -> dict[str, Any]:
+    try:
+        index = msgpack.unpackb(packed)
+        if not isinstance(index["shard"]["count"], int):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+        raise UserError(f"the index {path} is damaged; copy the dataset again") from None
+    return dict(index)
+
+
+def _check_size(folder: Path, shard: Shard) -> None:
+    path = folder / shard.name
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"the shard {path} is missing; copy the dataset again") from None
+    if size != shard.bytes:
+        raise UserError(
+            f"the shard {path} has {size:,} bytes where {shard.bytes:,} were written: it is half "
+            "copied or damaged; copy it again"
+        )
+
+
+class Shards:
+    """Random access to the records of a list of shards. Safe to read from many threads."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        """Checks that every shard is there in its full size; opens none yet.
+
+        Raises:
+            UserError: a shard is missing or of another size.
+        """
+        self.folder, self.shards = folder, tuple(shards)
+        for shard in self.shards:
+            _check_size(folder, shard)
+        self._ends = list(itertools.accumulate(shard.count for shard in self.shards))
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Number of the shard that holds a record, and the record's number in it."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, number)
+        return shard, number - (self._ends[shard - 1] if shard else 0)
+
+    def read(self, number: int) -> bytes:
+        """One record.
+
+        Raises:
+            UserError: the shard is damaged, there or as a whole.
+        """
+        shard, own = self.locate(number)
+        try:
+            return bytes(self._reader(shard).read([own])[0])
+        except (RuntimeError, IndexError) as error:
+            reason = str(error).partition(" (")[0]
+            raise UserError(
+                f"record {own} of shard {self.folder / self.shards[shard].name} cannot be read: "
+                f"{reason}; copy the shard again (`dsd data verify` lists all damage)"
+            ) from error
+
+    def index(self, shard: Shard) -> dict[str, Any]:
+        """The index of a shard.
+
+        Raises:
+            UserError: missing, or not the one that was written.
+        """
+        path = _index_path(self.folder, shard.name)
+        try:
+            packed = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the index {path}: {error.strerror}") from None
+        if hashlib.sha256(packed).hexdigest() != shard.index_sha256:
+            raise UserError(f"the index {path} is damaged; copy the dataset again")
+        return _unpack_index(path, packed)
+
+    def _reader(self, number: int) -> ArrayRecordReader:
+        with self._lock:
+            reader = self._readers.get(number)
+            if reader is None:
+                shard = self.shards[number]
+                reader = ArrayRecordReader(str(self.folder / shard.name), _READ)
+                if not reader.ok() or reader.num_records() != shard.count:
+                    raise UserError(
+                        f"the shard {self.folder / shard.name} is not a readable ArrayRecord file "
+                        f"of {shard.count} records; copy it again"
+                    )
+                self._readers[number] = reader
+            return reader

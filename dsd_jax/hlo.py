@@ -1,0 +1,86 @@
+"""What compiled HLO text says: which collectives a program runs, and how many bytes they move."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+__all__ = ["collectives"]
+
+_OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
+_CALL = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"(?:true_computation|false_computation)=%?([\w.-]+)")
+_TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CONSTANT = re.compile(r"[su]\d+\[\][^ ]* constant\((\d+)\)")
+_SHAPE = re.compile(r"(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\]")
+_SIZES = {"pred": 1, "bf16": 2}
+
+
+def collectives(hlo: str) -> dict[str, int]:
+    """Bytes of every kind of collective in an HLO text, loops counted as often as they run.
+
+    A collective counts the size of its result. The TPU compiler spreads one over several fusions,
+    some inside loops that it overlaps with: all carry its channel, and the one that runs least
+    often says how often it happens.
+    """
+    bodies: dict[str, list[str]] = {}
+    entry, name = "", ""
+    for line in hlo.splitlines():
+        if not line.startswith(" ") and (match := _COMPUTATION.match(line)):
+            name = match.group(1)
+            bodies[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif name:
+            bodies[name].append(line)
+    moved: dict[tuple[str, str], dict[str, int]] = {}  # (kind, channel) -> instruction -> bytes
+
+    def walk(computation: str, times: int) -> None:
+        for line in bodies.get(computation, ()):
+            left, _, right = line.partition(" = ")
+            for op in _OPS:
+                if re.search(rf"\s{op}(-start)?\(", right):
+                    channel = _CHANNEL.search(right)
+                    place = f"{computation} {left}"
+                    own = moved.setdefault((op, channel.group(1) if channel else place), {})
+                    own[place] = own.get(place, 0) + times * _result_bytes(right, op)
+            turns = times * _turns(right, bodies)
+            for inner in [*_CALL.findall(right), *_BRANCHES.findall(right)]:
+                walk(inner, turns)
+
+    walk(entry, 1)
+    total: Counter[str] = Counter()
+    for (op, _), instructions in moved.items():
+        total[op] += min(instructions.values())
+    return {op: total[op] for op in _OPS if total[op]}
+
+
+def _turns(instruction: str, bodies: Mapping[str, list[str]]) -> int:
+    """How often a loop runs its body; 1 for anything else.
+
+    The CPU compiler writes it down. The TPU compiler leaves it in the condition: a scan counts from
+    zero and compares with its length, the largest constant there.
+    """
+    if found := _TRIPS.search(instruction):
+        return int(found.group(1))
+    if not (condition := _CONDITION.search(instruction)):
+        return 1
+    lines = list(bodies.get(condition.group(1), ()))
+    for name in _CALL.findall("\n".join(lines)):
+        lines += bodies.get(name, ())
+    return max((int(n) for n in _CONSTANT.findall("\n".join(lines))), default=1)
+
+
+def _result_bytes(instruction: str, op: str) -> int:
+    """Size of the result; of a started one, its tuple's last array."""
+    head = instruction[: re.search(rf"\s{op}(-start)?\(", instruction).start()]  # type: ignore[union-attr]
+    shapes = _SHAPE.findall(head)
+    if f" {op}-start(" in instruction and len(shapes) > 1:
+        shapes = shapes[len(shapes) // 2 :]
+    total = 0
+    for kind, dims in shapes:
+        size = _SIZES.get(kind) or (1 if kind.startswith("f8") else int(kind[1:]) // 8)
+        total += size * math.prod(int(d) for d in dims.split(",") if d)
+    return total

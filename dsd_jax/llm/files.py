@@ -1,0 +1,89 @@
+"""Questions as files for `vllm run-batch`, and its answers read back."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dsd_jax.data.pairs.shards import write_file
+from dsd_jax.errors import UserError
+from dsd_jax.llm import openai
+from dsd_jax.llm.batches import chat_line, read_chat_lines
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.messages import Answer, Request
+from dsd_jax.llm.transport import Elsewhere, Failed, Raw
+
+__all__ = ["Files"]
+
+
+class Files:
+    """One file of questions per batch, beside the ledger, and one of answers beside it."""
+
+    most, most_bytes = 1_000_000, 1_000_000_000
+
+    def __init__(self, provider: ProviderConfig, ledger: Path) -> None:
+        self._provider, self._ledger = provider, ledger
+
+    def line(self, key: str, request: Request) -> bytes:
+        """As `BatchTransport.line`."""
+        return chat_line(key, request, self._provider)
+
+    async def submit(self, tag: str, lines: Sequence[bytes]) -> str:
+        """Writes the file of questions."""
+        path = self._questions(tag)
+        write_file(path, b"".join(line + b"\n" for line in lines))
+        return path.name
+
+    async def find(self, tag: str) -> str | None:
+        """As `BatchTransport.find`."""
+        path = self._questions(tag)
+        return path.name if path.exists() else None
+
+    async def state(self, remote: str) -> str | None:
+        """As `BatchTransport.state`; without its questions, a file of answers is as it is.
+
+        Raises:
+            Elsewhere: there are no answers yet, or not all.
+        """
+        questions, answers = self._ledger.with_name(remote), self._answers(remote)
+        if not questions.exists():
+            return "expired"
+        asked = _count(questions)
+        if not answers.exists():
+            raise Elsewhere(
+                f"{asked} questions wait in {questions}; run\n"
+                f"  vllm run-batch -i {questions} -o {answers} --model {self._provider.model}\n"
+                "and then this command again"
+            )
+        if (held := _count(answers)) < asked:
+            raise Elsewhere(
+                f"{answers} has {held} of {asked} answers; wait until it is whole, or remove "
+                f"{questions} to go on with those that are there"
+            )
+        return "completed"
+
+    async def results(self, remote: str) -> Mapping[str, Raw | Failed]:
+        """As `BatchTransport.results`."""
+        answers = self._answers(remote)
+        try:
+            return read_chat_lines(answers.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the answers {answers}: {error}") from None
+
+    def read(self, raw: Raw) -> Answer:
+        """As `BatchTransport.read`."""
+        return openai.read_chat(raw)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def _questions(self, tag: str) -> Path:
+        return self._ledger.with_name(f"{self._ledger.stem}-{tag}.questions.jsonl")
+
+    def _answers(self, remote: str) -> Path:
+        return self._ledger.with_name(remote.replace(".questions.", ".answers."))
+
+
+def _count(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.endswith(b"\n"))

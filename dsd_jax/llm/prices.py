@@ -1,0 +1,79 @@
+"""What answers cost, by a dated table; the providers' bills are the truth."""
+
+import dataclasses
+import functools
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dsd_jax.errors import UserError
+from dsd_jax.llm.config import from_table
+from dsd_jax.llm.messages import Request, Usage
+
+__all__ = ["Price", "Prices", "expected_tokens", "load_prices"]
+
+_MILLION = 1e6
+_TOKENS_OF_PICTURE = 2000  # more than the providers count for a picture of a million pixels
+_BYTES_OF_TOKEN = 2  # fewer than any language needs on average: the caps must not be passed
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens; `batch`: the share of it that the batch interface takes."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    input: float
+    output: float
+    cached: float | None = None
+    batch: float = 0.5
+
+    def of(self, usage: Usage, *, batch: bool = False) -> float:
+        """Dollars."""
+        cached = self.input if self.cached is None else self.cached
+        fresh = usage.input - usage.cached
+        dollars = fresh * self.input + usage.cached * cached + usage.output * self.output
+        return dollars / _MILLION * (self.batch if batch else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """A table of prices.
+
+    Attributes:
+        date: when they were looked up.
+        models: by exact name.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    date: str
+    models: dict[str, Price]
+
+
+@functools.cache
+def load_prices(path: Path | None = None) -> Prices:
+    """The table of a file; by default the one beside this module.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = path or Path(__file__).with_name("prices.toml")
+    try:
+        with path.open("rb") as file:
+            return from_table(Prices, tomllib.load(file), str(path))
+    except OSError as error:
+        raise UserError(f"cannot read the prices {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+
+
+def expected_tokens(request: Request) -> Usage:
+    """The most tokens, within reason, that a question and its answer take."""
+    parts = [part for message in request.messages for part in message.parts]
+    words = sum(len(part.encode()) for part in parts if isinstance(part, str))
+    pictures = sum(not isinstance(part, str) for part in parts)
+    return Usage(
+        input=words // _BYTES_OF_TOKEN + pictures * _TOKENS_OF_PICTURE + 16,
+        output=request.max_tokens,
+    )

@@ -1,0 +1,133 @@
+"""What ledgers add up to; a ledger may be read while another process writes it."""
+
+import contextlib
+import dataclasses
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dsd_jax.errors import UserError
+
+__all__ = ["Spent", "Totals", "read_totals", "spent_of", "totals_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """Calls that were or may have been charged, their tokens and dollars.
+
+    Questions under way and lost ones count with the most that they can take.
+    """
+
+    calls: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.calls + other.calls, self.tokens + other.tokens, self.cost + other.cost)
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """What a ledger, or several, have seen.
+
+    Attributes:
+        questions: different ones.
+        attempts: everything that was about to be sent.
+        answered, unreadable: attempts that were charged.
+        maybe_charged: attempts of which nothing came back.
+        failed: attempts that ended in an error and cost nothing.
+        open: attempts under way, in a batch or in a file.
+        refused: questions that cannot be answered.
+        input, cached, output: tokens of the answers.
+        cost: in dollars, of the answers with a price.
+        unpriced: answers without one.
+        models, finishes: number of answers by answering model and by their end.
+    """
+
+    questions: int = 0
+    attempts: int = 0
+    answered: int = 0
+    unreadable: int = 0
+    maybe_charged: int = 0
+    failed: int = 0
+    open: int = 0
+    refused: int = 0
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+    models: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    finishes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __add__(self, other: "Totals") -> "Totals":
+        sums: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            a, b = getattr(self, field.name), getattr(other, field.name)
+            sums[field.name] = dict(Counter(a) + Counter(b)) if isinstance(a, Mapping) else a + b
+        return Totals(**sums)
+
+
+def read_totals(path: Path) -> Totals:
+    """The totals of a ledger that may be in use.
+
+    Raises:
+        UserError: it is not there, or not a ledger.
+    """
+    with contextlib.closing(_reader(path)) as db:
+        try:
+            return totals_of(db)
+        except sqlite3.Error as error:
+            raise UserError(f"cannot read the ledger {path}: {error}") from None
+
+
+def totals_of(db: sqlite3.Connection) -> Totals:
+    """The totals of an open ledger."""
+    outcomes = Counter(dict(db.execute("SELECT outcome, COUNT(*) FROM intents GROUP BY outcome")))
+    sums = db.execute(
+        "SELECT TOTAL(input), TOTAL(cached), TOTAL(output), TOTAL(cost), "
+        "COUNT(*) - COUNT(cost) FROM answers"
+    ).fetchone()
+    return Totals(
+        questions=db.execute("SELECT COUNT(DISTINCT key) FROM intents").fetchone()[0],
+        attempts=outcomes.total(),
+        answered=outcomes["answered"],
+        unreadable=outcomes["unreadable"],
+        maybe_charged=outcomes["lost"],
+        failed=outcomes["failed"],
+        open=outcomes[None],
+        refused=db.execute("SELECT COUNT(*) FROM refusals").fetchone()[0],
+        input=int(sums[0]),
+        cached=int(sums[1]),
+        output=int(sums[2]),
+        cost=sums[3],
+        unpriced=sums[4],
+        models=_counts(db, "model"),
+        finishes=_counts(db, "finish"),
+    )
+
+
+def _counts(db: sqlite3.Connection, column: Literal["model", "finish"]) -> dict[str, int]:
+    return dict(
+        db.execute(
+            f"SELECT {column}, COUNT(*) FROM answers WHERE {column} IS NOT NULL "  # noqa: S608
+            f"GROUP BY {column} ORDER BY {column}"
+        )
+    )
+
+
+def spent_of(path: Path) -> Spent:
+    """What a ledger that may be in use has spent."""
+    try:
+        with contextlib.closing(_reader(path)) as db:
+            return Spent(*db.execute("SELECT calls, tokens, cost FROM spent").fetchone())
+    except (sqlite3.Error, TypeError):  # being made at this moment
+        return Spent()
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        raise UserError(f"there is no ledger {path}")
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)

@@ -1,0 +1,146 @@
+"""Several processes as one run: joining them, agreeing, stopping together."""
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dsd_jax.errors import UserError
+
+__all__ = ["ClusterConfig", "Stop", "agree", "barrier", "first_process", "join", "on_first", "say"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """The processes of a run; all three, or none: found from SLURM, GKE or the TPU VM.
+
+    Attributes:
+        coordinator_address: host and port of process 0.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+    """
+
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [getattr(self, field.name) is not None for field in dataclasses.fields(self)]
+        if any(given) and not all(given):
+            raise UserError(
+                "give coordinator_address, num_processes and process_id together, or none of them"
+            )
+
+
+def join(config: ClusterConfig) -> None:
+    """Connects to the other processes, if there are any; before JAX looks at its devices.
+
+    Raises:
+        UserError: the others cannot be reached.
+    """
+    if config.coordinator_address is None and not _in_cluster(os.environ):
+        return
+    # Without arguments JAX finds out from the environment; with them it must not.
+    found = config.coordinator_address is None
+    try:
+        jax.distributed.initialize(
+            config.coordinator_address,
+            config.num_processes,
+            config.process_id,
+            cluster_detection_method=None if found else "deactivate",
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot join the other processes: {reason}; give --coordinator_address HOST:PORT, "
+            "--num_processes and --process_id"
+        ) from error
+
+
+def _in_cluster(environment: os._Environ[str] | dict[str, str]) -> bool:
+    """Whether this is one of several processes that JAX can find by itself."""
+    if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
+        tpu = False
+    else:
+        hosts = environment.get("TPU_WORKER_HOSTNAMES", "localhost")  # GKE tells all of them
+        chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
+        tpu = "," in hosts or (chips and "TPU_WORKER_HOSTNAMES" not in environment)
+    slurm = "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") != "1"
+    return tpu or slurm
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """A line on standard error, from the first process alone."""
+    if first_process():
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress of a long job
+
+
+def agree(number: int) -> int:
+    """The first process's number, on every process."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def on_first(check: Callable[[], None]) -> None:
+    """Runs a check on the first process; where it fails, it fails on all.
+
+    Raises:
+        UserError: the check did, here or on the first process.
+    """
+    error: UserError | None = None
+    if first_process():
+        try:
+            check()
+        except UserError as caught:
+            error = caught
+    if agree(int(error is not None)):
+        raise error or UserError("the first process has stopped; it says why")
+
+
+class Stop:
+    """Whether the process, or another one of the run, was asked to stop by SIGTERM."""
+
+    def __init__(self) -> None:
+        self._heard = threading.Event()
+        self._alone = jax.process_count() == 1
+        self._before: object = None
+
+    def __enter__(self) -> "Stop":  # noqa: PYI034 - beartype wants the class
+        # Among several processes JAX's own service hears the signal and agrees on a step.
+        if self._alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if callable(self._before) or isinstance(self._before, int):
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._heard.set()
+
+    def asked(self, step: int) -> bool:
+        """The same answer on every process; all of them ask once per step."""
+        if self._alone:
+            return self._heard.is_set()
+        return bool(multihost_utils.reached_preemption_sync_point(step))

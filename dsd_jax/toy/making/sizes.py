@@ -1,0 +1,47 @@
+"""Sizes of the toy FLUX: the real classes, a few million parameters in all."""
+
+from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.flow import Schedule
+from dsd_jax.toy.making.tokenizers import CLIP_VOCAB, T5_VOCAB
+from dsd_jax.toy.words import KINDS, T5_LENGTH
+
+__all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_SCHEDULE", "TOY_T5", "TOY_VAE"]
+
+TOY_FLUX = FluxConfig(
+    in_channels=32,
+    out_channels=32,
+    num_heads=6,
+    head_dim=32,
+    axes_dim=(8, 12, 12),
+    double_depth=2,
+    single_depth=4,
+    txt_width=256,
+    vec_width=64,
+    guidance_embed=False,
+    condition_embed=False,
+)
+"""Width 192, so that the 32 numbers of a token pass with room to spare; without guidance embedding,
+as schnell."""
+TOY_VAE = AutoencoderConfig(
+    latent_channels=8,
+    block_channels=(16, 32, 64),
+    layers_per_block=1,
+    norm_groups=8,
+    scale=1.0,
+    shift=0.0,
+)
+"""Four pixels per latent pixel; scale and shift are measured when it is trained."""
+TOY_T5 = T5Config(
+    vocab=T5_VOCAB,
+    width=256,
+    depth=1,
+    num_heads=2 * len(KINDS),
+    head_dim=max(map(len, KINDS)),
+    mlp_width=16,
+    max_length=T5_LENGTH,
+)
+"""Two heads for each kind of words, with a number for every word; see `toy.encoders`."""
+TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
+TOY_SCHEDULE = Schedule(base_shift=1.4, max_shift=1.4)
+"""Far towards noise: a panel is few bits in 512 latents, so that what it shows can be told through
+much noise, and what the text has to decide is decided above that (`benchmarks/toy_latents.py`)."""

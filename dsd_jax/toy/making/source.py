@@ -1,0 +1,142 @@
+"""Batches of the toy world, drawn as they are needed: what its VAE and its teacher are trained on.
+
+The batch of a step is a function of (seed, step) alone, as the loader's are, and shows no subject
+that is held out.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from dsd_jax.data.load.encoded import Embedding
+from dsd_jax.data.load.loader import PairBatch
+from dsd_jax.errors import UserError
+from dsd_jax.toy.words import OPENINGS, describe, describe_grid, describe_pair
+from dsd_jax.toy.world import PANEL, Scene, Subject, grid, render, subjects
+from dsd_jax.types import Int
+
+__all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
+
+View = Literal["single", "grid", "pair", "canvas"]
+SIZES_OF: dict[View, tuple[int, int]] = {
+    "single": (PANEL, PANEL),
+    "grid": (2 * PANEL, 2 * PANEL),
+    "pair": (PANEL, 2 * PANEL),
+    "canvas": (PANEL, 2 * PANEL),
+}
+"""Height and width of a view: one picture, four of one subject, two of which the words tell the
+right-hand scene alone, or two frames."""
+TOYS: dict[str, tuple[View, ...]] = {
+    "toy_vae": ("grid", "canvas", "single"),
+    "toy_teacher": ("pair", "grid", "pair", "single", "pair"),
+    "toy_decoder": ("canvas", "single", "canvas", "grid"),
+}
+"""What the batches of these presets show, in turn."""
+_UNNAMED = {"single": 0.15, "canvas": 0.15, "grid": 0.3}
+"""Share whose words say "this thing", as those of a pair always do: what is the same in its panels,
+the text does not tell, so that the panels must tell each other, as those of FLUX do. Only so can a
+student learn to look."""
+_BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
+
+
+class WorldSource:
+    """Endless batches from a step on, see `dsd_jax.train.loop.BatchSource`.
+
+    Attributes:
+        start_step: where iterating begins.
+    """
+
+    null_text: Embedding | None = None
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        *,
+        batch: int,
+        seed: int,
+        drop_text: float = 0.0,
+        rows: Int[np.ndarray, " own"] | None = None,
+    ) -> None:
+        """Draws nothing yet.
+
+        Args:
+            views: what the batches show, in turn.
+            batch: samples per step, over all processes.
+            seed: of everything.
+            drop_text: share of the samples without text.
+            rows: of every batch that this process draws; default: all.
+        """
+        self.views, self.batch, self.seed, self.drop_text = tuple(views), batch, seed, drop_text
+        self.rows = np.arange(batch) if rows is None else rows
+        self.start_step = 0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides what a step loads."""
+        return {
+            "world": 5,
+            "views": list(self.views),
+            "batch": self.batch,
+            "seed": self.seed,
+            "drop_text": self.drop_text,
+        }
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Refuses to go on with other data.
+
+        Raises:
+            UserError: another world, seed or batch.
+        """
+        if dict(saved) != self.identity:
+            raise UserError(
+                f"the saved run was trained on {dict(saved)}, now it is {self.identity}; use "
+                "that, or start anew"
+            )
+
+    def ids_of(self, step: int) -> list[str]:
+        return [f"{step}-{row}" for row in range(self.batch)]
+
+    def __iter__(self) -> Generator[PairBatch, None, None]:
+        step = self.start_step
+        while True:
+            yield self.batch_of(step)
+            step += 1
+
+    def batch_of(self, step: int) -> PairBatch:
+        """This process's rows of the batch of a step."""
+        view = self.views[step % len(self.views)]
+        drawn = [self._draw(view, step, int(row)) for row in self.rows]
+        return PairBatch(
+            step,
+            self.batch,
+            self.rows,
+            SIZES_OF[view],
+            [f"{step}-{row}" for row in self.rows],
+            [text for _, text, _ in drawn],
+            np.asarray([dropped for _, _, dropped in drawn]),
+            np.zeros(len(drawn), bool),
+            target=np.stack([picture for picture, _, _ in drawn]),
+        )
+
+    def _draw(self, view: View, step: int, row: int) -> tuple[np.ndarray, str, bool]:
+        rng = np.random.default_rng((self.seed, step, row))
+        dropped = bool(rng.random() < self.drop_text)
+        known = subjects(held_out=False)
+        subject, told = known[rng.integers(len(known))], Scene.draw(rng)
+        if view == "pair":
+            panels = [render(subject, scene) for scene in (Scene.draw(rng), told)]
+            return np.concatenate(panels, axis=1), describe_pair(told), dropped
+        named: Subject | None = None if rng.random() < _UNNAMED[view] else subject
+        if view == "grid":
+            scenes = [told, *(Scene.draw(rng) for _ in range(3))]
+            picture = grid(subject, scenes)
+            opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
+            return picture, describe_grid(named, scenes, opening), dropped
+        picture = render(subject, told)
+        if view == "canvas":
+            other = np.zeros_like(picture)
+            if rng.random() >= _BLACK:
+                other = render(subject, Scene.draw(rng))
+            picture = np.concatenate([picture, other], axis=1)
+        return picture, describe(named, told), dropped

@@ -1,0 +1,173 @@
+"""Training an autoencoder from scratch: what `dsd_jax.train.trainer` is for the transformer.
+
+The loss is `|x - decoded|`, averaged over pixels, plus a small weight on the Kullback-Leibler
+divergence of the posterior from a standard normal, averaged over latents (Kingma & Welling 2014).
+There is no discriminator: the toy world has no texture that would blur.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dsd_jax.autoencoder import Autoencoder
+from dsd_jax.config import FLOAT32
+from dsd_jax.data.load.loader import PairBatch
+from dsd_jax.models import abstract, load
+from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.model import Base
+from dsd_jax.train.optimizer import learning_rate, make_optimizer
+from dsd_jax.train.state import TrainState, init_state
+from dsd_jax.types import Array, Float32, UInt8
+
+__all__ = ["KL_WEIGHT", "VaeMetrics", "VaeTrainer", "latent_statistics", "vae_loss"]
+
+KL_WEIGHT = 1e-3
+
+
+class VaeMetrics(NamedTuple):
+    """Means over the batch, float32 scalars; `l1` of pixels in [-1, 1], `kl` in nats a latent."""
+
+    loss: Array
+    l1: Array
+    kl: Array
+    grad_norm: Array
+    param_norm: Array
+
+
+def vae_loss(
+    model: Autoencoder, pictures: UInt8[Array, "B H W 3"], key: Array
+) -> tuple[Float32[Array, ""], tuple[Array, Array]]:
+    """The loss, and its two parts before they are weighed."""
+    pixels = pictures.astype(jnp.float32) / 127.5 - 1
+    posterior = model.encode(pixels)
+    decoded = model.decode(posterior.sample(key))
+    l1 = jnp.abs(decoded - pixels).mean()
+    mean, logvar = posterior.mean, posterior.logvar
+    kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
+    return l1 + KL_WEIGHT * kl, (l1, kl)
+
+
+class VaeTrainer:
+    """Autoencoder, optimiser and compiled steps on a mesh; for `dsd_jax.train.loop.train`.
+
+    Args:
+        config: the recipe; what concerns frames, texts and adapters is not used.
+        base: says how large the autoencoder is.
+        mesh: all devices of the run; the model lies on every one of them.
+        decoder_only: train the base's decoder further and leave its encoder as it is, so that what
+            was trained on its latents still fits; otherwise start from random weights.
+    """
+
+    compiled_in = 0.0
+
+    def __init__(
+        self, config: TrainConfig, base: Base, mesh: Mesh, *, decoder_only: bool = False
+    ) -> None:
+        self.config, self.base, self.mesh = config, base, mesh
+        self.optimizer = make_optimizer(config.optimizer, config.steps)
+        model = abstract(base.vae(), precision=FLOAT32)
+        if decoder_only:
+            model = load(model, base.autoencoder.source, mesh=mesh)
+        self.graphdef, *states = nnx.split(model, _is_decoder if decoder_only else nnx.Param, ...)
+        start, self.frozen = states
+        self._start = start if decoder_only else None  # None: random weights
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
+        self._step = jax.jit(
+            self._step_program,
+            in_shardings=(self._everywhere, self._everywhere, self._rows),
+            out_shardings=self._everywhere,
+            donate_argnums=0,
+        )
+        self._seen: set[tuple[int, int]] = set()
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        return {}
+
+    def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
+        """The state to go on from; see `dsd_jax.train.trainer.Trainer.state`."""
+        shapes = jax.eval_shape(self._first, self._start)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere), shapes
+        )
+        if restore is not None:
+            return restore(like)
+        return jax.jit(self._first, out_shardings=self._everywhere)(self._start)
+
+    def _first(self, params: nnx.State | None) -> TrainState:
+        if params is None:
+            model = Autoencoder(
+                self.base.vae(), precision=FLOAT32, rngs=nnx.Rngs(params=self.config.seed)
+            )
+            params = nnx.state(model, nnx.Param)
+        return init_state(params, self.optimizer, ema=self.config.optimizer.ema > 0)
+
+    def step(
+        self,
+        state: TrainState,
+        batch: PairBatch,
+        step: int,  # noqa: ARG002 - as the loop calls it
+    ) -> tuple[TrainState, VaeMetrics]:
+        """One update; `state` is used up."""
+        start = time.perf_counter()
+        new = batch.size not in self._seen
+        self._seen.add(batch.size)
+        with jax.set_mesh(self.mesh):
+            done = self._step(state, self.frozen, batch.target)
+        self.compiled_in = time.perf_counter() - start if new else 0.0
+        return done
+
+    def learning_rate(self, step: int) -> float:
+        """Of the update that follows `step` updates."""
+        with jax.numpy_dtype_promotion("standard"):
+            return float(learning_rate(self.config.optimizer, self.config.steps)(step))
+
+    def flops(self, size: tuple[int, int]) -> float:
+        """Not counted."""
+        return 0.0 * size[0]
+
+    def _step_program(
+        self, state: TrainState, frozen: nnx.State, pictures: UInt8[Array, "B H W 3"]
+    ) -> tuple[TrainState, VaeMetrics]:
+        key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+
+        def loss_of(params: nnx.State) -> tuple[Array, tuple[Array, Array]]:
+            return vae_loss(nnx.merge(self.graphdef, params, frozen), pictures, key)
+
+        (loss, (l1, kl)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its counter
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - self.config.optimizer.ema)
+        metrics = VaeMetrics(loss, l1, kl, optax.tree.norm(grads), optax.tree.norm(params))
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+def _is_decoder(path: tuple[Any, ...], variable: Any) -> bool:  # noqa: ARG001 - a filter of nnx
+    return path[:1] == ("decoder",)
+
+
+def latent_statistics(model: Autoencoder, batches: Iterable[PairBatch]) -> tuple[float, float]:
+    """Mean and standard deviation of latents, drawn from the posteriors of some pictures."""
+    graphdef, state = nnx.split(model)
+
+    @functools.partial(jax.jit)
+    def draw(state: nnx.State, pictures: Any) -> Array:
+        pixels = pictures.astype(jnp.float32) / 127.5 - 1
+        posterior = nnx.merge(graphdef, state).encode(pixels)
+        return posterior.sample(jax.random.key(0))
+
+    latents = np.concatenate([np.asarray(draw(state, b.target)).ravel() for b in batches])
+    return float(latents.mean()), float(latents.std())

@@ -1,0 +1,255 @@
+"""An offline stand-in for language models, for the toy world alone.
+
+It answers the questions that the stages put to real models, in words, through the same interface.
+As a language model it knows the toy world's grammar; as a vision model it measures pixels with the
+pixel judge. It is used where a provider of kind `toy` and model `toy` is asked for, and nowhere
+else: there is no fallback to it.
+"""
+
+import functools
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+from dsd_jax.errors import UserError
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.messages import Answer, Picture, Request
+from dsd_jax.llm.transport import Failed, Raw
+from dsd_jax.toy.judge import SUBJECT, Seen, judge
+from dsd_jax.toy.words import (
+    OPENINGS,
+    PANELS,
+    describe_grid,
+    describe_subject,
+    parse_subject,
+)
+from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene
+
+__all__ = ["MODEL", "ToyTransport", "answer"]
+
+MODEL = "toy"
+_MARKS = 10  # of the scale of scores
+
+
+class ToyTransport:
+    """Answers within this process; see `dsd_jax.llm.transport.Transport`.
+
+    Raises:
+        UserError: the provider names another model, as if that one answered.
+    """
+
+    def __init__(self, provider: ProviderConfig) -> None:
+        if provider.model != MODEL:
+            raise UserError(
+                f'kind "toy" has one model, "{MODEL}", got {provider.model!r}; set model = '
+                f'"{MODEL}", or the kind of the provider that has that model'
+            )
+
+    async def send(self, request: Request) -> Raw:
+        """Answers at once.
+
+        Raises:
+            Failed: a question that is not one of the stages'.
+        """
+        return Raw(json.dumps({"text": answer(request)}))
+
+    def read(self, raw: Raw) -> Answer:
+        """The answer in a raw one.
+
+        Raises:
+            ValueError: it is not one of ours.
+        """
+        try:
+            text = json.loads(raw.body)["text"]
+        except (KeyError, TypeError):
+            raise ValueError("no text") from None
+        return Answer(str(text), "stop", MODEL)
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+def answer(request: Request) -> str:
+    """The answer to a question of a stage, a function of the request alone.
+
+    Raises:
+        Failed: another stage, or pictures that are not there.
+    """
+    match request.stage:
+        case "captions":
+            return _names_subject(request)
+        case "prompts":
+            return _grid_prompt(request)
+        case "judge":
+            return _judgement(request)
+        case "caption":
+            return _caption(request)
+    raise Failed("invalid", f"the toy model knows nothing of the stage {request.stage!r}")
+
+
+def _said(request: Request) -> str:
+    """All words of the user, first to last."""
+    return "\n".join(
+        part
+        for turn in request.messages
+        if turn.role == "user"
+        for part in turn.parts
+        if isinstance(part, str)
+    )
+
+
+def _names_subject(request: Request) -> str:
+    subject = parse_subject(_said(request))
+    return json.dumps(
+        {
+            "clear": subject is not None,
+            "subject": "" if subject is None else describe_subject(subject),
+            "reason": "it names a toy" if subject else "it names no subject of the toy world",
+        }
+    )
+
+
+def _grid_prompt(request: Request) -> str:
+    subject = parse_subject(_said(request))
+    if subject is None:
+        return "The caption names no subject of the toy world."
+    rng = np.random.default_rng(int(request.key(MODEL)[:16], 16))
+    # Four different backgrounds, so that the panels can be told apart.
+    backgrounds = rng.permutation(list(BACKGROUNDS))[: len(PANELS)].tolist()
+    scenes = [Scene.draw(rng, background) for background in backgrounds]
+    return describe_grid(subject, scenes, OPENINGS[int(rng.integers(len(OPENINGS)))])
+
+
+# What it sees
+
+
+def _pictures(request: Request, count: int) -> list[Seen]:
+    """What the first pictures of a conversation show.
+
+    Raises:
+        Failed: there are not so many.
+    """
+    parts = [part for turn in request.messages for part in turn.parts if isinstance(part, Picture)]
+    if len(parts) < count:
+        raise Failed("invalid", f"{count} pictures are needed, there are {len(parts)}")
+    return [_seen(part.data) for part in parts[:count]]
+
+
+@functools.lru_cache(maxsize=4096)  # one conversation shows the same pictures three times
+def _seen(data: bytes) -> Seen:
+    with Image.open(io.BytesIO(data)) as picture:
+        return judge(_sized(picture.convert("RGB")))
+
+
+def _sized(picture: Image.Image) -> np.ndarray:
+    if picture.size != (PANEL, PANEL):
+        picture = picture.resize((PANEL, PANEL), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def _subject_words(seen: Seen) -> str:
+    """What is clear about a subject: `red star with blue dots`, or less."""
+    if seen.subject is not None:
+        return describe_subject(seen.subject)
+    marks = " ".join(word for word in (seen.mark, seen.marking) if word)
+    named = f"{seen.body or ''} {seen.shape or 'thing'}".strip()
+    return f"{named} with {marks}" if marks else named
+
+
+def _scene_words(seen: Seen) -> str:
+    words = ["on", seen.background, "at", seen.place] if seen.background and seen.place else []
+    unusual = {"small", "tilted", "night"} & {seen.size, seen.tilt, seen.light}
+    return " ".join([*map(str, words), *(x for x in ("small", "tilted", "night") if x in unusual)])
+
+
+def _differences(first: Seen, second: Seen) -> list[str]:
+    """Why two pictures do not surely show the identical subject, in words."""
+    found = []
+    for name in SUBJECT:
+        one, other = getattr(first, name), getattr(second, name)
+        if one is None or other is None:
+            found.append(f"the {name} is unclear")
+        elif one != other:
+            found.append(f"the {name} is {one} in the first and {other} in the second")
+    return found
+
+
+# The judge
+
+
+def _judgement(request: Request) -> str:
+    wanted = (request.schema or {}).get("properties", {})
+    if "groups" in wanted:
+        return _groups(request)
+    first, second = _pictures(request, 2)
+    differences = _differences(first, second)
+    if "identity" in wanted:
+        return _scores(first, second)
+    asked = sum(turn.role == "user" for turn in request.messages)
+    if asked == 1:
+        return f"Both show a thing: a {_subject_words(first)}, and a {_subject_words(second)}."
+    if asked == 2:
+        lines = ((_subject_words(seen), _scene_words(seen)) for seen in (first, second))
+        return "\n".join(
+            f"In the {which} it is a {subject}, {scene or 'in a scene that is unclear'}."
+            for which, (subject, scene) in zip(("first", "second"), lines, strict=True)
+        )
+    if differences:
+        return f"They differ: {'; '.join(differences)}. No"
+    return f"Both show the same {_subject_words(first)}. Yes"
+
+
+def _scores(first: Seen, second: Seen) -> str:
+    def mark(*names: str) -> int:
+        equal = [
+            getattr(first, name) is not None and getattr(first, name) == getattr(second, name)
+            for name in names
+        ]
+        return _MARKS * sum(equal) // len(equal)
+
+    return json.dumps(
+        {
+            "form": mark("shape"),
+            "colour": mark("body"),
+            "material": mark("mark"),
+            "details": mark("marking"),
+            "identity": mark(*SUBJECT),
+            "subject": _subject_words(first),
+        }
+    )
+
+
+def _groups(request: Request) -> str:
+    parts = [part for turn in request.messages for part in turn.parts if isinstance(part, Picture)]
+    if not parts:
+        raise Failed("invalid", "there is no picture of a grid")
+    with Image.open(io.BytesIO(parts[0].data)) as opened:
+        picture = opened.convert("RGB")
+    width, height = picture.width // 2, picture.height // 2
+    seen = [
+        judge(_sized(picture.crop((x * width, y * height, (x + 1) * width, (y + 1) * height))))
+        for y in (0, 1)
+        for x in (0, 1)
+    ]
+    groups: list[list[int]] = []
+    for number, panel in enumerate(seen, start=1):
+        same = (g for g in groups if not _differences(seen[g[0] - 1], panel))
+        group = next(same, None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    return json.dumps({"subject": _subject_words(seen[0]), "groups": groups})
+
+
+# The captioner
+
+
+def _caption(request: Request) -> str:
+    pictures = sum(isinstance(part, Picture) for turn in request.messages for part in turn.parts)
+    seen = _pictures(request, 2 if pictures > 1 else 1)
+    if len(seen) == 1:
+        return f"a {_subject_words(seen[0])} {_scene_words(seen[0])}".strip()
+    return f"this thing {_scene_words(seen[1]) or 'here'}"

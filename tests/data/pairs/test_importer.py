@@ -1,0 +1,348 @@
+"""Importing other people's tables: right rows in order, bad rows with reasons, restarts exact."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import arro3.core
+import arro3.io
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsd_jax import cli
+from dsd_jax.data.pairs.importer import ImportSettings, import_pairs
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.errors import UserError
+from dsd_jax.images import open_image
+from tests.tiny_pairs import image_bytes, write_rows, write_table
+
+ROOT = Path(__file__).parents[3]
+
+
+def rejected(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+
+
+def write_parquet(path: Path, **columns: Any) -> None:
+    """Columns of bytes, text, numbers, or structs of them, as datasets of Hugging Face have."""
+    arrays: dict[str, Any] = {name: _arrow(values) for name, values in columns.items()}
+    table = arro3.core.Table.from_pydict(arrays)
+    arro3.io.write_parquet(table, str(path), max_row_group_size=4, compression="snappy")
+
+
+def _arrow(values: list[Any]) -> arro3.core.Array:
+    first = next(value for value in values if value is not None)
+    if isinstance(first, dict):
+        members = {name: _arrow([value[name] for value in values]) for name in first}
+        fields = [arro3.core.Field(name, array.type) for name, array in members.items()]
+        return arro3.core.struct_array(list(members.values()), fields=fields)
+    kinds = {
+        bytes: arro3.core.DataType.binary(),
+        str: arro3.core.DataType.string(),
+        bool: arro3.core.DataType.bool(),
+        int: arro3.core.DataType.int64(),
+    }
+    return arro3.core.Array(values, type=kinds[type(first)])
+
+
+def test_a_folder_with_jsonl(tmp_path: Path):
+    rows = write_table(tmp_path / "source", 6)
+    done = import_pairs(tmp_path / "source", tmp_path / "pairs")
+    assert (done.pairs, done.rejected, done.before) == (6, 0, 0)
+    store = PairStore.open(tmp_path / "pairs")
+    assert [pair.id for pair in store] == [row["id"] for row in rows]
+    pair = store[4]
+    assert pair.target == (tmp_path / "source" / "target-4.jpg").read_bytes()
+    assert pair.target_size == (32, 40)
+    assert (pair.caption, pair.subject, pair.task) == ("a cat, number 4", "cat", "identity")
+    assert pair.provenance == {"file": "pairs.jsonl", "row": 5}
+    assert not (tmp_path / "pairs" / "rejected.jsonl").exists()
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path: Path):
+    rows = write_table(tmp_path / "source", 4)
+    (tmp_path / "source" / "pairs.jsonl").unlink()
+    for row in rows:
+        row["caption"] = 'a "cat",\nsitting'
+    with (tmp_path / "source" / "pairs.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        file.write("one,two\r\n")
+    done = import_pairs(tmp_path / "source" / "pairs.csv", tmp_path / "pairs")
+    assert (done.pairs, done.rejected) == (4, 1)
+    assert PairStore.open(tmp_path / "pairs")[3].caption == 'a "cat",\nsitting'
+    assert rejected(tmp_path / "pairs")[0]["reason"] == "2 cells in a table of 5 columns"
+
+
+def test_rows_that_cannot_be_used_are_listed(tmp_path: Path):
+    source = tmp_path / "source"
+    rows: list[Any] = [dict(row) for row in write_table(source, 12)]
+    bomb = Image.new("1", (20_000, 20_000))
+    bomb.save(source / "bomb.png")
+    (source / "cut.jpg").write_bytes(image_bytes(1, 300, 300, "JPEG")[:9_000])
+    (source / "page.html").write_text("<html>404</html>")
+    rows[1]["target"] = "gone.png"
+    rows[2]["target"] = "../secret.png"
+    rows[3]["target"] = "/etc/secret.png"
+    rows[4]["target"] = "bomb.png"
+    rows[5]["target"] = "cut.jpg"
+    rows[6]["target"] = "page.html"
+    rows[7]["caption"] = " "
+    rows[8]["id"] = "row-0"
+    rows[9]["caption"] = ["a", "list"]
+    rows[10]["target"] = None
+    rows.append("no object")
+    write_rows(source / "pairs.jsonl", rows)
+    done = import_pairs(source, tmp_path / "pairs")
+    assert (done.pairs, done.rejected) == (2, 11)
+    assert [pair.id for pair in PairStore.open(tmp_path / "pairs")] == ["row-0", "row-11"]
+    lines = rejected(tmp_path / "pairs")
+    assert [line["row"] for line in lines] == [*range(2, 12), 13]
+    assert lines[0] == {
+        "file": "pairs.jsonl",
+        "row": 2,
+        "id": "row-1",
+        "reason": "there is no image gone.png",
+    }
+    assert [line["reason"] for line in lines[1:]] == [
+        "../secret.png is outside of the folder of pairs.jsonl; use a relative path",
+        "/etc/secret.png is outside of the folder of pairs.jsonl; use a relative path",
+        "target: the image has far more than the 64,000,000 pixels accepted",
+        lines[4]["reason"],
+        "target: the image is not a picture that can be read (PNG, JPEG, WEBP, BMP, GIF, TIFF)",
+        "neither a caption nor an instruction",
+        "the id 'row-0' is there already",
+        "column caption must hold text, got list",
+        "column target holds no image",
+        "not a JSON object",
+    ]
+    assert "cannot decode the image" in lines[4]["reason"]
+
+
+def test_parquet_of_the_hub(tmp_path: Path):
+    (tmp_path / "source" / "data").mkdir(parents=True)
+    names = ["train-00000-of-00002", "train-00001-of-00002"]
+    for part, name in enumerate(names):
+        numbers = [part * 10 + i for i in range(10)]
+        write_parquet(
+            tmp_path / "source" / "data" / f"{name}.parquet",
+            conditioning=[{"bytes": image_bytes(2 * i), "path": "x.png"} for i in numbers],
+            image=[image_bytes(2 * i + 1, 32, 48) if i != 3 else None for i in numbers],
+            caption=[f"caption {i}" for i in numbers],
+            score=[i % 5 for i in numbers],
+        )
+    settings = ImportSettings(
+        reference_column="conditioning",
+        target_column="image",
+        where=("score>=1",),
+        provenance_columns=("score",),
+        task="relight",
+    )
+    done = import_pairs(tmp_path / "source", tmp_path / "pairs", settings)
+    assert (done.pairs, done.rejected) == (15, 5)
+    store = PairStore.open(tmp_path / "pairs")
+    assert store[0].caption == "caption 1"
+    assert store[0].reference == image_bytes(2)
+    assert store[0].target == image_bytes(3, 32, 48)
+    assert store[0].task == "relight"
+    assert store[-1 + len(store)].provenance == {
+        "file": f"{names[1]}.parquet",
+        "row": 10,
+        "score": 4,
+    }
+    reasons = [line["reason"] for line in rejected(tmp_path / "pairs")]
+    assert reasons[0] == "left out: score>=1 does not hold, score is 0"
+    assert reasons[1] == "column image holds no image"
+
+
+def test_an_id_that_nobody_gave_depends_on_the_pair_alone(tmp_path: Path):
+    rows = write_table(tmp_path / "source", 4)
+    for row in rows:
+        del row["id"]
+    write_rows(tmp_path / "source" / "pairs.jsonl", [*rows, rows[1]])
+    import_pairs(tmp_path / "source", tmp_path / "pairs")
+    write_rows(tmp_path / "source" / "pairs.jsonl", rows[::-1])
+    import_pairs(tmp_path / "source", tmp_path / "reversed")
+    ids = [pair.id for pair in PairStore.open(tmp_path / "pairs")]
+    assert ids == [pair.id for pair in PairStore.open(tmp_path / "reversed")][::-1]
+    assert len(set(ids)) == 4
+    assert rejected(tmp_path / "pairs")[0]["reason"] == f"the id {ids[1]!r} is there already"
+
+
+def composite(seed: int, side: int = 40, padding: int = 16) -> tuple[bytes, np.ndarray, np.ndarray]:
+    left, right = (np.asarray(open_image(image_bytes(seed + i, side, side))) for i in range(2))
+    canvas = np.full((side + 2 * padding, 2 * side + 3 * padding, 3), 255, np.uint8)
+    canvas[padding:-padding, padding : padding + side] = left
+    canvas[padding:-padding, 2 * padding + side : -padding] = right
+    file = io.BytesIO()
+    Image.fromarray(canvas).save(file, "PNG")
+    return file.getvalue(), left, right
+
+
+def test_two_panels_in_one_image_both_ways(tmp_path: Path):
+    images = [composite(10 * i) for i in range(3)]
+    odd = image_bytes(99, 60, 61)
+    write_parquet(
+        tmp_path / "pairs.parquet",
+        image=[*(image for image, _, _ in images), odd],
+        description=[
+            {"item": "cup", "description_0": f"left {i}", "description_1": f"right {i}"}
+            for i in range(4)
+        ],
+    )
+    settings = ImportSettings(
+        composite="two_panels",
+        caption_column="description.description_1",
+        reverse_caption_column="description.description_0",
+        subject_column="description.item",
+    )
+    done = import_pairs(tmp_path / "pairs.parquet", tmp_path / "pairs", settings)
+    assert (done.pairs, done.rejected) == (6, 1)
+    assert rejected(tmp_path / "pairs")[0]["reason"] == (
+        "a picture of 61x60 pixels (width x height) does not hold two equal panels with a padding "
+        "of 16"
+    )
+    there, back = PairStore.open(tmp_path / "pairs")[2], PairStore.open(tmp_path / "pairs")[3]
+    assert (there.caption, back.caption, there.subject) == ("right 1", "left 1", "cup")
+    assert back.id == f"{there.id}-reverse"
+    _, left, right = images[1]
+    np.testing.assert_array_equal(np.asarray(open_image(there.reference)), left)
+    np.testing.assert_array_equal(np.asarray(open_image(there.target)), right)
+    np.testing.assert_array_equal(np.asarray(open_image(back.reference)), right)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"reference_column": "referense"},
+            r"no column 'referense'; did you mean 'reference'\? \(it has id, .*--reference_column",
+        ),
+        ({"caption_column": "text"}, r"no column 'text'.*--caption_column"),
+        ({"composite": "two_panels"}, "no column 'image' .*--image_column"),
+        ({"reverse_caption_column": "captoin"}, "no column 'captoin'; did you mean 'caption'"),
+        ({"provenance_columns": ("score",)}, "no column 'score' .*--provenance_columns"),
+        ({"where": ("score>=1",)}, "no column 'score' .*--where"),
+        ({"where": ("subject",)}, "cannot read the condition 'subject'; write COLUMN>=NUMBER"),
+        ({"padding": -1}, "padding must not be negative, got -1"),
+    ],
+)
+def test_columns_that_are_not_there(tmp_path: Path, settings: dict[str, Any], message: str):
+    write_table(tmp_path / "source", 1)
+    with pytest.raises(UserError, match=message):
+        import_pairs(tmp_path / "source", tmp_path / "pairs", ImportSettings(**settings))
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_a_table_without_words_is_refused(tmp_path: Path):
+    rows = write_table(tmp_path / "source", 1)
+    write_rows(
+        tmp_path / "source" / "pairs.jsonl", [{"reference": "a", "target": "b"} for _ in rows]
+    )
+    with pytest.raises(UserError, match="neither a column 'caption' nor 'instruction'"):
+        import_pairs(tmp_path / "source", tmp_path / "pairs")
+
+
+def test_no_usable_row_is_an_error_that_says_where_the_reasons_are(tmp_path: Path):
+    rows = write_table(tmp_path / "source", 2)
+    write_rows(tmp_path / "source" / "pairs.jsonl", [row | {"target": "x.png"} for row in rows])
+    with pytest.raises(UserError, match=r"nothing to store: 2 rows .*rejected\.jsonl says why"):
+        import_pairs(tmp_path / "source", tmp_path / "pairs")
+    assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["rejected.jsonl"]
+    write_rows(tmp_path / "source" / "pairs.jsonl", rows)
+    assert import_pairs(tmp_path / "source", tmp_path / "pairs").rejected == 0
+
+
+def test_sources_that_are_none(tmp_path: Path):
+    def refused(path: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            import_pairs(path, tmp_path / "pairs")
+
+    refused(tmp_path / "nowhere", "there is no file or folder")
+    refused(tmp_path, r"holds no \.jsonl, \.csv or \.parquet file")
+    for name in ("a.jsonl", "b.csv"):
+        (tmp_path / name).write_text("")
+    refused(tmp_path, r"more than one table \(a\.jsonl, b\.csv\); give the path of one")
+    refused(tmp_path / "a.jsonl", "has no rows: expected one JSON object a line")
+    refused(tmp_path / "b.csv", "has no header line")
+    (tmp_path / "c.txt").write_text("x")
+    refused(tmp_path / "c.txt", r"must end in \.jsonl, \.csv or \.parquet")
+    (tmp_path / "b.csv").write_bytes(b"reference,target,caption\n\xff\xfe,b,c\n")
+    refused(tmp_path / "b.csv", "line 2 of .* is not UTF-8")
+    write_parquet(tmp_path / "d.parquet", reference=["a"], target=["b"], caption=["c"])
+    os.truncate(tmp_path / "d.parquet", 100)
+    refused(tmp_path / "d.parquet", "is not a readable Parquet file: it is cut off or damaged")
+
+
+def test_another_import_into_the_folder_is_refused(tmp_path: Path):
+    write_table(tmp_path / "source", 3)
+    import_pairs(tmp_path / "source", tmp_path / "pairs")
+    with pytest.raises(UserError, match="a finished dataset of another source or other settings"):
+        import_pairs(tmp_path / "source", tmp_path / "pairs", ImportSettings(task="depth"))
+    again = import_pairs(tmp_path / "source", tmp_path / "pairs")
+    assert (again.pairs, again.before) == (3, 3)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_killed_import_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, kind: str):
+    source = tmp_path / "source"
+    rows: list[Any] = [dict(row) for row in write_table(source, 60)]
+    for bad in (5, 31, 59):
+        rows[bad]["target"] = "gone.png"
+    write_rows(source / "pairs.jsonl", rows)
+    if kind == "parquet":
+        (source / "pairs.jsonl").unlink()
+        for part in range(3):
+            own = rows[20 * part : 20 * part + 20]
+            columns = {name: [row[name] for row in own] for name in own[0]}
+            write_parquet(source / f"part-{part}.parquet", **columns)
+    target = tmp_path / "killed"
+    command = [sys.executable, "-m", "dsd_jax", "data", "import", str(source), str(target)]
+    flags = ["--shard_bytes", "20000", "--workers", "1"]
+    with subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if len(list(target.glob("*.index"))) >= 3:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+    assert process.returncode == -signal.SIGKILL
+    assert not (target / "dataset.json").exists()
+    settings = ImportSettings(shard_bytes=20_000)
+    assert import_pairs(source, target, settings).before > 0
+    assert import_pairs(source, tmp_path / "straight", settings).before == 0
+    straight, killed = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("straight", "killed")
+    )
+    assert killed == straight
+    assert [line["id"] for line in rejected(tmp_path / "killed")] == ["row-5", "row-31", "row-59"]
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = write_table(tmp_path / "source", 3)
+    write_rows(tmp_path / "source" / "pairs.jsonl", [*rows, {}])
+    source, target = str(tmp_path / "source"), str(tmp_path / "pairs")
+    assert cli.main(["data", "import", source, target, "--caption-column", "captoin"]) == 2
+    assert "no column 'captoin'; did you mean 'caption'?" in capsys.readouterr().err
+    assert cli.main(["data", "import", source, target, "--task", "depth"]) == 0
+    out = capsys.readouterr().out
+    assert f"3 pairs in {target}; 1 rows rejected" in out
+    assert f"{target}/rejected.jsonl says why" in out
+    assert cli.main(["data", "stats", target]) == 0
+    assert "depth                               3  100.0 %" in capsys.readouterr().out
+    assert cli.main(["data", "verify", target]) == 0
+    assert "is whole" in capsys.readouterr().out
+    index = next((tmp_path / "pairs").glob("*.index"))
+    index.write_bytes(index.read_bytes() + b"x")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["data", "verify", target])
+    assert f"the index {index} is damaged" in capsys.readouterr().out

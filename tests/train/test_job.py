@@ -1,0 +1,189 @@
+"""Plans of programs for machines that are not here."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dsd_jax.aot import Job, bytes_per_chip, compile_job, devices_of
+from dsd_jax.config import FluxConfig
+from dsd_jax.errors import UserError
+from dsd_jax.hlo import collectives
+from dsd_jax.infer.job import abstract_inputs
+from dsd_jax.lora import LoraConfig
+from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.job import (
+    abstract_batch,
+    candidates,
+    cheaper,
+    forward_flops,
+    plan_training,
+)
+from dsd_jax.train.presets import preset
+
+TINY = FluxConfig(
+    num_heads=8, head_dim=16, axes_dim=(4, 6, 6), double_depth=1, single_depth=2, txt_width=64
+)
+
+
+def tiny_config(**changes) -> TrainConfig:
+    config = TrainConfig(
+        steps=4,
+        batch_size=8,
+        height=64,
+        width=128,
+        lora=LoraConfig(rank=8),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def test_collectives_of_a_loop_count_every_turn():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
+    weights = jax.ShapeDtypeStruct(
+        (5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp"))
+    )
+    x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P()))
+
+    def run(weights, x):
+        whole = NamedSharding(mesh, P())
+
+        def turn(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None
+
+        return jax.lax.scan(turn, x, weights)[0]
+
+    text = jax.jit(run).lower(weights, x).compile().as_text() or ""
+    assert collectives(text) == {"all-gather": 5 * 64 * 64 * 4}
+
+
+def test_a_loop_without_a_written_count_runs_to_its_condition():
+    text = """
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %gather = f32[4,8]{1,0} all-gather(%x), dimensions={0}
+}
+
+%condition (p: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(19)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %loop = (s32[], f32[4,8]) while(%start), condition=%condition, body=%body
+}
+"""
+    assert collectives(text) == {"all-gather": 19 * 4 * 8 * 4}
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    """Where it starts, and in a loop that the compiler runs meanwhile: one channel."""
+    text = """
+%started (p: f32[4,1]) -> f32[4,8] {
+  %gather.1 = f32[4,8]{1,0} all-gather(%p), channel_id=7, dimensions={1}
+}
+
+%continued (p: f32[4,1]) -> f32[4,8] {
+  %gather.2 = f32[4,8]{1,0} all-gather(%p), channel_id=7, dimensions={1}
+}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %fusion.2 = f32[4,8]{1,0} fusion(%x), kind=kOutput, calls=%continued
+}
+
+%condition (p: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(16)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %fusion.1 = f32[4,8]{1,0} fusion(%x), kind=kOutput, calls=%started
+  %loop = (s32[], f32[4,8]) while(%start), condition=%condition, body=%body
+  %other = f32[4,8]{1,0} all-gather(%y), channel_id=8, dimensions={1}
+}
+"""
+    assert collectives(text) == {"all-gather": 2 * 4 * 8 * 4}
+
+
+def test_a_chip_holds_its_shards():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    sharded = jax.ShapeDtypeStruct(
+        (8, 6), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp", None))
+    )
+    whole = jax.ShapeDtypeStruct((10,), jnp.float32, sharding=NamedSharding(mesh, P()))
+    assert bytes_per_chip([sharded, whole]) == 2 * 6 * 2 + 10 * 4
+
+
+def test_plan_of_gpus_counts_by_arithmetic_and_says_so():
+    plan = plan_training(tiny_config(), TINY, "h100:8")
+    assert plan.source == "arithmetic"
+    assert plan.fits
+    assert plan.mesh == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
+    assert plan.collectives["all-gather"] > 0
+    kinds = {"base", "trained", "moments", "batch", "encoders", "activations", "temporary"}
+    assert set(plan.memory) == kinds
+    assert plan.total == pytest.approx(sum(plan.memory.values()), abs=0.05)
+    lean = plan_training(tiny_config(), TINY, "h100:8", encoded=True)
+    assert lean.memory["encoders"] == 0
+    assert plan.memory["encoders"] == pytest.approx(1.5, abs=0.1)  # 4.76 + 0.2 B parameters over 8
+
+
+def test_a_shorter_text_is_planned_shorter():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    batch = abstract_batch(tiny_config(max_sequence_length=32), TINY, mesh)
+    assert (batch.txt.shape, batch.null_txt.shape) == ((8, 32, 64), (32, 64))
+    _, inputs = abstract_inputs(TINY, mesh, 8, (8, 16), text=32, guided=False)
+    assert inputs.conditioning.txt.shape == (8, 32, 64)
+    assert forward_flops(TINY, 32, 32) < forward_flops(TINY, 32, 512) / 2
+
+
+def test_memory_that_does_not_fit_is_said():
+    mesh_of = lambda mesh: Job(  # noqa: E731 - a job of one array larger than the chip
+        run=lambda x: x * 2,
+        arguments=(jax.ShapeDtypeStruct((8,), jnp.float32),),
+        kinds={"base": jax.ShapeDtypeStruct((2**37,), jnp.int8, sharding=NamedSharding(mesh, P()))},
+        flops=1e12,
+    )
+    plan = compile_job(mesh_of, "h100:8", MeshConfig())
+    assert not plan.fits
+    assert plan.total == 128
+
+
+def test_cheaper_changes_go_on_until_nothing_is_left():
+    first = tiny_config(remat="none", mesh=MeshConfig())
+    changes = dict(cheaper(first))
+    assert list(changes)[:4] == [
+        "--remat attention+qkv",
+        "--remat attention",
+        "--remat full",
+        "--mesh.data 1 --mesh.fsdp -1",
+    ]
+    assert changes["--optimizer.accumulate 8"].optimizer.accumulate == 8
+
+
+def test_a_search_tries_meshes_that_the_batch_divides():
+    paper = preset("paper")
+    labels = [label for label, _ in candidates(paper, 8)]
+    assert labels[0] == "data 8 x fsdp 1 x context 1, remat attention"
+    assert len(labels) == len(set(labels)) == 6
+    for chips in (8, 64, 256):
+        for _, config in candidates(paper, chips):
+            data, fsdp, _, context = config.mesh.sizes(chips)
+            assert 160 % (data * fsdp) == 0
+            assert context == {8: 1, 64: 2, 256: 8}[chips]
+    with pytest.raises(UserError, match="a batch of 160 cannot be spread over 7 chips, with at"):
+        list(candidates(paper, 7))
+
+
+@pytest.mark.parametrize("name", ["v7x:2x2", "v5e", "h100:two"])
+def test_unknown_topologies_are_refused(name):
+    with pytest.raises(UserError, match="write KIND:SHAPE as in v5e:8x8"):
+        devices_of(name)
+
+
+def test_too_few_stand_ins_are_said():
+    with pytest.raises(UserError, match="--xla_force_host_platform_device_count=64"):
+        devices_of("h200:64")

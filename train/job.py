@@ -1,0 +1,232 @@
+"""The training step as a job to plan: abstract weights, real program, arithmetic of the rest."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from dsd_jax.aot import Job, Plan, bytes_per_chip, compile_job
+from dsd_jax.config import (
+    BFLOAT16,
+    AutoencoderConfig,
+    ClipConfig,
+    Execution,
+    FluxConfig,
+    Precision,
+    T5Config,
+)
+from dsd_jax.errors import UserError
+from dsd_jax.flow import Schedule
+from dsd_jax.frames import PATCH
+from dsd_jax.lora import add_factors, select
+from dsd_jax.models import abstract
+from dsd_jax.models import abstract_state as place
+from dsd_jax.sharding import MeshConfig, activation_spec
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.flops import step_flops
+from dsd_jax.train.model import abstract_state
+from dsd_jax.train.optimizer import make_optimizer
+from dsd_jax.train.state import split_model
+from dsd_jax.train.step import EncodedBatch, make_step
+from dsd_jax.weights import param_shapes
+
+__all__ = [
+    "attention_for",
+    "candidates",
+    "cheaper",
+    "forward_flops",
+    "plan_training",
+    "report",
+    "train_job",
+]
+
+DOWNSCALE = 8  # of the FLUX VAE
+
+
+def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: bool = False) -> Job:
+    """The training step of a config over a mesh, with abstract arguments.
+
+    Args:
+        encoded: the data brings latents and embeddings, so that no encoder is in memory.
+    """
+    execution = Execution(
+        scan_layers=config.scan_layers, attention=attention_for(mesh), remat=config.remat
+    )
+    precision = Precision(param_dtype=jnp.dtype(config.base_dtype), compute_dtype=jnp.bfloat16)
+    model = abstract(flux, precision=precision, execution=execution)
+    if config.lora is not None:
+        rank = config.lora.rank
+        add_factors(model, dict.fromkeys(select(model, config.lora.targets), rank))
+    placed = nnx.merge(nnx.graphdef(model), place(model, mesh, trained_lora=True))
+    split = split_model(placed, full=config.lora is None)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = abstract_state(split, optimizer, mesh, ema=config.optimizer.ema > 0)
+    height, width = config.height // DOWNSCALE, config.width // DOWNSCALE
+    batch = abstract_batch(config, flux, mesh)
+    paths = frozenset(".".join(map(str, path)) for path, _ in nnx.to_flat_state(split.trained))
+    flops = step_flops(param_shapes(model), paths, flux, batch.x_0.shape[1], batch.txt.shape[1])
+    return Job(
+        run=make_step(split.graphdef, optimizer, config, Schedule(), height, width),
+        arguments=(state, split.frozen, batch),
+        kinds={
+            "base": split.frozen,
+            "trained": (state.params, state.ema),
+            "moments": state.opt_state,
+            "batch": batch,
+            "encoders": () if encoded else _encoders(config, mesh),
+        },
+        flops=flops.total * config.batch_size,
+        activations=_saved(config, flux, mesh),
+        # Gradients, as large as what is trained, and the block that is being computed again.
+        working=bytes_per_chip(state.params) + _WHOLE_BLOCK * _stream(config, flux, mesh),
+        donate=(0,),
+    )
+
+
+def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
+    """VAE, T5-XXL and CLIP-L, which stay in memory beside the step."""
+    execution = Execution(scan_layers=config.scan_layers)
+    texts = [
+        abstract(c, precision=BFLOAT16, execution=execution) for c in (T5Config(), ClipConfig())
+    ]
+    return [place(m, mesh) for m in (abstract(AutoencoderConfig(), precision=BFLOAT16), *texts)]
+
+
+def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> EncodedBatch:
+    """An encoded batch with shapes and shardings only."""
+    size, text = config.batch_size, config.max_sequence_length
+    tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2
+
+    def array(*shape: int, dtype: Any = jnp.bfloat16, batched: bool = True) -> Any:
+        axes = ("batch" if batched else None, *(None,) * (len(shape) - 1))
+        sharding = NamedSharding(mesh, activation_spec(mesh, shape, axes))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    latents = array(size, tokens, flux.in_channels, dtype=jnp.float32)
+    mask = array(size, dtype=jnp.bool_)
+    return EncodedBatch(
+        x_0=latents,
+        img_cond=latents if flux.condition_embed else None,
+        txt=array(size, text, flux.txt_width),
+        vec=array(size, flux.vec_width),
+        drop_text=mask,
+        drop_image=mask,
+        null_txt=array(text, flux.txt_width, batched=False),
+        null_vec=array(flux.vec_width, batched=False),
+    )
+
+
+def attention_for(mesh: Mesh) -> str:
+    """The implementation that the devices of a topology can compile."""
+    return "splash" if mesh.devices.flat[0].platform == "tpu" else "xla"
+
+
+_WHOLE_BLOCK = 20  # arrays of the stream's size that a block makes on its way, about
+
+
+def _stream(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
+    """Bytes per chip of one activation of all tokens, for the samples that go at once."""
+    tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2 + config.max_sequence_length
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    samples = -(-config.batch_size // config.optimizer.accumulate // ways)
+    return samples * tokens * flux.width * 2 // mesh.shape["context"]
+
+
+def _saved(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
+    """Bytes per chip kept between forward and backward: the stream at every block's border.
+
+    Policies that keep more (attention outputs, q/k/v) add that; "none" keeps everything.
+    """
+    kept = {"full": 1, "attention": 2, "attention+qkv": 5, "dots": 12, "none": _WHOLE_BLOCK}
+    depth = flux.double_depth + flux.single_depth
+    return depth * kept[config.remat] * _stream(config, flux, mesh)
+
+
+def plan_training(
+    config: TrainConfig, flux: FluxConfig, topology: str, *, encoded: bool = False
+) -> Plan:
+    """Compiles the step of a config for a topology (see `dsd_jax.aot`)."""
+
+    def build(mesh: Mesh) -> Job:
+        return train_job(config, flux, mesh, encoded=encoded)
+
+    return compile_job(build, topology, config.mesh)
+
+
+def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+    """Changes that need less memory, the cheapest in speed first, each on top of the last."""
+    for remat in ("attention+qkv", "attention", "full"):
+        order = ("none", "dots", "attention+qkv", "attention", "full")
+        if order.index(remat) > order.index(config.remat):
+            config = dataclasses.replace(config, remat=remat)
+            yield f"--remat {remat}", config
+    if config.mesh.fsdp == 1:
+        config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=-1))
+        yield "--mesh.data 1 --mesh.fsdp -1", config
+    for _ in range(6):
+        accumulate = config.optimizer.accumulate * 2
+        if config.batch_size % accumulate:
+            return
+        optimizer = dataclasses.replace(config.optimizer, accumulate=accumulate)
+        config = dataclasses.replace(config, optimizer=optimizer)
+        yield f"--optimizer.accumulate {accumulate}", config
+
+
+def candidates(config: TrainConfig, chips: int) -> Iterator[tuple[str, TrainConfig]]:
+    """Meshes and rematerialisation policies that are worth compiling for a number of chips.
+
+    A canvas is shared by as few chips as the batch allows.
+
+    Raises:
+        UserError: the batch cannot be spread over so many chips.
+    """
+    rows = next((r for c in (1, 2, 4, 8, 16) if (r := _rows(config, chips, c))), 0)
+    if not rows:
+        raise UserError(
+            f"a batch of {config.batch_size} cannot be spread over {chips} chips, with at most 16 "
+            "to a sample; give another --batch_size"
+        )
+    for fsdp in sorted({1, 4, 8, rows}):
+        if rows % fsdp:
+            continue
+        mesh = MeshConfig(data=rows // fsdp, fsdp=fsdp, context=chips // rows)
+        for remat in ("attention", "full"):
+            label = f"data {mesh.data} x fsdp {fsdp} x context {mesh.context}, remat {remat}"
+            yield label, dataclasses.replace(config, mesh=mesh, remat=remat)
+
+
+def _rows(config: TrainConfig, chips: int, context: int) -> int:
+    """Groups of `context` chips that share the batch evenly; 0: they do not."""
+    rows = chips // context
+    return (
+        0 if chips % context or config.batch_size % (config.optimizer.accumulate * rows) else rows
+    )
+
+
+def forward_flops(flux: FluxConfig, image: int, text: int) -> float:
+    """Matrix-product FLOPs of one sample's forward pass, by its numbers of tokens."""
+    shapes = param_shapes(abstract(flux, precision=BFLOAT16))
+    flops = step_flops(shapes, frozenset(), flux, image, text)
+    return flops.frozen + flops.attention
+
+
+def report(plans: Sequence[tuple[str, Plan]]) -> str:
+    """Plans as text: memory by kind, and what decides."""
+    lines = []
+    for change, plan in plans:
+        mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
+        verdict = "fits" if plan.fits else "does not fit"
+        lines += [
+            f"{plan.topology}, {mesh or 'one device'} ({change}): {verdict}",
+            f"  {plan.total} of {plan.available} GiB per chip, memory by {plan.source}",
+            *(f"    {name:12}{size:8.2f} GiB" for name, size in plan.memory.items()),
+            f"  {plan.tflops} TFLOP per chip and step, at least {plan.step_floor_s} s at its peak",
+            *(f"    {op:20}{size:8.3f} GiB per step" for op, size in plan.collectives.items()),
+        ]
+        if plan.problem:
+            lines.append(f"  the compiler: {plan.problem}")
+    return "\n".join(lines)
