@@ -29,7 +29,7 @@ _HOME = {
     "Flux": "dsd_jax.flux",
     "FluxConfig": "dsd_jax.config",
     "Precision": "dsd_jax.config",
-    "UserError": "dsd_jax.types",
+    "UserError": "dsd_jax.errors",
     "flux_dev": "dsd_jax.config",
     "flux_schnell": "dsd_jax.config",
 }
