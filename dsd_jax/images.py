@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import struct
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from dsd_jax.errors import UserError
+from dsd_jax.files import replacing
 
 __all__ = [
     "NotFiniteError",
@@ -144,19 +144,8 @@ def save_png(
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
         info.add_text(_KEY, json.dumps(parameters, ensure_ascii=True, sort_keys=True))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            image.save(file, format="PNG", pnginfo=info)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # nothing there, or not even a folder
-            partial.unlink()
+    with replacing(path) as partial:
+        image.save(partial, format="PNG", pnginfo=info)
 
 
 def read_parameters(path: str | Path) -> dict[str, Any] | None:

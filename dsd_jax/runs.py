@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from etils import epath
 
 from dsd_jax.checkpoint import OrbaxSource
 from dsd_jax.errors import UserError
+from dsd_jax.files import PARTIAL, write_object
 from dsd_jax.processes import say
 
 __all__ = [
@@ -41,17 +41,8 @@ _HASHERS = 8
 
 
 def write_json(path: epath.Path, content: object) -> None:
-    """Complete or not at all; a bucket replaces objects whole."""
-    text = json.dumps(content, indent=1) + "\n"
-    if "://" in str(path):
-        path.write_text(text)
-        return
-    partial = Path(path).with_name(f".{path.name}.part")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(Path(path))
+    """Writes `content`, complete or not at all."""
+    write_object(path, json.dumps(content, indent=1) + "\n")
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -74,7 +65,7 @@ def _digest(path: epath.Path) -> dict[str, Any]:
 def digests(folder: epath.Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file but the manifest."""
     files = {str(file.relative_to(folder)): file for file in _files(folder)}
-    names = sorted(files.keys() - {MANIFEST, f".{MANIFEST}.part"})
+    names = sorted(name for name in files if name != MANIFEST and not name.endswith(PARTIAL))
     with ThreadPoolExecutor(_HASHERS) as pool:
         return dict(zip(names, pool.map(_digest, (files[name] for name in names)), strict=True))
 

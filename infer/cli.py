@@ -1,6 +1,5 @@
 """`dsd generate` and `dsd batch`."""
 
-import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from dsd_jax.config import BFLOAT16, FLOAT32
 from dsd_jax.errors import UserError
+from dsd_jax.files import replacing
 from dsd_jax.images import fit, open_image, save_png
 from dsd_jax.infer.batch import read_manifest, run_batch
 from dsd_jax.infer.cli_enhance import EnhanceFlags, enhanced
@@ -340,14 +340,5 @@ def _load_latents(path: Path) -> np.ndarray:
 
 
 def _save_latents(latents: np.ndarray, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.save(file, latents)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # nothing there, or not even a folder
-            partial.unlink()
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, latents)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_jax.errors import UserError
+from dsd_jax.files import replacing
 from dsd_jax.train.metrics import read_metrics
 
 __all__ = ["plot_run"]
@@ -60,13 +61,8 @@ def plot_run(run: str | Path, path: Path) -> None:
     for own, (title, unit, names) in zip(axes, _PANELS, strict=True):
         _draw(own, rows, title, unit, names)
     figure.suptitle(Path(run).name)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _draw(

@@ -16,8 +16,8 @@ from dsd_jax.data.make.near import NearTexts
 from dsd_jax.data.make.parts import Parts, Row, part_of
 from dsd_jax.data.make.sources import read_captions
 from dsd_jax.data.make.wording import Wording
-from dsd_jax.data.pairs.shards import write_file
 from dsd_jax.errors import UserError
+from dsd_jax.files import write_file
 from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
 
 __all__ = ["CaptionFilter", "CaptionsConfig", "caption_id", "clean_caption", "sampled"]

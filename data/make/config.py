@@ -41,8 +41,8 @@ from dsd_jax.data.make.parts import STAGES, Parts
 from dsd_jax.data.make.prompts import PromptsConfig
 from dsd_jax.data.make.statistics import MAKING
 from dsd_jax.data.make.wording import Wording, load_wording, read_toml
-from dsd_jax.data.pairs.shards import write_file
 from dsd_jax.errors import UserError
+from dsd_jax.files import write_file
 from dsd_jax.llm.config import ProviderConfig, from_table
 from dsd_jax.rows import nearest
 

@@ -15,10 +15,10 @@ from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import STAGES, Parts, Row
 from dsd_jax.data.make.statistics import Tally, ledger_totals, source_counts, tally
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
-from dsd_jax.data.pairs.shards import write_file
 from dsd_jax.data.pairs.store import Manifest, PairStore, card
 from dsd_jax.data.pairs.writer import SHARD_BYTES, PairWriter
 from dsd_jax.errors import UserError
+from dsd_jax.files import write_file
 from dsd_jax.progress import progress
 from dsd_jax.threads import in_order
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsd_jax.data.pairs.shards import write_file
 from dsd_jax.errors import UserError
+from dsd_jax.files import write_file
 
 __all__ = ["STAGES", "Parts", "Row", "Shard", "part_of", "shard_from_environment"]
 

@@ -20,6 +20,7 @@ from dsd_jax.data.make.statistics import (
     tally,
 )
 from dsd_jax.errors import UserError
+from dsd_jax.files import replacing
 from dsd_jax.llm.totals import Totals
 
 __all__ = ["plot_making", "summary", "tables"]
@@ -190,13 +191,8 @@ def plot_making(root: Path, path: Path) -> None:
     dollars = [(stage, seen.cost) for stage, seen in ledger_totals(root).items()]
     _bars(costs, f"Dollars ({sum(cost for _, cost in dollars):,.2f})", dollars, "#2d3047")
     figure.suptitle(root.resolve().name)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _draw_yields(axes: Any, tallies: Mapping[str, Tally]) -> None:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from dsd_jax.data.make.crops import boxes_of, grid_file
 from dsd_jax.data.make.parts import STAGES, Parts, Row
-from dsd_jax.data.pairs.shards import write_file
 from dsd_jax.errors import UserError
+from dsd_jax.files import write_file
 from dsd_jax.images import open_image
 
 __all__ = ["write_page"]

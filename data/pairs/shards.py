@@ -10,10 +10,8 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import os
-import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from dsd_jax.errors import UserError
+from dsd_jax.files import PARTIAL, explained, publish, write_file
 
 __all__ = [
     "Shard",
@@ -30,7 +29,6 @@ __all__ = [
     "file_sha256",
     "remove_partials",
     "shard_name",
-    "write_file",
 ]
 
 _SUFFIX = ".array_record"
@@ -72,53 +70,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a small file under a temporary name, to disk, and renames it.
-
-    Raises:
-        UserError: it cannot be written; nothing is left behind.
-    """
-    # A name of its own: several machines may write the same content at the same time.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with _writing(path, partial):
-        data = content.encode() if isinstance(content, str) else content
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(partial, path)
-
-
-def _publish(partial: Path, path: Path) -> None:
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # or a power cut could undo the rename
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def _writing(path: Path, partial: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # ArrayRecord has only RuntimeError
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).partition(";")[0]
-        raise UserError(
-            f"cannot write {path}: {reason}; free some space or choose another folder, "
-            "and run the command again"
-        ) from error
-
-
 class ShardWriter:
     """Writes one shard; nothing is visible under its name before `commit`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.count, self.bytes = 0, 0
         self._path = folder / name
-        self._partial = folder / f".{name}.part"
-        with _writing(self._path, self._partial):
+        self._partial = folder / f".{name}{PARTIAL}"
+        with explained(self._path, RuntimeError):  # which is all that ArrayRecord raises
             self._partial.unlink(missing_ok=True)
             self._writer = ArrayRecordWriter(str(self._partial), _WRITE)
 
@@ -128,7 +87,7 @@ class ShardWriter:
         Raises:
             UserError: the disk is full, or the file cannot be written for another reason.
         """
-        with _writing(self._path, self._partial):
+        with explained(self._path, RuntimeError):  # which is all that ArrayRecord raises
             self._writer.write(record)
         self.count += 1
         self.bytes += len(record)
@@ -142,7 +101,7 @@ class ShardWriter:
         Raises:
             UserError: it cannot be written; nothing is left behind.
         """
-        with _writing(self._path, self._partial):
+        with explained(self._path, RuntimeError):  # which is all that ArrayRecord raises
             self._writer.close()
             reader = ArrayRecordReader(str(self._partial), _READ)
             held = reader.num_records() if reader.ok() else -1
@@ -151,9 +110,8 @@ class ShardWriter:
                 raise OSError("what was written cannot be read back")
             with self._partial.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
             size = self._partial.stat().st_size
-            _publish(self._partial, self._path)
+            publish(self._partial, self._path)
         summary = {"count": self.count, "bytes": size, "sha256": digest}
         packed = msgpack.packb({"shard": summary, **index})
         write_file(_index_path(self._path.parent, self._path.name), packed)
@@ -184,7 +142,7 @@ def committed_shard(folder: Path, name: str) -> Shard | None:
 
 def remove_partials(folder: Path, name: str) -> None:
     """Removes what a killed writer left of a shard that was not finished."""
-    for path in (folder / name, folder / f".{name}.part"):
+    for path in (folder / name, folder / f".{name}{PARTIAL}"):
         path.unlink(missing_ok=True)
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dsd_jax.data.pairs.shards import write_file
 from dsd_jax.errors import UserError
+from dsd_jax.files import write_file
 from dsd_jax.llm import openai
 from dsd_jax.llm.batches import chat_line, read_chat_lines
 from dsd_jax.llm.config import ProviderConfig

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dsd_jax.files import write_file
 from dsd_jax.images import save_png
 from dsd_jax.toy.score import METRICS, Interval
 
@@ -75,9 +76,7 @@ def write_report(findings: Findings, page: Path, picture: Path) -> None:
         UserError: they cannot be written.
     """
     save_png(_picture(findings), picture)
-    partial = page.with_name(f".{page.name}.part")
-    partial.write_text(_page(findings), encoding="utf-8")
-    partial.replace(page)
+    write_file(page, _page(findings))
 
 
 # The page

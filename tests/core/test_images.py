@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsd_jax import images
+from dsd_jax import files, images
 from dsd_jax.errors import UserError
 from dsd_jax.images import fit, from_array, open_image, read_parameters, save_png, to_array
 
@@ -292,7 +292,7 @@ class TestSaving:
         def full(fd):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(images.os, "fsync", full)
+        monkeypatch.setattr(files.os, "fsync", full)
         with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left on device"):
             save_png(Image.fromarray(noise(seed=1)), tmp_path / "a.png", {"seed": 2})
         assert read_parameters(tmp_path / "a.png") == {"seed": 1}
@@ -302,7 +302,7 @@ class TestSaving:
         def interrupted(fd):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(images.os, "fsync", interrupted)
+        monkeypatch.setattr(files.os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save_png(Image.fromarray(noise()), tmp_path / "a.png")
         assert names(tmp_path) == []

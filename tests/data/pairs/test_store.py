@@ -297,5 +297,5 @@ with PairWriter(sys.argv[1]) as writer:
     command = [sys.executable, "-c", script, str(target)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert "UserError: cannot write" in result.stderr
-    assert "File too large; free some space or choose another folder" in result.stderr
+    assert "File too large; make room or choose another place" in result.stderr
     assert not target.exists()

@@ -1,0 +1,97 @@
+"""Files that appear complete or not at all: written under a temporary name, flushed, renamed."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from dsd_jax.errors import UserError
+
+__all__ = ["PARTIAL", "explained", "publish", "replacing", "write_file", "write_object"]
+
+PARTIAL = ".part"
+"""Ending of a file that is being written. Its name starts with a dot."""
+
+
+@contextlib.contextmanager
+def explained(path: str | Path, *others: type[Exception]) -> Iterator[None]:
+    """Turns errors of the operating system in the block into one message about `path`.
+
+    Args:
+        path: what is being written.
+        others: further exceptions with which a library reports such an error.
+
+    Raises:
+        UserError: the operating system refuses.
+    """
+    try:
+        yield
+    except (OSError, *others) as error:  # type: ignore[misc]
+        reason = getattr(error, "strerror", None) or str(error).partition(";")[0]
+        raise UserError(
+            f"cannot write {path}: {reason}; make room or choose another place"
+        ) from error
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Flushes a written file to disk and gives it its name.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut could undo the rename
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which becomes `path` when the block has ended well.
+
+    The folder is made if it does not exist. Several processes may write the same path at a time:
+    each has a temporary name of its own, and the last one to finish wins.
+
+    Raises:
+        UserError: the operating system refuses; nothing is left behind.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            publish(partial, path)
+    finally:
+        with contextlib.suppress(OSError):  # renamed by now, or not even a folder
+            partial.unlink()
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Writes a small file; text as UTF-8.
+
+    Raises:
+        UserError: the operating system refuses; nothing is left behind.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_object(path: epath.Path, content: str) -> None:
+    """Writes a small text file on a disk or in a bucket, which replaces objects whole.
+
+    Raises:
+        UserError: the operating system refuses; nothing is left behind.
+    """
+    if "://" in str(path):
+        path.write_text(content)
+    else:
+        write_file(Path(path), content)

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from dsd_jax.errors import UserError
+from dsd_jax.files import explained, replacing, write_file
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    write_file(path, "first é")
+    write_file(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failed_block_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    write_file(path, "old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as partial:  # noqa: PT012
+        partial.write_text("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_two_writers_of_one_path_do_not_disturb_each_other(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # which is the last to finish
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_refusal_of_the_operating_system_is_a_message(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"^cannot write .*file/below: File exists; make room or choose"
+    ):
+        write_file(tmp_path / "file" / "below", "x")
+
+
+def test_a_full_disk_says_what_to_do():
+    with (
+        pytest.raises(UserError, match="No space left on device; make room or choose another"),
+        explained("x"),
+    ):
+        Path("/dev/full").write_text("x")
