@@ -4,10 +4,14 @@
 documented parameters in one of the packages; tyro turns them into flags.
 """
 
-import difflib
 import importlib
+import os
+import select
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
 from typing import NamedTuple
 
 from dsd_jax import __version__
@@ -26,79 +30,86 @@ class Command(NamedTuple):
     takes_words: bool = False
 
 
-COMMANDS: dict[str, Command] = {
-    "quickstart": Command(
-        "the whole way on toy weights, with a score: about 10 minutes on two cores",
-        "dsd_jax.quickstart.cli:quickstart",
-    ),
-    "generate": Command(
-        "one image, or several, from a reference image and a text", "dsd_jax.infer.cli:generate"
-    ),
-    "batch": Command(
-        "the same for every line of a manifest, sharded and resumable", "dsd_jax.infer.cli:batch"
-    ),
-    "data make": Command(
-        "make a dataset of pairs by a configuration, all stages in order",
-        "dsd_jax.data.cli_make:make",
-    ),
-    "data captions": Command(
-        "sample captions without repeats, for the subjects", "dsd_jax.data.cli_make:captions"
-    ),
-    "data prompts": Command(
-        "have a prompt for a grid of four written per caption", "dsd_jax.data.cli_make:prompts"
-    ),
-    "data grids": Command(
-        "paint grids of four from the prompts of a dataset in the making",
-        "dsd_jax.data.cli_grids:grids",
-    ),
-    "data pairs": Command(
-        "cut the grids into panels, filter them, and make pairs", "dsd_jax.data.cli_grids:pairs"
-    ),
-    "data judge": Command(
-        "have pairs judged: the identical subject, yes or no", "dsd_jax.data.cli_make:judge"
-    ),
-    "data caption": Command(
-        "have the kept pairs described in words", "dsd_jax.data.cli_make:caption"
-    ),
-    "data pack": Command(
-        "write the kept and described pairs as a dataset", "dsd_jax.data.cli_make:pack_dataset"
-    ),
-    "data status": Command("how far every stage of a making is", "dsd_jax.data.cli_make:status"),
-    "data view": Command(
-        "a page with grids, pairs and the judge's words, for a browser",
-        "dsd_jax.data.cli_make:view",
-    ),
-    "data import": Command(
-        "a table of images to a dataset of pairs", "dsd_jax.data.cli:import_dataset"
-    ),
-    "data stats": Command(
-        "what is in a dataset: tasks, sizes, texts, subjects", "dsd_jax.data.cli:stats"
-    ),
-    "data verify": Command(
-        "check every digest and every image of a dataset", "dsd_jax.data.cli:verify"
-    ),
-    "data encode": Command(
-        "encode a dataset by the VAE once, for training", "dsd_jax.data.cli:encode"
-    ),
-    "train": Command(
-        "fine-tune on pairs by a preset, on one device or many", "dsd_jax.train.cli:train", True
-    ),
-    "plan": Command(
-        "what a preset needs on a slice that is not here", "dsd_jax.train.cli:plan", True
-    ),
-    "train plot": Command("draw the curves of a run", "dsd_jax.train.cli:plot"),
-    "convert to-jax": Command(
-        "PyTorch weights to an Orbax checkpoint", "dsd_jax.convert.cli:to_jax"
-    ),
-    "convert to-torch": Command(
-        "weights to a diffusers folder or a BFL file", "dsd_jax.convert.cli:to_torch"
-    ),
-    "convert lora": Command("a LoRA file to PEFT or kohya names", "dsd_jax.convert.cli:lora"),
+# By what people do. A summary starts with a verb and fits a terminal of 80 columns.
+COMMANDS: dict[str, dict[str, Command]] = {
+    "Try it": {
+        "quickstart": Command(
+            "Make pairs, train, sample and score on toy weights (10 min)",
+            "dsd_jax.quickstart.cli:quickstart",
+        ),
+    },
+    "Generate images": {
+        "generate": Command(
+            "Generate images from a reference image and a text", "dsd_jax.infer.cli:generate"
+        ),
+        "batch": Command(
+            "Generate an image for every row of a manifest", "dsd_jax.infer.cli:batch"
+        ),
+    },
+    "Make a dataset": {
+        "data import": Command(
+            "Turn a table of images into a dataset", "dsd_jax.data.cli:import_dataset"
+        ),
+        "data make": Command(
+            "Run all stages below from one configuration file", "dsd_jax.data.cli_make:make"
+        ),
+        "data captions": Command(
+            "Sample captions of subjects, without repeats", "dsd_jax.data.cli_make:captions"
+        ),
+        "data prompts": Command(
+            "Write one four-panel grid prompt per caption", "dsd_jax.data.cli_make:prompts"
+        ),
+        "data grids": Command("Paint a grid for every prompt", "dsd_jax.data.cli_grids:grids"),
+        "data pairs": Command(
+            "Cut grids into panels and panels into pairs", "dsd_jax.data.cli_grids:pairs"
+        ),
+        "data judge": Command(
+            "Ask whether both panels show the same subject", "dsd_jax.data.cli_make:judge"
+        ),
+        "data caption": Command(
+            "Describe the kept pairs in words", "dsd_jax.data.cli_make:caption"
+        ),
+        "data pack": Command(
+            "Write the kept pairs as a dataset", "dsd_jax.data.cli_make:pack_dataset"
+        ),
+    },
+    "Look at a dataset": {
+        "data status": Command("Show the progress of each stage", "dsd_jax.data.cli_make:status"),
+        "data view": Command(
+            "Write a web page with grids, pairs and judgements", "dsd_jax.data.cli_make:view"
+        ),
+        "data stats": Command(
+            "Count tasks, sizes, texts, subjects, yields and costs", "dsd_jax.data.cli:stats"
+        ),
+        "data verify": Command("Check every digest and every image", "dsd_jax.data.cli:verify"),
+    },
+    "Train": {
+        "train": Command("Fine-tune on pairs, from a preset", "dsd_jax.train.cli:train", True),
+        "train plot": Command("Draw the curves of a run", "dsd_jax.train.cli:plot"),
+        "data encode": Command(
+            "Run the VAE over a dataset once, before training", "dsd_jax.data.cli:encode"
+        ),
+        "plan": Command(
+            "Compile a preset for hardware you do not have yet", "dsd_jax.train.cli:plan", True
+        ),
+    },
+    "Convert weights": {
+        "convert to-jax": Command(
+            "Convert PyTorch weights to an Orbax checkpoint", "dsd_jax.convert.cli:to_jax"
+        ),
+        "convert to-torch": Command(
+            "Convert weights to a diffusers folder or a BFL file", "dsd_jax.convert.cli:to_torch"
+        ),
+        "convert lora": Command(
+            "Convert a LoRA file, or export a training run", "dsd_jax.convert.cli:lora"
+        ),
+    },
 }
 
 _HELP = ("-h", "--help")
 _MISUSE = 2  # exit status of a wrong command line, as argparse and tyro have it
 _INTERRUPTED = 130  # 128 + SIGINT
+_NO_READER = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,23 +119,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `dsd`, by default those of the process.
 
     Returns:
-        The exit status: 0 done, 2 a mistake of the user, 130 interrupted. Any other error, and
-        with `--debug` every error, leaves as an exception with its traceback.
+        The exit status: 0 done; 2 something that the user can mend, said in a line; 130
+        interrupted; 141 nobody reads the output any more. Any other error, and with `--debug` every
+        error, leaves as an exception with its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if not debug:
+        sys.excepthook = _main_thread_only
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         if debug:
             raise
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
     except Exception as error:
-        if debug or not _is_user_error(error):
+        if isinstance(error, BrokenPipeError) and _without_reader():
+            return _NO_READER
+        message = None if debug else _explain(error)
+        if message is None:
             raise
-        return _refuse(str(error))
+        _drop_unwritten()
+        return _refuse(message)
+    return status
 
 
 def _dispatch(words: list[str]) -> int:
@@ -132,8 +152,9 @@ def _dispatch(words: list[str]) -> int:
         print(f"dsd {__version__}")
         return 0
     name, rest = _split(words)
-    if name in COMMANDS:
-        _run(name, rest)
+    commands = _commands()
+    if name in commands:
+        _run(name, commands[name], rest)
         return 0
     if rest[:1] and rest[0] in _HELP:
         print(_table(name))
@@ -144,27 +165,32 @@ def _dispatch(words: list[str]) -> int:
     return _refuse(f"`{_call(name)}` needs a command")
 
 
+def _commands() -> dict[str, Command]:
+    """Every command by its name."""
+    return {name: command for group in COMMANDS.values() for name, command in group.items()}
+
+
 def _split(words: list[str]) -> tuple[str, list[str]]:
     """The longest command, or group of commands, that `words` begin with, and the other words."""
     name, rest = "", words
     while rest:
         longer = f"{name} {rest[0].replace('_', '-')}".strip()
-        if not any(f"{command} ".startswith(f"{longer} ") for command in COMMANDS):
+        if not any(f"{command} ".startswith(f"{longer} ") for command in _commands()):
             break
         name, rest = longer, rest[1:]
     return name, rest
 
 
-def _run(name: str, rest: list[str]) -> None:
-    module, function = COMMANDS[name].target.split(":")
-    command = getattr(importlib.import_module(module), function)
-    if COMMANDS[name].takes_words:
-        command(rest)
+def _run(name: str, command: Command, rest: list[str]) -> None:
+    module, function = command.target.split(":")
+    target = getattr(importlib.import_module(module), function)
+    if command.takes_words:
+        target(rest)
         return
     import tyro
 
     tyro.cli(
-        command,
+        target,
         args=rest,
         prog=_call(name),
         use_underscores=True,  # as the help shows them; hyphens are read too
@@ -176,34 +202,72 @@ def _call(name: str) -> str:
     return f"dsd {name}".strip()
 
 
-def _table(group: str) -> str:
-    """The commands of a group, or all of them, one a line."""
-    names = [name for name in COMMANDS if f"{name} ".startswith(f"{group} ".lstrip())]
-    column = max(map(len, names)) + 2
+def _table(prefix: str) -> str:
+    """The commands whose names begin with `prefix`, one a line, by what people do."""
+    lines, names = [f"usage: {_call(prefix)} COMMAND [FLAGS]"], []
+    column = max(map(len, _commands())) + 2
+    for title, group in COMMANDS.items():
+        shown = [name for name in group if f"{name} ".startswith(f"{prefix} ".lstrip())]
+        if shown:
+            lines += ["", title, *(f"  {name:{column}}{group[name].summary}" for name in shown)]
+            names += shown
     return "\n".join(
         [
-            f"usage: {_call(group)} COMMAND [FLAGS]",
+            *lines,
             "",
-            *(f"  {name:{column}}{COMMANDS[name].summary}" for name in names),
-            "",
-            f"`{_call(names[0])} --help` lists the flags of a command, here of `{names[0]}`.",
-            "`--debug` shows the traceback of an error; `dsd --version` the version.",
+            f"List the flags of a command with --help: `{_call(names[0])} --help`.",
+            "Show the traceback of an error with --debug, the version with `dsd --version`.",
         ]
     )
 
 
 def _unknown(name: str) -> str:
+    from dsd_jax.errors import nearest
+
     # `dsd to-jax` means `dsd convert to-jax`: the last word of a command may stand for it.
-    meant = {full.split()[-1]: full for full in COMMANDS} | {full: full for full in COMMANDS}
-    close = difflib.get_close_matches(name, meant, n=1)
-    hint = f" did you mean `{_call(meant[close[0]])}`?" if close else ""
+    meant = {full.split()[-1]: full for full in _commands()} | {full: full for full in _commands()}
+    close = nearest(name, meant)
+    hint = f" did you mean `{_call(meant[close])}`?" if close else ""
     return f"unknown command `{_call(name)}`;{hint} `dsd --help` lists all commands"
 
 
-def _is_user_error(error: Exception) -> bool:
-    # A UserError can only come from code that has loaded its module already.
-    errors = sys.modules.get("dsd_jax.errors")
-    return errors is not None and isinstance(error, errors.UserError)
+def _explain(error: Exception) -> str | None:
+    from dsd_jax.errors import explain
+
+    return explain(error)
+
+
+def _main_thread_only(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Keeps quiet about errors in the threads of libraries.
+
+    When a disk is full, TensorStore's threads print a traceback for every write that was still
+    under way, around the one message that says what happened.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
+
+
+def _without_reader() -> bool:
+    """Whether the reader of our output has gone, as that of `dsd data stats | head` does."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # not a file
+            pipe = select.poll()
+            pipe.register(stream.fileno(), select.POLLOUT)
+            if any(events & select.POLLERR for _, events in pipe.poll(0)):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                gone = True
+    return gone
+
+
+def _drop_unwritten() -> None:
+    """Lets go of output that cannot be written, or Python would complain about it at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> int:
