@@ -15,13 +15,27 @@ from etils import epath
 
 from dsd_jax.checkpoint import OrbaxSource
 from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
-from dsd_jax.convert import configs
 from dsd_jax.convert.flux.bfl import flux_bfl
+from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors, flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.io import Weights, open_weights
+from dsd_jax.convert.packaging import detect_layout
 from dsd_jax.convert.table.engine import Source, Table
-from dsd_jax.convert.text import clip_table, t5_table
-from dsd_jax.convert.vae import autoencoder_bfl, autoencoder_diffusers
+from dsd_jax.convert.text import (
+    clip_from_json,
+    clip_table,
+    clip_to_json,
+    t5_from_json,
+    t5_table,
+    t5_to_json,
+)
+from dsd_jax.convert.vae import (
+    autoencoder_bfl,
+    autoencoder_diffusers,
+    autoencoder_from_json,
+    autoencoder_from_tensors,
+    autoencoder_to_json,
+)
 from dsd_jax.errors import UserError
 from dsd_jax.models import Config
 from dsd_jax.weights import Layered, WeightSource, Zeros
@@ -92,26 +106,26 @@ def config_to_json(config: Config) -> dict[str, Any]:
     """`config.json` as diffusers or transformers would write it."""
     match config:
         case FluxConfig():
-            return configs.flux_to_json(config)
+            return flux_to_json(config)
         case AutoencoderConfig():
-            return configs.autoencoder_to_json(config)
+            return autoencoder_to_json(config)
         case T5Config():
-            return configs.t5_to_json(config)
+            return t5_to_json(config)
         case ClipConfig():
-            return configs.clip_to_json(config)
+            return clip_to_json(config)
 
 
 def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> Config:
     kind = data.get("_class_name") or next(iter(data.get("architectures") or []), None)
     match kind or data.get("model_type"):
         case "FluxTransformer2DModel" | "FluxTransformer2DConditionalModel":
-            return configs.flux_from_json(data, names)
+            return flux_from_json(data, names)
         case "AutoencoderKL":
-            return configs.autoencoder_from_json(data)
+            return autoencoder_from_json(data)
         case "T5EncoderModel" | "T5ForConditionalGeneration" | "t5":
-            return configs.t5_from_json(data)
+            return t5_from_json(data)
         case "CLIPTextModel" | "CLIPModel" | "clip_text_model":
-            return configs.clip_from_json(data)
+            return clip_from_json(data)
         case other:
             raise UserError(
                 f"{where} describes a {other or 'model of no known kind'}; expected a FLUX "
@@ -172,15 +186,15 @@ def open_component(
         where = folder / "config.json"
         config, layout = _config_from_json(read_json(where), names, str(where)), "diffusers"
         if isinstance(config, FluxConfig | AutoencoderConfig):
-            layout = configs.detect_layout(names)
+            layout = detect_layout(names)
     else:
-        layout = configs.detect_layout(names)
+        layout = detect_layout(names)
         if layout == "diffusers":
             raise UserError(f"{folder} has no config.json, which tells the size of the model")
         if any(name.startswith(("encoder.", "decoder.")) for name in names):
-            config = configs.autoencoder_from_tensors(weights)
+            config = autoencoder_from_tensors(weights)
         else:
-            config = configs.flux_from_tensors(weights)
+            config = flux_from_tensors(weights)
     zeros: tuple[str, ...] = ()
     if isinstance(config, FluxConfig) and condition_embed:
         config, zeros = dataclasses.replace(config, condition_embed=True), ("cond_in",)

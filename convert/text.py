@@ -1,10 +1,20 @@
 """The text encoders as transformers names them: T5EncoderModel and CLIPTextModel."""
 
+from typing import Any
+
 from dsd_jax.config import ClipConfig, T5Config
+from dsd_jax.convert.fields import Fields, Json
 from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.table.rules import Rule, linear
 
-__all__ = ["clip_table", "t5_table"]
+__all__ = [
+    "clip_from_json",
+    "clip_table",
+    "clip_to_json",
+    "t5_from_json",
+    "t5_table",
+    "t5_to_json",
+]
 
 _ATTENTION = "encoder.block.{i}.layer.0"
 _MLP = "encoder.block.{i}.layer.1"
@@ -46,6 +56,55 @@ def t5_table(config: T5Config) -> Table:
         {"blocks": config.depth},
         tied={"encoder.embed_tokens.weight": "shared.weight"},
     )
+
+
+def t5_from_json(data: Json) -> T5Config:
+    """Reads `text_encoder_2/config.json`, the T5 encoder of transformers.
+
+    Raises:
+        UserError: the config is of another model, or asks for what this one does not do.
+    """
+    read = Fields("T5 config", data)
+    read.one_of("model_type", "t5")
+    read.one_of("feed_forward_proj", "gated-gelu", default="relu")
+    return T5Config(
+        vocab=read.number("vocab_size", 32_128),
+        width=read.number("d_model", 512),
+        depth=read.number("num_layers", 6),
+        num_heads=read.number("num_heads", 8),
+        head_dim=read.number("d_kv", 64),
+        mlp_width=read.number("d_ff", 2048),
+        relative_buckets=read.number("relative_attention_num_buckets", 32),
+        relative_max_distance=read.number("relative_attention_max_distance", 128),
+        eps=read.real("layer_norm_epsilon", 1e-6),
+    )
+
+
+def t5_to_json(config: T5Config) -> dict[str, Any]:
+    """`config.json` for transformers."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "d_ff": config.mlp_width,
+        "d_kv": config.head_dim,
+        "d_model": config.width,
+        "decoder_start_token_id": 0,
+        "dense_act_fn": "gelu_new",
+        "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": True,
+        "is_gated_act": True,
+        "layer_norm_epsilon": config.eps,
+        "model_type": "t5",
+        "num_heads": config.num_heads,
+        "num_layers": config.depth,
+        "pad_token_id": 0,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "vocab_size": config.vocab,
+    }
+
+
+# CLIP
 
 
 _LAYER = "text_model.encoder.layers.{i}"
@@ -103,3 +162,44 @@ def clip_table(config: ClipConfig) -> Table:
         ),
         respell=_with_prefix,
     )
+
+
+def clip_from_json(data: Json) -> ClipConfig:
+    """Reads `text_encoder/config.json`, the CLIP text encoder of transformers.
+
+    Raises:
+        UserError: the config is of another model, or asks for what this one does not do.
+    """
+    read = Fields("CLIP text config", data)
+    read.one_of("model_type", "clip_text_model")
+    return ClipConfig(
+        vocab=read.number("vocab_size", 49_408),
+        width=read.number("hidden_size", 512),
+        depth=read.number("num_hidden_layers", 12),
+        num_heads=read.number("num_attention_heads", 8),
+        mlp_width=read.number("intermediate_size", 2048),
+        max_length=read.number("max_position_embeddings", 77),
+        eos_token_id=read.number("eos_token_id", 49_407),
+        activation=read.one_of("hidden_act", "quick_gelu", "gelu", default="quick_gelu"),
+        eps=read.real("layer_norm_eps", 1e-5),
+    )
+
+
+def clip_to_json(config: ClipConfig) -> dict[str, Any]:
+    """`config.json` for transformers."""
+    return {
+        "architectures": ["CLIPTextModel"],
+        "bos_token_id": 0,
+        "eos_token_id": config.eos_token_id,
+        "hidden_act": config.activation,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": config.eps,
+        "max_position_embeddings": config.max_length,
+        "model_type": "clip_text_model",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.depth,
+        "pad_token_id": 1,
+        "projection_dim": config.width,
+        "vocab_size": config.vocab,
+    }

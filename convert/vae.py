@@ -7,12 +7,21 @@ dense layers of the attention as 1x1 convolutions, and number the decoder's bloc
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from dsd_jax.config import AutoencoderConfig
+from dsd_jax.convert.fields import Fields, Json, Sizes
 from dsd_jax.convert.table.engine import Table
+from dsd_jax.convert.table.refusals import Tensors
 from dsd_jax.convert.table.rules import Rule, linear
 
-__all__ = ["autoencoder_bfl", "autoencoder_diffusers"]
+__all__ = [
+    "autoencoder_bfl",
+    "autoencoder_diffusers",
+    "autoencoder_from_json",
+    "autoencoder_from_tensors",
+    "autoencoder_to_json",
+]
 
 _Module = tuple[str, str, int, int]
 """Our name, kind, channels in, channels out."""
@@ -113,3 +122,81 @@ def autoencoder_bfl(config: AutoencoderConfig) -> Table:
     """The table for BFL's `ae.safetensors`."""
     rules = tuple(_rules(config, _bfl(config), dense="o i 1 1 -> i o"))
     return Table("FLUX autoencoder in BFL layout", rules, {"x": 3, "y": 3})
+
+
+def autoencoder_from_json(data: Json) -> AutoencoderConfig:
+    """Reads `vae/config.json` of a diffusers folder.
+
+    Raises:
+        UserError: the config is of another model, or asks for what this one does not do.
+    """
+    read = Fields("autoencoder config", data)
+    read.one_of("_class_name", "AutoencoderKL")
+    channels = read.numbers("block_out_channels", (64,))
+    config = AutoencoderConfig(
+        in_channels=read.number("in_channels", 3),
+        latent_channels=read.number("latent_channels", 4),
+        block_channels=channels,
+        layers_per_block=read.number("layers_per_block", 1),
+        norm_groups=read.number("norm_num_groups", 32),
+        scale=read.real("scaling_factor", 0.18215),
+        shift=read.real("shift_factor", 0.0),
+    )
+    # Absent keys have the defaults of diffusers, quant convolutions among them.
+    for key, value, default in (
+        ("out_channels", config.in_channels, 3),
+        ("down_block_types", ["DownEncoderBlock2D"] * len(channels), ["DownEncoderBlock2D"]),
+        ("up_block_types", ["UpDecoderBlock2D"] * len(channels), ["UpDecoderBlock2D"]),
+        ("act_fn", "silu", "silu"),
+        ("use_quant_conv", False, True),
+        ("use_post_quant_conv", False, True),
+        ("mid_block_add_attention", True, True),
+    ):
+        read.one_of(key, value, default=default)
+    read.skip("sample_size", "force_upcast")  # about picture sizes and float16, not the model
+    read.nothing_else()
+    return config
+
+
+def autoencoder_to_json(config: AutoencoderConfig) -> dict[str, Any]:
+    """`config.json` for diffusers."""
+    stages = len(config.block_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.block_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * stages,
+        "force_upcast": True,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "latents_mean": None,
+        "latents_std": None,
+        "layers_per_block": config.layers_per_block,
+        "mid_block_add_attention": True,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.in_channels,
+        "sample_size": 1024,
+        "scaling_factor": config.scale,
+        "shift_factor": config.shift,
+        "up_block_types": ["UpDecoderBlock2D"] * stages,
+        "use_post_quant_conv": False,
+        "use_quant_conv": False,
+    }
+
+
+def autoencoder_from_tensors(weights: Tensors) -> AutoencoderConfig:
+    """The size of a VAE from a file in BFL layout; scale, shift and norm groups are FLUX.1's.
+
+    Raises:
+        UserError: the tensors that tell the size are missing.
+    """
+    shapes = Sizes("FLUX autoencoder in BFL layout", weights)
+    stages = shapes.count("encoder.down")
+    return AutoencoderConfig(
+        in_channels=shapes["encoder.conv_in.weight"][1],
+        latent_channels=shapes["decoder.conv_in.weight"][1],
+        block_channels=tuple(
+            shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(stages)
+        ),
+        layers_per_block=shapes.count("encoder.down.0.block"),
+    )

@@ -28,10 +28,10 @@ from dsd_jax.config import (
     T5Config,
     default_execution,
 )
-from dsd_jax.convert.configs import schedule_from_json
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora.files import read_lora
 from dsd_jax.convert.open import Component, open_component, read_json
+from dsd_jax.convert.schedule import schedule_from_json
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import pack_latents, unpack_latents

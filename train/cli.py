@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from dsd_jax.aot import GPUS, Job, Plan, compile_job, devices_of
 from dsd_jax.autoencoder import Autoencoder
 from dsd_jax.config import AutoencoderConfig, Execution, FluxConfig, flux_dev
-from dsd_jax.convert.configs import schedule_from_json
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora.files import read_lora
 from dsd_jax.convert.open import open_component, read_json
+from dsd_jax.convert.schedule import schedule_from_json
 from dsd_jax.data.load.encoded import EncodedStore, weights_digest
 from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch
 from dsd_jax.data.load.mixture import Portion

@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.results import save
 from dsd_jax.config import flux_dev
-from dsd_jax.convert.configs import flux_to_json
+from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.jobs import to_jax, to_torch

@@ -25,7 +25,7 @@ from diffusers import FluxTransformer2DModel
 
 from benchmarks.results import measure, save
 from dsd_jax.config import BFLOAT16, FLOAT32, Execution, FluxConfig, default_execution
-from dsd_jax.convert.configs import flux_to_json
+from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.frames import image_ids
 from dsd_jax.infer.guidance import Conditioning

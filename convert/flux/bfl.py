@@ -5,7 +5,7 @@ first half of its mlp in one `linear1`.
 """
 
 from dsd_jax.config import FluxConfig
-from dsd_jax.convert.configs import flux_absent, flux_depths, flux_dims
+from dsd_jax.convert.flux.config import flux_absent, flux_depths, flux_dims
 from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.table.rules import Rule, linear
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dsd_jax.config import FluxConfig
-from dsd_jax.convert.configs import flux_absent, flux_depths, flux_dims
+from dsd_jax.convert.flux.config import flux_absent, flux_depths, flux_dims
 from dsd_jax.convert.table.engine import within
 from dsd_jax.convert.table.rules import Piece, Rule, expand
 from dsd_jax.types import Shape

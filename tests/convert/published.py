@@ -7,11 +7,22 @@ import diffusers
 import torch
 import transformers
 
-from dsd_jax.convert import configs
+from dsd_jax.convert.flux.config import flux_from_json, flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.table.engine import Table
-from dsd_jax.convert.text import clip_table, t5_table
-from dsd_jax.convert.vae import autoencoder_diffusers
+from dsd_jax.convert.text import (
+    clip_from_json,
+    clip_table,
+    clip_to_json,
+    t5_from_json,
+    t5_table,
+    t5_to_json,
+)
+from dsd_jax.convert.vae import (
+    autoencoder_diffusers,
+    autoencoder_from_json,
+    autoencoder_to_json,
+)
 
 __all__ = ["CLIP", "DEV", "SCHNELL", "SMALL", "T5", "VAE", "build", "parts_for", "shapes_of"]
 
@@ -139,14 +150,14 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 Reader = Callable[[Mapping[str, Any]], Any]
 READERS: dict[str, tuple[Reader, Callable[[Any], Table], Callable[[Any], dict[str, Any]]]] = {
-    "FluxTransformer2DModel": (configs.flux_from_json, flux_diffusers, configs.flux_to_json),
+    "FluxTransformer2DModel": (flux_from_json, flux_diffusers, flux_to_json),
     "AutoencoderKL": (
-        configs.autoencoder_from_json,
+        autoencoder_from_json,
         autoencoder_diffusers,
-        configs.autoencoder_to_json,
+        autoencoder_to_json,
     ),
-    "t5": (configs.t5_from_json, t5_table, configs.t5_to_json),
-    "clip_text_model": (configs.clip_from_json, clip_table, configs.clip_to_json),
+    "t5": (t5_from_json, t5_table, t5_to_json),
+    "clip_text_model": (clip_from_json, clip_table, clip_to_json),
 }
 READERS["FluxTransformer2DConditionalModel"] = READERS["FluxTransformer2DModel"]
 

@@ -14,7 +14,7 @@ from dsd_jax.config import (
     flux_dev,
     flux_schnell,
 )
-from dsd_jax.convert import configs
+from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.errors import UserError
 from tests.convert.published import CLIP, DEV, SCHNELL, SMALL, T5, VAE, build, parts_for, shapes_of
 
@@ -73,4 +73,4 @@ def test_unsupported_configs(data: dict[str, Any], change: dict[str, Any], messa
 
 def test_a_size_that_diffusers_has_no_setting_for() -> None:
     with pytest.raises(UserError, match=r"diffusers fixes mlp_ratio at 4.0; a model with 2.0"):
-        configs.flux_to_json(FluxConfig(mlp_ratio=2.0))
+        flux_to_json(FluxConfig(mlp_ratio=2.0))

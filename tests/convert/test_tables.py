@@ -24,13 +24,19 @@ from dsd_jax.config import (
     flux_dev,
     flux_schnell,
 )
-from dsd_jax.convert import configs
 from dsd_jax.convert.flux.bfl import flux_bfl
+from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.io import open_weights
+from dsd_jax.convert.packaging import detect_layout
 from dsd_jax.convert.table.engine import Table
-from dsd_jax.convert.text import clip_table, t5_table
-from dsd_jax.convert.vae import autoencoder_bfl, autoencoder_diffusers
+from dsd_jax.convert.text import clip_from_json, clip_table, t5_from_json, t5_table
+from dsd_jax.convert.vae import (
+    autoencoder_bfl,
+    autoencoder_diffusers,
+    autoencoder_from_json,
+    autoencoder_from_tensors,
+)
 from dsd_jax.convert.writer import write_weights
 from dsd_jax.errors import UserError
 from tests.convert.published import CLIP, DEV, SCHNELL, SMALL, T5, VAE, build, parts_for, shapes_of
@@ -226,16 +232,16 @@ def test_the_original_layout_agrees_with_diffusers_converter(
 def test_an_original_file_needs_no_config(tmp_path: Path, flux_files: Any) -> None:
     config, ours = flux_files
     with open_weights(tmp_path / "bfl.safetensors") as weights:
-        assert configs.detect_layout(weights.tensors) == "bfl"
-        assert configs.flux_from_tensors(weights) == config
+        assert detect_layout(weights.tensors) == "bfl"
+        assert flux_from_tensors(weights) == config
         source = flux_bfl(config).check(weights)
         assert all((source.read(name) == array).all() for name, array in ours.items())
     with open_weights(tmp_path / "diffusers") as weights:
-        assert configs.detect_layout(weights.tensors) == "diffusers"
+        assert detect_layout(weights.tensors) == "diffusers"
         with pytest.raises(UserError, match=r"not a FLUX .* in BFL layout: it has no img_in.weig"):
-            configs.flux_from_tensors(weights)
+            flux_from_tensors(weights)
     with pytest.raises(UserError, match=r"cannot tell the layout of these weights \(a, b, \.\.\."):
-        configs.detect_layout(["a", "b"])
+        detect_layout(["a", "b"])
 
 
 def test_a_prefix_of_comfyui_is_understood(tmp_path: Path, flux_files: Any) -> None:
@@ -244,8 +250,8 @@ def test_a_prefix_of_comfyui_is_understood(tmp_path: Path, flux_files: Any) -> N
     prefixed = {f"model.diffusion_model.{name}": tensor for name, tensor in original.items()}
     safetensors.torch.save_file(prefixed, tmp_path / "comfy.safetensors")
     with open_weights(tmp_path / "comfy.safetensors") as weights:
-        assert configs.detect_layout(weights.tensors) == "bfl"
-        assert configs.flux_from_tensors(weights) == config
+        assert detect_layout(weights.tensors) == "bfl"
+        assert flux_from_tensors(weights) == config
         flux_bfl(config).check(weights)
 
 
@@ -253,7 +259,7 @@ def test_the_original_autoencoder_agrees_with_diffusers_converter(tmp_path: Path
     data = SMALL["vae"]
     module = randomised(build(data), torch.float32)
     module.save_pretrained(tmp_path / "vae")
-    config = configs.autoencoder_from_json(data)
+    config = autoencoder_from_json(data)
     with open_weights(tmp_path / "vae") as weights:
         ours = dict(autoencoder_diffusers(config).check(weights).iter_ours())
     export(autoencoder_bfl(config), tmp_path / "ae.safetensors", ours)
@@ -263,8 +269,8 @@ def test_the_original_autoencoder_agrees_with_diffusers_converter(tmp_path: Path
     for name, tensor in module.state_dict().items():
         assert torch.equal(converted[name], tensor), name
     with open_weights(tmp_path / "ae.safetensors") as weights:
-        assert configs.detect_layout(weights.tensors) == "bfl"
-        inferred = configs.autoencoder_from_tensors(weights)
+        assert detect_layout(weights.tensors) == "bfl"
+        inferred = autoencoder_from_tensors(weights)
         assert inferred.block_channels == config.block_channels
         assert inferred.layers_per_block == config.layers_per_block
         assert inferred.latent_channels == config.latent_channels
@@ -286,7 +292,7 @@ def test_the_release_loads_as_it_is(tmp_path: Path) -> None:
     safetensors.torch.save_file(released, tmp_path / "diffusion_pytorch_model.safetensors")
     with open_weights(tmp_path) as weights:
         # Its config.json says nothing of the condition embedding; its tensors do.
-        config = configs.flux_from_json(SMALL["dev"], weights.tensors)
+        config = flux_from_json(SMALL["dev"], weights.tensors)
         assert config.condition_embed
         source = flux_diffusers(config).check(weights)
         assert source.notices == (
@@ -302,7 +308,7 @@ def test_the_release_loads_as_it_is(tmp_path: Path) -> None:
 def test_plain_flux_gets_a_condition_embedding_of_zeros(tmp_path: Path) -> None:
     randomised(build(SMALL["dev"]), torch.bfloat16).save_pretrained(tmp_path)
     with open_weights(tmp_path) as weights:
-        config = configs.flux_from_json(SMALL["dsd"])
+        config = flux_from_json(SMALL["dsd"])
         source = flux_diffusers(config).check(weights, zeros=("cond_in",))
         assert source.notices == ("the weights have no cond_in; it starts at zero",)
         assert not source.read("cond_in.kernel").any()
@@ -312,7 +318,7 @@ def test_plain_flux_gets_a_condition_embedding_of_zeros(tmp_path: Path) -> None:
 
 def test_dev_weights_do_not_pass_for_schnell(tmp_path: Path) -> None:
     randomised(build(SMALL["dev"]), torch.float32).save_pretrained(tmp_path)
-    config = configs.flux_from_json(SMALL["schnell"])
+    config = flux_from_json(SMALL["schnell"])
     with (
         open_weights(tmp_path) as weights,
         pytest.raises(UserError, match=r"4 unexpected in a model of this size: time_text_embed.g"),
@@ -321,7 +327,7 @@ def test_dev_weights_do_not_pass_for_schnell(tmp_path: Path) -> None:
 
 
 def test_t5_may_carry_its_embedding_twice(tmp_path: Path) -> None:
-    table = t5_table(configs.t5_from_json(SMALL["t5"]))
+    table = t5_table(t5_from_json(SMALL["t5"]))
     state = {
         name: tensor.clone()
         for name, tensor in randomised(build(SMALL["t5"]), torch.bfloat16).state_dict().items()
@@ -347,14 +353,14 @@ def test_clip_with_and_without_prefix_and_extras(tmp_path: Path, prefix: str) ->
     published["text_projection.weight"] = torch.randn(24, 24)
     safetensors.torch.save_file(published, tmp_path / "model.safetensors")
     with open_weights(tmp_path) as weights:
-        source = clip_table(configs.clip_from_json(SMALL["clip"])).check(weights)
+        source = clip_table(clip_from_json(SMALL["clip"])).check(weights)
         assert len(source.notices) == 2
         scale = state["encoder.layers.1.layer_norm2.weight"].numpy()
         assert (source.read("blocks.1.norm2.scale") == scale).all()
 
 
 def test_rope_axes_of_an_unusual_original_file_must_be_given(tmp_path: Path) -> None:
-    config = configs.flux_from_json(SMALL["dev"])
+    config = flux_from_json(SMALL["dev"])
     rng = np.random.default_rng(0)
     table = flux_bfl(config)
     ours = {
@@ -364,5 +370,5 @@ def test_rope_axes_of_an_unusual_original_file_must_be_given(tmp_path: Path) -> 
     export(table, tmp_path / "toy.safetensors", ours)
     with open_weights(tmp_path / "toy.safetensors") as weights:
         with pytest.raises(UserError, match=r"does not tell its RoPE axes, and head size 8"):
-            configs.flux_from_tensors(weights)
-        assert configs.flux_from_tensors(weights, config.axes_dim) == config
+            flux_from_tensors(weights)
+        assert flux_from_tensors(weights, config.axes_dim) == config

@@ -17,8 +17,8 @@ from dsd_jax.config import (
     FluxConfig,
     T5Config,
 )
-from dsd_jax.convert.configs import schedule_to_json
 from dsd_jax.convert.open import config_to_json, table_for
+from dsd_jax.convert.schedule import schedule_to_json
 from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weights
 from dsd_jax.flow import Schedule
 from dsd_jax.models import Config, abstract

@@ -1,0 +1,93 @@
+"""Reading sizes with checks: from the JSON of a config, and from the shapes of named tensors.
+
+Reading refuses every setting that our models do not have, rather than compute something else.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dsd_jax.convert.table.refusals import Tensors
+from dsd_jax.errors import UserError
+from dsd_jax.types import Shape
+
+__all__ = ["Fields", "Json", "Sizes"]
+
+Json = Mapping[str, Any]
+
+
+class Fields:
+    """Takes values out of a JSON config, checks them, and knows what was left."""
+
+    def __init__(self, title: str, data: Json) -> None:
+        self.title = title
+        self._data = data
+        self._used: set[str] = set()
+
+    def _get(self, key: str, default: Any) -> Any:
+        self._used.add(key)
+        value = self._data.get(key)
+        return default if value is None else value
+
+    def one_of(self, key: str, *allowed: Any, default: Any = None) -> Any:
+        value = self._get(key, default)
+        if value not in allowed:
+            expected = " or ".join(map(repr, allowed))
+            raise UserError(f"{self.title}: {key} is {value!r}, this program supports {expected}")
+        return value
+
+    def number(self, key: str, default: int) -> int:
+        value = self._get(key, default)
+        if type(value) is not int or value < 0:
+            raise UserError(f"{self.title}: {key} is {value!r}, expected a whole number")
+        return value
+
+    def real(self, key: str, default: float) -> float:
+        value = self._get(key, default)
+        if type(value) not in (int, float):
+            raise UserError(f"{self.title}: {key} is {value!r}, expected a number")
+        return float(value)
+
+    def numbers(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        values = self._get(key, default)
+        if not isinstance(values, list | tuple) or any(type(n) is not int for n in values):
+            raise UserError(f"{self.title}: {key} is {values!r}, expected a list of whole numbers")
+        return tuple(values)
+
+    def skip(self, *keys: str) -> None:
+        self._used.update(keys)
+
+    def nothing_else(self) -> None:
+        """diffusers writes every setting it has: one that is on and not known here matters."""
+        rest = {
+            key: value
+            for key, value in self._data.items()
+            if key not in self._used and not key.startswith("_") and value not in (None, False)
+        }
+        if rest:
+            raise UserError(f"{self.title}: settings this program does not know: {rest}")
+
+
+class Sizes:
+    """Shapes of named tensors, with a plain message for one that is not there."""
+
+    def __init__(self, title: str, weights: Tensors, prefix: str = "") -> None:
+        self._title = title
+        self._shapes = {
+            name.removeprefix(prefix): tuple(spec.shape) for name, spec in weights.tensors.items()
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def __getitem__(self, name: str) -> Shape:
+        if name not in self._shapes:
+            raise UserError(
+                f"not a {self._title}: it has no {name}; check that it is the right file"
+            )
+        return self._shapes[name]
+
+    def count(self, stack: str) -> int:
+        """Number of blocks `stack.0`, `stack.1`, ..."""
+        found = (re.match(rf"{re.escape(stack)}\.(\d+)\.", name) for name in self._shapes)
+        return 1 + max((int(match[1]) for match in found if match), default=-1)
