@@ -11,11 +11,12 @@ from flax import nnx
 
 from dsd_jax.blocks import DoubleBlock, SingleBlock
 from dsd_jax.config import Execution, FluxConfig, Precision
+from dsd_jax.frames import Canvas, FluxInputs, text_ids
 from dsd_jax.layers import Linear, MlpEmbedder, layer_norm, timestep_embedding
 from dsd_jax.rope import embed_positions
 from dsd_jax.sharding import constrain
 from dsd_jax.stack import build_stack, run_stack
-from dsd_jax.types import Array, Float, Int
+from dsd_jax.types import Array, Float
 
 __all__ = ["FinalLayer", "Flux"]
 
@@ -89,46 +90,33 @@ class Flux(nnx.Module):
 
     def __call__(
         self,
-        img: Float[Array, "B Li C"],
-        img_ids: Int[Array, "Li 3"],
-        txt: Float[Array, "B Lt Dt"],
-        txt_ids: Int[Array, "Lt 3"],
-        vec: Float[Array, "B Dv"],
+        img: Float[Array, "B L C"],
         t: Float[Array, " B"],
-        guidance: Float[Array, " B"] | None = None,
-        img_cond: Float[Array, "B Li C"] | None = None,
-    ) -> Float[Array, "B Li C_out"]:
-        """Velocity at time `t`.
+        inputs: FluxInputs,
+        canvas: Canvas,
+    ) -> Float[Array, "B L C_out"]:
+        """Velocity at time `t`, in the compute dtype.
 
         Args:
             img: noisy packed latents x_t.
-            img_ids: (0, row, column) of every image token.
-            txt: T5 token embeddings, padded, not masked.
-            txt_ids: zeros.
-            vec: pooled CLIP embedding.
             t: time in [0, 1]; 1 is noise.
-            guidance: distilled guidance scale; ignored by a model without guidance embedding.
-            img_cond: condition tokens, added after their own embedding; None is not the same as
-                zeros, which still add the embedding's bias.
-
-        Returns:
-            Velocity in the compute dtype.
+            inputs: text, distilled guidance scale and condition.
+            canvas: where the tokens of `img` lie.
         """
         compute = self.precision.compute_dtype
         img = self.img_in(img)
-        if img_cond is not None:
+        if inputs.img_cond is not None:
             if self.cond_in is None:
                 raise ValueError("img_cond was given to a model without condition embedding")
-            img = img + self.cond_in(img_cond)
-        txt = self.txt_in(txt)
-        vec = self._embed(self.time_in, t) + self.vector_in(vec.astype(compute))
+            img = img + self.cond_in(inputs.img_cond)
+        txt = self.txt_in(inputs.txt)
+        vec = self._embed(self.time_in, t) + self.vector_in(inputs.vec.astype(compute))
         if self.guidance_in is not None:
-            if guidance is None:
+            if inputs.guidance is None:
                 raise ValueError("this model embeds the guidance scale, but guidance is None")
-            vec = vec + self._embed(self.guidance_in, guidance)
-        pe = embed_positions(
-            jnp.concatenate([txt_ids, img_ids]), self.config.axes_dim, self.config.theta
-        )
+            vec = vec + self._embed(self.guidance_in, inputs.guidance)
+        ids = jnp.concatenate([text_ids(txt.shape[1]), canvas.image_ids])
+        pe = embed_positions(ids, self.config.axes_dim, self.config.theta)
         img, txt = constrain(img, "batch", "length", None), constrain(txt, "batch", None, None)
 
         implementation = self.execution.attention

@@ -5,6 +5,10 @@ one canvas of twice the width. There is no frame axis in the position ids; the t
 right half of the columns (paper, section 3.2; released checkpoint).
 """
 
+import dataclasses
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from dsd_jax.errors import UserError
@@ -13,9 +17,10 @@ from dsd_jax.types import Array, Float, Int
 __all__ = [
     "BLACK",
     "PATCH",
+    "Canvas",
+    "FluxInputs",
     "check_size",
     "condition_canvas",
-    "image_ids",
     "pack_latents",
     "split_frames",
     "text_ids",
@@ -23,7 +28,61 @@ __all__ = [
 ]
 
 PATCH = 2  # latent pixels per token, along each side
-BLACK = -1.0  # of an image in [-1, 1]
+BLACK = -1.0  # the black of an image in [-1, 1]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """Size, in latent pixels, of what is denoised together: two frames, or one picture.
+
+    As an argument of a jitted function it is static.
+    """
+
+    height: int
+    width: int
+
+    @classmethod
+    def from_pixels(cls, height: int, width: int, downscale: int) -> "Canvas":
+        """The canvas of an image.
+
+        Args:
+            height, width: of the image in pixels.
+            downscale: image pixels per latent pixel, along each side.
+
+        Raises:
+            UserError: the image does not divide into tokens.
+        """
+        check_size(height, width, downscale)
+        return cls(height // downscale, width // downscale)
+
+    @property
+    def tokens(self) -> int:
+        """L, the number of packed tokens."""
+        return (self.height // PATCH) * (self.width // PATCH)
+
+    @property
+    def image_ids(self) -> Int[Array, "L 3"]:
+        """Position ids (0, row, column) of the tokens."""
+        row, column = jnp.divmod(jnp.arange(self.tokens), self.width // PATCH)
+        return jnp.stack([jnp.zeros_like(row), row, column], axis=-1)
+
+
+class FluxInputs(NamedTuple):
+    """What the model sees beside the noisy tokens and their time.
+
+    Attributes:
+        txt: T5 token embeddings, padded, not masked.
+        vec: pooled CLIP embedding.
+        guidance: distilled guidance scale; a model without guidance embedding ignores it.
+        img_cond: condition tokens; None is not the same as zeros, which still add the bias of the
+            condition embedding.
+    """
+
+    txt: Float[Array, "B Lt Dt"]
+    vec: Float[Array, "B Dv"]
+    guidance: Float[Array, " B"] | None = None
+    img_cond: Float[Array, "B L C"] | None = None
 
 
 def check_size(height: int, width: int, downscale: int) -> None:
@@ -49,19 +108,13 @@ def pack_latents(latents: Float[Array, "B h w C"]) -> Float[Array, "B L Cp"]:
     return x.reshape(batch, (height // PATCH) * (width // PATCH), channels * PATCH * PATCH)
 
 
-def unpack_latents(img: Float[Array, "B L Cp"], height: int, width: int) -> Float[Array, "B h w C"]:
-    """Inverse of `pack_latents`; `height` and `width` in latent pixels."""
+def unpack_latents(img: Float[Array, "B L Cp"], canvas: Canvas) -> Float[Array, "B h w C"]:
+    """Inverse of `pack_latents`."""
     batch, _, packed = img.shape
     channels = packed // (PATCH * PATCH)
-    x = img.reshape(batch, height // PATCH, width // PATCH, channels, PATCH, PATCH)
-    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height, width, channels)
-
-
-def image_ids(height: int, width: int) -> Int[Array, "L 3"]:
-    """Position ids (0, row, column) of a canvas of `height` x `width` latent pixels."""
-    rows, columns = height // PATCH, width // PATCH
-    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
-    return jnp.stack([jnp.zeros_like(row), row, column], axis=-1)
+    rows, columns = canvas.height // PATCH, canvas.width // PATCH
+    x = img.reshape(batch, rows, columns, channels, PATCH, PATCH)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, canvas.height, canvas.width, channels)
 
 
 def text_ids(length: int) -> Int[Array, "L 3"]:

@@ -34,11 +34,11 @@ from dsd_jax.convert.open import Component, open_component, read_json
 from dsd_jax.convert.schedule import schedule_from_json
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
-from dsd_jax.frames import pack_latents, unpack_latents
+from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
 from dsd_jax.images import fit, from_array, open_image, to_array
 from dsd_jax.infer.encode import AutoencoderPrograms, Text, TextPrograms, in_groups
-from dsd_jax.infer.guidance import Conditioning
-from dsd_jax.infer.sampler import Callback, Inputs, Sampler, TrueGuidance, initial_noise
+from dsd_jax.infer.guidance import TrueGuidance
+from dsd_jax.infer.sampler import Callback, Sampler, SamplerInputs, initial_noise
 from dsd_jax.infer.settings import Settings, check_seed
 from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.models import abstract, load
@@ -152,7 +152,7 @@ class Pipeline:
             model = abstract(self.autoencoder_config, precision=precision)
             return AutoencoderPrograms(load(model, autoencoder.source, mesh=mesh))
 
-        def denoiser() -> Callable[[int, int], Sampler]:
+        def denoiser() -> Callable[[Canvas], Sampler]:
             model = abstract(flux_config, precision=precision, execution=execution)
             if merge_lora and adapters:
                 merged = MergedSource(transformer.source, adapters, precision.param_dtype)
@@ -288,7 +288,7 @@ class Pipeline:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         notices = self.notices + self.check(texts, references, settings)
-        canvas = self._latent_size(settings)
+        canvas = self._canvas(settings)
         noise = self._noise(seeds, latents, len(texts), canvas)
         with self._mesh():
             encoded = self._encode(texts, settings)
@@ -315,23 +315,22 @@ class Pipeline:
             notices=notices,
         )
 
-    def _latent_size(self, settings: Settings) -> tuple[int, int]:
-        height, width = (side // self.autoencoder_config.downscale for side in settings.size)
-        return height, width
+    def _canvas(self, settings: Settings) -> Canvas:
+        return Canvas.from_pixels(*settings.size, self.autoencoder_config.downscale)
 
     def _noise(
         self,
         seeds: np.ndarray,
         latents: np.ndarray | None,
         count: int,
-        canvas: tuple[int, int],
+        canvas: Canvas,
     ) -> np.ndarray:
         """Packed initial noise, from the seeds or as given."""
         channels = self.autoencoder_config.latent_channels
         if latents is None:
-            noise = initial_noise(seeds, *canvas, channels)
+            noise = initial_noise(seeds, canvas, channels)
         else:
-            expected = (count, channels, *canvas)
+            expected = (count, channels, canvas.height, canvas.width)
             if latents.shape != expected or latents.dtype != np.float32:
                 raise UserError(
                     f"latents must be float32 {list(expected)}, got {latents.dtype} "
@@ -370,8 +369,8 @@ class Pipeline:
         callback: Callback | None,
     ) -> np.ndarray:
         """Final latents `[N, h, w, C]`, a batch at a time."""
-        height, width = self._latent_size(settings)
-        timesteps = self.schedule.timesteps(settings.steps, noise.shape[1])
+        canvas = self._canvas(settings)
+        timesteps = self.schedule.timesteps(settings.steps, canvas.tokens)
         null = encoded[settings.negative_prompt] if settings.true_guidance else None
         arrays = [
             noise,
@@ -382,7 +381,7 @@ class Pipeline:
         # Whole groups, and no larger than there are images to fill them.
         groups = min(-(-(batch_size or 1) // self.group), -(-len(texts) // self.group))
         with self._denoiser.use() as sampler_of:
-            sampler = sampler_of(height, width)
+            sampler = sampler_of(canvas)
 
             def denoise(
                 img: np.ndarray, txt: np.ndarray, vec: np.ndarray, cond: np.ndarray | None = None
@@ -391,7 +390,7 @@ class Pipeline:
                 return sampler.run(*placed, timesteps, callback)
 
             done = in_groups(denoise, arrays, groups * self.group)
-        return np.asarray(unpack_latents(jnp.asarray(done), height, width))
+        return np.asarray(unpack_latents(jnp.asarray(done), canvas))
 
     def check(
         self, texts: list[str], references: list[Image.Image] | None, settings: Settings
@@ -449,27 +448,27 @@ def _inputs(
     condition: np.ndarray | None,
     null: Text | None,
     settings: Settings,
-) -> Inputs:
+) -> SamplerInputs:
     count = len(vec)
 
     def scale(value: float) -> jax.Array:
         return jnp.full(count, value, jnp.float32)
 
-    conditioning = Conditioning(
+    inputs = FluxInputs(
         txt=jnp.asarray(txt),
         vec=jnp.asarray(vec),
         guidance=scale(settings.guidance),
         img_cond=None if condition is None else jnp.asarray(condition),
     )
     if null is None:
-        return Inputs(conditioning)
+        return SamplerInputs(inputs)
     guidance = TrueGuidance(
         null_txt=jnp.broadcast_to(null.txt, txt.shape),
         null_vec=jnp.broadcast_to(null.vec, vec.shape),
         image_scale=scale(settings.i_guidance),
         text_scale=scale(settings.t_guidance),
     )
-    return Inputs(conditioning, guidance)
+    return SamplerInputs(inputs, guidance)
 
 
 def _expect(component: Component, kind: type[T]) -> T:

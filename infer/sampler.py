@@ -1,9 +1,9 @@
-"""Euler sampling of packed latents: one jitted step to watch, or the whole loop as one program."""
+"""Sampling of packed latents: one jitted step to watch, or the whole loop as one program."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,127 +11,116 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from dsd_jax.flow import euler_step
 from dsd_jax.flux import Flux
-from dsd_jax.frames import image_ids, text_ids
-from dsd_jax.infer.guidance import FIRST_STEP, Conditioning, VelocityFn, guided, with_null
+from dsd_jax.frames import Canvas, FluxInputs
+from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, guided, with_null
+from dsd_jax.infer.solvers import EULER, Solver, VelocityFn
 from dsd_jax.sharding import constrain
-from dsd_jax.types import Array, Float, Float32
+from dsd_jax.types import Array, Float32
 
-__all__ = ["Callback", "Inputs", "Programs", "Sampler", "TrueGuidance", "initial_noise", "sample"]
+__all__ = ["Callback", "Programs", "Sampler", "SamplerInputs", "initial_noise", "sample"]
 
-# (step that was done, from 1; number of steps; packed latents after it) -> True to stop here
+# (number of the step just done, from 1; number of steps; packed latents) -> True to stop here
 Callback = Callable[[int, int, Array], bool | None]
+Carry = tuple[Array, Any]  # packed latents, and the solver's memory
 
 
-class TrueGuidance(NamedTuple):
-    """The empty text and the scales of every image."""
+class SamplerInputs(NamedTuple):
+    """Everything a batch of images is sampled from; `true_guidance` None means a single pass."""
 
-    null_txt: Float[Array, "B Lt Dt"]
-    null_vec: Float[Array, "B Dv"]
-    image_scale: Float[Array, " B"]
-    text_scale: Float[Array, " B"]
+    flux: FluxInputs
+    true_guidance: TrueGuidance | None = None
 
 
-class Inputs(NamedTuple):
-    """Everything a batch of images is sampled from; `guidance` None: no true guidance."""
-
-    conditioning: Conditioning
-    guidance: TrueGuidance | None = None
-
-
-def initial_noise(
-    seeds: np.ndarray, height: int, width: int, channels: int
-) -> Float32[Array, "B h w C"]:
-    """Standard normal latents; each image's depend on its own seed (32 bits) alone."""
-    draw = functools.partial(jax.random.normal, shape=(height, width, channels))
+def initial_noise(seeds: np.ndarray, canvas: Canvas, channels: int) -> Float32[Array, "B h w C"]:
+    """Standard normal latents; the noise of an image depends on its own seed (32 bits) alone."""
+    shape = canvas.height, canvas.width, channels
+    draw = functools.partial(jax.random.normal, shape=shape)
     return jax.vmap(lambda seed: draw(jax.random.key(seed)))(jnp.asarray(seeds, jnp.uint32))
 
 
-def sample(velocity: VelocityFn, img: Array, timesteps: Array) -> Array:
-    """Euler steps through decreasing `timesteps` `[n + 1]`, as one `lax.scan`."""
+def sample(solver: Solver, velocity: VelocityFn, carry: Carry, timesteps: Array) -> Carry:
+    """Takes the solver through decreasing `timesteps` `[n + 1]`, as one `lax.scan`."""
 
-    def step(img: Array, times: tuple[Array, Array]) -> tuple[Array, None]:
-        return _step(velocity, img, *times), None
+    def step(carry: Carry, times: tuple[Array, Array]) -> tuple[Carry, None]:
+        return _step(solver, velocity, carry, *times), None
 
-    return lax.scan(step, img, (timesteps[:-1], timesteps[1:]))[0]
+    return lax.scan(step, carry, (timesteps[:-1], timesteps[1:]))[0]
 
 
-def _step(velocity: VelocityFn, img: Array, t_cur: Array, t_next: Array) -> Array:
-    img = euler_step(img, velocity(img, t_cur), t_cur, t_next)
-    # Where it came from: XLA may choose another order of devices, and recompile the next step.
-    return constrain(img, "batch", None, None)
+def _step(solver: Solver, velocity: VelocityFn, carry: Carry, t_cur: Array, t_next: Array) -> Carry:
+    img, memory = solver.step(velocity, *carry, t_cur, t_next)
+    # Back to where it came from: XLA may choose another order of devices, and recompile the next
+    # step.
+    return constrain(img, "batch", None, None), memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What is computed with a model on one canvas size (in latent pixels), ready to be traced.
+    """What is computed with a model on one canvas, ready to be traced.
 
     The weights are an argument, not a part: what is compiled must not keep them alive.
     """
 
     graphdef: nnx.GraphDef[Flux]
-    height: int
-    width: int
+    canvas: Canvas
+    solver: Solver = EULER
 
     def step(
         self,
         state: nnx.State,
-        img: Array,
-        inputs: Inputs,
-        t_cur: Array,
-        t_next: Array,
+        carry: Carry,
+        inputs: SamplerInputs,
+        times: tuple[Array, Array],
         *,
         true_guidance: bool,
-    ) -> Array:
-        """One Euler step."""
+    ) -> Carry:
+        """One step of the solver, from the first of `times` to the second."""
         make = self._guided if true_guidance else self._plain
-        return _step(make(state, inputs), img, t_cur, t_next)
+        return _step(self.solver, make(state, inputs), carry, *times)
 
-    def loop(self, state: nnx.State, img: Array, inputs: Inputs, timesteps: Array) -> Array:
+    def loop(self, state: nnx.State, img: Array, inputs: SamplerInputs, timesteps: Array) -> Array:
         """All steps; true guidance, if any, from step `FIRST_STEP`."""
-        if inputs.guidance is None:
-            return sample(self._plain(state, inputs), img, timesteps)
+        carry = img, self.solver.init(img)
+        plain = self._plain(state, inputs)
+        if inputs.true_guidance is None:
+            return sample(self.solver, plain, carry, timesteps)[0]
         first = min(FIRST_STEP, timesteps.shape[0] - 1)
-        img = sample(self._plain(state, inputs), img, timesteps[: first + 1])
-        return sample(self._guided(state, inputs), img, timesteps[first:])
+        carry = sample(self.solver, plain, carry, timesteps[: first + 1])
+        return sample(self.solver, self._guided(state, inputs), carry, timesteps[first:])[0]
 
-    def _plain(self, state: nnx.State, inputs: Inputs) -> VelocityFn:
-        return self._velocity(state, inputs.conditioning)
+    def _plain(self, state: nnx.State, inputs: SamplerInputs) -> VelocityFn:
+        return self._velocity(state, inputs.flux)
 
-    def _guided(self, state: nnx.State, inputs: Inputs) -> VelocityFn:
-        assert inputs.guidance is not None  # the callers' condition
-        null_txt, null_vec, image_scale, text_scale = inputs.guidance
-        three = with_null(inputs.conditioning, null_txt, null_vec)
-        return guided(self._velocity(state, three), image_scale, text_scale)
+    def _guided(self, state: nnx.State, inputs: SamplerInputs) -> VelocityFn:
+        assert inputs.true_guidance is not None  # the callers' condition
+        three = with_null(inputs.flux, inputs.true_guidance)
+        return guided(self._velocity(state, three), inputs.true_guidance)
 
-    def _velocity(self, state: nnx.State, conditioning: Conditioning) -> VelocityFn:
+    def _velocity(self, state: nnx.State, inputs: FluxInputs) -> VelocityFn:
         model = nnx.merge(self.graphdef, state)
-        txt, vec, guidance, img_cond = conditioning
-        img_ids, txt_ids = image_ids(self.height, self.width), text_ids(txt.shape[1])
 
         def velocity(img: Array, t: Array) -> Array:
-            times = jnp.broadcast_to(t, img.shape[:1])
-            return model(img, img_ids, txt, txt_ids, vec, times, guidance, img_cond)
+            return model(img, jnp.broadcast_to(t, img.shape[:1]), inputs, self.canvas)
 
         return velocity
 
 
 class Sampler:
-    """Samples with one model on one canvas size (in latent pixels)."""
+    """Samples with one model on one canvas."""
 
-    def __init__(self, model: Flux, height: int, width: int) -> None:
+    def __init__(self, model: Flux, canvas: Canvas, solver: Solver = EULER) -> None:
         graphdef, self.state = nnx.split(model)
-        self.programs = Programs(graphdef, height, width)
+        self.programs = Programs(graphdef, canvas, solver)
         self._step = jax.jit(
-            self.programs.step, static_argnames="true_guidance", donate_argnames="img"
+            self.programs.step, static_argnames="true_guidance", donate_argnames="carry"
         )
         self._loop = jax.jit(self.programs.loop, donate_argnames="img")
 
     def run(
         self,
         img: Float32[Array, "B L C"],
-        inputs: Inputs,
+        inputs: SamplerInputs,
         timesteps: np.ndarray,
         callback: Callback | None = None,
     ) -> Float32[Array, "B L C"]:
@@ -139,7 +128,7 @@ class Sampler:
 
         Args:
             img: packed noise; donated.
-            inputs: conditionings and scales.
+            inputs: text, condition and scales.
             timesteps: decreasing times `[n + 1]`, float32.
             callback: called after every step; returning True stops there. The latents it is given
                 are donated to the next step, so it must copy what it keeps. Without a callback,
@@ -148,10 +137,11 @@ class Sampler:
         if callback is None:
             return self._loop(self.state, img, inputs, jnp.asarray(timesteps))
         count = len(timesteps) - 1
+        carry = img, self.programs.solver.init(img)
         for i in range(count):
-            true_guidance = inputs.guidance is not None and i >= FIRST_STEP
-            t_cur, t_next = timesteps[i], timesteps[i + 1]
-            img = self._step(self.state, img, inputs, t_cur, t_next, true_guidance=true_guidance)
-            if callback(i + 1, count, img):
+            true_guidance = inputs.true_guidance is not None and i >= FIRST_STEP
+            times = timesteps[i], timesteps[i + 1]
+            carry = self._step(self.state, carry, inputs, times, true_guidance=true_guidance)
+            if callback(i + 1, count, carry[0]):
                 break
-        return img
+        return carry[0]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dsd_jax.config import FLOAT32, Execution, FluxConfig, Precision
 from dsd_jax.flux import Flux
-from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.lora import Adapter, add_factors
 from dsd_jax.models import abstract
 from dsd_jax.weights import TensorSource, materialise, param_shapes
@@ -41,7 +41,7 @@ TINY = FluxConfig(
     vec_width=20,
     axes_dim=(4, 6, 6),
 )
-CANVAS = (8, 12)  # latent pixels: 24 tokens, not square
+CANVAS = Canvas(8, 12)  # 24 tokens, not square
 # Compiler options: these programs run once, so most of LLVM's work on them would be lost.
 QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
@@ -97,24 +97,18 @@ def random_adapter(
 def flux_inputs(config: FluxConfig = TINY, batch: int = 2, txt_length: int = 8) -> dict[str, Any]:
     """Keyword arguments of a call."""
     rng = np.random.default_rng(1)
-    height, width = CANVAS
-    tokens = height * width // 4
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape, np.float32))
 
-    inputs = {
-        "img": normal(batch, tokens, config.in_channels),
-        "img_ids": image_ids(height, width),
-        "txt": normal(batch, txt_length, config.txt_width),
-        "txt_ids": text_ids(txt_length),
-        "vec": normal(batch, config.vec_width),
-        "t": jnp.asarray(rng.uniform(0.1, 0.9, batch), jnp.float32),
-        "guidance": jnp.asarray(rng.uniform(1, 4, batch), jnp.float32),
-    }
-    if config.condition_embed:
-        inputs["img_cond"] = normal(batch, tokens, config.in_channels)
-    return inputs
+    img = normal(batch, CANVAS.tokens, config.in_channels)
+    txt = normal(batch, txt_length, config.txt_width)
+    vec = normal(batch, config.vec_width)
+    t = jnp.asarray(rng.uniform(0.1, 0.9, batch), jnp.float32)
+    guidance = jnp.asarray(rng.uniform(1, 4, batch), jnp.float32)
+    cond = normal(batch, CANVAS.tokens, config.in_channels) if config.condition_embed else None
+    inputs = FluxInputs(txt, vec, guidance, cond)
+    return {"img": img, "t": t, "inputs": inputs, "canvas": CANVAS}
 
 
 def call(model: nnx.Module) -> Callable[..., Any]:

@@ -76,7 +76,7 @@ def make_batch(
 ) -> EncodedBatch:
     """Of four samples one is without text, one without image, one without both."""
     rng = np.random.default_rng(seed)
-    tokens = CANVAS[0] * CANVAS[1] // 4
+    tokens = CANVAS.tokens
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape, np.float32))

@@ -30,11 +30,10 @@ from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
-from dsd_jax.frames import PATCH, pack_latents, unpack_latents
-from dsd_jax.infer.guidance import Conditioning
-from dsd_jax.infer.job import sample_job
+from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
+from dsd_jax.infer.job import SampleSize, sample_job
 from dsd_jax.infer.pipeline import PIPELINE_FILES
-from dsd_jax.infer.sampler import Inputs, Programs, initial_noise
+from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
 from dsd_jax.infer.settings import Settings
 from dsd_jax.lora import Adapter
 from dsd_jax.processes import ClusterConfig, first_process, join
@@ -42,9 +41,9 @@ from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.making.source import TOYS
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.job import (
-    DOWNSCALE,
     attention_for,
     candidates,
+    canvas_of,
     cheaper,
     forward_flops,
     plan_training,
@@ -309,23 +308,23 @@ class Canvases:
     guidance: float = Settings.guidance
 
     def __call__(
-        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, height: int, width: int
+        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, canvas: Canvas
     ) -> Array:
         """Pictures in [-1, 1]; sample i has the noise of seed i."""
-        count, tokens, _ = batch.x_0.shape
+        count = len(batch.x_0)
         config: AutoencoderConfig = autoencoder.config
-        noise = initial_noise(np.arange(count), height, width, config.latent_channels)
-        conditioning = Conditioning(
+        noise = initial_noise(np.arange(count), canvas, config.latent_channels)
+        inputs = FluxInputs(
             txt=batch.txt,
             vec=batch.vec,
             guidance=jnp.full(count, self.guidance, jnp.float32),
             img_cond=batch.img_cond,
         )
         graphdef, state = nnx.split(model)
-        times = jnp.asarray(self.schedule.timesteps(self.steps, tokens))
-        programs = Programs(graphdef, height, width)
-        img = programs.loop(state, pack_latents(noise), Inputs(conditioning), times)
-        return autoencoder.decode(autoencoder.unnormalize(unpack_latents(img, height, width)))
+        times = jnp.asarray(self.schedule.timesteps(self.steps, canvas.tokens))
+        programs = Programs(graphdef, canvas)
+        img = programs.loop(state, pack_latents(noise), SamplerInputs(inputs), times)
+        return autoencoder.decode(autoencoder.unnormalize(unpack_latents(img, canvas)))
 
 
 def plot(
@@ -399,16 +398,14 @@ def _plan(flags: PlanFlags, config: TrainConfig) -> Plan:
     flux = flux_dev(condition_embed=config.condition)
     if flags.job == "train":
         return plan_training(config, flux, flags.topology, encoded=flags.encoded)
-    canvas = config.height // DOWNSCALE, config.width // DOWNSCALE
-    text = config.max_sequence_length
-    forward = forward_flops(flux, canvas[0] * canvas[1] // PATCH**2, text)
+    size = SampleSize(
+        config.batch_size, canvas_of(config), config.max_sequence_length, flags.guided
+    )
+    forward = forward_flops(flux, size.canvas.tokens, size.text)
 
     def build(mesh: Mesh) -> Job:
         execution = Execution(scan_layers=config.scan_layers, attention=attention_for(mesh))
-        size = config.batch_size
-        return sample_job(
-            flux, mesh, size, canvas, execution, forward, text=text, guided=flags.guided
-        )
+        return sample_job(flux, mesh, size, execution, forward)
 
     return compile_job(build, flags.topology, config.mesh)
 

@@ -21,7 +21,7 @@ from dsd_jax.config import (
 )
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
-from dsd_jax.frames import PATCH
+from dsd_jax.frames import Canvas
 from dsd_jax.lora import add_factors, select
 from dsd_jax.models import abstract
 from dsd_jax.models import abstract_state as place
@@ -37,6 +37,7 @@ from dsd_jax.weights import param_shapes
 __all__ = [
     "attention_for",
     "candidates",
+    "canvas_of",
     "cheaper",
     "forward_flops",
     "plan_training",
@@ -44,7 +45,10 @@ __all__ = [
     "train_job",
 ]
 
-DOWNSCALE = 8  # of the FLUX VAE
+
+def canvas_of(config: TrainConfig) -> Canvas:
+    """The canvas of a config with the published VAE."""
+    return Canvas.from_pixels(config.height, config.width, AutoencoderConfig().downscale)
 
 
 def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: bool = False) -> Job:
@@ -65,12 +69,11 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
     split = split_model(placed, full=config.lora is None)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = abstract_state(split, optimizer, mesh, ema=config.optimizer.ema > 0)
-    height, width = config.height // DOWNSCALE, config.width // DOWNSCALE
     batch = abstract_batch(config, flux, mesh)
     paths = frozenset(".".join(map(str, path)) for path, _ in nnx.to_flat_state(split.trained))
     flops = step_flops(param_shapes(model), paths, flux, batch.x_0.shape[1], batch.txt.shape[1])
     return Job(
-        run=make_step(split.graphdef, optimizer, config, Schedule(), height, width),
+        run=make_step(split.graphdef, optimizer, config, Schedule(), canvas_of(config)),
         arguments=(state, split.frozen, batch),
         kinds={
             "base": split.frozen,
@@ -99,7 +102,7 @@ def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
 def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> EncodedBatch:
     """An encoded batch with shapes and shardings only."""
     size, text = config.batch_size, config.max_sequence_length
-    tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2
+    tokens = canvas_of(config).tokens
 
     def array(*shape: int, dtype: Any = jnp.bfloat16, batched: bool = True) -> Any:
         axes = ("batch" if batched else None, *(None,) * (len(shape) - 1))
@@ -130,7 +133,7 @@ _WHOLE_BLOCK = 20  # arrays of the stream's size that a block makes on its way, 
 
 def _stream(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
     """Bytes per chip of one activation of all tokens, for the samples that go at once."""
-    tokens = config.height * config.width // (DOWNSCALE * PATCH) ** 2 + config.max_sequence_length
+    tokens = canvas_of(config).tokens + config.max_sequence_length
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     samples = -(-config.batch_size // config.optimizer.accumulate // ways)
     return samples * tokens * flux.width * 2 // mesh.shape["context"]

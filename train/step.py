@@ -11,7 +11,7 @@ from flax import nnx
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule, interpolate, velocity
 from dsd_jax.flux import Flux
-from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.train.config import FlowConfig, TrainConfig
 from dsd_jax.train.state import TrainState
 from dsd_jax.types import Array, Bool, Float, Float32
@@ -88,12 +88,12 @@ def draw(
     return jax.random.normal(noise_key, x_0.shape, jnp.float32), t
 
 
-def frame_weights(height: int, width: int) -> Float32[Array, "2 L"]:
+def frame_weights(canvas: Canvas) -> Float32[Array, "2 L"]:
     """Which tokens are the reference's and which the target's, each row with mean weight 1.
 
     The mean of `weights * error` over tokens is the mean error of that frame.
     """
-    column = image_ids(height, width)[:, 2]
+    column = canvas.image_ids[:, 2]
     reference = (column < (column.max() + 1) // 2).astype(jnp.float32)
     return jnp.stack([2 * reference, 2 * (1 - reference)])
 
@@ -104,14 +104,13 @@ def two_frame_loss(
     noise: Float[Array, "B L C"],
     t: Float32[Array, " B"],
     config: FlowConfig,
-    height: int,
-    width: int,
+    canvas: Canvas,
     t_reference: Float32[Array, " B"] | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Mean squared error of the velocity, both frames at one t (paper, section 3.2).
 
     Args:
-        height, width: of the canvas in latent pixels.
+        canvas: of the tokens.
         t_reference: time of the reference frame where it is another; None: t. A frame that is
             nearer to the picture than the target is given and bears no loss; not with a condition.
 
@@ -124,22 +123,14 @@ def two_frame_loss(
     img_cond = batch.img_cond
     if img_cond is not None:
         img_cond = jnp.where(batch.drop_image[:, None, None], 0, img_cond)
-    weights = frame_weights(height, width)
+    weights = frame_weights(canvas)
     x_t = interpolate(batch.x_0, noise, t)
     given = jnp.zeros(x_t.shape[:2], bool)
     if t_reference is not None:
         given = (t_reference < t)[:, None] & (weights[:1] > 0)
         x_t = jnp.where(given[..., None], interpolate(batch.x_0, noise, t_reference), x_t)
-    predicted = model(
-        x_t,
-        image_ids(height, width),
-        txt,
-        text_ids(txt.shape[1]),
-        vec,
-        t,
-        jnp.full_like(t, config.guidance),
-        img_cond,
-    )
+    inputs = FluxInputs(txt, vec, jnp.full_like(t, config.guidance), img_cond)
+    predicted = model(x_t, t, inputs, canvas)
     difference = predicted.astype(jnp.float32) - velocity(batch.x_0, noise)
     error = jnp.square(difference).mean(-1)
     if img_cond is None:
@@ -156,10 +147,9 @@ def make_step(
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
     schedule: Schedule,
-    height: int,
-    width: int,
+    canvas: Canvas,
 ) -> Step:
-    """The training step for a canvas of `height` x `width` latent pixels.
+    """The training step for a canvas.
 
     Randomness is a function of (seed, step) alone, so that a resumed run takes the steps that an
     uninterrupted one would have taken.
@@ -177,7 +167,7 @@ def make_step(
             share = config.flow.inpaint_noise * jax.random.uniform(share_key, t.shape, jnp.float32)
             t_reference = jnp.where(given, share * t, t)
         model = nnx.merge(graphdef, params, frozen)
-        return two_frame_loss(model, batch, noise, t, config.flow, height, width, t_reference)
+        return two_frame_loss(model, batch, noise, t, config.flow, canvas, t_reference)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
-from dsd_jax.frames import PATCH, check_size
+from dsd_jax.frames import Canvas
 from dsd_jax.lora import Adapter
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.encode import Encoder
@@ -76,7 +76,7 @@ class Trainer:
         self.config, self.base, self.mesh = config, base, mesh
         self._skip_bad, self._dump = skip_bad, dump
         self.compiler_options = compiler_options
-        check_size(config.height, config.width, base.vae().downscale)
+        Canvas.from_pixels(config.height, config.width, base.vae().downscale)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.trainee = make_trainee(
             config, base.transformer, mesh, adapter=adapter, from_scratch=from_scratch
@@ -126,15 +126,13 @@ class Trainer:
         with jax.transfer_guard("disallow"):
             return self._compiled[shape](state, self.frozen, encoded)
 
-    def latent_size(self, size: Size) -> Size:
-        """Height and width of the canvas in latent pixels, for frames of `size` pixels."""
-        downscale = self.base.vae().downscale
+    def canvas(self, size: Size) -> Canvas:
+        """The canvas for frames of `size` pixels."""
         frames = 2 if self.config.condition else 1
-        return size[0] // downscale, frames * size[1] // downscale
+        return Canvas.from_pixels(size[0], frames * size[1], self.base.vae().downscale)
 
     def flops(self, size: Size) -> float:
         """FLOPs of a step per sample with frames of `size` pixels, see `dsd_jax.train.flops`."""
-        height, width = self.latent_size(size)
         flat = {
             name: nnx.to_flat_state(state)
             for name, state in (("trained", self.trainee.split.trained), ("frozen", self.frozen))
@@ -145,7 +143,7 @@ class Trainer:
         }
         trained = frozenset(shapes["trained"])
         both = shapes["trained"] | shapes["frozen"]
-        image = height * width // PATCH**2
+        image = self.canvas(size).tokens
         return step_flops(both, trained, self.trainee.config, image, self.text_tokens).total
 
     def learning_rate(self, step: int) -> float:
@@ -162,7 +160,7 @@ class Trainer:
             self.optimizer,
             config,
             self.base.schedule,
-            *self.latent_size(size),
+            self.canvas(size),
         )
         where = functools.partial(jax.tree.map, lambda x: x.sharding)
         everywhere = NamedSharding(self.mesh, PartitionSpec())

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dsd_jax.autoencoder import Autoencoder
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flux import Flux
+from dsd_jax.frames import Canvas
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.step import EncodedBatch, two_frame_loss
 from dsd_jax.train.trainer import Trainer
@@ -28,9 +29,9 @@ class Sample(Protocol):
     """Samples canvases; traced, so that model and VAE may lie on any mesh."""
 
     def __call__(
-        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, height: int, width: int
+        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, canvas: Canvas
     ) -> Float32[Array, "B H W 3"]:
-        """Pictures in [-1, 1] of canvases of `height` x `width` latent pixels."""
+        """Pictures in [-1, 1]."""
 
 
 class Validation:
@@ -49,7 +50,7 @@ class Validation:
         self._graphdef, self._config = trainer.trainee.split.graphdef, trainer.config
         self._encoder = encoder = trainer.encoder
         self._batch = encoder(pairs, _SEED)
-        self._size = trainer.latent_size(pairs.size)
+        self._canvas = trainer.canvas(pairs.size)
         everywhere = NamedSharding(trainer.mesh, PartitionSpec())
         options = trainer.compiler_options
         self._loss = jax.jit(self._loss_program, out_shardings=everywhere, compiler_options=options)
@@ -95,7 +96,7 @@ class Validation:
             key = jax.random.fold_in(jax.random.key(_SEED), index)
             noise = jax.random.normal(key, batch.x_0.shape, jnp.float32)
             t = jnp.full(count, (index.astype(jnp.float32) + 0.5) / TIMES, jnp.float32)
-            loss, frames = two_frame_loss(model, batch, noise, t, flow, *self._size)
+            loss, frames = two_frame_loss(model, batch, noise, t, flow, self._canvas)
             return jnp.stack([loss, *frames])
 
         return lax.map(at, jnp.arange(TIMES)).mean(0)
@@ -111,5 +112,5 @@ class Validation:
         }
         autoencoder = nnx.merge(self._encoder.autoencoder[0], vae)
         model = self._model(params, frozen)
-        made = self._sample(model, autoencoder, EncodedBatch(**first), *self._size)
+        made = self._sample(model, autoencoder, EncodedBatch(**first), self._canvas)
         return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)

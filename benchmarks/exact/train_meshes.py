@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.results import save
 from dsd_jax.config import FluxConfig
 from dsd_jax.flow import Schedule
+from dsd_jax.frames import Canvas
 from dsd_jax.lora import LoraConfig
 from dsd_jax.processes import ClusterConfig, join
 from dsd_jax.sharding import LOGICAL_TO_MESH, MeshConfig, make_mesh
@@ -48,7 +49,7 @@ FLUX = FluxConfig(
     vec_width=24,
     axes_dim=(4, 6, 6),
 )
-HEIGHT, WIDTH, TEXT, BATCH = 8, 16, 8, 16  # latent pixels; T5 tokens; pairs
+CANVAS, TEXT, BATCH = Canvas(8, 16), 8, 16  # latent pixels; T5 tokens; pairs
 MESHES = (
     MeshConfig(data=8),
     MeshConfig(data=1, fsdp=8),
@@ -86,7 +87,7 @@ class Opened:
 def batch_of(step: int, mesh: Mesh) -> EncodedBatch:
     """Of random numbers; every process makes all of it and keeps what its devices hold."""
     rng = np.random.default_rng(step)
-    tokens = HEIGHT * WIDTH // 4
+    tokens = CANVAS.tokens
     shapes = EncodedBatch(
         x_0=(BATCH, tokens, FLUX.in_channels),
         img_cond=(BATCH, tokens, FLUX.in_channels),
@@ -125,7 +126,7 @@ def train(mesh: Mesh, steps: int) -> Run:
     state = first_state(split, optimizer, mesh, ema=True)
     where = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(
-        make_step(split.graphdef, optimizer, config, Schedule(), HEIGHT, WIDTH),
+        make_step(split.graphdef, optimizer, config, Schedule(), CANVAS),
         donate_argnums=0,
         out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
     )

@@ -26,13 +26,14 @@ from jax.experimental import topologies
 from benchmarks.results import save
 from dsd_jax.aot import CHIPS
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
-from dsd_jax.infer.job import abstract_inputs
+from dsd_jax.frames import Canvas
+from dsd_jax.infer.job import SampleSize, abstract_inputs
 from dsd_jax.infer.sampler import Sampler
 from dsd_jax.models import abstract, abstract_state
 from dsd_jax.sharding import MeshConfig, make_mesh
 
 GIB = 2**30
-HEIGHT, WIDTH = 64, 128  # latent pixels of two 512 x 512 frames
+CANVAS = Canvas(64, 128)  # two frames of 512 x 512 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +51,16 @@ def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
     mesh = make_mesh(case.mesh, devices)
     model = abstract(flux_dev(), precision=BFLOAT16, execution=case.execution)
-    sampler = Sampler(model, HEIGHT, WIDTH)
+    sampler = Sampler(model, CANVAS)
     state = abstract_state(model, mesh)
-    img, inputs = abstract_inputs(flux_dev(), mesh, case.batch, (HEIGHT, WIDTH), guided=guided)
+    size = SampleSize(case.batch, CANVAS, guided=guided)
+    img, inputs = abstract_inputs(flux_dev(), mesh, size)
     time_of = jax.ShapeDtypeStruct((), jnp.float32)
     start = time.monotonic()
     with jax.set_mesh(mesh):
         compiled = (
             jax.jit(sampler.programs.step, static_argnames="true_guidance", donate_argnums=1)
-            .lower(state, img, inputs, time_of, time_of, true_guidance=guided)
+            .lower(state, (img, ()), inputs, (time_of, time_of), true_guidance=guided)
             .compile()
         )
     memory = compiled.memory_analysis()

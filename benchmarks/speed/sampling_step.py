@@ -27,13 +27,13 @@ from benchmarks.results import measure, save
 from dsd_jax.config import BFLOAT16, FLOAT32, Execution, FluxConfig, default_execution
 from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
-from dsd_jax.frames import image_ids
-from dsd_jax.infer.guidance import Conditioning
-from dsd_jax.infer.sampler import Inputs, Sampler, TrueGuidance
+from dsd_jax.frames import Canvas, FluxInputs
+from dsd_jax.infer.guidance import TrueGuidance
+from dsd_jax.infer.sampler import Sampler, SamplerInputs
 from dsd_jax.models import abstract, load
 from dsd_jax.weights import TensorSource
 
-HEIGHT, WIDTH, TEXT = 64, 128, 512  # latent pixels; T5 tokens
+CANVAS, TEXT = Canvas(64, 128), 512  # latent pixels; T5 tokens
 T_CUR, T_NEXT, GUIDANCE = 0.7, 0.65, 3.5
 
 
@@ -70,7 +70,7 @@ def presets() -> dict[str, Preset]:
 
 def flops(config: FluxConfig, batch: int) -> float:
     """Matrix-product FLOPs of a forward pass: 12 D^2 parameters per token in any block."""
-    tokens = HEIGHT * WIDTH // 4 + TEXT
+    tokens = CANVAS.tokens + TEXT
     depth = config.double_depth + config.single_depth
     per_token = 2 * 12 * config.width**2 + 4 * tokens * config.width
     return batch * depth * tokens * per_token
@@ -130,7 +130,7 @@ def inputs(config: FluxConfig, batch: int) -> dict[str, np.ndarray]:
     """Random inputs, float32."""
     rng = np.random.default_rng(1)
     shapes = {
-        "img": (batch, HEIGHT * WIDTH // 4, config.in_channels),
+        "img": (batch, CANVAS.tokens, config.in_channels),
         "txt": (batch, TEXT, config.txt_width),
         "vec": (batch, config.vec_width),
     }
@@ -143,7 +143,7 @@ def torch_step(
     """One step of the peer as a function without arguments."""
     kind = getattr(torch, dtype)
     img, txt, vec = (torch.tensor(arrays[k]).to(device, kind) for k in ("img", "txt", "vec"))
-    ids = torch.tensor(np.asarray(image_ids(HEIGHT, WIDTH))).to(device, kind)
+    ids = torch.tensor(np.asarray(CANVAS.image_ids)).to(device, kind)
     ones = torch.ones(img.shape[0], device=device)
     scale = 1.5
 
@@ -182,10 +182,9 @@ def our_step(sampler: Sampler, arrays: dict[str, np.ndarray], *, guided: bool) -
     condition = jnp.asarray(arrays["img"]) if guided else None
     arguments = (
         sampler.state,
-        jnp.asarray(arrays["img"]),
-        Inputs(Conditioning(txt, vec, scale, condition), guidance),
-        jnp.float32(T_CUR),
-        jnp.float32(T_NEXT),
+        (jnp.asarray(arrays["img"]), ()),
+        SamplerInputs(FluxInputs(txt, vec, scale, condition), guidance),
+        (jnp.float32(T_CUR), jnp.float32(T_NEXT)),
     )
     # Without donation, so that the same input serves every repetition.
     step = jax.jit(sampler.programs.step, static_argnames="true_guidance")
@@ -258,12 +257,12 @@ def main() -> None:
                         {**source.tensors, "cond_in.kernel": zero, "cond_in.bias": zero[0]}
                     )
                 model = load(abstract(config, precision=precision, execution=execution), base)
-                sampler = Sampler(model, HEIGHT, WIDTH)
+                sampler = Sampler(model, CANVAS)
                 start = time.monotonic()
                 compiled, args = our_step(sampler, arrays, guided=guided)
                 setup = time.monotonic() - start
                 seconds = measure(functools.partial(_wait, compiled, args), arguments.repeats)
-                out = np.asarray(compiled(*args))
+                out = np.asarray(compiled(*args)[0])
                 error = agree(out, theirs, arrays["img"], preset.tolerance)
                 name = "ours scanned" if execution.scan_layers else "ours unrolled"
                 if execution.attention != "auto":

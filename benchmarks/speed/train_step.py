@@ -40,7 +40,7 @@ from dsd_jax.config import FluxConfig
 from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.lora.files import read_lora
 from dsd_jax.flow import Schedule
-from dsd_jax.frames import image_ids
+from dsd_jax.frames import Canvas
 from dsd_jax.lora import Adapter, LoraConfig
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import OptimizerConfig, TrainConfig
@@ -58,13 +58,12 @@ Trainer = Callable[[int], float]
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What is timed where; `height` and `width` of the canvas in latent pixels."""
+    """Model, precision and sizes for one kind of device."""
 
     flux: FluxConfig
     dtype: str
     rank: int
-    height: int
-    width: int
+    canvas: Canvas
     text: int
     batch: int
     layouts: tuple[tuple[bool, str], ...]  # scanned or not, rematerialisation policy
@@ -92,8 +91,7 @@ def presets() -> dict[str, Preset]:
         flux=FluxConfig(num_heads=8, double_depth=4, single_depth=8),
         dtype="float32",
         rank=64,
-        height=32,  # two frames of 256 x 256 pixels: 512 tokens
-        width=64,
+        canvas=Canvas(32, 64),  # two frames of 256 x 256 pixels: 512 tokens
         text=128,
         batch=1,
         layouts=((True, "full"), (False, "full"), (True, "attention")),
@@ -101,14 +99,13 @@ def presets() -> dict[str, Preset]:
     )
     small = FluxConfig(num_heads=2, double_depth=1, single_depth=2, txt_width=64, vec_width=32)
     return {
-        "small": dataclasses.replace(cpu, flux=small, rank=8, height=16, width=32, text=32),
+        "small": dataclasses.replace(cpu, flux=small, rank=8, canvas=Canvas(16, 32), text=32),
         "cpu": cpu,
         "gpu": Preset(
             flux=FluxConfig(),
             dtype="bfloat16",
             rank=512,
-            height=64,  # two frames of 512 x 512 pixels: 2,048 tokens
-            width=128,
+            canvas=Canvas(64, 128),  # two frames of 512 x 512 pixels: 2,048 tokens
             text=512,
             batch=4,
             layouts=((False, "full"), (True, "full"), (False, "attention")),
@@ -120,7 +117,7 @@ def presets() -> dict[str, Preset]:
 def make_batch(preset: Preset) -> EncodedBatch:
     """Random numbers; nothing dropped."""
     rng = np.random.default_rng(1)
-    flux, tokens, batch = preset.flux, preset.height * preset.width // 4, preset.batch
+    flux, tokens, batch = preset.flux, preset.canvas.tokens, preset.batch
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape, np.float32), preset.dtype)
@@ -198,7 +195,7 @@ def torch_trainer(model: FluxTransformer2DModel, preset: Preset, *, compiled: bo
 
     condition, txt, vec = (move(x) for x in (batch.img_cond, batch.txt, batch.vec))
     x_0 = move(batch.x_0, torch.float32)
-    ids = move(image_ids(preset.height, preset.width))
+    ids = move(preset.canvas.image_ids)
     model.x_embedder = Embedder(model.x_embedder, model.c_embedder, condition)
     model.enable_gradient_checkpointing()
     model.train()
@@ -257,7 +254,7 @@ def our_trainer(
     split = make_trainee(recipe, Opened(preset.flux, source), mesh, adapter=adapter).split
     optimizer = make_optimizer(recipe.optimizer, recipe.steps)
     batch, states = make_batch(preset), [first_state(split, optimizer, mesh, ema=False)]
-    program = make_step(split.graphdef, optimizer, recipe, Schedule(), preset.height, preset.width)
+    program = make_step(split.graphdef, optimizer, recipe, Schedule(), preset.canvas)
     compiled = jax.jit(program, donate_argnums=0).lower(states[0], split.frozen, batch).compile()
 
     def step(number: int) -> float:
@@ -277,7 +274,7 @@ def flops(source: WeightSource, adapter: Adapter, preset: Preset) -> float:
     trained = {
         path: array.shape for path, array in (*adapter.factors.items(), *adapter.full.items())
     }
-    image = preset.height * preset.width // 4
+    image = preset.canvas.tokens
     shapes = {**source.shapes, **trained}
     one = step_flops(shapes, frozenset(trained), preset.flux, image, preset.text)
     return preset.batch * one.total

@@ -21,9 +21,10 @@ from benchmarks.results import save
 from dsd_jax.config import FLOAT32
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import to_mesh
-from dsd_jax.frames import image_ids, text_ids, unpack_latents
+from dsd_jax.frames import Canvas, FluxInputs, unpack_latents
 from dsd_jax.images import from_array
 from dsd_jax.infer.sampler import sample
+from dsd_jax.infer.solvers import EULER
 from dsd_jax.models import abstract, load
 from dsd_jax.quickstart.run import TEXT_TOKENS
 from dsd_jax.sharding import make_mesh
@@ -39,7 +40,7 @@ from dsd_jax.train.step import frame_weights, two_frame_loss
 from dsd_jax.types import Array
 
 TIMES = (0.97, 0.9, 0.8)
-HEIGHT, WIDTH = PANEL // 4, PANEL // 2  # of the canvas in latent pixels
+CANVAS = Canvas(PANEL // 4, PANEL // 2)
 
 
 def batch_of(cases: list[Case]) -> PairBatch:
@@ -69,15 +70,14 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
         load(abstract(base.flux(), precision=FLOAT32), base.transformer.source, mesh=mesh)
     )
     batch = encoder(to_mesh(batch_of(cases), mesh), 0)
-    ids, words = image_ids(HEIGHT, WIDTH), text_ids(batch.txt.shape[1])
-    right = frame_weights(HEIGHT, WIDTH)[1, :, None] > 0
+    right = frame_weights(CANVAS)[1, :, None] > 0
     clean = jnp.zeros(len(cases))
 
     @jax.jit
     def loss(state: nnx.State, noise: Array, t: Array) -> Array:
         times = jnp.broadcast_to(t, clean.shape)
         model = nnx.merge(graph, state)
-        return two_frame_loss(model, batch, noise, times, config.flow, HEIGHT, WIDTH, clean)[0]
+        return two_frame_loss(model, batch, noise, times, config.flow, CANVAS, clean)[0]
 
     @jax.jit
     def paint(state: nnx.State, noise: Array, times: Array) -> Array:
@@ -85,11 +85,11 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
 
         def predict(x: Array, t: Array) -> Array:
             t = jnp.broadcast_to(t, clean.shape)
-            return jnp.where(right, model(x, ids, batch.txt, words, batch.vec, t), 0)
+            return jnp.where(right, model(x, t, FluxInputs(batch.txt, batch.vec), CANVAS), 0)
 
-        canvas = sample(predict, jnp.where(right, noise, batch.x_0), times)
+        canvas, _ = sample(EULER, predict, (jnp.where(right, noise, batch.x_0), ()), times)
         vae = nnx.merge(*encoder.autoencoder)
-        return vae.decode(vae.unnormalize(unpack_latents(canvas, HEIGHT, WIDTH)))
+        return vae.decode(vae.unnormalize(unpack_latents(canvas, CANVAS)))
 
     noise = jax.random.normal(jax.random.key(0), batch.x_0.shape)
     losses = {f"loss at t = {t}": f"{loss(state, noise, jnp.float32(t)):.3f}" for t in TIMES}

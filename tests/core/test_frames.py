@@ -6,9 +6,9 @@ import pytest
 
 from dsd_jax.errors import UserError
 from dsd_jax.frames import (
+    Canvas,
     check_size,
     condition_canvas,
-    image_ids,
     pack_latents,
     split_frames,
     text_ids,
@@ -28,7 +28,7 @@ def test_a_token_is_a_patch_channel_first() -> None:
 
 def test_packing_comes_back() -> None:
     latents = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 10, 16), np.float32))
-    np.testing.assert_array_equal(unpack_latents(pack_latents(latents), 6, 10), latents)
+    np.testing.assert_array_equal(unpack_latents(pack_latents(latents), Canvas(6, 10)), latents)
 
 
 def test_ids_follow_the_tokens() -> None:
@@ -36,8 +36,8 @@ def test_ids_follow_the_tokens() -> None:
     rows, columns = np.meshgrid(np.arange(6) // 2, np.arange(10) // 2, indexing="ij")
     coordinates = jnp.asarray(np.stack([rows, columns], -1)[None].astype(np.float32))
     img = pack_latents(coordinates)[0]
-    ids = image_ids(6, 10)
-    assert ids.shape == (15, 3)
+    ids = Canvas(6, 10).image_ids
+    assert ids.shape == (Canvas(6, 10).tokens, 3) == (15, 3)
     assert not ids[:, 0].any()
     np.testing.assert_array_equal(ids[:, 1], img[:, 0])
     np.testing.assert_array_equal(ids[:, 2], img[:, 4])
@@ -54,8 +54,9 @@ def test_reference_is_left_and_target_is_right() -> None:
 
 
 def test_the_target_owns_the_right_columns_of_the_canvas() -> None:
-    ids = image_ids(4, 16)
-    _, target = split_frames(unpack_latents(jnp.repeat(ids[None].astype(jnp.float32), 4, 2), 4, 16))
+    canvas = Canvas(4, 16)
+    img = jnp.repeat(canvas.image_ids[None].astype(jnp.float32), 4, 2)
+    _, target = split_frames(unpack_latents(img, canvas))
     assert target[..., 2].min() == 4
 
 
@@ -69,6 +70,13 @@ def test_sizes_that_do_not_divide(height: int, width: int, near: str) -> None:
     assert f"multiples of 16 pixels, got {height}x{width}; the nearest is {near}" in str(
         error.value
     )
+
+
+def test_a_canvas_is_measured_in_latent_pixels() -> None:
+    assert Canvas.from_pixels(512, 1024, 8) == Canvas(64, 128)
+    assert Canvas.from_pixels(512, 1024, 8).tokens == 2048
+    with pytest.raises(UserError, match="multiples of 16 pixels, got 512x1000"):
+        Canvas.from_pixels(512, 1000, 8)
 
 
 def test_sizes_that_do() -> None:

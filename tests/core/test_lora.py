@@ -239,10 +239,10 @@ def test_scale_is_alpha_over_rank() -> None:
     outputs = []
     for alpha in (4.0, 8.0):
         model = make_flux(scan_layers=True)
-        before = np.asarray(model.txt_in(flux_inputs()["txt"]))
+        before = np.asarray(model.txt_in(flux_inputs()["inputs"].txt))
         initialise(model, LoraConfig(rank=4, alpha=alpha, targets="txt_in"), nnx.Rngs(0))
         randomise_b(model)
-        outputs.append(np.asarray(model.txt_in(flux_inputs()["txt"])) - before)
+        outputs.append(np.asarray(model.txt_in(flux_inputs()["inputs"].txt)) - before)
     assert relative(outputs[1], 2 * outputs[0]) < 1e-5
 
 
@@ -324,7 +324,7 @@ def test_merging_uses_the_scale() -> None:
 def test_a_new_adapter_on_a_merged_one() -> None:
     """The old one stays in the kernels, the new one is at work."""
     model = with_adapters([(random_adapter({"txt_in": 3}), 1.0)])
-    txt = flux_inputs()["txt"]
+    txt = flux_inputs()["inputs"].txt
     before = model.txt_in(txt)
     merge(model)
     initialise(model, LoraConfig(rank=2, targets="txt_in"), nnx.Rngs(0))

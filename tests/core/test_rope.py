@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.frames import Canvas, text_ids
 from dsd_jax.rope import apply_rope, embed_positions
 
 AXES = (4, 6, 6)
@@ -24,7 +24,7 @@ def test_one_pair_turns_by_its_angle() -> None:
 
 def test_scores_depend_on_differences_of_positions_alone() -> None:
     q, k = normal(1, 15, 2, 16), normal(1, 15, 2, 16, seed=1)
-    ids = image_ids(6, 10)
+    ids = Canvas(6, 10).image_ids
 
     def scores(ids: jax.Array) -> np.ndarray:
         pe = embed_positions(ids, AXES, 10_000)
@@ -43,7 +43,7 @@ def test_text_at_position_zero_is_left_alone() -> None:
 
 def test_bfloat16_in_and_out_with_float32_inside() -> None:
     x = normal(1, 15, 2, 16).astype(jnp.bfloat16)
-    pe = embed_positions(image_ids(6, 10), AXES, 10_000)
+    pe = embed_positions(Canvas(6, 10).image_ids, AXES, 10_000)
     assert pe.dtype == jnp.float32
     out = apply_rope(x, pe)
     assert out.dtype == jnp.bfloat16

@@ -12,7 +12,6 @@ from flax import nnx
 from dsd_jax.blocks import SingleBlock
 from dsd_jax.config import Execution
 from dsd_jax.errors import UserError
-from dsd_jax.frames import image_ids
 from dsd_jax.rope import embed_positions
 from dsd_jax.stack import REMAT_POLICIES, build_stack, layer_paths, run_stack
 from dsd_jax.types import Shape
@@ -34,7 +33,7 @@ def gradients(*, scan: bool, remat: str = "none") -> tuple[jax.Array, dict[str, 
     rng = np.random.default_rng(3)
     x = jnp.asarray(rng.standard_normal((2, 24, TINY.width), np.float32))
     vec = jnp.asarray(rng.standard_normal((2, TINY.width), np.float32))
-    pe = embed_positions(image_ids(*CANVAS), TINY.axes_dim, TINY.theta)
+    pe = embed_positions(CANVAS.image_ids, TINY.axes_dim, TINY.theta)
 
     def loss(state: nnx.State) -> jax.Array:
         out = run_stack(

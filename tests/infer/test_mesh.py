@@ -15,9 +15,8 @@ from dsd_jax.config import FLOAT32, AutoencoderConfig, Execution
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.infer import pipeline as module
-from dsd_jax.infer.guidance import Conditioning
 from dsd_jax.infer.pipeline import Pipeline
-from dsd_jax.infer.sampler import Inputs, Sampler
+from dsd_jax.infer.sampler import Sampler, SamplerInputs
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.toy.making.random_pipeline import SMALL
 from dsd_jax.weights import TensorSource
@@ -132,8 +131,8 @@ def test_a_step_leaves_latents_where_they_were():
     arrays = flux_inputs(config)
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, context=4))
     model = models.abstract(config, precision=FLOAT32, execution=Execution(scan_layers=True))
-    sampler = Sampler(models.load(model, TensorSource(random_tensors(config)), mesh=mesh), *CANVAS)
-    own = Inputs(Conditioning(arrays["txt"], arrays["vec"], arrays["guidance"]))
+    sampler = Sampler(models.load(model, TensorSource(random_tensors(config)), mesh=mesh), CANVAS)
+    own = SamplerInputs(arrays["inputs"]._replace(img_cond=None))
     times = Schedule().timesteps(2, arrays["img"].shape[1])
     batch = NamedSharding(mesh, P(("fsdp", "data")))
     seen = []

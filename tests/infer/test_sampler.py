@@ -11,14 +11,14 @@ import pytest
 
 from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
-from dsd_jax.frames import image_ids, text_ids
-from dsd_jax.infer.guidance import Conditioning
-from dsd_jax.infer.sampler import Inputs, Sampler, TrueGuidance, initial_noise, sample
+from dsd_jax.frames import Canvas, FluxInputs
+from dsd_jax.infer.guidance import TrueGuidance
+from dsd_jax.infer.sampler import Sampler, SamplerInputs, initial_noise, sample
+from dsd_jax.infer.solvers import EULER, Solver
 from tests.tiny_flux import CANVAS, TINY, flux_inputs, make_flux
 
 CONFIG = dataclasses.replace(TINY, condition_embed=True, double_depth=1, single_depth=1)
 STEPS = 4
-TOKENS = CANVAS[0] * CANVAS[1] // 4
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def model() -> Flux:
 
 @pytest.fixture(scope="module")
 def sampler(model) -> Sampler:
-    return Sampler(model, *CANVAS)
+    return Sampler(model, CANVAS)
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +36,34 @@ def arrays() -> dict[str, Any]:
     return flux_inputs(CONFIG)
 
 
-def inputs(arrays: dict[str, Any], *, guided: bool) -> Inputs:
-    names = ("txt", "vec", "guidance", "img_cond")
-    conditioning = Conditioning(*(arrays[name] for name in names))
+def inputs(arrays: dict[str, Any], *, guided: bool) -> SamplerInputs:
+    own: FluxInputs = arrays["inputs"]
     if not guided:
-        return Inputs(conditioning)
+        return SamplerInputs(own)
     scales = jnp.float32([1.5, 3.0]), jnp.float32([2.0, 0.5])
-    null = jnp.flip(arrays["txt"], 1), -arrays["vec"]
-    return Inputs(conditioning, TrueGuidance(*null, *scales))
+    return SamplerInputs(own, TrueGuidance(jnp.flip(own.txt, 1), -own.vec, *scales))
 
 
 def timesteps(steps: int = STEPS) -> np.ndarray:
-    return Schedule().timesteps(steps, TOKENS)
+    return Schedule().timesteps(steps, CANVAS.tokens)
 
 
-def by_hand(model: Flux, arrays: dict[str, Any], own: Inputs, times: np.ndarray) -> np.ndarray:
+def by_hand(
+    model: Flux, arrays: dict[str, Any], own: SamplerInputs, times: np.ndarray
+) -> np.ndarray:
     """Three separate passes from step 2 on, as in the released program; numpy combines them."""
 
     @jax.jit
     def velocity(img, t, txt, vec, img_cond):
-        ids = image_ids(*CANVAS), text_ids(txt.shape[1])
-        return model(img, ids[0], txt, ids[1], vec, t, own.conditioning.guidance, img_cond)
+        return model(img, t, FluxInputs(txt, vec, own.flux.guidance, img_cond), CANVAS)
 
     img = np.asarray(arrays["img"])
-    full = own.conditioning
+    full = own.flux
     for i, (t_cur, t_next) in enumerate(itertools.pairwise(times)):
         t = jnp.full(len(img), t_cur)
         v = c = np.asarray(velocity(jnp.asarray(img), t, full.txt, full.vec, full.img_cond))
-        if own.guidance is not None and i >= 2:
-            null_txt, null_vec, image_scale, text_scale = own.guidance
+        if own.true_guidance is not None and i >= 2:
+            null_txt, null_vec, image_scale, text_scale = own.true_guidance
             zero = jnp.zeros(img.shape)
             u = np.asarray(velocity(jnp.asarray(img), t, null_txt, null_vec, zero))
             v = np.asarray(velocity(jnp.asarray(img), t, null_txt, null_vec, full.img_cond))
@@ -86,7 +85,7 @@ def test_loop_and_steps_equal_separate_passes(model, sampler, arrays, guided):
     scale = np.abs(expected).max()
     np.testing.assert_allclose(looped, expected, atol=1e-5 * scale)
     np.testing.assert_allclose(stepped, expected, atol=1e-5 * scale)
-    assert seen == [(i, STEPS, (2, TOKENS, 16)) for i in range(1, STEPS + 1)]
+    assert seen == [(i, STEPS, (2, CANVAS.tokens, 16)) for i in range(1, STEPS + 1)]
 
 
 def test_the_first_two_steps_are_plain(sampler, arrays):
@@ -100,9 +99,9 @@ def test_the_first_two_steps_are_plain(sampler, arrays):
 def test_passes_are_counted(sampler, arrays, monkeypatch):
     batches = []
 
-    def step(state, img, own, t_cur, t_next, *, true_guidance):
+    def step(state, carry, own, times, *, true_guidance):
         batches.append(3 if true_guidance else 1)
-        return img
+        return carry
 
     monkeypatch.setattr(sampler, "_step", step)
     for guided in (True, False):
@@ -145,21 +144,40 @@ def test_images_of_a_batch_do_not_mix(sampler, arrays):
 def test_sample_integrates():
     # dx/dt = 2t from x(1) = 3 ends at x(0) = 2.
     times = jnp.linspace(1, 0, 201)
-    out = sample(lambda img, t: jnp.full_like(img, 2 * t), jnp.full((1, 2, 3), 3.0), times)
+    start = jnp.full((1, 2, 3), 3.0)
+    out, _ = sample(EULER, lambda img, t: jnp.full_like(img, 2 * t), (start, ()), times)
     np.testing.assert_allclose(out, 2.0, atol=0.01)
+
+
+def test_a_solver_keeps_its_memory_through_true_guidance(model, arrays):
+    """A second-order multistep solver, added without an edit; the loop and the steps agree."""
+
+    def step(velocity, img, memory, t_cur, t_next):
+        count, before = memory
+        now = velocity(img, t_cur).astype(jnp.float32)
+        weight = jnp.where(count == 0, 0.0, 0.5)
+        return img + (t_next - t_cur) * (now + weight * (now - before)), (count + 1, now)
+
+    solver = Solver(lambda img: (jnp.zeros((), jnp.int32), jnp.zeros_like(img)), step)
+    sampler, own = Sampler(model, CANVAS, solver), inputs(arrays, guided=True)
+    looped = sampler.run(jnp.array(arrays["img"]), own, timesteps())
+    stepped = sampler.run(jnp.array(arrays["img"]), own, timesteps(), lambda *_: None)
+    euler = Sampler(model, CANVAS).run(jnp.array(arrays["img"]), own, timesteps())
+    np.testing.assert_allclose(looped, stepped, atol=1e-5 * np.abs(looped).max())
+    assert np.abs(looped - euler).max() > 1e-3 * np.abs(euler).max()
 
 
 class TestNoise:
     def test_of_an_image_is_that_of_its_seed(self):
         seeds = np.array([7, 0, 2**32 - 1], np.uint32)
-        three = np.asarray(initial_noise(seeds, 8, 16, 16))
+        three = np.asarray(initial_noise(seeds, Canvas(8, 16), 16))
         for i in (0, 1, 2):
-            alone = initial_noise(seeds[i : i + 1], 8, 16, 16)
+            alone = initial_noise(seeds[i : i + 1], Canvas(8, 16), 16)
             np.testing.assert_array_equal(alone[0], three[i])
-        np.testing.assert_array_equal(initial_noise(seeds[::-1], 8, 16, 16), three[::-1])
+        np.testing.assert_array_equal(initial_noise(seeds[::-1], Canvas(8, 16), 16), three[::-1])
 
     def test_is_standard_normal(self):
-        noise = np.asarray(initial_noise(np.arange(4, dtype=np.uint32), 32, 32, 16))
+        noise = np.asarray(initial_noise(np.arange(4, dtype=np.uint32), Canvas(32, 32), 16))
         assert noise.dtype == np.float32
         assert abs(noise.mean()) < 0.01
         assert abs(noise.std() - 1) < 0.01
@@ -167,7 +185,7 @@ class TestNoise:
 
     def test_is_the_same_on_every_run(self):
         # Written down, so that a seed keeps its image from one release to the next.
-        noise = initial_noise(np.array([0, 123456789], np.uint32), 2, 2, 2)
+        noise = initial_noise(np.array([0, 123456789], np.uint32), Canvas(2, 2), 2)
         np.testing.assert_allclose(
             noise[:, 0, 0], [[1.6226422, 2.0252647], [-0.5606274, 0.5065178]], atol=1e-6
         )

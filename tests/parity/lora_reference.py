@@ -12,6 +12,7 @@ from flax import nnx
 from dsd_jax.config import FLOAT32
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.flux import Flux
+from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.models import abstract, load
 from dsd_jax.weights import WeightSource
@@ -89,8 +90,9 @@ def run_theirs(model: FluxTransformer2DModel) -> np.ndarray:
 @functools.partial(
     jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
 )
-def _run(graphdef: nnx.GraphDef[Flux], state: nnx.State, inputs: dict[str, jax.Array]) -> jax.Array:
-    return nnx.merge(graphdef, state)(**inputs)
+def _run(graphdef: nnx.GraphDef[Flux], state: nnx.State, given: dict[str, jax.Array]) -> jax.Array:
+    inputs = FluxInputs(given["txt"], given["vec"], given["guidance"])
+    return nnx.merge(graphdef, state)(given["img"], given["t"], inputs, Canvas(2 * SIDE, 2 * SIDE))
 
 
 def run_ours(adapters: Sequence[tuple[Adapter, float]] = (), *, merged: bool = False) -> np.ndarray:

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from flax import nnx
 
 from dsd_jax.cli import main as dsd
-from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.lora import LoraConfig
 from dsd_jax.quickstart.torch_reference import condition_embedding
 from dsd_jax.sharding import MeshConfig, make_mesh
@@ -25,15 +25,15 @@ from tests.random_flux import compile_once
 from tests.tiny_run import RECIPE, run_training, write_world
 from tests.tiny_training import FAST_COMPILE
 
-HEIGHT, WIDTH, TEXT, BATCH = 4, 8, 6, 2  # latent pixels of a canvas; text tokens
+CANVAS, TEXT, BATCH = Canvas(4, 8), 6, 2
 CONFIG = dataclasses.replace(RECIPE, lora=LoraConfig(rank=4, alpha=8.0))
 
 
 def inputs() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     shapes = {
-        "img": (BATCH, HEIGHT * WIDTH // 4, 64),
-        "img_cond": (BATCH, HEIGHT * WIDTH // 4, 64),
+        "img": (BATCH, CANVAS.tokens, 64),
+        "img_cond": (BATCH, CANVAS.tokens, 64),
         "txt": (BATCH, TEXT, 32),
         "vec": (BATCH, 24),
     }
@@ -48,8 +48,8 @@ def our_velocity(world: Path, state: TrainState, config: TrainConfig) -> np.ndar
     split = make_trainee(config, open_base(str(world / "flux")).transformer, mesh).split
 
     def run(params: nnx.State, frozen: nnx.State, given: dict[str, jax.Array]) -> jax.Array:
-        ids = {"img_ids": image_ids(HEIGHT, WIDTH), "txt_ids": text_ids(TEXT)}
-        return nnx.merge(split.graphdef, params, frozen)(**given, **ids)
+        own = FluxInputs(**{name: given[name] for name in FluxInputs._fields})
+        return nnx.merge(split.graphdef, params, frozen)(given["img"], given["t"], own, CANVAS)
 
     program = jax.jit(run, compiler_options=dict(FAST_COMPILE))
     return np.asarray(program(state.ema, split.frozen, inputs()))
@@ -66,7 +66,7 @@ def their_velocity(model: FluxTransformer2DModel, c_embedder: torch.nn.Linear) -
         encoder_hidden_states=given["txt"],
         pooled_projections=given["vec"],
         timestep=given["t"],
-        img_ids=torch.from_numpy(np.array(image_ids(HEIGHT, WIDTH))).float(),
+        img_ids=torch.from_numpy(np.array(CANVAS.image_ids)).float(),
         txt_ids=torch.zeros(TEXT, 3),
         guidance=given["guidance"],
         return_dict=False,

@@ -20,7 +20,7 @@ from dsd_jax.blocks import DoubleBlock
 from dsd_jax.config import BFLOAT16, FLOAT32, Execution, FluxConfig, Precision
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.flux import Flux
-from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.frames import Canvas, FluxInputs, text_ids
 from dsd_jax.layers import RMSNorm, modulate, timestep_embedding
 from dsd_jax.rope import apply_rope, embed_positions
 from tests.parity.compare import (
@@ -48,7 +48,7 @@ SCHNELL = dataclasses.replace(
     DEV, num_heads=4, head_dim=16, axes_dim=(4, 6, 6), guidance_embed=False, condition_embed=False
 )
 CONFIGS = {"dev": DEV, "schnell": SCHNELL}
-CANVAS = (6, 10)  # latent pixels
+CANVAS = Canvas(6, 10)
 TOKENS, TXT_LENGTH, BATCH = 15, 7, 2
 
 
@@ -98,9 +98,7 @@ def model_inputs(name: str) -> dict[str, np.ndarray | jax.Array]:
     config = CONFIGS[name]
     inputs: dict[str, np.ndarray | jax.Array] = {
         "img": normal(BATCH, TOKENS, config.in_channels, seed=1),
-        "img_ids": image_ids(*CANVAS),
         "txt": normal(BATCH, TXT_LENGTH, config.txt_width, seed=2),
-        "txt_ids": text_ids(TXT_LENGTH),
         "vec": normal(BATCH, config.vec_width, seed=3),
         "t": np.array([0.83, 0.27], np.float32),
     }
@@ -122,7 +120,8 @@ def run_reference(
         "guidance": "guidance",
     }
     arguments = {names[k]: tensor(v).to(dtype) for k, v in inputs.items() if k in names}
-    arguments |= {k: tensor(inputs[k]) for k in ("img_ids", "txt_ids")}
+    ids = {"img_ids": CANVAS.image_ids, "txt_ids": text_ids(TXT_LENGTH)}
+    arguments |= {k: tensor(own) for k, own in ids.items()}
 
     def add_condition(_module: torch.nn.Module, _args: Any, embedded: torch.Tensor) -> torch.Tensor:
         if "img_cond" not in inputs:
@@ -153,9 +152,9 @@ def run_ours(
     *,
     scan_layers: bool = True,
 ) -> jax.Array:
-    order = ("img", "img_ids", "txt", "txt_ids", "vec", "t", "guidance", "img_cond")
     run = compiled(name, precision, scan_layers=scan_layers)
-    return run(*(inputs.get(argument) for argument in order))
+    given: dict[str, Any] = {field: inputs.get(field) for field in FluxInputs._fields}
+    return run(inputs["img"], inputs["t"], FluxInputs(**given), CANVAS)
 
 
 # Whole models
@@ -227,13 +226,13 @@ def txt() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pe() -> jax.Array:
-    ids = jnp.concatenate([text_ids(TXT_LENGTH), image_ids(*CANVAS)])
+    ids = jnp.concatenate([text_ids(TXT_LENGTH), CANVAS.image_ids])
     return embed_positions(ids, DEV.axes_dim, DEV.theta)
 
 
 @pytest.fixture(scope="module")
 def rotary(reference: FluxTransformer2DModel) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.cat([torch.zeros(TXT_LENGTH, 3), tensor(image_ids(*CANVAS)).float()])
+    ids = torch.cat([torch.zeros(TXT_LENGTH, 3), tensor(CANVAS.image_ids).float()])
     return reference.pos_embed(ids)
 
 
@@ -266,12 +265,12 @@ def test_conditioning_vector(name: str) -> None:
     assert_close(vec, theirs, LAYER, "conditioning vector")
 
 
-@pytest.mark.parametrize("canvas", [(6, 10), (128, 256)], ids=["tiny", "1024x2048 pixels"])
+@pytest.mark.parametrize("canvas", [CANVAS, Canvas(128, 256)], ids=["tiny", "1024x2048 pixels"])
 @pytest.mark.parametrize("axes_dim", [(8, 12, 12), (16, 56, 56)], ids=["tiny", "FLUX"])
-def test_rope_frequencies(canvas: tuple[int, int], axes_dim: tuple[int, ...]) -> None:
+def test_rope_frequencies(canvas: Canvas, axes_dim: tuple[int, ...]) -> None:
     pos_embed = copy.copy(reference_of("dev").pos_embed)
     pos_embed.axes_dim = axes_dim
-    ids = image_ids(*canvas)
+    ids = canvas.image_ids
     cos, sin = pos_embed(tensor(ids).float())
     pe = jax.jit(embed_positions, static_argnums=(1, 2))(ids, axes_dim, 10_000)
     sign = np.where(np.arange(sum(axes_dim)) % 2 == 0, -1, 1)

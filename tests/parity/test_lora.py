@@ -7,6 +7,7 @@ factors, so that this says what the shapes documented in `dsd_jax.layers` mean.
 import functools
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -15,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 
 from dsd_jax.config import FLOAT32, Execution, FluxConfig
 from dsd_jax.convert.flux.diffusers import flux_diffusers
-from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.frames import Canvas, FluxInputs, text_ids
 from dsd_jax.lora import Adapter, merge
 from dsd_jax.models import abstract, load
 from tests.parity.compare import StateDict, assert_close, jit, randomise, relative_error, to_numpy
@@ -34,6 +35,7 @@ CONFIG = FluxConfig(
     condition_embed=False,
 )
 RANK, ALPHA = 5, 2.0
+CANVAS = Canvas(4, 6)
 D, N, H = CONFIG.width, CONFIG.num_heads, CONFIG.head_dim
 STREAMS = {
     "img": ("to_q", "to_k", "to_v", "to_out.0", "ff"),
@@ -131,7 +133,7 @@ def inputs() -> dict[str, np.ndarray]:
 
     return {
         "hidden_states": normal(2, 6, CONFIG.in_channels),
-        "img_ids": np.asarray(image_ids(4, 6)),
+        "img_ids": np.asarray(CANVAS.image_ids),
         "encoder_hidden_states": normal(2, 5, CONFIG.txt_width),
         "txt_ids": np.asarray(text_ids(5)),
         "pooled_projections": normal(2, CONFIG.vec_width),
@@ -160,7 +162,9 @@ def test_adapter(targets: str, scan_layers: bool) -> None:
         flux_diffusers(CONFIG).check(StateDict(make_reference())),
         adapters=[(copy_by_hand(theirs), 1.0)],
     )
-    arguments = inputs().values()
+    given = {name: jnp.asarray(array) for name, array in inputs().items()}
+    own = FluxInputs(given["encoder_hidden_states"], given["pooled_projections"], given["guidance"])
+    arguments = given["hidden_states"], given["timestep"], own, CANVAS
     assert_close(jit(ours)(*arguments), expected, MODEL, f"LoRA on {targets}")
     merge(ours)
     assert_close(jit(ours)(*arguments), expected, MODEL, f"merged LoRA on {targets}")

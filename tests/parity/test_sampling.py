@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from dsd_jax.flow import Schedule, euler_step
-from dsd_jax.frames import image_ids, pack_latents, unpack_latents
+from dsd_jax.frames import Canvas, pack_latents, unpack_latents
 from tests.parity.compare import assert_close
 
 DEV = {
@@ -77,10 +77,10 @@ def test_packing_and_ids() -> None:
 
     unpacked = FluxPipeline._unpack_latents(packed, height * 8, width * 8, vae_scale_factor=8)
     np.testing.assert_array_equal(
-        unpack_latents(ours, height, width), unpacked.numpy().transpose(0, 2, 3, 1)
+        unpack_latents(ours, Canvas(height, width)), unpacked.numpy().transpose(0, 2, 3, 1)
     )
 
     ids = FluxPipeline._prepare_latent_image_ids(
         batch, height // 2, width // 2, torch.device("cpu"), torch.float32
     )
-    np.testing.assert_array_equal(image_ids(height, width), ids.numpy())
+    np.testing.assert_array_equal(Canvas(height, width).image_ids, ids.numpy())

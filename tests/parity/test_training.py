@@ -23,7 +23,6 @@ from peft import LoraConfig as PeftConfig
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.lora.files import read_lora
 from dsd_jax.flow import Schedule
-from dsd_jax.frames import image_ids
 from dsd_jax.layers import JoinedLinear, Linear
 from dsd_jax.lora import Adapter, LoraConfig
 from dsd_jax.train.config import FlowConfig, OptimizerConfig, TrainConfig
@@ -118,12 +117,12 @@ def torch_loss(
         pooled_projections=vec,
         encoder_hidden_states=txt,
         txt_ids=torch.zeros(txt.shape[1], 3),
-        img_ids=tensor(image_ids(*CANVAS)).float(),
+        img_ids=tensor(CANVAS.image_ids).float(),
         return_dict=False,
     )[0]
     hook.remove()
     squares = (predicted - (noise - x_0)) ** 2
-    left, right = squares.unflatten(1, (-1, CANVAS[1] // 2)).chunk(2, dim=2)
+    left, right = squares.unflatten(1, (-1, CANVAS.width // 2)).chunk(2, dim=2)
     weights = flow.reference_weight, flow.target_weight
     return (weights[0] * left.mean() + weights[1] * right.mean()) / sum(weights)
 
@@ -174,7 +173,7 @@ Run = Callable[..., tuple[Any, Metrics]]
 
 def compiled(split: Split, optimizer: optax.GradientTransformation, flow: FlowConfig) -> Run:
     config = dataclasses.replace(RECIPE, flow=flow)
-    step = make_step(split.graphdef, optimizer, config, Schedule(), *CANVAS)
+    step = make_step(split.graphdef, optimizer, config, Schedule(), CANVAS)
     return jax.jit(step, compiler_options=FAST_COMPILE)
 
 

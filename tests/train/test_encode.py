@@ -17,7 +17,7 @@ from dsd_jax.data.load.encoded import Embedding, Moments
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import to_mesh
 from dsd_jax.errors import UserError
-from dsd_jax.frames import condition_canvas, unpack_latents
+from dsd_jax.frames import Canvas, condition_canvas, unpack_latents
 from dsd_jax.infer.encode import AutoencoderPrograms, TextPrograms
 from dsd_jax.models import abstract, load
 from dsd_jax.sharding import MeshConfig, make_mesh
@@ -120,7 +120,9 @@ def test_noise_belongs_to_the_step(base: Base, encoded: Any):
     other = encoder(base, config={"seed": 1})(to_mesh(make_batch(), ONE), 3)
     assert not np.allclose(other.x_0, encoded.x_0)
     # The two canvases have the same left half, but noise of their own.
-    left, right = (unpack_latents(x, 4, 8)[:, :, :3] for x in (encoded.x_0, encoded.img_cond))
+    left, right = (
+        unpack_latents(x, Canvas(4, 8))[:, :, :3] for x in (encoded.x_0, encoded.img_cond)
+    )
     assert not np.allclose(left, right, atol=1e-3)
 
 

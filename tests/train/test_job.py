@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 from dsd_jax.aot import Job, bytes_per_chip, compile_job, devices_of
 from dsd_jax.config import FluxConfig
 from dsd_jax.errors import UserError
+from dsd_jax.frames import Canvas
 from dsd_jax.hlo import collectives
-from dsd_jax.infer.job import abstract_inputs
+from dsd_jax.infer.job import SampleSize, abstract_inputs
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import TrainConfig
@@ -135,8 +136,8 @@ def test_a_shorter_text_is_planned_shorter():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     batch = abstract_batch(tiny_config(max_sequence_length=32), TINY, mesh)
     assert (batch.txt.shape, batch.null_txt.shape) == ((8, 32, 64), (32, 64))
-    _, inputs = abstract_inputs(TINY, mesh, 8, (8, 16), text=32, guided=False)
-    assert inputs.conditioning.txt.shape == (8, 32, 64)
+    _, inputs = abstract_inputs(TINY, mesh, SampleSize(8, Canvas(8, 16), text=32))
+    assert inputs.flux.txt.shape == (8, 32, 64)
     assert forward_flops(TINY, 32, 32) < forward_flops(TINY, 32, 512) / 2
 
 

@@ -132,7 +132,7 @@ def test_forward_flops_are_those_of_the_matrix_products():
         state, inputs
     )
     counted = (compiled.compile().cost_analysis() or {})["flops"]
-    image, text = inputs["img"].shape[1], 16
+    image, text = inputs["canvas"].tokens, 16
     flops = step_flops(param_shapes(model), frozenset(), TINY, image, text)
     assert flops.frozen + flops.attention == pytest.approx(counted, rel=0.1)
     assert flops.frozen + flops.attention < counted

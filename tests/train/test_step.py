@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from dsd_jax.config import FluxConfig
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
-from dsd_jax.frames import image_ids, text_ids
+from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.sharding import LOGICAL_TO_MESH, MeshConfig, make_mesh
 from dsd_jax.train.config import FlowConfig, OptimizerConfig, TrainConfig
 from dsd_jax.train.model import first_state, make_trainee
@@ -44,7 +44,7 @@ from tests.tiny_training import (
     trainee,
 )
 
-TOKENS = CANVAS[0] * CANVAS[1] // 4
+TOKENS = CANVAS.tokens
 # Hands the gradients of a step back as its state, and changes nothing.
 GRADIENTS = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -53,7 +53,7 @@ GRADIENTS = optax.GradientTransformation(
 
 
 def compiled(split: Split, config: TrainConfig, optimizer: Any, **options: Any) -> Step:
-    step = make_step(split.graphdef, optimizer, config, Schedule(), *CANVAS)
+    step = make_step(split.graphdef, optimizer, config, Schedule(), CANVAS)
     return jax.jit(step, compiler_options=FAST_COMPILE, **options)
 
 
@@ -89,7 +89,7 @@ def drawn_loss(
     """The loss with what `draw` draws, outside the step."""
     noise, t = draw(key, batch.x_0, flow, Schedule())
     model = nnx.merge(graphdef, trained, frozen)
-    return two_frame_loss(model, batch, noise, t, flow, *CANVAS)
+    return two_frame_loss(model, batch, noise, t, flow, CANVAS)
 
 
 def fast_jit(function: Any, *static: str) -> Any:
@@ -113,8 +113,8 @@ def reference_gradients(batch: EncodedBatch, key: jax.Array) -> tuple[Any, dict[
 
 def predict(graphdef: Any, trained: Any, frozen: Any, inputs: dict[str, Any]) -> jax.Array:
     model = nnx.merge(graphdef, trained, frozen)
-    txt_ids = text_ids(inputs["txt"].shape[1])
-    return model(img_ids=image_ids(*CANVAS), txt_ids=txt_ids, **inputs)
+    rest = {name: inputs[name] for name in inputs.keys() - {"img", "t"}}
+    return model(inputs["img"], inputs["t"], FluxInputs(**rest), CANVAS)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_loss_by_hand(weights: tuple[float, float], guidance: float) -> None:
             "guidance": np.full(4, guidance, np.float32),
         },
     )
-    error = ((velocity - (noise - x_0)) ** 2).reshape(4, CANVAS[0] // 2, CANVAS[1] // 2, -1)
+    error = ((velocity - (noise - x_0)) ** 2).reshape(4, CANVAS.height // 2, CANVAS.width // 2, -1)
     left, right = np.split(np.asarray(error), 2, axis=2)
     graphdef, trained, frozen = split()
     loss, parts = loss_of(trained, graphdef, frozen, flow, batch, key_of(0))
@@ -191,7 +191,7 @@ def test_a_given_frame_is_less_noisy_and_bears_no_loss() -> None:
     def loss(trained: Any, frozen: Any) -> Any:
         model = nnx.merge(graphdef, trained, frozen)
         drawn, times, own = jnp.asarray(noise), jnp.asarray(t), jnp.asarray(t_reference)
-        return two_frame_loss(model, batch, drawn, times, RECIPE.flow, *CANVAS, own)
+        return two_frame_loss(model, batch, drawn, times, RECIPE.flow, CANVAS, own)
 
     found, _ = fast_jit(loss)(trained, frozen)
     np.testing.assert_allclose(found, error.mean(), rtol=1e-5)
@@ -207,7 +207,7 @@ def test_inpainting_is_for_training_without_condition() -> None:
 
 
 def test_frame_weights() -> None:
-    weights = np.asarray(frame_weights(4, 8)).reshape(2, 2, 4)
+    weights = np.asarray(frame_weights(Canvas(4, 8))).reshape(2, 2, 4)
     np.testing.assert_array_equal(weights[0], [[2, 2, 0, 0]] * 2)
     np.testing.assert_array_equal(weights[1], [[0, 0, 2, 2]] * 2)
 
@@ -263,7 +263,7 @@ def test_from_scratch_no_velocity_is_predicted() -> None:
     split = make_trainee(config, weights, one_device(), from_scratch=True).split
     model, batch = nnx.merge(*split), make_batch()
     noise, t = jax.random.normal(jax.random.key(0), batch.x_0.shape), jnp.full(8, 0.3)
-    loss, _ = two_frame_loss(model, batch, noise, t, config.flow, *CANVAS)
+    loss, _ = two_frame_loss(model, batch, noise, t, config.flow, CANVAS)
     assert float(loss) == pytest.approx(float(jnp.square(noise - batch.x_0).mean()), rel=1e-5)
     drawn = [path for path, array in flat(split.trained).items() if array.std() > 0]
     assert any("qkv.kernel" in path for path in drawn)
