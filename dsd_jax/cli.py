@@ -104,6 +104,23 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Convert a LoRA file, or export a training run", "dsd_jax.convert.cli:lora"
         ),
     },
+    "Train the toy models": {
+        "train toy-vae": Command(
+            "Train the autoencoder from random weights", "dsd_jax.toy.making.cli:toy_vae"
+        ),
+        "train toy-teacher": Command(
+            "Train the transformer from random weights", "dsd_jax.toy.making.cli:toy_teacher"
+        ),
+        "train toy-decoder": Command(
+            "Train the decoder further, for the same latents", "dsd_jax.toy.making.cli:toy_decoder"
+        ),
+        "train toy-student": Command(
+            "Fine-tune on pairs, as quickstart does", "dsd_jax.toy.making.cli:toy_student", True
+        ),
+        "train toy": Command(
+            "Fine-tune on pairs, all parameters", "dsd_jax.toy.making.cli:toy", True
+        ),
+    },
 }
 
 _HELP = ("-h", "--help")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,14 @@ TOP = ("dsd_jax.__main__", "dsd_jax.cli", "dsd_jax.quickstart", "dsd_jax.toy.mak
 PYTORCH = ("accelerate", "diffusers", "peft", "torch")
 # The oracle of the parity tests, which also checks an export where PyTorch is installed.
 ORACLE = "dsd_jax.quickstart.torch_reference"
+# What may name the toy besides itself: the table of commands and the registry of providers.
+TOY = (
+    "dsd_jax.toy",
+    "dsd_jax.quickstart",
+    "dsd_jax.cli",
+    "dsd_jax.llm.config",
+    "dsd_jax.llm.session",
+)
 CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
 
 
@@ -147,6 +156,15 @@ def test_the_checker_sees_a_wrong_import(module: str, line: str, complaint: str)
 )
 def test_the_checker_lets_a_right_import_pass(module: str, line: str):
     assert violations(module, line) == []
+
+
+def test_nothing_that_handles_the_toy_knows_that_it_is_a_toy():
+    named = {
+        name
+        for name, path in sources().items()
+        if name.startswith("dsd_jax.") and re.search(r"(?i)(\b|_)toys?(\b|_)", path.read_text())
+    }
+    assert [name for name in named if not any(within(name, known) for known in TOY)] == []
 
 
 def test_the_rooms_are_relative_links():

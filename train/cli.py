@@ -38,7 +38,6 @@ from dsd_jax.infer.settings import Settings
 from dsd_jax.lora import Adapter
 from dsd_jax.processes import ClusterConfig, first_process, join
 from dsd_jax.sharding import make_mesh
-from dsd_jax.toy.making.source import TOYS
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.job import (
     attention_for,
@@ -58,7 +57,7 @@ from dsd_jax.train.trainer import Trainer
 from dsd_jax.train.validate import Validation
 from dsd_jax.types import Array
 
-__all__ = ["Canvases", "Flags", "open_base", "plan", "plot", "train"]
+__all__ = ["Canvases", "Flags", "open_base", "plan", "plot", "train", "train_recipe"]
 
 BASE = "black-forest-labs/FLUX.1-dev"
 _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--config.steps`; but `--lora.rank`
@@ -86,20 +85,26 @@ def train(words: Sequence[str]) -> None:
     name, *rest = words
     if name.startswith("-"):
         raise UserError(f"`dsd train` takes a preset first, then flags; presets: {_names()}")
-    if name in TOYS:
-        from dsd_jax.toy.making.cli import train_toy  # which imports this module
+    train_recipe(name, preset(name), rest)
 
-        train_toy(name, rest)
-        return
+
+def train_recipe(name: str, recipe: TrainConfig, words: Sequence[str]) -> None:
+    """Runs `dsd train NAME [FLAGS]`.
+
+    Args:
+        name: Name of the recipe.
+        recipe: Defaults of the flags.
+        words: The flags.
+    """
     flags = tyro.cli(
-        _command(preset(name)),
-        args=rest,
+        _command(recipe),
+        args=words,
         prog=f"dsd train {name}",
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands,),
     )
     join(flags.cluster)
-    _run(flags, name, f"dsd train {shlex.join(words)}")
+    _run(flags, name, f"dsd train {shlex.join([name, *words])}")
 
 
 def _command(recipe: TrainConfig) -> Callable[..., Flags]:

@@ -24,11 +24,10 @@ from dsd_jax.images import save_png
 from dsd_jax.processes import Stop, first_process, on_first, say
 from dsd_jax.progress import progress
 from dsd_jax.train.checkpoints import Checkpoints, Keep
-from dsd_jax.train.config import RunConfig, TrainConfig
+from dsd_jax.train.config import RunConfig
 from dsd_jax.train.flops import peak_tflops
 from dsd_jax.train.metrics import Log, Watch, memory
-from dsd_jax.train.model import Base
-from dsd_jax.train.record import check_base, check_recipe, record
+from dsd_jax.train.record import Origin, Recipe, check_base, check_recipe, record
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.validate import Validation
 
@@ -75,18 +74,20 @@ class Program(Protocol):
     """What the loop asks of what is trained; `dsd_jax.train.trainer.Trainer` has it.
 
     Attributes:
-        config: the recipe.
-        base: what training starts from.
         mesh: all devices of the run.
-        frozen: parameters that are not trained.
         compiled_in: seconds that the last step spent on compiling.
     """
 
-    config: TrainConfig
-    base: Base
     mesh: Mesh
-    frozen: Any
     compiled_in: float
+
+    @property
+    def config(self) -> Recipe:
+        """The recipe."""
+
+    @property
+    def origin(self) -> Origin:
+        """The weights that training starts from."""
 
     @property
     def stacks(self) -> Mapping[str, int]:
@@ -100,8 +101,8 @@ class Program(Protocol):
     ) -> tuple[TrainState, StepMetrics]:
         """One update; `state` is used up."""
 
-    def flops(self, size: tuple[int, int]) -> float:
-        """FLOPs of a step per sample."""
+    def flops(self, size: tuple[int, int]) -> float | None:
+        """FLOPs of a step per sample. None means that nobody counts them."""
 
     def learning_rate(self, step: int) -> float:
         """Of the update that follows `step` updates."""
@@ -140,7 +141,7 @@ def train(
     steps = trainer.config.steps
     checkpoints = Checkpoints(
         run.checkpoints,
-        lambda: record(trainer.config, trainer.base, source.identity, preset),
+        lambda: record(trainer.config, trainer.origin, source.identity, preset),
         trainer.stacks,
         Keep(run.keep_last, run.keep_every),
     )
@@ -162,7 +163,7 @@ def train(
             last, stopped = step == steps, stop.asked(step)
             if validation and step != found and (last or _due(step, run.eval_every)):
                 with ledger.settled():
-                    _validate(validation, step, state, trainer, run, log)
+                    _validate(validation, step, state, run, log)
             if stopped or last or (step and _due(step, run.save_every)):
                 with ledger.settled():
                     checkpoints.save(step, state)
@@ -200,7 +201,7 @@ def _restore(
         saved = checkpoints.run_of(step)
         check_recipe(saved, trainer.config)
         source.check_resume(saved["data"])
-        check_base(saved, trainer.base.path, trainer.base.transformer.sha256())
+        check_base(saved, *trainer.origin)
         if step > trainer.config.steps:
             raise UserError(f"the run is at step {step} already; give --steps above it to train on")
 
@@ -223,14 +224,13 @@ def _validate(
     validation: Validation,
     step: int,
     state: TrainState,
-    trainer: Program,
     run: RunConfig,
     log: Log,
 ) -> None:
-    losses = validation.loss(state, trainer.frozen)
+    losses = validation.loss(state)
     log.metrics(step, losses)
     say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
-    pixels = validation.pictures(state, trainer.frozen)
+    pixels = validation.pictures(state)
     if pixels is not None and first_process():
         save_png(Image.fromarray(pixels), run.output_dir / "samples" / f"{step:08d}.png")
         log.picture(step, "samples", pixels)
@@ -322,8 +322,8 @@ class Ledger:
                 "data_wait_seconds": self._waited / self._steps,
                 "samples_per_second_per_device": speed,
             }
-            if self._peak:
-                flops = self._trainer.flops(batch.size)
+            flops = self._trainer.flops(batch.size)
+            if self._peak and flops is not None:
                 values["mfu"] = speed * flops / (self._peak * 1e12)
             self._restart()
         self._log.metrics(step, values | memory(jax.local_devices()))

@@ -100,107 +100,26 @@ def full() -> TrainConfig:
     )
 
 
-def toy() -> TrainConfig:
-    """`full` for the toy models that ship with the package: 64 px frames on one machine."""
-    return _change(
-        full(),
-        steps=20_000,
-        batch_size=64,
-        height=64,
-        width=128,
-        base_dtype="float32",
-        remat="none",
-        scan_layers=False,
-        mesh=MeshConfig(),
-        optimizer=OptimizerConfig(
-            learning_rate=3e-4, schedule="cosine", warmup=500, weight_decay=0.0, ema=0.999
-        ),
-    )
-
-
 def tiny() -> TrainConfig:
-    """`toy` with an adapter of rank 8 for a few steps: does everything work?"""
+    """A few steps of 64 px frames with an adapter of rank 8, to see that everything works."""
     return _change(
-        toy(),
+        paper(),
         steps=20,
         batch_size=8,
-        scan_layers=True,  # compiling is most of such a run
+        height=64,
+        width=128,
         lora=LoraConfig(rank=8),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-    )
-
-
-def toy_vae() -> TrainConfig:
-    """The autoencoder of the toy FLUX from scratch, on pictures of the toy world.
-
-    It trains on the toy world's own batches: no data is given, and the pipeline that it belongs to
-    is written when it is done.
-    """
-    return _change(
-        toy(),
-        steps=1600,
-        batch_size=16,
-        height=64,
-        width=64,
-        condition=False,
-        dropout=DropoutConfig(text=0.0, image=0.0, both=0.0),
-        optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.995
-        ),
-    )
-
-
-def toy_teacher() -> TrainConfig:
-    """The toy FLUX from scratch, text to image: single pictures, pairs and grids of the toy world.
-
-    Like `toy_vae` it draws its own batches. Times lie near noise, since that is where text and
-    neighbours have something to decide (`TOY_SCHEDULE`). It learns to read one
-    panel for the other, which FLUX.1-dev brings along and a student builds on.
-    """
-    return _change(
-        toy_vae(),
-        steps=14_000,
-        batch_size=16,
-        pad_to_longest=True,
-        dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),
-        flow=FlowConfig(t_mean=2.0, t_std=1.5, inpaint=0.7, inpaint_noise=0.6),
-        optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule="cosine", warmup=100, weight_decay=0.0, b2=0.99, ema=0.998
-        ),
-    )
-
-
-def toy_decoder() -> TrainConfig:
-    """The decoder of `toy_vae` further; latents, and so what `toy_teacher` has learned, stay."""
-    return _change(toy_vae(), steps=1200)
-
-
-def toy_student() -> TrainConfig:
-    """The toy teacher as a customiser: `paper` at toy size, what `dsd quickstart` trains.
-
-    LoRA on every projection, since a model so small has little to spare; the condition embedding
-    in full, and from the start it reads pictures as the canvas is read.
-    """
-    return _change(
-        toy(),
-        steps=900,
-        batch_size=16,
-        height=32,
-        width=64,
-        condition_init="image",
-        lora=LoraConfig(rank=32, targets="all"),
-        flow=FlowConfig(t_sampling="shifted"),
-        optimizer=OptimizerConfig(
-            learning_rate=4e-3, schedule="cosine", warmup=50, weight_decay=0.0, b2=0.99, ema=0.99
-        ),
+        mesh=MeshConfig(),
+        remat="none",
+        base_dtype="float32",
     )
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
-        paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, toy, tiny,
-        toy_vae, toy_teacher, toy_decoder, toy_student,
+        paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, tiny,
     )
 }  # fmt: skip
 

@@ -4,29 +4,49 @@ import dataclasses
 import datetime as dt
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
 from dsd_jax import __version__
 from dsd_jax.errors import UserError
 from dsd_jax.processes import say
-from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.model import Base
 
-__all__ = ["check_base", "check_recipe", "record"]
+__all__ = ["Origin", "Recipe", "check_base", "check_recipe", "record"]
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 # With another one of these, it would be another run that begins with this one's weights.
 _FIXED = ("seed", "batch_size", "height", "width", "condition", "lora", "dropout")
 
 
-def record(config: TrainConfig, base: Base, data: Mapping[str, Any], preset: str) -> dict[str, Any]:
+class Recipe(Protocol):
+    """The settings of a run: a frozen dataclass, `dsd_jax.train.config.TrainConfig` or another."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def steps(self) -> int:
+        """Number of updates."""
+
+
+class Origin(NamedTuple):
+    """The weights that training starts from; random ones have no path and no digests.
+
+    Attributes:
+        path: A folder or a hub id.
+        sha256: Digests by file name, empty where they are not known.
+    """
+
+    path: str
+    sha256: Mapping[str, str]
+
+
+def record(config: Recipe, origin: Origin, data: Mapping[str, Any], preset: str) -> dict[str, Any]:
     """Enough to tell, years later, what the numbers of a checkpoint are; JSON.
 
     Args:
         config: the recipe.
-        base: recorded by path and digests; its weights are not copied.
+        origin: recorded by path and digests; its weights are not copied.
         data: `identity` of the loader.
         preset: what the recipe began as.
     """
@@ -34,7 +54,7 @@ def record(config: TrainConfig, base: Base, data: Mapping[str, Any], preset: str
         "preset": preset,
         "config": dataclasses.asdict(config),
         "data": dict(data),
-        "base": {"path": base.path, "sha256": dict(base.transformer.sha256())},
+        "base": {"path": origin.path, "sha256": dict(origin.sha256)},
         "versions": {
             "dsd-jax": __version__,
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -45,7 +65,7 @@ def record(config: TrainConfig, base: Base, data: Mapping[str, Any], preset: str
     }
 
 
-def check_recipe(saved: Mapping[str, Any], config: TrainConfig) -> None:
+def check_recipe(saved: Mapping[str, Any], config: Recipe) -> None:
     """Refuses to go on with another recipe; says what was changed where that is allowed.
 
     Raises:

@@ -20,6 +20,7 @@ from dsd_jax.train.encode import Encoder
 from dsd_jax.train.flops import step_flops
 from dsd_jax.train.model import Base, abstract_state, first_state, make_trainee
 from dsd_jax.train.optimizer import learning_rate, make_optimizer
+from dsd_jax.train.record import Origin
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.step import EncodedBatch, Metrics, Step, make_step
 
@@ -88,6 +89,11 @@ class Trainer:
         self._compiled: dict[tuple[Size, int], Callable[..., tuple[TrainState, Metrics]]] = {}
         self.compiled_in = 0.0  # seconds that the last step spent on compiling
         self.text_tokens = 0  # of a prompt, known after the first step
+
+    @property
+    def origin(self) -> Origin:
+        """The transformer that training starts from."""
+        return Origin(self.base.path, self.base.transformer.sha256())
 
     @property
     def stacks(self) -> Mapping[str, int]:

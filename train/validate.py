@@ -48,6 +48,7 @@ class Validation:
         self, trainer: Trainer, pairs: PairBatch, *, sample: Sample | None = None, samples: int = 0
     ) -> None:
         self._graphdef, self._config = trainer.trainee.split.graphdef, trainer.config
+        self._frozen = trainer.frozen
         self._encoder = encoder = trainer.encoder
         self._batch = encoder(pairs, _SEED)
         self._canvas = trainer.canvas(pairs.size)
@@ -66,20 +67,22 @@ class Validation:
         )
         self._truth = np.asarray(beside(*shown)) if self._sample else None
 
-    def loss(self, state: TrainState, frozen: nnx.State) -> dict[str, float]:
+    def loss(self, state: TrainState) -> dict[str, float]:
         """Loss over fixed noise and a fixed grid of times, of the averaged parameters if any."""
-        means = self._loss(state.params if state.ema is None else state.ema, frozen, self._batch)
+        means = self._loss(
+            state.params if state.ema is None else state.ema, self._frozen, self._batch
+        )
         names = "eval/loss", "eval/loss_reference", "eval/loss_target"
         return dict(zip(names, map(float, means), strict=True))
 
-    def pictures(self, state: TrainState, frozen: nnx.State) -> UInt8[np.ndarray, "H W 3"] | None:
+    def pictures(self, state: TrainState) -> UInt8[np.ndarray, "H W 3"] | None:
         """A row per pair: the pair itself, and beside it the canvas sampled from it."""
         if self._sample is None:
             return None
         params = state.params if state.ema is None else state.ema
         graph, vae = self._encoder.autoencoder
         del graph  # static, taken from the encoder when the program is traced
-        made = np.asarray(self._pictures(params, frozen, vae, self._batch))
+        made = np.asarray(self._pictures(params, self._frozen, vae, self._batch))
         rows = np.concatenate([self._truth, made], axis=2)
         return np.concatenate(list(rows), axis=0)
 

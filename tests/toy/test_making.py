@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -17,18 +18,16 @@ from dsd_jax.config import FLOAT32, AutoencoderConfig
 from dsd_jax.convert.io import open_weights
 from dsd_jax.errors import UserError
 from dsd_jax.quickstart.run import TEXT_TOKENS
-from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import judge
-from dsd_jax.toy.making.random_pipeline import SMALL, write_random_pipeline
-from dsd_jax.toy.making.source import TOYS, WorldSource
+from dsd_jax.toy.making.recipes import VaeConfig
+from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
 from dsd_jax.toy.making.vae import KL_WEIGHT, VaeTrainer, vae_loss
 from dsd_jax.toy.words import describe_pair, parse_grid, parse_scene, parse_subject
 from dsd_jax.toy.world import is_held_out
-from dsd_jax.train.cli import open_base
 from dsd_jax.train.config import OptimizerConfig, RunConfig
 from dsd_jax.train.loop import BatchSource, Program, train
-from dsd_jax.train.presets import preset
 from tests.tiny_training import FAST_COMPILE
 
 TINY = AutoencoderConfig(
@@ -37,18 +36,18 @@ TINY = AutoencoderConfig(
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
-    source = WorldSource(TOYS["toy_teacher"], batch=3, seed=1, drop_text=0.5)
+    source = WorldSource(VIEWS_OF["toy_teacher"], batch=3, seed=1, drop_text=0.5)
     assert isinstance(source, BatchSource)
     source.start_step = 4
     first, second = islice(source, 2)
-    again = WorldSource(TOYS["toy_teacher"], batch=3, seed=1, drop_text=0.5)
+    again = WorldSource(VIEWS_OF["toy_teacher"], batch=3, seed=1, drop_text=0.5)
     for step, batch in ((4, first), (5, second)):
         same = again.batch_of(step)
         assert (batch.step, batch.texts, batch.size) == (step, same.texts, same.size)
         np.testing.assert_array_equal(batch.target, same.target)
         np.testing.assert_array_equal(batch.drop_text, same.drop_text)
         assert source.ids_of(step) == batch.ids
-    other = WorldSource(TOYS["toy_teacher"], batch=3, seed=2, drop_text=0.5).batch_of(4)
+    other = WorldSource(VIEWS_OF["toy_teacher"], batch=3, seed=2, drop_text=0.5).batch_of(4)
     assert other.texts != first.texts
 
 
@@ -62,7 +61,7 @@ def test_rows_are_those_of_the_whole_batch():
 
 
 def test_views_take_turns():
-    source = WorldSource(TOYS["toy_vae"], batch=2, seed=0)
+    source = WorldSource(VIEWS_OF["toy_vae"], batch=2, seed=0)
     sizes = [source.batch_of(step).size for step in range(4)]
     assert sizes == [(64, 64), (32, 64), (32, 32), (64, 64)]
     target = source.batch_of(1).target
@@ -127,27 +126,22 @@ def test_the_loss_is_error_and_divergence():
 
 @pytest.mark.slow
 def test_an_autoencoder_is_trained_by_the_loop(tmp_path: Path):
-    write_random_pipeline(tmp_path / "flux", dataclasses.replace(SMALL, vae=TINY))
-    recipe = dataclasses.replace(
-        preset("toy_vae"),
-        steps=30,
-        batch_size=8,
-        mesh=MeshConfig(),
-        optimizer=OptimizerConfig(learning_rate=1e-2, ema=0.9),
-    )
-    mesh = make_mesh(recipe.mesh)
-    base = open_base(str(tmp_path / "flux"), condition=False)
-
-    trainer = VaeTrainer(recipe, base, mesh)
+    recipe = VaeConfig(30, 8, OptimizerConfig(learning_rate=1e-2, ema=0.9))
+    trainer = VaeTrainer(recipe, TINY, make_mesh(recipe.mesh))
     assert isinstance(trainer, Program)
     source = WorldSource(("single",), batch=8, seed=0)
-    config = RunConfig(output_dir=tmp_path / "run", tensorboard=False, log_every=1)
+    config = RunConfig(output_dir=tmp_path / "run", tensorboard=False, log_every=1, peak_tflops=1.0)
     done = train(trainer, config, source)
     assert done.step == 30
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(done.state.params))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     first, last = (float(line.split('"l1": ')[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert last < 0.8 * first
+    assert not any("mfu" in line for line in lines)  # FLOPs are not counted
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("*/run.json")
+    assert json.loads(saved.read_text())["config"] == json.loads(
+        json.dumps(dataclasses.asdict(recipe))
+    )
 
 
 @pytest.mark.slow

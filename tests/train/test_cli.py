@@ -59,7 +59,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_presets_are_recipes():
-    assert set(PRESETS) >= {"tiny", "toy", "paper", "h200", "v5e_64", "v5p_64", "v6e_64"}
+    assert set(PRESETS) >= {"tiny", "paper", "h200", "v5e_64", "v5p_64", "v6e_64"}
     assert set(PRESETS) >= {"depth", "grid_teacher", "full"}
     for name, make in PRESETS.items():
         assert isinstance(preset(name), TrainConfig)

@@ -1,12 +1,12 @@
-"""`dsd train toy_vae`, `toy_teacher` and `toy_decoder`: how `dsd_jax/toy/flux` is made.
+"""`dsd train toy_vae`, `toy_teacher`, `toy_decoder`, `toy` and `toy_student`.
 
-They draw their own batches, so they take no data, and write a whole pipeline when they are done.
+The first three make `dsd_jax/toy/flux`. They draw their own batches, so they take no data, and each
+writes a whole pipeline when it is done. The other two are recipes of an ordinary training.
 """
 
 import dataclasses
-import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,121 +21,154 @@ from dsd_jax.processes import first_process, say
 from dsd_jax.runs import read_trained
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.making import recipes
 from dsd_jax.toy.making.memory import keep_memory
 from dsd_jax.toy.making.pipeline import write_toy_pipeline
+from dsd_jax.toy.making.recipes import VaeConfig
 from dsd_jax.toy.making.sizes import TOY_VAE
-from dsd_jax.toy.making.source import TOYS, WorldSource
+from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
 from dsd_jax.toy.making.vae import VaeTrainer, latent_statistics
-from dsd_jax.train.cli import open_base
+from dsd_jax.train.cli import open_base, train_recipe
 from dsd_jax.train.config import RunConfig, TrainConfig
+from dsd_jax.train.loop import Outcome
 from dsd_jax.train.loop import train as run_training
-from dsd_jax.train.presets import preset
+from dsd_jax.train.record import Origin
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.weights import TensorSource, WeightSource
 
-__all__ = ["train_toy"]
+__all__ = ["toy", "toy_decoder", "toy_student", "toy_teacher", "toy_vae"]
 
-_PLAIN = tyro.conf.arg(name="")
-PIPELINE = "flux"  # in the run's folder: what it has made
-_MEASURED = 8  # batches that the statistics of the latents are taken over
+Run = Annotated[RunConfig, tyro.conf.arg(name="")]
+VaeRecipe = Annotated[VaeConfig, tyro.conf.arg(name="")]
+TransformerRecipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 
-
-@dataclasses.dataclass(frozen=True)
-class _Flags:
-    run: RunConfig
-    config: TrainConfig
-    base_path: Path | None
+PIPELINE = "flux"  # in the run's folder: the pipeline that the run writes
+_MEASURED = 8  # batches whose latents are measured
+_UNSEEN = 10**6  # the first of them, a step that no training reaches
 
 
-def train_toy(name: str, words: Sequence[str]) -> None:
-    """`dsd train` with one of `TOYS`, and the flags in `words`."""
-    flags = tyro.cli(
-        _command(preset(name)),
-        args=words,
-        prog=f"dsd train {name}",
-        use_underscores=True,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    config, run = flags.config, flags.run
+def toy(words: Sequence[str]) -> None:
+    """`dsd train toy [FLAGS]`."""
+    train_recipe("toy", recipes.toy(), words)
+
+
+def toy_student(words: Sequence[str]) -> None:
+    """`dsd train toy_student [FLAGS]`."""
+    train_recipe("toy_student", recipes.toy_student(), words)
+
+
+def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
+    """Train the autoencoder of the toy FLUX from random weights, on pictures drawn as it goes.
+
+    Args:
+        run: How and where it runs.
+        config: The recipe.
+    """
     keep_memory()
     mesh = make_mesh(config.mesh)
-    source = WorldSource(
-        TOYS[name],
-        batch=config.batch_size,
-        seed=config.seed,
-        drop_text=config.dropout.text,
-        rows=mesh_rows(mesh, config.batch_size),
-    )
-    base = open_base(
-        str(_base(name, flags)),
-        condition=False,
-        max_sequence_length=config.max_sequence_length,
-    )
-    trainer: Trainer | VaeTrainer
-    if name in ("toy_vae", "toy_decoder"):
-        trainer = VaeTrainer(config, base, mesh, decoder_only=name == "toy_decoder")
-    else:
-        trainer = Trainer(config, base, mesh, from_scratch=True)
-    done = run_training(trainer, run, source, preset=name)
+    source = _pictures("toy_vae", config, mesh)
+    done = run_training(VaeTrainer(config, TOY_VAE, mesh), run, source, preset="toy_vae")
     if not first_process():
         return
-    target = run.output_dir / PIPELINE
-    shutil.rmtree(target, ignore_errors=True)  # of a shorter run
     trained, _ = read_trained(run.checkpoints)
-    if name == "toy_vae":
-        _write_vae(target, trained, source, mesh)
-    elif name == "toy_decoder":
-        vae = _as_it_is(base.autoencoder.source) | trained
-        transformer = _as_it_is(base.transformer.source)
-        write_toy_pipeline(target, vae=(base.vae(), vae), transformer=transformer)
-    else:
-        vae = _as_it_is(base.autoencoder.source)
-        write_toy_pipeline(target, vae=(base.vae(), vae), transformer=trained)
-    say(f"{done.step} steps done; wrote {target}")
-    if done.stopped:
-        say(f"stopped before the last step; go on with\n  dsd train {name} {shlex.join(words)}")
-    elif name == "toy_vae":
+    model = load(abstract(TOY_VAE, precision=FLOAT32), TensorSource(trained), mesh=mesh)
+    measured = (source.batch_of(step) for step in range(_UNSEEN, _UNSEEN + _MEASURED))
+    mean, std = latent_statistics(model, measured)
+    sizes = dataclasses.replace(TOY_VAE, scale=round(1 / std, 4), shift=round(mean, 4))
+    target = _emptied(run)
+    write_toy_pipeline(target, vae=(sizes, trained))
+    _report(done, target)
+    if not done.stopped:
         say(f"next: dsd train toy_teacher --base_path {target} --output_dir OUTPUT")
 
 
-def _command(recipe: TrainConfig) -> Callable[..., _Flags]:
-    def command(
-        run: Annotated[RunConfig, _PLAIN],
-        config: Annotated[TrainConfig, _PLAIN] = recipe,
-        base_path: Path | None = None,
-    ) -> _Flags:
-        """Train a part of the toy FLUX, on pictures that are drawn as it goes.
+def toy_decoder(
+    run: Run, config: VaeRecipe = recipes.toy_decoder(), base_path: Path | None = None
+) -> None:
+    """Train the decoder of a toy FLUX further; latents, and so its transformer, stay as they are.
 
-        Args:
-            run: How and where.
-            config: The recipe.
-            base_path: The toy pipeline that toy_teacher takes its autoencoder from, and toy_decoder
-                all but what it trains; default: the one in the package.
-        """
-        return _Flags(run, config, base_path)
+    Args:
+        run: How and where it runs.
+        config: The recipe.
+        base_path: Toy pipeline to start from. By default it is the one in the package.
+    """
+    keep_memory()
+    mesh = make_mesh(config.mesh)
+    base = open_base(str(base_path or toy_flux_path()), condition=False)
+    trainer = VaeTrainer(
+        config,
+        base.vae(),
+        mesh,
+        start=base.autoencoder.source,
+        origin=Origin(base.path, base.autoencoder.sha256()),
+    )
+    done = run_training(trainer, run, _pictures("toy_decoder", config, mesh), preset="toy_decoder")
+    if not first_process():
+        return
+    trained, _ = read_trained(run.checkpoints)
+    vae = _as_it_is(base.autoencoder.source) | trained
+    target = _emptied(run)
+    write_toy_pipeline(
+        target, vae=(base.vae(), vae), transformer=_as_it_is(base.transformer.source)
+    )
+    _report(done, target)
 
-    return command
+
+def toy_teacher(
+    run: Run, config: TransformerRecipe = recipes.toy_teacher(), base_path: Path | None = None
+) -> None:
+    """Train the transformer of the toy FLUX from random weights, on pictures drawn as it goes.
+
+    Args:
+        run: How and where it runs.
+        config: The recipe.
+        base_path: Toy pipeline with the autoencoder. By default it is the one in the package.
+    """
+    keep_memory()
+    mesh = make_mesh(config.mesh)
+    source = _pictures("toy_teacher", config, mesh, drop_text=config.dropout.text)
+    base = open_base(
+        str(base_path or toy_flux_path()),
+        condition=False,
+        max_sequence_length=config.max_sequence_length,
+    )
+    trainer = Trainer(config, base, mesh, from_scratch=True)
+    done = run_training(trainer, run, source, preset="toy_teacher")
+    if not first_process():
+        return
+    trained, _ = read_trained(run.checkpoints)
+    target = _emptied(run)
+    vae = base.vae(), _as_it_is(base.autoencoder.source)
+    write_toy_pipeline(target, vae=vae, transformer=trained)
+    _report(done, target)
 
 
-def _base(name: str, flags: _Flags) -> Path:
-    if name != "toy_vae":
-        return flags.base_path or toy_flux_path()
-    start = flags.run.output_dir / "start"
-    if first_process() and not (start / "model_index.json").exists():
-        write_toy_pipeline(start)
-    return start
+def _pictures(
+    name: str, config: VaeConfig | TrainConfig, mesh: Mesh, drop_text: float = 0.0
+) -> WorldSource:
+    """The batches that the recipe `name` trains on."""
+    return WorldSource(
+        VIEWS_OF[name],
+        batch=config.batch_size,
+        seed=config.seed,
+        drop_text=drop_text,
+        rows=mesh_rows(mesh, config.batch_size),
+    )
 
 
 def _as_it_is(source: WeightSource) -> dict[str, np.ndarray]:
-    """A part of a base, to be written again."""
+    """All tensors of a model, to be written again."""
     return {path: source.read(path, tuple(map(slice, s))) for path, s in source.shapes.items()}
 
 
-def _write_vae(
-    target: Path, trained: dict[str, np.ndarray], source: WorldSource, mesh: Mesh
-) -> None:
-    """Writes the pipeline with a trained autoencoder; scale and shift make latents standard."""
-    model = load(abstract(TOY_VAE, precision=FLOAT32), TensorSource(trained), mesh=mesh)
-    mean, std = latent_statistics(model, map(source.batch_of, range(10**6, 10**6 + _MEASURED)))
-    config = dataclasses.replace(TOY_VAE, scale=round(1 / std, 4), shift=round(mean, 4))
-    write_toy_pipeline(target, vae=(config, trained))
+def _emptied(run: RunConfig) -> Path:
+    """The folder that the pipeline is written to, without one of a shorter run."""
+    target = run.output_dir / PIPELINE
+    shutil.rmtree(target, ignore_errors=True)
+    return target
+
+
+def _report(done: Outcome, target: Path) -> None:
+    say(f"{done.step} steps done; wrote {target}")
+    if done.stopped:
+        say("stopped before the last step, which is saved; the same command goes on")

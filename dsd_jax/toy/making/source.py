@@ -16,7 +16,7 @@ from dsd_jax.toy.words import OPENINGS, describe, describe_grid, describe_pair
 from dsd_jax.toy.world import PANEL, Scene, Subject, grid, render, subjects
 from dsd_jax.types import Int
 
-__all__ = ["SIZES_OF", "TOYS", "View", "WorldSource"]
+__all__ = ["SIZES_OF", "VIEWS_OF", "View", "WorldSource"]
 
 View = Literal["single", "grid", "pair", "canvas"]
 SIZES_OF: dict[View, tuple[int, int]] = {
@@ -27,7 +27,7 @@ SIZES_OF: dict[View, tuple[int, int]] = {
 }
 """Height and width of a view: one picture, four of one subject, two of which the words tell the
 right-hand scene alone, or two frames."""
-TOYS: dict[str, tuple[View, ...]] = {
+VIEWS_OF: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
     "toy_teacher": ("pair", "grid", "pair", "single", "pair"),
     "toy_decoder": ("canvas", "single", "canvas", "grid"),

@@ -1,4 +1,4 @@
-"""Training an autoencoder from scratch: what `dsd_jax.train.trainer` is for the transformer.
+"""Training of an autoencoder, as `dsd_jax.train.trainer` trains the transformer.
 
 The loss is `|x - decoded|`, averaged over pixels, plus a small weight on the Kullback-Leibler
 divergence of the posterior from a standard normal, averaged over latents (Kingma & Welling 2014).
@@ -18,15 +18,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsd_jax.autoencoder import Autoencoder
-from dsd_jax.config import FLOAT32
+from dsd_jax.config import FLOAT32, AutoencoderConfig
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.models import abstract, load
 from dsd_jax.sharding import LOGICAL_TO_MESH
-from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.model import Base
+from dsd_jax.toy.making.recipes import VaeConfig
 from dsd_jax.train.optimizer import learning_rate, make_optimizer
+from dsd_jax.train.record import Origin
 from dsd_jax.train.state import TrainState, init_state
 from dsd_jax.types import Array, Float32, UInt8
+from dsd_jax.weights import WeightSource
 
 __all__ = ["KL_WEIGHT", "VaeMetrics", "VaeTrainer", "latent_statistics", "vae_loss"]
 
@@ -60,26 +61,35 @@ class VaeTrainer:
     """Autoencoder, optimiser and compiled steps on a mesh; for `dsd_jax.train.loop.train`.
 
     Args:
-        config: the recipe; what concerns frames, texts and adapters is not used.
-        base: says how large the autoencoder is.
-        mesh: all devices of the run; the model lies on every one of them.
-        decoder_only: train the base's decoder further and leave its encoder as it is, so that what
-            was trained on its latents still fits; otherwise start from random weights.
+        config: The recipe.
+        model: Sizes of the autoencoder.
+        mesh: All devices of the run. Each of them holds the whole model.
+        start: Weights whose decoder is trained further. Their encoder stays as it is, so that a
+            transformer trained on its latents still fits. None trains all from random weights.
+        origin: Where `start` comes from, for the record.
     """
 
     compiled_in = 0.0
 
     def __init__(
-        self, config: TrainConfig, base: Base, mesh: Mesh, *, decoder_only: bool = False
+        self,
+        config: VaeConfig,
+        model: AutoencoderConfig,
+        mesh: Mesh,
+        *,
+        start: WeightSource | None = None,
+        origin: Origin = Origin("", {}),
     ) -> None:
-        self.config, self.base, self.mesh = config, base, mesh
+        self.config, self.mesh, self.origin = config, mesh, origin
+        self._model = model
         self.optimizer = make_optimizer(config.optimizer, config.steps)
-        model = abstract(base.vae(), precision=FLOAT32)
-        if decoder_only:
-            model = load(model, base.autoencoder.source, mesh=mesh)
-        self.graphdef, *states = nnx.split(model, _is_decoder if decoder_only else nnx.Param, ...)
-        start, self.frozen = states
-        self._start = start if decoder_only else None  # None: random weights
+        module = abstract(model, precision=FLOAT32)
+        if start is not None:
+            module = load(module, start, mesh=mesh)
+        trained = nnx.Param if start is None else _is_decoder
+        self.graphdef, *states = nnx.split(module, trained, ...)
+        loaded, self.frozen = states
+        self._start = None if start is None else loaded
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
         self._step = jax.jit(
@@ -107,7 +117,7 @@ class VaeTrainer:
     def _first(self, params: nnx.State | None) -> TrainState:
         if params is None:
             model = Autoencoder(
-                self.base.vae(), precision=FLOAT32, rngs=nnx.Rngs(params=self.config.seed)
+                self._model, precision=FLOAT32, rngs=nnx.Rngs(params=self.config.seed)
             )
             params = nnx.state(model, nnx.Param)
         return init_state(params, self.optimizer, ema=self.config.optimizer.ema > 0)
@@ -128,13 +138,12 @@ class VaeTrainer:
         return done
 
     def learning_rate(self, step: int) -> float:
-        """Of the update that follows `step` updates."""
+        """Learning rate of update `step + 1`."""
         with jax.numpy_dtype_promotion("standard"):
             return float(learning_rate(self.config.optimizer, self.config.steps)(step))
 
-    def flops(self, size: tuple[int, int]) -> float:
-        """Not counted."""
-        return 0.0 * size[0]
+    def flops(self, size: tuple[int, int]) -> None:
+        """None: the FLOPs of convolutions are not counted."""
 
     def _step_program(
         self, state: TrainState, frozen: nnx.State, pictures: UInt8[Array, "B H W 3"]
