@@ -34,7 +34,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, dict[str, Command]] = {
     "Try it": {
         "quickstart": Command(
-            "Make pairs, train, sample and score on toy weights (10 min)",
+            "Run the whole method on toy weights in 10 minutes",
             "dsd_jax.quickstart.cli:quickstart",
         ),
     },
