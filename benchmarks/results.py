@@ -1,4 +1,4 @@
-"""The one format of benchmark results: a dated JSON file with versions, hardware and rows."""
+"""Writes benchmark results: dated JSON files with versions, hardware, settings and rows."""
 
 import datetime as dt
 import importlib.metadata
@@ -13,13 +13,15 @@ from typing import Any
 
 import jax
 
-__all__ = ["hardware", "measure", "save", "table"]
+__all__ = ["hardware", "measure", "result_path", "save", "table"]
+
+FOLDER = Path(__file__).parent.resolve()
 
 PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "torch", "diffusers", "transformers", "peft")
 
 
 def hardware() -> str:
-    """The accelerator, or the processor with its number of cores."""
+    """Names the accelerator, or the processor with its number of cores."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{jax.device_count()} x {device.device_kind}"
@@ -32,7 +34,7 @@ def hardware() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what matters here."""
+    """Versions of the installed packages that a result may depend on."""
     found = {}
     for package in PACKAGES:
         try:
@@ -43,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def measure(run: Callable[[], Any], repeats: int = 5) -> float:
-    """Median seconds of `run`, which must wait for its own result; one call first to warm up."""
+    """Median seconds of `run`, which must wait for its own result, after one call to warm up."""
     run()
     times = []
     for _ in range(repeats):
@@ -54,25 +56,40 @@ def measure(run: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+    """Formats the rows as a Markdown table."""
     head = list(rows[0])
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def save(name: str, rows: Sequence[dict[str, Any]], **settings: Any) -> Path:
-    """Prints the rows and writes `results/<name>.json`."""
+def result_path(script: str, variant: str = "") -> Path:
+    """The result file of a script: `exact/parity.py` has `results/exact/parity.json`.
+
+    Args:
+        script: the script's own `__file__`.
+        variant: which of its results, where it has several: `results/toy/study.guidance.json`.
+    """
+    place = Path(script).resolve().relative_to(FOLDER)
+    return FOLDER / "results" / place.with_suffix(f".{variant}.json" if variant else ".json")
+
+
+def save(
+    script: str, rows: Sequence[dict[str, Any]], variant: str = "", /, **settings: Any
+) -> Path:
+    """Prints the rows and writes them to `result_path(script, variant)`."""
     print(table(rows))
+    path = result_path(script, variant)
+    place = path.relative_to(FOLDER / "results")
     content = {
-        "benchmark": name,
+        "benchmark": f"{place.parent}.{place.name.partition('.')[0]}",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "hardware": hardware(),
         "versions": versions(),
         "settings": settings,
         "rows": list(rows),
     }
-    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"wrote {path.name}")
+    print(f"wrote {place}")
     return path

@@ -24,6 +24,18 @@ from dsd_jax.weights import param_shapes
 
 __all__ = ["Yields", "questions", "sampling"]
 
+SECTIONS = {
+    "": (
+        "The arithmetic of 400,000 pairs: questions",
+        """Assumed yields and tokens, as the script states them; prices from
+`dsd_jax/llm/prices.toml`.""",
+    ),
+    "teacher": (
+        "The arithmetic of 400,000 pairs: the teacher",
+        "FLOPs of a 1024 x 1024 grid in 28 steps at an assumed share of the peak; not measured.",
+    ),
+}
+
 WRITER, VIEWER = (
     "gpt-4o-2024-11-20",
     "gemini-2.5-flash",
@@ -145,8 +157,9 @@ def main() -> None:
     arguments = parser.parse_args()
     yields = Yields(yes=arguments.yes)
     settings = {"pairs": arguments.pairs, **dataclasses.asdict(yields)}
-    save("make_cost", questions(arguments.pairs, yields), **settings)
-    save("make_cost_teacher", sampling(arguments.pairs, yields), utilisation=UTILISATION)
+    save(__file__, questions(arguments.pairs, yields), **settings)
+    teacher = sampling(arguments.pairs, yields)
+    save(__file__, teacher, "teacher", utilisation=UTILISATION)
 
 
 if __name__ == "__main__":

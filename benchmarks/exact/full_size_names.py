@@ -20,6 +20,14 @@ from dsd_jax.convert.open import config_to_json, table_for
 from dsd_jax.models import Config, abstract
 from dsd_jax.weights import param_shapes
 
+SECTIONS = {
+    "": (
+        "Names and shapes at full size",
+        """Modules of the published configurations on torch's `meta` device against our tables and
+our modules.""",
+    ),
+}
+
 
 def reference(config: Config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the PyTorch module of a config, from its own JSON."""
@@ -79,7 +87,7 @@ def main() -> None:
                 "equal": "names and shapes, both ways",
             }
         )
-    save("full_size_names", rows)
+    save(__file__, rows)
 
 
 if __name__ == "__main__":

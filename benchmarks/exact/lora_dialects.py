@@ -32,6 +32,14 @@ from tests.lora_dialects import (
 from tests.parity.compare import relative_error
 from tests.parity.lora_reference import make_pipeline, make_transformer, run_ours, run_theirs
 
+SECTIONS = {
+    "": (
+        "LoRA dialects",
+        """One random adapter in every dialect: exactness of the round trip, and outputs against
+PyTorch and against the base model.""",
+    ),
+}
+
 RANK, ALPHA = 4, 6.0
 LAYOUTS = ("peft", "kohya")
 
@@ -83,7 +91,7 @@ def main() -> None:
     for dialect in DIALECTS:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(row(dialect, Path(folder)))
-    save("lora_dialects", rows, rank=RANK, alpha=ALPHA, width=TINY.width)
+    save(__file__, rows, rank=RANK, alpha=ALPHA, width=TINY.width)
 
 
 if __name__ == "__main__":

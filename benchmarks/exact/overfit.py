@@ -24,6 +24,14 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import make_cases
 from dsd_jax.toy.world import PANEL
 
+SECTIONS = {
+    "": (
+        "Eight pairs, overfitted",
+        """Mean difference of pixels (0 to 255) between each sampled target and its own target,
+and the nearest of the other seven. The pictures: [overfit.png](overfit.png).""",
+    ),
+}
+
 PAIRS = 8
 FIGURE = Path(__file__).parents[2] / "docs" / "overfit.png"
 
@@ -91,7 +99,7 @@ def main() -> None:
         }
         for number, row in enumerate(found)
     ]
-    save("overfit", rows, steps=arguments.steps)
+    save(__file__, rows, steps=arguments.steps)
     shutil.rmtree(folder)
 
 

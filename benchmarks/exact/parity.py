@@ -16,6 +16,16 @@ from pathlib import Path
 
 from benchmarks.results import save
 
+SECTIONS = {
+    "": (
+        "Parity with PyTorch, per module",
+        """Relative error `||ours - theirs|| / ||theirs||` against modules of diffusers and
+transformers with small random weights in float32, beside the bound that the test asserts. Rows
+marked bfloat16 compare both with the float32 result: our error may be 1.5 times theirs. Of the
+parameters of one model, the table shows the worst.""",
+    ),
+}
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,7 +56,28 @@ def main() -> None:
         }
         for (model, what), entry in worst.items()
     ]
-    save("parity", rows, comparisons=len(found))
+    save(__file__, condensed(rows), comparisons=len(found))
+
+
+def condensed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Keeps one row for all parameters of a model (paths with dots): the one nearest its bound."""
+    kept: list[dict[str, str]] = []
+    worst: dict[str, dict[str, str]] = {}
+    for row in rows:
+        known = worst.get(row["model"])
+        if "." not in row["compared"]:
+            kept.append(row)
+        elif known is None:
+            worst[row["model"]] = row
+            kept.append(row)
+        elif _share(row) > _share(known):
+            worst[row["model"]] = row
+            kept[kept.index(known)] = row
+    return kept
+
+
+def _share(row: dict[str, str]) -> float:
+    return float(row["error"]) / float(row["bound"])
 
 
 if __name__ == "__main__":

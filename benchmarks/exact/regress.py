@@ -1,6 +1,6 @@
 """What `dsd` writes for fixed seeds, as digests: does a change of the code change any number?
 
-    python -m benchmarks.exact.regress --record             # writes results/regress.json
+    python -m benchmarks.exact.regress --record             # writes results/exact/regress.json
     python -m benchmarks.exact.regress # compares; status 1 if it differs
     python -m benchmarks.exact.regress --tree OLD --record  # runs the checkout OLD instead
 
@@ -26,10 +26,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from benchmarks.results import save
+from benchmarks.results import result_path, save
 
 ROOT = Path(__file__).parents[2]
-RESULT = ROOT / "benchmarks" / "results" / "regress.json"
+RESULT = result_path(__file__)
 SMALL = ("--steps", "4", "--dtype", "float32", "--seed", "7")
 LIGHT = "--max_sequence_length", "16"
 # Keys of written JSON that may differ between two runs of one tree.
@@ -277,7 +277,7 @@ def main() -> None:
             print(f"{part.__name__}: {len(found)} digests so far", flush=True)
     if flags.record:
         rows = [{"output": name, "sha256": value} for name, value in found.items()]
-        save("regress", rows, commit=flags.commit)
+        save(__file__, rows, commit=flags.commit)
         return
     record = json.loads(RESULT.read_text())
     expected = {row["output"]: row["sha256"] for row in record["rows"]}

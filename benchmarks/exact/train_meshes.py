@@ -38,6 +38,13 @@ from dsd_jax.train.optimizer import make_optimizer
 from dsd_jax.train.step import EncodedBatch, make_step
 from dsd_jax.weights import TensorSource, WeightSource
 
+SECTIONS = {
+    "": (
+        "Training over meshes and processes",
+        "Losses of the same run on every mesh.",
+    ),
+}
+
 FLUX = FluxConfig(
     in_channels=16,
     out_channels=16,
@@ -215,7 +222,7 @@ def compare(steps: int) -> None:
     for mesh in TWO_PROCESSES:
         rows.append(row(mesh, 2, two_processes(mesh, steps), expected))
         print(rows[-1], flush=True)
-    save("train_meshes", rows, steps=steps, batch=BATCH)
+    save(__file__, rows, steps=steps, batch=BATCH)
 
 
 def main() -> None:

@@ -23,6 +23,18 @@ from dsd_jax.data.make.panels import Panels, find_panels
 
 __all__ = ["drawn", "fits", "named_rightly"]
 
+SECTIONS = {
+    "": (
+        "The check of grids",
+        """Drawn 2x2 grids in six styles at six sizes: good ones, and ones with a known fault.
+Rows of one kind: *accepted* counts accepted grids; *recall* is the share judged rightly (a good
+grid with each box inside its panel, a fault by its name); *precision* is the share of grids given
+the name of the kind that were of that kind. Rows of sizes, styles and all: *recall* is the share
+of good grids accepted and cut rightly; *precision* is the share of accepted grids that were good
+and cut rightly. The check was tuned on other seeds.""",
+    ),
+}
+
 SIZES = (64, 128, 256, 512, 768, 1024)
 
 
@@ -79,7 +91,7 @@ def main() -> None:
     rows += [_overall(f"style {s}", [r for r in results if r[2] == s]) for s in STYLES]
     rows.append(_overall("all", results))
     save(
-        "grid_check",
+        __file__,
         rows,
         repeats=arguments.repeats,
         seed=arguments.seed,

@@ -29,6 +29,13 @@ from dsd_jax.toy.making.random_pipeline import SMALL, write_random_pipeline
 
 __all__ = ["kill_and_restart"]
 
+SECTIONS = {
+    "": (
+        "Killed and restarted batches",
+        "`dsd batch` killed at random moments and started again until it was done.",
+    ),
+}
+
 CONFIG = dataclasses.replace(
     SMALL, transformer=dataclasses.replace(SMALL.transformer, condition_embed=True)
 )
@@ -167,7 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = kill_and_restart(Path(folder), arguments.rows, arguments.kills, arguments.seed)
-    save("batch_kill_restart", [result], seed=arguments.seed)
+    save(__file__, [result], seed=arguments.seed)
     expected = {
         "images": arguments.rows,
         "lines": arguments.rows,

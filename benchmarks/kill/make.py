@@ -42,7 +42,24 @@ from dsd_jax.data.make.parts import STAGES, Parts
 from dsd_jax.toy.making.random_pipeline import write_random_pipeline
 from tests.core.llm.server import BadJson, Drop, Question, Reply, Server, Status
 
-__all__ = ["Answers", "DrawnTeacher", "contents", "murder", "run_stage", "said", "write_world"]
+__all__ = [
+    "Answers",
+    "DrawnTeacher",
+    "contents",
+    "kill_and_restart",
+    "run_stage",
+    "said",
+    "write_world",
+]
+
+SECTIONS = {
+    "": (
+        "Killed and restarted dataset making",
+        """Captions to packed dataset through both real clients and an unreliable local server,
+with drawn grids. An attempt without an answer was cut off by the server after billing, or by the
+kill; undisturbed, the bill is exactly what the ledgers say.""",
+    ),
+}
 
 SIDE = 192  # pixels of a grid
 IN_FLIGHT = 8
@@ -293,7 +310,9 @@ def kill(process: subprocess.Popen[bytes], config: Path) -> str:
     return stage_of(config.parent / "made")
 
 
-def murder(folder: Path, captions: int, kills: int, seed: int = 0) -> list[dict[str, Any]]:
+def kill_and_restart(
+    folder: Path, captions: int, kills: int, seed: int = 0
+) -> list[dict[str, Any]]:
     """Rows of the table: the undisturbed run, and the killed one; `folder` is empty."""
     rng = random.Random(seed)
     rows = []
@@ -386,8 +405,8 @@ def main() -> None:
         make(arguments.child)
         return
     with tempfile.TemporaryDirectory() as folder:
-        rows = murder(Path(folder), arguments.captions, arguments.kills, arguments.seed)
-    save("make_murder", rows, captions=arguments.captions, seed=arguments.seed)
+        rows = kill_and_restart(Path(folder), arguments.captions, arguments.kills, arguments.seed)
+    save(__file__, rows, captions=arguments.captions, seed=arguments.seed)
     if wrong := check(rows, arguments.kills):
         raise SystemExit(f"not as it should be: {'; '.join(wrong)}")
 

@@ -32,6 +32,13 @@ from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.runs import MANIFEST, steps_of
 from dsd_jax.toy.making.random_pipeline import write_random_pipeline
 
+SECTIONS = {
+    "": (
+        "Killed and resumed training",
+        "A training run killed at random moments and resumed.",
+    ),
+}
+
 PAIRS, BATCH, SAVE_EVERY = 24, 8, 3
 THREADS = (0, 1, 4, 16)
 FLIPS = 3
@@ -197,11 +204,11 @@ def flip(output: Path, rng: random.Random) -> int | None:
     return steps[-1]
 
 
-def compare(alone: Path, murdered: Path, steps: int) -> dict[str, object]:
+def compare(alone: Path, killed: Path, steps: int) -> dict[str, object]:
     """How the two runs differ."""
     one, two = (
         OrbaxSource(str(output / "checkpoints" / f"{steps:08d}" / "state"))
-        for output in (alone, murdered)
+        for output in (alone, killed)
     )
     different = [
         name
@@ -210,7 +217,7 @@ def compare(alone: Path, murdered: Path, steps: int) -> dict[str, object]:
     ]
     rows = [
         [json.loads(line) for line in (output / "batch_ids.jsonl").read_text().splitlines()]
-        for output in (alone, murdered)
+        for output in (alone, killed)
     ]
     per_epoch = PAIRS // BATCH
     epochs = [rows[1][i : i + per_epoch] for i in range(0, steps - steps % per_epoch, per_epoch)]
@@ -237,10 +244,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     steps = (arguments.kills + 4) * SAVE_EVERY // PAIRS * PAIRS + PAIRS
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="murder-"))
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="kill-"))
     folder.mkdir(parents=True, exist_ok=True)
     world = write_world(folder, steps)
-    alone, murdered = folder / "alone", folder / "murdered"
+    alone, killed = folder / "alone", folder / "killed"
     start = time.monotonic()
     (process,) = world.start(alone, threads=16, processes=1)
     if process.wait():
@@ -251,13 +258,13 @@ def main() -> None:
     flips = rng.sample(range(2, arguments.kills), min(FLIPS, max(arguments.kills - 2, 0)))
     for number in range(arguments.kills):
         moment = ("step", "save", "start", "save")[number % 4]
-        row = live_and_die(world, murdered, rng, moment)
-        flipped = flip(murdered, rng) if number in flips else None
+        row = live_and_die(world, killed, rng, moment)
+        flipped = flip(killed, rng) if number in flips else None
         rows.append({"life": number + 1, **row, "bit flipped in": flipped or ""})
         print(rows[-1], flush=True)
     last = rng.choice((1, 2))
-    begun = max(steps_of(murdered / "checkpoints"), default=0)
-    survivors = world.start(murdered, rng.choice(THREADS), last)
+    begun = max(steps_of(killed / "checkpoints"), default=0)
+    survivors = world.start(killed, rng.choice(THREADS), last)
     if any(list(map(subprocess.Popen.wait, survivors))):
         raise SystemExit(f"the last life failed; see {folder / 'log.txt'}")
     rows.append(
@@ -271,15 +278,15 @@ def main() -> None:
             "bit flipped in": "",
         }
     )
-    found = compare(alone, murdered, steps)
+    found = compare(alone, killed, steps)
     fallbacks = (folder / "log.txt").read_text(errors="replace").count("is damaged: ")
     save(
-        "train_murder",
+        __file__,
         rows,
         steps=steps,
         save_every=SAVE_EVERY,
         seconds_left_alone=round(seconds, 1),
-        seconds_murdered=round(time.monotonic() - start - seconds, 1),
+        seconds_killed=round(time.monotonic() - start - seconds, 1),
         damaged_checkpoints_found=fallbacks,
         **found,
     )
@@ -289,7 +296,7 @@ def main() -> None:
         shutil.rmtree(folder)
     good = not found["arrays that differ"] and found["logged ids equal"]
     if not (good and found["every pair once per epoch"]):
-        raise SystemExit("the murdered run is not the run left alone")
+        raise SystemExit("the killed run is not the run left alone")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plans the paper's recipe (rank 512, batch 160) for slices and GPU hosts that are not here.
+"""Plans the paper's recipe (rank 512, batch 160) for hardware that you do not have yet.
 
     python -m benchmarks.memory.plan_paper          # about two minutes for every TPU topology
 
@@ -19,6 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import save
+
+SECTIONS = {
+    "": (
+        "The paper's recipe on slices and hosts",
+        """`dsd plan` for rank 512 and batch 160: memory in GiB per chip, with VAE and text
+encoders beside the step. TPU rows are the TPU compiler's account; GPU rows are arithmetic.""",
+    ),
+}
 
 # 256 chips share 160 samples as 32 groups of 8, which divide the tokens of a canvas.
 _V6E_256 = ("--mesh.data", "4", "--mesh.fsdp", "8", "--mesh.context", "8")
@@ -76,7 +84,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     if only is None:
-        save("plan_paper", rows)
+        save(__file__, rows)
 
 
 KINDS = ("base", "trained", "moments", "batch", "encoders", "activations", "temporary")

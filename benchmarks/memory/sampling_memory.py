@@ -32,6 +32,14 @@ from dsd_jax.infer.sampler import Sampler
 from dsd_jax.models import abstract, abstract_state
 from dsd_jax.sharding import MeshConfig, make_mesh
 
+SECTIONS = {
+    "": (
+        "The sampling step on TPU slices",
+        """FLUX.1-dev, two frames of 512 x 512, compiled by the TPU compiler on a machine without
+a TPU; memory per chip.""",
+    ),
+}
+
 GIB = 2**30
 CANVAS = Canvas(64, 128)  # two frames of 512 x 512 pixels
 
@@ -99,7 +107,7 @@ def main() -> None:
         for case, guided in jobs:
             rows.append(compile_step(case, guided=guided))
             print(rows[-1], flush=True)
-    save("sampling_memory", rows)
+    save(__file__, rows)
 
 
 if __name__ == "__main__":

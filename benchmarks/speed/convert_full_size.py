@@ -35,6 +35,14 @@ from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.jobs import to_jax, to_torch
 from dsd_jax.convert.writer import write_weights
 
+SECTIONS = {
+    "": (
+        "Conversion at the real size",
+        """A transformer of FLUX.1-dev's size, random bfloat16 bits, to Orbax and back; every
+tensor is compared by SHA-256. Peak memory is the process's largest resident set.""",
+    ),
+}
+
 
 def write_random(folder: Path, double: int, single: int) -> dict[str, str]:
     """Random bit patterns (no NaN) in every tensor; returns the SHA-256 of each."""
@@ -125,7 +133,7 @@ def main() -> None:
             different = [name for name in before if before[name] != after.get(name)]
             raise SystemExit(f"{len(different)} tensors differ, the first is {different[0]}")
     print(f"{len(before)} tensors, {size:.2f} GB, byte-identical")
-    save("convert_full_size", rows, gigabytes=round(size, 2), identical_tensors=len(before))
+    save(__file__, rows, gigabytes=round(size, 2), identical_tensors=len(before))
 
 
 if __name__ == "__main__":

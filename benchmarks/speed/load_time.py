@@ -24,6 +24,13 @@ from dsd_jax.convert.jobs import to_jax
 from dsd_jax.convert.open import open_component
 from dsd_jax.models import abstract, load
 
+SECTIONS = {
+    "": (
+        "Loading",
+        "Seconds from a checkpoint to arrays on the device, against reading the same bytes.",
+    ),
+}
+
 CHUNK = 2**24
 
 
@@ -90,7 +97,7 @@ def main() -> None:
                     {**row, "GB/s": round(size / seconds, 2), "vs_read": round(seconds / base, 2)}
                 )
                 print(rows[-1], flush=True)
-    save("load_time", rows, gigabytes=round(size, 2), cold=arguments.cold)
+    save(__file__, rows, gigabytes=round(size, 2), cold=arguments.cold)
 
 
 if __name__ == "__main__":

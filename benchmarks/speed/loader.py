@@ -45,6 +45,13 @@ from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.images import fit, open_image
 
+SECTIONS = {
+    "": (
+        "The loader",
+        "Pairs per second against a torch DataLoader in the same run.",
+    ),
+}
+
 SIDE, BATCH = 512, 16
 MOMENTS = (4, SIDE // 8, 2 * SIDE // 8, 16)  # mean and log variance of canvas and condition
 FORMATS = {"jpeg q95": (".jpg", {"quality": 95}), "png": (".png", {}), "moments": (".npy", {})}
@@ -209,7 +216,7 @@ def main() -> None:
                 rows.append(json.loads(result.stdout))
                 print(rows[-1], flush=True)
     kilobytes = {name: round(size) for name, size in sizes.items()}
-    save("loader", rows, pairs=arguments.pairs, batch=BATCH, side=SIDE, kilobytes=kilobytes)
+    save(__file__, rows, pairs=arguments.pairs, batch=BATCH, side=SIDE, kilobytes=kilobytes)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,17 @@ from dsd_jax.infer.sampler import Sampler, SamplerInputs
 from dsd_jax.models import abstract, load
 from dsd_jax.weights import TensorSource
 
+SECTIONS = {
+    "cpu": (
+        "The sampling step on a CPU",
+        "Width 1024, 4 + 8 blocks, 2,048 + 512 tokens, float32, against diffusers in the same run.",
+    ),
+    "gpu": (
+        "The sampling step on a GPU",
+        "FLUX.1-dev at full size in bfloat16, against diffusers in the same run.",
+    ),
+}
+
 CANVAS, TEXT = Canvas(64, 128), 512  # latent pixels; T5 tokens
 T_CUR, T_NEXT, GUIDANCE = 0.7, 0.65, 3.5
 
@@ -269,7 +280,7 @@ def main() -> None:
                     name += f", {execution.attention} attention"
                 add(name, guided, seconds, setup, error)
                 del model, sampler, compiled, args
-    save(f"sampling_step_{arguments.preset}", rows, peak_gflops=round(peak / 1e9))
+    save(__file__, rows, arguments.preset, peak_gflops=round(peak / 1e9))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ from dsd_jax.train.optimizer import make_optimizer
 from dsd_jax.train.step import EncodedBatch, draw, make_step
 from dsd_jax.weights import WeightSource
 
+SECTIONS = {
+    "cpu": (
+        "The training step on a CPU",
+        "Against a PyTorch and PEFT loop in the same run.",
+    ),
+    "gpu": (
+        "The training step on a GPU",
+        "FLUX.1-dev at full size with rank 512, against a PyTorch and PEFT loop in the same run.",
+    ),
+}
+
 TARGETS = r".*attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
 
@@ -339,7 +350,7 @@ def main() -> None:
         )
         add(name, make)
     settings = dataclasses.asdict(preset) | {"peak_gflops": round(peak / 1e9)}
-    save(f"train_step_{arguments.preset}", rows, **settings)
+    save(__file__, rows, arguments.preset, **settings)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,16 @@ from dsd_jax.train.presets import preset
 from dsd_jax.train.step import frame_weights, two_frame_loss
 from dsd_jax.types import Array
 
+SECTIONS = {
+    "": (
+        "The toy teacher beside a given picture",
+        """The cases of the study, painted by the teacher itself: the left half is the reference,
+clean at every step, and the words do not name the subject. A student of this teacher can build on
+that. *Loss* is that of the right half's velocity at one time, for the right drawing. *Shape* to
+*marking* are shares of pictures in which the judge sees the reference's.""",
+    ),
+}
+
 TIMES = (0.97, 0.9, 0.8)
 CANVAS = Canvas(PANEL // 4, PANEL // 2)
 
@@ -119,7 +129,7 @@ def main() -> None:
     row = measure(given.flux or toy_flux_path(), make_cases(given.cases), given.steps)
     print(row)
     if given.flux is None:
-        save("toy_beside", [row], cases=given.cases, sampling_steps=given.steps)
+        save(__file__, [row], cases=given.cases, sampling_steps=given.steps)
 
 
 if __name__ == "__main__":

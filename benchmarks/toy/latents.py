@@ -26,6 +26,14 @@ from dsd_jax.toy.world import COLOURS, MARKINGS, SHAPES, Scene, Subject, render,
 
 __all__ = ["main"]
 
+SECTIONS = {
+    "": (
+        "When the toy text decides",
+        """Latents of two pictures that differ in one word, and the time above which x_t no longer
+tells them apart (d' = 2: right in 84 % of the cases), so that the text has to.""",
+    ),
+}
+
 WORDS = {"shape": SHAPES, "body": tuple(COLOURS), "mark": tuple(COLOURS), "marking": MARKINGS}
 
 
@@ -66,7 +74,7 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-    save("toy_latents", rows, pictures=count)
+    save(__file__, rows, pictures=count)
 
 
 if __name__ == "__main__":

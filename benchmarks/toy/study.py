@@ -33,6 +33,23 @@ from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.score import METRICS, Case, Score, make_cases, score, summarise
 from dsd_jax.toy.world import PANEL
 
+SECTIONS = {
+    "": (
+        "Self-distillation on the toy world",
+        """The same cases and noise for every row: a subject that nothing was trained on, shown in
+one scene and asked for in another. *Identity*: shape, both colours and marking are right;
+*prompt*: background and place are; *both*: all of them; *copied*: background and place of the
+reference were kept. Means with 95 % bootstrap intervals over cases. The teacher gets the text
+alone, which does not name the subject. *Not curated*: the same budget on every pair that was put
+before the judge. Goals: identity and prompt 0.80 after the quickstart, 0.95 after the longer run
+(285 of 300), with at most 0.02 copied; subjects seen and held out within 0.05.""",
+    ),
+    "guidance": (
+        "True guidance on the toy world",
+        "Image and text scale of the student; the plot: [toy_guidance.png](toy_guidance.png).",
+    ),
+}
+
 PLOT = Path(__file__).parents[2] / "docs" / "toy_guidance.png"
 SWEEP = (1.0, 1.5, 2.0, 3.0)
 BATCH = 50
@@ -158,7 +175,7 @@ def main() -> None:
         toy_flux_path(), export, cases[:8], steps=steps, max_sequence_length=TEXT_TOKENS
     )
     save(
-        "toy_study",
+        __file__,
         rows,
         sampling_steps=steps,
         image_guidance=IMAGE_SCALE,
@@ -170,7 +187,7 @@ def main() -> None:
         scores = scores_of(student, few, steps, i_guidance=image, t_guidance=text)
         scales = {"i_guidance": image, "t_guidance": text}
         sweep.append({**scales, "cases": len(few), **intervals(scores)})
-    save("toy_study_guidance", sweep, sampling_steps=steps)
+    save(__file__, sweep, "guidance", sampling_steps=steps)
     plot(sweep)
 
 

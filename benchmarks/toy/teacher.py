@@ -28,6 +28,15 @@ from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene, Subject, subjects
 
 __all__ = ["main"]
 
+SECTIONS = {
+    "": (
+        "The toy teacher",
+        """Pictures painted by the shipped toy FLUX, as the pixel judge sees them; unclear answers
+count as not right. *Same*: both panels show the whole subject and agree. *Grids cut*: the check
+of grids finds four panels. `dsd_jax/toy/flux/README.md` says how the teacher is made.""",
+    ),
+}
+
 BATCH = 50
 
 
@@ -138,7 +147,7 @@ def main() -> None:
         if options.sheet is not None and not held_out:
             write_sheet(options.sheet, grids[:40])
     if options.flux is None:
-        save("toy_teacher", rows, prompts=options.prompts, steps=options.steps)
+        save(__file__, rows, prompts=options.prompts, steps=options.steps)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,15 @@ from dsd_jax.toy.world import Scene, Subject, render, subjects
 
 __all__ = ["main"]
 
+SECTIONS = {
+    "": (
+        "The judge of the toy world",
+        """Random subjects in random scenes, drawn and then spoilt. A subject is right if shape,
+both colours and marking are; a scene is right if background and place are. *Wrong* counts answers
+that are not so.""",
+    ),
+}
+
 Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -127,7 +136,7 @@ def main() -> None:
     for name, make in SPOILT.items():
         rows.append(_row(name, make(), options.pictures, options.seed))
         print(rows[-1], flush=True)
-    save("toy_world", rows, **vars(options))
+    save(__file__, rows, **vars(options))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests.tiny_training import FAST_COMPILE
 STEPS = 5
 
 
-@pytest.mark.slow  # a minute; `benchmarks/train_meshes.py` has two processes as well
+@pytest.mark.slow  # a minute; `benchmarks.exact.train_meshes` has two processes as well
 def test_two_processes_train_as_one_device() -> None:
     """Base, factors and moments are spread over both; the losses are the same."""
     flags = " ".join(f"--{name}={int(value)}" for name, value in FAST_COMPILE.items())

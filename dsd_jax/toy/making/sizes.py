@@ -44,4 +44,4 @@ TOY_T5 = T5Config(
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
 TOY_SCHEDULE = Schedule(base_shift=1.4, max_shift=1.4)
 """Far towards noise: a panel is few bits in 512 latents, so that what it shows can be told through
-much noise, and what the text has to decide is decided above that (`benchmarks/toy_latents.py`)."""
+much noise, and what the text has to decide is decided above that (`benchmarks.toy.latents`)."""

@@ -49,7 +49,7 @@ instruction = false
 
 
 def answer(question: Question) -> str:
-    """Yes to seven pairs of ten; the rest as the murdered run has it."""
+    """Yes to seven pairs of ten; the rest as the killed run has it."""
     if question.body.get("response_format") and question.pictures:
         mark = 10 if hash_of(question) % 10 < 7 else 3
         aspects = ("form", "colour", "material", "details", "identity")
