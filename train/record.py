@@ -4,7 +4,7 @@ import dataclasses
 import datetime as dt
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -19,6 +19,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 _FIXED = ("seed", "batch_size", "height", "width", "condition", "lora", "dropout")
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """The settings of a run: a frozen dataclass, `dsd_jax.train.config.TrainConfig` or another."""
 
