@@ -43,8 +43,9 @@ from dsd_jax.data.make.statistics import MAKING
 from dsd_jax.data.make.wording import Wording, load_wording, read_toml
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.llm.config import ProviderConfig, from_table
+from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.rows import nearest
+from dsd_jax.structured import build
 
 __all__ = ["ASKING", "MakeConfig", "begin_stage", "begun_settings", "load_config", "open_parts"]
 
@@ -134,7 +135,7 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
         UserError: it cannot be read, or a key is unknown, missing or wrong.
     """
     table = read_toml(path, "configuration")
-    config = _placed(from_table(MakeConfig, table, str(path)), path.parent)
+    config = _placed(build(MakeConfig, table, str(path)), path.parent)
     if (path.parent / config.base_path).is_dir():
         config = dataclasses.replace(config, base_path=str(path.parent / config.base_path))
     if wordings is not None:

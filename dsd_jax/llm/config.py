@@ -1,22 +1,17 @@
-"""Who is asked, how fast, for how much: one provider of a stage, and TOML tables read strictly."""
+"""Who is asked, how fast, for how much: the settings of one provider."""
 
 import dataclasses
-import difflib
 import ipaddress
 import os
 import re
-import types
-import typing
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from dsd_jax.errors import UserError
 
-__all__ = ["ProviderConfig", "from_table"]
-
-T = TypeVar("T")
+__all__ = ["ProviderConfig"]
 
 _PUBLIC = {
     "openai": "https://api.openai.com/v1",
@@ -180,52 +175,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a table of TOML, strictly.
-
-    Dataclasses refuse unknown keys if they have `__pydantic_config__` as `ProviderConfig` does.
-
-    Args:
-        where: what the message calls the table: a file, or a part of one.
-
-    Raises:
-        UserError: an unknown key (with the nearest known one), a missing one, a wrong value. Every
-            mistake is a line.
-    """
-    import pydantic  # noqa: PLC0415 - it is slow to load
-
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(table)
-    except pydantic.ValidationError as error:
-        lines = [_complaint(kind, each) for each in error.errors(include_url=False)]
-        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
-
-
-def _complaint(kind: Any, error: Any) -> str:
-    *place, name = error["loc"] or ("",)
-    path = ".".join(str(part) for part in error["loc"])
-    if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        known = _names(kind, place)
-        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-        hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
-        return f"unknown key `{path}`; {hint}"
-    if error["type"] == "missing":
-        return f"`{path}` is missing"
-    if error["type"] == "value_error":
-        return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
-    return f"`{path}`: {error['msg'][:1].lower()}{error['msg'][1:]}"
-
-
-def _names(kind: Any, place: list[Any]) -> list[str]:
-    """Names of the fields at a place within a dataclass; empty if it is not a dataclass there."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return [name for each in typing.get_args(kind) for name in _names(each, place)]
-    if dataclasses.is_dataclass(kind) and not place:
-        return [field.name for field in dataclasses.fields(kind) if field.init]
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        return _names(hints.get(place[0]), place[1:])
-    inner = [each for each in typing.get_args(kind) if each is not Ellipsis]
-    return _names(inner[-1], place[1:]) if inner and place else []

@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-import tomllib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dsd_jax.errors import UserError
-from dsd_jax.llm.config import from_table
 from dsd_jax.llm.messages import Request, Usage
+from dsd_jax.structured import build, read_toml
 
 __all__ = ["Price", "Prices", "expected_tokens", "load_prices"]
 
@@ -59,13 +57,7 @@ def load_prices(path: Path | None = None) -> Prices:
         UserError: it cannot be read.
     """
     path = path or Path(__file__).with_name("prices.toml")
-    try:
-        with path.open("rb") as file:
-            return from_table(Prices, tomllib.load(file), str(path))
-    except OSError as error:
-        raise UserError(f"cannot read the prices {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+    return build(Prices, read_toml(path), str(path))
 
 
 def expected_tokens(request: Request) -> Usage:

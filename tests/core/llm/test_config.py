@@ -1,15 +1,15 @@
 """A provider's settings: strict tables, keys that are never repeated, hosts that are refused."""
 
 import dataclasses
-import tomllib
 from typing import Any, ClassVar
 
 import pytest
 
 from dsd_jax.errors import UserError
-from dsd_jax.llm.config import ProviderConfig, from_table
+from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Message, Picture, Request, Usage
 from dsd_jax.llm.prices import Price, expected_tokens, load_prices
+from dsd_jax.structured import build, parse_toml
 
 GOOD = """
 kind = "openai"
@@ -29,7 +29,7 @@ class Stages:
 
 
 def read(text: str, kind: Any = ProviderConfig) -> Any:
-    return from_table(kind, tomllib.loads(text), "run.toml")
+    return build(kind, parse_toml(text, "run.toml"), "run.toml")
 
 
 def test_a_table():
@@ -45,7 +45,7 @@ def test_a_table():
         ('kind = "openapi"\nmodel = "m"', "run.toml: `kind`: input should be 'openai', 'gemini'"),
         (
             'kind = "openai"\nmodel = "m"\nmax_in_fligth = 3',
-            "`max_in_fligth`; did you mean `max_in_",
+            "`max_in_fligth`; did you mean 'max_in_",
         ),
         ('kind = "openai"\nmodel = "m"\nxyzzy = 3', "unknown key `xyzzy`; known are kind, model"),
         (
@@ -78,9 +78,9 @@ def test_mistakes_deep_in_a_table_are_all_named():
     with pytest.raises(UserError) as caught:
         read('[providers.a]\nkind = "toy"\nmodl = "x"\n[judge]\nkind = "toy"\nmod = "y"', Stages)
     assert set(str(caught.value).splitlines()) == {
-        "run.toml: unknown key `providers.a.modl`; did you mean `model`?",
+        "run.toml: unknown key `providers.a.modl`; did you mean 'model'?",
         "run.toml: `providers.a.model` is missing",
-        "run.toml: unknown key `judge.mod`; did you mean `mode`?",
+        "run.toml: unknown key `judge.mod`; did you mean 'mode'?",
         "run.toml: `judge.model` is missing",
     }
 
@@ -147,7 +147,7 @@ class TestKeys:
         assert "12345" not in str(caught.value)
         with pytest.raises(UserError) as caught:
             read('kind = "openai"\nmodel = "m"\napi_key = "sk-12345"')
-        assert "unknown key `api_key`; did you mean `api_key_" in str(caught.value)
+        assert "unknown key `api_key`; did you mean 'api_key_" in str(caught.value)
         assert "12345" not in str(caught.value)
 
 
@@ -168,13 +168,13 @@ class TestPrices:
         path = tmp_path / "prices.toml"
         path.write_text('date = "2027-01-01"\n[models]\nm = { input = 1, output = 2, chached = 1 }')
         with pytest.raises(
-            UserError, match=r"unknown key `models.m.chached`; did you mean `cached`"
+            UserError, match=r"unknown key `models.m.chached`; did you mean 'cached'"
         ):
             load_prices(path)
         path.write_text("date = ")
-        with pytest.raises(UserError, match="is not TOML"):
+        with pytest.raises(UserError, match="not TOML: invalid value"):
             load_prices(path)
-        with pytest.raises(UserError, match="cannot read the prices"):
+        with pytest.raises(UserError, match=r"cannot read .*none\.toml: No such file"):
             load_prices(tmp_path / "none.toml")
 
     def test_expected_tokens_are_not_too_few(self):

@@ -70,10 +70,10 @@ def test_texts_of_the_command_line_go_before_those_of_the_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("parts = 3", "part = 3", "unknown key `part`; did you mean `parts`"),
-        ("count = 10", "cuont = 10", "unknown key `captions.cuont`; did you mean `count`"),
-        ("[judge]", "[judge]\nmodes = 1", "unknown key `judge.modes`; did you mean `mode`"),
-        ("[caption]", "[captoin]", "unknown key `captoin`; did you mean `caption`"),
+        ("parts = 3", "part = 3", "unknown key `part`; did you mean 'parts'"),
+        ("count = 10", "cuont = 10", "unknown key `captions.cuont`; did you mean 'count'"),
+        ("[judge]", "[judge]\nmodes = 1", "unknown key `judge.modes`; did you mean 'mode'"),
+        ("[caption]", "[captoin]", "unknown key `captoin`; did you mean 'caption'"),
         ("count = 10", "", "`captions.count` is missing"),
         ("count = 10", 'count = "many"', "`captions.count`: input should be a valid integer"),
         ("count = 10", "count = 0", "captions: count must be at least 1, got 0"),
