@@ -5,13 +5,14 @@ from typing import Literal
 import numpy as np
 from etils import epath
 
-from dsd_jax.config import FluxConfig, flux_dev
+from dsd_jax.config import flux_dev
 from dsd_jax.convert import jobs
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora.files import read_lora, write_lora
-from dsd_jax.convert.open import open_component
+from dsd_jax.convert.open import open_loras, open_transformer, transformer_folder
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter
+from dsd_jax.parts import ScaledAdapter, with_condition
 from dsd_jax.runs import find_checkpoints, read_trained
 
 __all__ = ["lora", "to_jax", "to_torch"]
@@ -59,16 +60,11 @@ def to_torch(
         overwrite: Replace a single target file that exists.
     """
     path = resolve(source)
-    adapters: list[tuple[Adapter, float]] = []
+    adapters: list[ScaledAdapter] = []
     if lora_path:
-        scales = lora_scale or (1.0,) * len(lora_path)
-        if len(scales) != len(lora_path):
-            raise UserError(f"{len(lora_path)} LoRA files but {len(scales)} scales; give as many")
-        config = _flux_config(path)
-        for file, scale in zip(lora_path, scales, strict=True):
-            adapter, report = read_lora(resolve(file), config)
-            _say(list(report.notices))
-            adapters.append((adapter, scale))
+        config = open_transformer(path).config
+        adapters, notices = open_loras(lora_path, lora_scale or 1.0, config)
+        _say(notices)
     _say(
         jobs.to_torch(
             path, target, layout=layout, dtype=dtype, adapters=adapters, overwrite=overwrite
@@ -110,7 +106,7 @@ def lora(
         return
     if step is not None or merge:
         raise UserError(f"--step and --merge are for the folder of a training run, not {source}")
-    config = flux_dev() if base_path is None else _flux_config(resolve(base_path))
+    config = flux_dev() if base_path is None else open_transformer(resolve(base_path)).config
     adapter, report = read_lora(resolve(source), config)
     _say(list(report.notices))
     print(report)
@@ -141,17 +137,14 @@ def _export(
     }
     full = {path: tensor for path, tensor in trained.items() if path not in factors}
     name = f"step {run['step']} of {checkpoints}"
-    base = _transformer(resolve(base_path or run["base"]["path"]))
-    embed = "cond_in.kernel" in full
-    component = open_component(base, condition_embed=embed, fingerprint=True)
-    if not isinstance(component.config, FluxConfig):
-        raise UserError(f"{base} is not a FLUX transformer")
+    both = Adapter(factors, full, name=name)
+    base = transformer_folder(resolve(base_path or run["base"]["path"]))
+    component = with_condition(open_transformer(base, fingerprint=True), [(both, 1.0)])
     held, given = run["base"]["sha256"], component.sha256()
     if held and given and held != given:
         raise UserError(
             f"{base} is not the base that this run was trained on; give that one as --base_path"
         )
-    both = Adapter(factors, full, name=name)
     if full or merge:
         own = both if merge else Adapter({}, full, name=name)
         jobs.to_torch(base, f"{target}/transformer", dtype=dtype, adapters=[(own, 1.0)])
@@ -159,16 +152,3 @@ def _export(
     if factors and not merge:
         file = write_lora(target, both, component.config, layout=layout, dtype=dtype)
         print(f"wrote {file}")
-
-
-def _transformer(path: epath.Path) -> epath.Path:
-    """The transformer of a pipeline, or the path itself."""
-    inner = path / "transformer"
-    return inner if inner.is_dir() else path
-
-
-def _flux_config(path: epath.Path) -> FluxConfig:
-    config = open_component(_transformer(path)).config
-    if not isinstance(config, FluxConfig):
-        raise UserError(f"{path} is not a FLUX transformer, nor a folder that holds one")
-    return config

@@ -16,7 +16,6 @@ from dsd_jax.convert.hub import check_scheme
 from dsd_jax.convert.open import (
     ORIGIN,
     PARAMS,
-    Component,
     config_to_json,
     open_component,
     table_for,
@@ -24,7 +23,9 @@ from dsd_jax.convert.open import (
 from dsd_jax.convert.table.engine import Source
 from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weights
 from dsd_jax.errors import UserError
-from dsd_jax.lora import Adapter, MergedSource
+from dsd_jax.lora import MergedSource
+from dsd_jax.models import Config
+from dsd_jax.parts import Component, ScaledAdapter, with_condition
 from dsd_jax.progress import progress
 from dsd_jax.types import DTypeLike
 from dsd_jax.weights import WeightSource
@@ -132,7 +133,7 @@ def to_jax(
 
 
 def _to_orbax(
-    component: Component, folder: epath.Path, dtype: DTypeLike | None, title: str
+    component: Component[Config], folder: epath.Path, dtype: DTypeLike | None, title: str
 ) -> None:
     shapes = component.source.shapes
     total = sum(map(math.prod, shapes.values())) / 1e6
@@ -149,7 +150,7 @@ def _to_orbax(
 
 
 def _finish(
-    component: Component, folder: epath.Path, adapters: Sequence[tuple[Adapter, float]] = ()
+    component: Component[Config], folder: epath.Path, adapters: Sequence[ScaledAdapter] = ()
 ) -> None:
     """The small files of a converted model; `config.json` last, which makes it complete."""
     origin: dict[str, Any] = {"path": component.path, "sha256": component.sha256()}
@@ -174,7 +175,7 @@ def to_torch(
     *,
     layout: str = "diffusers",
     dtype: DTypeLike | None = None,
-    adapters: Sequence[tuple[Adapter, float]] = (),
+    adapters: Sequence[ScaledAdapter] = (),
     overwrite: bool = False,
 ) -> list[str]:
     """Converts a pipeline folder, or one model in any layout, to PyTorch's files.
@@ -226,18 +227,19 @@ def to_torch(
     return notices
 
 
-def _open(path: epath.PathLike, adapters: Sequence[tuple[Adapter, float]]) -> Component:
+def _open(path: epath.PathLike, adapters: Sequence[ScaledAdapter]) -> Component[Config]:
     """One model, with room for what the adapters bring."""
-    embed = any("cond_in.kernel" in adapter.full for adapter, _ in adapters)
-    component = open_component(path, condition_embed=embed, fingerprint=True)
-    if adapters and not isinstance(component.config, FluxConfig):
+    component = open_component(path, fingerprint=True)
+    if not adapters:
+        return component
+    if not isinstance(component.config, FluxConfig):
         raise UserError(f"{path} is not a FLUX transformer; a LoRA can only be merged into one")
-    return component
+    return with_condition(component.expect(FluxConfig), adapters)
 
 
 def _to_safetensors(
-    component: Component,
-    adapters: Sequence[tuple[Adapter, float]],
+    component: Component[Config],
+    adapters: Sequence[ScaledAdapter],
     target: Path,
     layout: str,
     dtype: DTypeLike | None,

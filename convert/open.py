@@ -7,20 +7,23 @@ with an index), a single file of Black Forest Labs, and this project's own folde
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from dsd_jax.checkpoint import OrbaxSource
-from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.config import FLUX_DEV, AutoencoderConfig, ClipConfig, FluxConfig, T5Config
 from dsd_jax.convert.flux.bfl import flux_bfl
 from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors, flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
-from dsd_jax.convert.io import Weights, open_weights
+from dsd_jax.convert.hub import resolve
+from dsd_jax.convert.io import open_weights
+from dsd_jax.convert.lora.files import read_lora
 from dsd_jax.convert.packaging import detect_layout
-from dsd_jax.convert.table.engine import Source, Table
+from dsd_jax.convert.schedule import schedule_from_json
+from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.text import (
     clip_from_json,
     clip_table,
@@ -38,46 +41,32 @@ from dsd_jax.convert.vae import (
 )
 from dsd_jax.errors import UserError
 from dsd_jax.models import Config
-from dsd_jax.weights import Layered, WeightSource, Zeros
+from dsd_jax.parts import Component, FluxParts, ScaledAdapter, TextParts, with_condition
+from dsd_jax.text.tokenize import CLIP_FOLDER, T5_FOLDER, Tokenizers
 
 __all__ = [
     "ORIGIN",
     "PARAMS",
-    "Component",
     "config_to_json",
+    "open_autoencoder",
     "open_component",
+    "open_flux",
+    "open_loras",
+    "open_text",
+    "open_tokenizers",
+    "open_transformer",
     "read_json",
     "table_for",
+    "transformer_folder",
 ]
 
 PARAMS = "params"  # the Orbax checkpoint inside a folder of ours
 ORIGIN = "source.json"  # beside it: what the weights were converted from, with digests
-
-
-@dataclasses.dataclass(frozen=True)
-class Component:
-    """A model on disk.
-
-    Attributes:
-        path: as given.
-        config: its size.
-        source: its weights, by our names.
-        layout: "diffusers", "bfl" or "orbax".
-        notices: what the user should know, one sentence each.
-    """
-
-    path: str
-    config: Config
-    source: WeightSource
-    layout: str
-    notices: tuple[str, ...] = ()
-
-    def sha256(self) -> dict[str, str]:
-        """Digest of every source file; of a converted folder, those of what it came from."""
-        if isinstance(self.source, Source) and isinstance(self.source.weights, Weights):
-            return self.source.weights.fingerprint().files
-        record = epath.Path(self.path) / ORIGIN
-        return dict(read_json(record)["sha256"]) if record.exists() else {}
+# Folders of a pipeline; a hub repository may also hold the same weights in another layout.
+_FOLDERS = (
+    *("scheduler", CLIP_FOLDER, T5_FOLDER),
+    *("text_encoder", "text_encoder_2", "transformer", "vae"),
+)
 
 
 def table_for(config: Config, layout: str) -> Table:
@@ -150,14 +139,11 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     return data
 
 
-def open_component(
-    path: epath.PathLike, *, condition_embed: bool = False, fingerprint: bool = False
-) -> Component:
+def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Component[Config]:
     """Opens the weights of one model; nothing but headers and configs is read yet.
 
     Args:
         path: folder or file, see above; folders of this project may be `gs://`.
-        condition_embed: give a FLUX transformer without condition embedding a zero one.
         fingerprint: start hashing the files in the background.
 
     Raises:
@@ -167,17 +153,9 @@ def open_component(
     if (root / PARAMS).exists():
         config = _config_from_json(read_json(root / "config.json"), [], f"{root}/config.json")
         orbax = OrbaxSource(root / PARAMS)
-        if isinstance(config, FluxConfig):
-            has = "cond_in.kernel" in orbax.shapes
-            config = dataclasses.replace(config, condition_embed=has or condition_embed)
-            if condition_embed and not has:
-                width = (config.width,)
-                absent = Zeros(
-                    {"cond_in.kernel": (config.in_channels, *width), "cond_in.bias": width},
-                    orbax.dtypes["img_in.kernel"],
-                )
-                return Component(str(path), config, Layered(orbax, absent), "orbax")
-        return Component(str(path), config, orbax, "orbax")
+        if isinstance(config, FluxConfig) and "cond_in.kernel" in orbax.shapes:
+            config = dataclasses.replace(config, condition_embed=True)
+        return Component(str(path), config, orbax, "orbax", digests=lambda: _origin(root))
 
     weights = open_weights(str(path), fingerprint=fingerprint)
     names = list(weights.tensors)
@@ -195,8 +173,139 @@ def open_component(
             config = autoencoder_from_tensors(weights)
         else:
             config = flux_from_tensors(weights)
-    zeros: tuple[str, ...] = ()
-    if isinstance(config, FluxConfig) and condition_embed:
-        config, zeros = dataclasses.replace(config, condition_embed=True), ("cond_in",)
-    source = table_for(config, layout).check(weights, zeros=zeros)
-    return Component(str(path), config, source, layout, source.notices)
+    source = table_for(config, layout).check(weights)
+    return Component(
+        str(path), config, source, layout, source.notices, lambda: weights.fingerprint().files
+    )
+
+
+def _origin(root: epath.Path) -> dict[str, str]:
+    record = root / ORIGIN
+    return dict(read_json(record)["sha256"]) if record.exists() else {}
+
+
+def transformer_folder(path: epath.PathLike) -> epath.Path:
+    """The `transformer/` subfolder of a pipeline or a release; a path without one is returned."""
+    root = epath.Path(path)
+    inner = root / "transformer"
+    return inner if inner.is_dir() else root
+
+
+def open_transformer(path: epath.PathLike, *, fingerprint: bool = False) -> Component[FluxConfig]:
+    """Opens the transformer in a folder, in its `transformer/` subfolder, or in a file.
+
+    Raises:
+        UserError: it cannot be opened, or it is another kind of model.
+    """
+    component = open_component(transformer_folder(path), fingerprint=fingerprint)
+    return component.expect(FluxConfig)
+
+
+def open_loras(
+    paths: Sequence[epath.PathLike], scales: float | Sequence[float], config: FluxConfig
+) -> tuple[list[ScaledAdapter], list[str]]:
+    """Reads LoRA files of any dialect, each with its scale.
+
+    Args:
+        paths: files, folders, or hub ids.
+        scales: one for all, or one each.
+        config: size of the model they are for.
+
+    Returns:
+        The adapters, and notices for the user.
+
+    Raises:
+        UserError: a file cannot be read or does not fit the model, or the counts differ.
+    """
+    each = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
+    if len(each) != len(paths):
+        raise UserError(f"{len(paths)} LoRA files but {len(each)} scales; give as many")
+    read = [read_lora(resolve(path), config) for path in paths]
+    adapters = [(adapter, scale) for (adapter, _), scale in zip(read, each, strict=True)]
+    return adapters, [notice for _, report in read for notice in report.notices]
+
+
+def open_autoencoder(
+    base_path: epath.PathLike, *, fingerprint: bool = False
+) -> Component[AutoencoderConfig]:
+    """Opens the autoencoder of a pipeline (a folder or a hub id).
+
+    Raises:
+        UserError: it cannot be opened, or it is another kind of model.
+    """
+    root = resolve(base_path, ["vae/*"])
+    return open_component(root / "vae", fingerprint=fingerprint).expect(AutoencoderConfig)
+
+
+def open_tokenizers(
+    base_path: epath.PathLike, max_sequence_length: int | None = None
+) -> Tokenizers:
+    """Loads the tokenisers of a pipeline (a folder or a hub id).
+
+    Args:
+        base_path: a local folder or a hub id.
+        max_sequence_length: T5 tokens that a text is padded or cut to, at most what the tokeniser
+            states.
+
+    Raises:
+        UserError: a bucket, or no tokenisers there.
+    """
+    root = resolve(base_path, [f"{name}/*" for name in (CLIP_FOLDER, T5_FOLDER)])
+    if "://" in str(root):
+        raise UserError(f"{root}: base_path must be a local folder; model_path may be a bucket")
+    return Tokenizers.load(root, t5_length=max_sequence_length)
+
+
+def open_text(
+    base_path: epath.PathLike,
+    max_sequence_length: int | None = None,
+    *,
+    fingerprint: bool = False,
+) -> TextParts:
+    """Opens tokenisers and text encoders of a pipeline; arguments as for `open_tokenizers`.
+
+    Raises:
+        UserError: something is missing, damaged, or of another kind.
+    """
+    root = resolve(base_path, ["text_encoder/*", "text_encoder_2/*"])
+    return TextParts(
+        open_tokenizers(base_path, max_sequence_length),
+        t5=open_component(root / "text_encoder_2", fingerprint=fingerprint).expect(T5Config),
+        clip=open_component(root / "text_encoder", fingerprint=fingerprint).expect(ClipConfig),
+    )
+
+
+def open_flux(
+    base_path: epath.PathLike = FLUX_DEV,
+    model_path: epath.PathLike | None = None,
+    *,
+    condition: bool = False,
+    max_sequence_length: int | None = None,
+    fingerprint: bool = False,
+) -> FluxParts:
+    """Opens a pipeline; nothing but headers, configs and tokenisers is read yet.
+
+    Args:
+        base_path: FLUX.1 in diffusers layout or converted: a local folder or a hub id.
+        model_path: another transformer: a folder, a file, a bucket or a hub id, such as the DSD
+            release's; default: the base's.
+        condition: give a transformer without condition embedding one of zeros.
+        max_sequence_length: see `open_tokenizers`.
+        fingerprint: start hashing the transformer's files in the background.
+
+    Raises:
+        UserError: something is missing, damaged, or of another kind.
+    """
+    wanted = [f"{name}/*" for name in _FOLDERS if name != "transformer" or model_path is None]
+    root = resolve(base_path, ["model_index.json", *wanted])
+    text = open_text(root, max_sequence_length)
+    own = resolve(model_path) if model_path else root / "transformer"
+    transformer = open_transformer(own, fingerprint=fingerprint)
+    schedule = root / "scheduler" / "scheduler_config.json"
+    return FluxParts(
+        path=str(model_path or base_path),
+        transformer=with_condition(transformer) if condition else transformer,
+        autoencoder=open_autoencoder(root),
+        text=text,
+        schedule=schedule_from_json(read_json(schedule)),
+    )

@@ -1,15 +1,14 @@
 """`dsd data`: import, stats, verify and encode."""
 
+import functools
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import tyro
-from etils import epath
-from jax.sharding import Mesh
 
-from dsd_jax.config import BFLOAT16, FLOAT32, AutoencoderConfig, Precision
+from dsd_jax.config import BFLOAT16, FLOAT32, FLUX_DEV, default_execution
 from dsd_jax.data.load.encoded import Binding, text_digest, weights_digest
 from dsd_jax.data.pairs.importer import ImportSettings, import_pairs
 from dsd_jax.data.pairs.report import statistics, verify_folder
@@ -18,8 +17,6 @@ from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, make_mesh
 
 __all__ = ["encode", "import_dataset", "stats", "verify"]
-
-BASE = "black-forest-labs/FLUX.1-dev"
 
 
 def import_dataset(
@@ -88,7 +85,7 @@ def verify(folder: tyro.conf.Positional[Path], workers: int | None = None) -> No
 def encode(
     dataset: tyro.conf.Positional[Path],
     target: tyro.conf.Positional[Path],
-    base_path: str = BASE,
+    base_path: str = FLUX_DEV,
     sizes: tuple[tuple[int, int], ...] = ((512, 512),),
     text: bool = False,
     max_sequence_length: int = 512,
@@ -118,24 +115,24 @@ def encode(
         num_shards: Number of parts; the last to finish completes the folder.
         mesh: Devices to use along each axis; -1: all that the other axes leave.
     """
-    from dsd_jax.convert.hub import resolve
-    from dsd_jax.convert.open import open_component
+    from dsd_jax.convert.open import open_autoencoder, open_text
     from dsd_jax.data.load.cache import encode_pairs
-    from dsd_jax.infer.encode import TILING
+    from dsd_jax.encoders import TILING, TextPrograms
     from dsd_jax.models import abstract, load
 
     store = PairStore.open(dataset)
-    texts = ["text_encoder/*", "text_encoder_2/*", "tokenizer/*", "tokenizer_2/*"] if text else []
-    base = resolve(base_path, ["vae/*", *texts])
-    vae = open_component(base / "vae", fingerprint=True)
-    if not isinstance(vae.config, AutoencoderConfig):
-        raise UserError(f"{base / 'vae'} holds no autoencoder")
+    vae = open_autoencoder(base_path, fingerprint=True)
     precision = FLOAT32 if dtype == "float32" else BFLOAT16
     devices = make_mesh(mesh)
     share = devices.shape["data"] * devices.shape["fsdp"]
-    encode_text, digest, tokens = (
-        _texts(base, max_sequence_length, precision, devices) if text else (None, None, None)
-    )
+    encode_text, digest, tokens = None, None, None
+    if text:
+        parts = open_text(base_path, max_sequence_length, fingerprint=True)
+        execution = default_execution(jax.default_backend())
+        programs = TextPrograms.load(parts, precision=precision, execution=execution, mesh=devices)
+        encode_text = functools.partial(programs, group=share)
+        digest = text_digest(parts.t5.sha256(), parts.clip.sha256())
+        tokens = parts.tokenizers.t5_length
     weights = weights_digest(vae.sha256())
     binding = Binding(store.fingerprint, sizes, dtype, weights, digest, tokens)
     complete = encode_pairs(
@@ -153,31 +150,3 @@ def encode(
     print(
         f"{target} is complete" if complete else f"part {shard} of {num_shards} of {target} is done"
     )
-
-
-def _texts(base: epath.Path, tokens: int, precision: Precision, mesh: Mesh) -> tuple[Any, str, int]:
-    """The text encoders of a pipeline, the digest of their weights, and T5's tokens of a text."""
-    from dsd_jax.config import ClipConfig, T5Config, default_execution
-    from dsd_jax.convert.open import open_component
-    from dsd_jax.infer.encode import TextPrograms
-    from dsd_jax.models import abstract, load
-    from dsd_jax.text.tokenize import Tokenizers
-
-    if "://" in str(base):
-        raise UserError(f"{base}: with text, base_path must be a local folder")
-    t5 = open_component(base / "text_encoder_2", fingerprint=True)
-    clip = open_component(base / "text_encoder", fingerprint=True)
-    if not (isinstance(t5.config, T5Config) and isinstance(clip.config, ClipConfig)):
-        raise UserError(f"{base} does not hold CLIP in text_encoder and T5 in text_encoder_2")
-    execution = default_execution(jax.default_backend())
-    tokenizers = Tokenizers.load(base, t5_length=tokens)
-    encode = TextPrograms(
-        tokenizers,
-        load(abstract(t5.config, precision=precision, execution=execution), t5.source, mesh=mesh),
-        load(
-            abstract(clip.config, precision=precision, execution=execution), clip.source, mesh=mesh
-        ),
-    )
-    group = mesh.shape["data"] * mesh.shape["fsdp"]
-    digest = text_digest(t5.sha256(), clip.sha256())
-    return lambda prompts: encode(prompts, group), digest, tokenizers.t5_length

@@ -166,11 +166,9 @@ def _ask(path: Path, stage: str, worker: Worker) -> None:
 
 
 def _count_tokens(config: MakeConfig) -> CountTokens:
-    from dsd_jax.convert.hub import resolve
-    from dsd_jax.text.tokenize import Tokenizers
+    from dsd_jax.convert.open import open_tokenizers
 
-    base = resolve(config.base_path, ["tokenizer/*", "tokenizer_2/*"])
-    return Tokenizers.load(base).count_clip_tokens
+    return open_tokenizers(config.base_path).count_clip_tokens
 
 
 def _pack(config: MakeConfig) -> None:

@@ -9,6 +9,7 @@ from dsd_jax.types import DTypeLike
 __all__ = [
     "BFLOAT16",
     "FLOAT32",
+    "FLUX_DEV",
     "AutoencoderConfig",
     "ClipConfig",
     "Execution",
@@ -19,6 +20,9 @@ __all__ = [
     "flux_dev",
     "flux_schnell",
 ]
+
+FLUX_DEV = "black-forest-labs/FLUX.1-dev"
+"""Hub id of the pipeline that commands start from by default."""
 
 
 @dataclasses.dataclass(frozen=True)

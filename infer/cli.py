@@ -11,7 +11,7 @@ import tyro
 from jax.sharding import Mesh
 from PIL import Image
 
-from dsd_jax.config import BFLOAT16, FLOAT32
+from dsd_jax.config import BFLOAT16, FLOAT32, FLUX_DEV
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
 from dsd_jax.images import fit, open_image, save_png
@@ -24,7 +24,6 @@ from dsd_jax.sharding import MeshConfig, make_mesh
 
 __all__ = ["batch", "generate"]
 
-BASE = "black-forest-labs/FLUX.1-dev"
 Dtype = Literal["bfloat16", "float32"]
 
 
@@ -76,7 +75,7 @@ def generate(
     text: str,
     image_path: str | None = None,
     output_path: Path = Path("output.png"),
-    base_path: str = BASE,
+    base_path: str = FLUX_DEV,
     model_path: str | None = None,
     lora_path: tuple[str, ...] = (),
     lora_scale: tuple[float, ...] = (),
@@ -209,7 +208,7 @@ def _cropped(path: str | None, height: int | None, width: int | None) -> Image.I
 def batch(
     manifest: tyro.conf.Positional[Path],
     output_dir: Path,
-    base_path: str = BASE,
+    base_path: str = FLUX_DEV,
     model_path: str | None = None,
     lora_path: tuple[str, ...] = (),
     lora_scale: tuple[float, ...] = (),

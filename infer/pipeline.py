@@ -19,40 +19,22 @@ from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
 from dsd_jax import __version__
-from dsd_jax.config import (
-    AutoencoderConfig,
-    ClipConfig,
-    Execution,
-    FluxConfig,
-    Precision,
-    T5Config,
-    default_execution,
-)
-from dsd_jax.convert.hub import resolve
-from dsd_jax.convert.lora.files import read_lora
-from dsd_jax.convert.open import Component, open_component, read_json
-from dsd_jax.convert.schedule import schedule_from_json
+from dsd_jax.config import FLUX_DEV, Execution, Precision, default_execution
+from dsd_jax.convert.open import open_flux, open_loras
+from dsd_jax.encoders import AutoencoderPrograms, Text, TextPrograms, in_groups
 from dsd_jax.errors import UserError
-from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
 from dsd_jax.images import fit, from_array, open_image, to_array
-from dsd_jax.infer.encode import AutoencoderPrograms, Text, TextPrograms, in_groups
 from dsd_jax.infer.guidance import TrueGuidance
 from dsd_jax.infer.sampler import Callback, Sampler, SamplerInputs, initial_noise
 from dsd_jax.infer.settings import Settings, check_seed
-from dsd_jax.lora import Adapter, MergedSource
+from dsd_jax.lora import MergedSource
 from dsd_jax.models import abstract, load
+from dsd_jax.parts import FluxParts, ScaledAdapter, with_condition
 from dsd_jax.sharding import activation_spec
-from dsd_jax.text.tokenize import Tokenizers
 
 __all__ = ["Generated", "Pipeline"]
 
-# Of a hub repository; it may also hold the same weights in another layout.
-PIPELINE_FILES = (
-    "model_index.json",
-    *(f"{name}/*" for name in ("scheduler", "tokenizer", "tokenizer_2")),
-    *(f"{name}/*" for name in ("text_encoder", "text_encoder_2", "transformer", "vae")),
-)
 Offload = Literal["none", "model", "layers"]
 T = TypeVar("T")
 
@@ -107,53 +89,43 @@ class Pipeline:
 
     def __init__(
         self,
+        parts: FluxParts,
+        adapters: Sequence[ScaledAdapter] = (),
         *,
-        tokenizers: Tokenizers,
-        t5: Component,
-        clip: Component,
-        transformer: Component,
-        autoencoder: Component,
-        schedule: Schedule,
-        adapters: Sequence[tuple[Adapter, float]] = (),
         merge_lora: bool = False,
         precision: Precision | None = None,
         execution: Execution | None = None,
         mesh: Mesh | None = None,
         offload: Offload = "none",
     ) -> None:
-        self.tokenizers, self.schedule, self.mesh = tokenizers, schedule, mesh
+        transformer = with_condition(parts.transformer, adapters)
+        autoencoder, texts = parts.autoencoder, parts.text
+        self.tokenizers, self.schedule, self.mesh = texts.tokenizers, parts.schedule, mesh
         self.offload = offload
         precision = precision or Precision()
         execution = execution or default_execution(jax.default_backend())
         if offload == "layers":
             execution = dataclasses.replace(execution, scan_layers=True, stream_layers=True)
-        self.autoencoder_config = _expect(autoencoder, AutoencoderConfig)
-        self.transformer_config = flux_config = _expect(transformer, FluxConfig)
-        t5_config, clip_config = _expect(t5, T5Config), _expect(clip, ClipConfig)
+        self.autoencoder_config = autoencoder.config
+        self.transformer_config = transformer.config
         keep = offload == "none"
-        self.notices = [n for c in (t5, clip, transformer, autoencoder) for n in c.notices]
+        self.notices = parts.notices
         self.identity = {
             "model": Path(transformer.path).parent.name + "/" + Path(transformer.path).name,
             "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in adapters],
             "dtype": jnp.dtype(precision.compute_dtype).name,
-            "max_sequence_length": tokenizers.t5_length,
+            "max_sequence_length": self.tokenizers.t5_length,
         }
 
         def text() -> TextPrograms:
-            t5_model = abstract(t5_config, precision=precision, execution=execution)
-            clip_model = abstract(clip_config, precision=precision, execution=execution)
-            return TextPrograms(
-                tokenizers,
-                load(t5_model, t5.source, mesh=mesh),
-                load(clip_model, clip.source, mesh=mesh),
-            )
+            return TextPrograms.load(texts, precision=precision, execution=execution, mesh=mesh)
 
         def decoder() -> AutoencoderPrograms:
-            model = abstract(self.autoencoder_config, precision=precision)
+            model = abstract(autoencoder.config, precision=precision)
             return AutoencoderPrograms(load(model, autoencoder.source, mesh=mesh))
 
         def denoiser() -> Callable[[Canvas], Sampler]:
-            model = abstract(flux_config, precision=precision, execution=execution)
+            model = abstract(transformer.config, precision=precision, execution=execution)
             if merge_lora and adapters:
                 merged = MergedSource(transformer.source, adapters, precision.param_dtype)
                 model = load(model, merged, mesh=mesh)
@@ -168,7 +140,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        base_path: str | Path = "black-forest-labs/FLUX.1-dev",
+        base_path: str | Path = FLUX_DEV,
         *,
         model_path: str | Path | None = None,
         lora_path: str | Path | Sequence[str | Path] = (),
@@ -190,34 +162,11 @@ class Pipeline:
         Raises:
             UserError: something is missing, damaged, or does not fit together.
         """
-        wanted = [f for f in PIPELINE_FILES if f != "transformer/*" or model_path is None]
-        base = resolve(base_path, wanted)
-        if "://" in str(base):
-            raise UserError(f"{base}: base_path must be a local folder; model_path may be a bucket")
-        own = resolve(model_path) if model_path else base / "transformer"
-        if model_path and (own / "transformer").is_dir():
-            own = own / "transformer"
-        config = open_component(own).config
-        if not isinstance(config, FluxConfig):
-            raise UserError(f"{own} is not a FLUX transformer")
+        parts = open_flux(base_path, model_path, max_sequence_length=max_sequence_length)
         files = [lora_path] if isinstance(lora_path, str | Path) else list(lora_path)
-        scales = [*lora_scale] if isinstance(lora_scale, Sequence) else [lora_scale] * len(files)
-        if len(scales) != len(files):
-            raise UserError(f"{len(files)} LoRA files but {len(scales)} scales; give as many")
-        read = [read_lora(resolve(file), config) for file in files]
-        adapters = [(adapter, scale) for (adapter, _), scale in zip(read, scales, strict=True)]
-        embed = any("cond_in.kernel" in adapter.full for adapter, _ in adapters)
-        pipeline = cls(
-            tokenizers=Tokenizers.load(base, t5_length=max_sequence_length),
-            t5=open_component(base / "text_encoder_2"),
-            clip=open_component(base / "text_encoder"),
-            transformer=open_component(own, condition_embed=embed),
-            autoencoder=open_component(base / "vae"),
-            schedule=schedule_from_json(read_json(base / "scheduler" / "scheduler_config.json")),
-            adapters=adapters,
-            **options,
-        )
-        pipeline.notices += [notice for _, report in read for notice in report.notices]
+        adapters, notices = open_loras(files, lora_scale, parts.transformer.config)
+        pipeline = cls(parts, adapters, **options)
+        pipeline.notices += notices
         return pipeline
 
     @property
@@ -469,15 +418,6 @@ def _inputs(
         text_scale=scale(settings.t_guidance),
     )
     return SamplerInputs(inputs, guidance)
-
-
-def _expect(component: Component, kind: type[T]) -> T:
-    if not isinstance(component.config, kind):
-        raise UserError(
-            f"{component.path} holds a {type(component.config).__name__.removesuffix('Config')} "
-            f"model where a {kind.__name__.removesuffix('Config')} model is expected"
-        )
-    return component.config
 
 
 def _references(image: Any, count: int) -> list[Image.Image] | None:

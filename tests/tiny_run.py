@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from dsd_jax.checkpoint import OrbaxSource
+from dsd_jax.convert.open import open_flux
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy.making.random_pipeline import write_random_pipeline
-from dsd_jax.train.cli import open_base, open_data
 from dsd_jax.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from dsd_jax.train.data import open_data
 from dsd_jax.train.loop import Outcome, train
 from dsd_jax.train.presets import tiny
 from dsd_jax.train.trainer import Trainer
@@ -51,9 +51,7 @@ def run_training(
 ) -> Outcome:
     """`dsd train` without its flags, on the first device unless told otherwise."""
     mesh = make_mesh(config.mesh, devices or jax.devices()[:1])
-    base = open_base(str(world / "flux"), condition=config.condition)
-    short = Tokenizers.load(world / "flux", t5_length=8)
-    base = dataclasses.replace(base, tokenizers=short)
+    base = open_flux(world / "flux", condition=config.condition, max_sequence_length=8)
     run = RunConfig(output_dir, **{"log_every": 1, "tensorboard": False} | settings)
     data = DataConfig((str(world / "pairs"),), threads=threads)
     trainer = Trainer(

@@ -1,6 +1,5 @@
 """A tiny model with a random adapter and a random batch, for the tests of training."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 
 from dsd_jax.config import FluxConfig
 from dsd_jax.lora import Adapter, LoraConfig, add_factors, select
+from dsd_jax.parts import Component
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import OptimizerConfig, TrainConfig
 from dsd_jax.train.model import Trainee, make_trainee
@@ -19,7 +19,7 @@ from dsd_jax.train.step import EncodedBatch
 from dsd_jax.weights import TensorSource, WeightSource, param_shapes
 from tests.tiny_flux import CANVAS, TINY, abstract_flux, random_tensors, randoms
 
-__all__ = ["FAST_COMPILE", "RECIPE", "InMemory", "flat", "make_batch", "one_device", "trainee"]
+__all__ = ["FAST_COMPILE", "RECIPE", "flat", "in_memory", "make_batch", "one_device", "trainee"]
 
 # A training step of the tiny model compiles in 1 s instead of 8 s; it runs for milliseconds.
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -34,15 +34,9 @@ RECIPE = TrainConfig(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class InMemory:
-    """Opened weights."""
-
-    config: FluxConfig
-    source: WeightSource
-
-    def sha256(self) -> dict[str, str]:
-        return {}
+def in_memory(config: FluxConfig, source: WeightSource) -> Component[FluxConfig]:
+    """Opened weights that lie on no disk."""
+    return Component("nowhere", config, source, "diffusers")
 
 
 def one_device() -> Mesh:
@@ -62,7 +56,7 @@ def random_adapter(lora: LoraConfig) -> Adapter:
 def trainee(config: TrainConfig = RECIPE, mesh: Mesh | None = None) -> Trainee:
     """The same numbers for every mesh and layout."""
     adapter = None if config.lora is None else random_adapter(config.lora)
-    weights = InMemory(TINY, TensorSource(random_tensors()))
+    weights = in_memory(TINY, TensorSource(random_tensors()))
     return make_trainee(config, weights, mesh or one_device(), adapter=adapter)
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +17,21 @@ from jax.sharding import Mesh
 
 from dsd_jax.aot import GPUS, Job, Plan, compile_job, devices_of
 from dsd_jax.autoencoder import Autoencoder
-from dsd_jax.config import AutoencoderConfig, Execution, FluxConfig, flux_dev
+from dsd_jax.config import FLUX_DEV, AutoencoderConfig, Execution, flux_dev
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora.files import read_lora
-from dsd_jax.convert.open import open_component, read_json
-from dsd_jax.convert.schedule import schedule_from_json
-from dsd_jax.data.load.encoded import EncodedStore, weights_digest
-from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch
-from dsd_jax.data.load.mixture import Portion
-from dsd_jax.data.load.prefetch import mesh_rows, to_mesh
-from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.convert.open import open_flux
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
 from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
 from dsd_jax.infer.job import SampleSize, sample_job
-from dsd_jax.infer.pipeline import PIPELINE_FILES
 from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
 from dsd_jax.infer.settings import Settings
-from dsd_jax.lora import Adapter
 from dsd_jax.processes import ClusterConfig, first_process, join
 from dsd_jax.sharding import make_mesh
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
+from dsd_jax.train.data import held_out, open_data
 from dsd_jax.train.job import (
     attention_for,
     candidates,
@@ -49,7 +42,6 @@ from dsd_jax.train.job import (
     report,
 )
 from dsd_jax.train.loop import train as run_training
-from dsd_jax.train.model import Base, batch_ways
 from dsd_jax.train.plot import plot_run
 from dsd_jax.train.presets import PRESETS, preset
 from dsd_jax.train.step import EncodedBatch
@@ -57,9 +49,8 @@ from dsd_jax.train.trainer import Trainer
 from dsd_jax.train.validate import Validation
 from dsd_jax.types import Array
 
-__all__ = ["Canvases", "Flags", "open_base", "plan", "plot", "train", "train_recipe"]
+__all__ = ["Canvases", "Flags", "plan", "plot", "train", "train_recipe"]
 
-BASE = "black-forest-labs/FLUX.1-dev"
 _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--config.steps`; but `--lora.rank`
 
 
@@ -112,7 +103,7 @@ def _command(recipe: TrainConfig) -> Callable[..., Flags]:
         data: Annotated[DataConfig, _PLAIN],
         run: Annotated[RunConfig, _PLAIN],
         config: Annotated[TrainConfig, _PLAIN] = recipe,
-        base_path: str = BASE,
+        base_path: str = FLUX_DEV,
         model_path: str | None = None,
         lora_path: str | None = None,
         from_scratch: bool = False,
@@ -152,18 +143,23 @@ def _usage() -> str:
 def _run(flags: Flags, name: str, command: str) -> None:
     config, run = flags.config, flags.run
     mesh = make_mesh(config.mesh)
-    base = open_base(
+    base = open_flux(
         flags.base_path,
         flags.model_path,
         condition=config.condition,
         max_sequence_length=config.max_sequence_length,
+        # Hashing 24 GB is one process's work, and only the first one writes the digests down.
+        fingerprint=first_process(),
     )
     source = open_data(flags.data, config, mesh, base)
+    adapter = None
+    if flags.lora_path is not None:
+        adapter, _ = read_lora(resolve(flags.lora_path), base.transformer.config)
     trainer = Trainer(
         config,
         base,
         mesh,
-        adapter=_adapter(flags.lora_path, base.flux()),
+        adapter=adapter,
         from_scratch=flags.from_scratch,
         null=source.null_text,
         skip_bad=run.skip_bad_batches,
@@ -171,7 +167,7 @@ def _run(flags: Flags, name: str, command: str) -> None:
     )
     validation = None
     if flags.data.eval_data is not None and run.eval_every and run.eval_pairs:
-        pairs = _held_out(flags.data.eval_data, config, run.eval_pairs, mesh)
+        pairs = held_out(flags.data.eval_data, config, run.eval_pairs, mesh)
         validation = Validation(
             trainer,
             pairs,
@@ -189,119 +185,6 @@ def _run(flags: Flags, name: str, command: str) -> None:
     print(f"{done.step} steps done; the last is saved in {run.checkpoints}")
     print(f"export it: dsd convert lora {run.output_dir} {run.output_dir}-export")
     sys.stdout.flush()
-
-
-def open_base(
-    base_path: str,
-    model_path: str | None = None,
-    *,
-    condition: bool = True,
-    max_sequence_length: int = 512,
-) -> Base:
-    """Opens a pipeline; nothing but headers and configs is read yet.
-
-    Args:
-        base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
-        model_path: another transformer; default: the base's.
-        condition: give a transformer without condition embedding a zero one.
-        max_sequence_length: T5 tokens of a text, at most what the tokeniser states.
-
-    Raises:
-        UserError: something is missing, damaged, or of another kind.
-    """
-    root = resolve(base_path, PIPELINE_FILES)
-    own = resolve(model_path) if model_path else root / "transformer"
-    if model_path and (own / "transformer").is_dir():
-        own = own / "transformer"
-    # Hashing 24 GB is one process's work, and only the first one writes the digests down.
-    transformer = open_component(own, condition_embed=condition, fingerprint=first_process())
-    return Base(
-        path=model_path or base_path,
-        transformer=transformer,
-        autoencoder=open_component(root / "vae"),
-        t5=open_component(root / "text_encoder_2"),
-        clip=open_component(root / "text_encoder"),
-        tokenizers=_tokenizers(root, max_sequence_length),
-        schedule=schedule_from_json(read_json(root / "scheduler" / "scheduler_config.json")),
-    )
-
-
-def _tokenizers(root: Any, max_sequence_length: int) -> Any:
-    from dsd_jax.text.tokenize import Tokenizers
-
-    return Tokenizers.load(root, t5_length=max_sequence_length)
-
-
-def _adapter(path: str | None, config: FluxConfig) -> Adapter | None:
-    return None if path is None else read_lora(resolve(path), config)[0]
-
-
-def _frame(config: TrainConfig) -> tuple[int, int]:
-    """Height and width of a frame in pixels."""
-    if config.condition and config.width % 2:
-        raise UserError(f"width must be even, it holds two frames; got {config.width}")
-    return config.height, config.width // 2 if config.condition else config.width
-
-
-def _digests(base: Base, folders: Sequence[str]) -> dict[str, str]:
-    """Digests of the weights that encoded data must have been made with."""
-    digests = {"autoencoder": weights_digest(base.autoencoder.sha256())}
-    if any(EncodedStore.open(folder).binding.text for folder in folders):
-        files = {
-            f"{name}/{file}": digest
-            for name, component in (("t5", base.t5), ("clip", base.clip))
-            for file, digest in component.sha256().items()
-        }
-        digests["text"] = weights_digest(files)
-    return digests
-
-
-def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: Base) -> Loader:
-    """The loader of this process's rows.
-
-    Raises:
-        UserError: no such data, or encoded by other weights than the base's.
-    """
-    portions = [Portion.parse(text) for text in data.data]
-    if data.encoded:
-        digests = _digests(base, data.encoded)
-        tokens = base.tokenizers.t5_length
-        portions = [
-            dataclasses.replace(
-                portion, encoded=EncodedStore.open(folder, text_tokens=tokens, **digests)
-            )
-            for portion, folder in zip(portions, data.encoded, strict=True)
-        ]
-    return Loader(
-        portions,
-        LoaderConfig(
-            seed=config.seed,
-            sizes=(_frame(config), *data.sizes),
-            instruction=data.instruction,
-            drop_text=config.dropout.text,
-            drop_image=config.dropout.image,
-            drop_both=config.dropout.both,
-        ),
-        batch=config.batch_size,
-        rows=mesh_rows(mesh, config.batch_size),
-        threads=data.threads,
-        skip_bad=data.skip_bad_records,
-    )
-
-
-def _held_out(path: str, config: TrainConfig, count: int, mesh: Mesh) -> PairBatch:
-    """One batch of held-out pairs on the mesh, always the same, nothing dropped."""
-    store = PairStore.open(path)
-    ways = batch_ways(mesh)
-    size = -(-min(count, len(store)) // ways) * ways
-    loader = Loader(
-        [store],
-        LoaderConfig(sizes=(_frame(config),)),
-        batch=size,
-        rows=mesh_rows(mesh, size),
-        threads=0,
-    )
-    return to_mesh(next(iter(loader)), mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,10 @@ from dsd_jax.data.load.prefetch import mesh_rows
 from dsd_jax.errors import UserError
 from dsd_jax.frames import condition_canvas, pack_latents
 from dsd_jax.models import abstract, load
+from dsd_jax.parts import FluxParts
 from dsd_jax.sharding import LOGICAL_TO_MESH
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.model import Base, batch_ways
+from dsd_jax.train.model import batch_ways
 from dsd_jax.train.step import EncodedBatch
 from dsd_jax.types import Array, Float32, Int, UInt8
 
@@ -59,7 +60,7 @@ class Encoder:
 
     def __init__(
         self,
-        base: Base,
+        base: FluxParts,
         config: TrainConfig,
         mesh: Mesh,
         *,
@@ -83,19 +84,19 @@ class Encoder:
     @functools.cached_property
     def autoencoder(self) -> tuple[nnx.GraphDef[Autoencoder], nnx.State]:
         """The VAE, taken apart."""
-        model = abstract(self.base.vae(), precision=self._precision)
+        model = abstract(self.base.autoencoder.config, precision=self._precision)
         return nnx.split(load(model, self.base.autoencoder.source, mesh=self.mesh))
 
     @functools.cached_property
     def _texts(self) -> tuple[tuple[Any, nnx.State], tuple[Any, nnx.State]]:
         """T5 and CLIP, taken apart."""
-        t5, clip = self.base.texts()
+        text = self.base.text
         execution = Execution(scan_layers=self.config.scan_layers)
-        t5_model = abstract(t5, precision=self._precision, execution=execution)
-        clip_model = abstract(clip, precision=self._precision, execution=execution)
+        t5 = abstract(text.t5.config, precision=self._precision, execution=execution)
+        clip = abstract(text.clip.config, precision=self._precision, execution=execution)
         return (
-            nnx.split(load(t5_model, self.base.t5.source, mesh=self.mesh)),
-            nnx.split(load(clip_model, self.base.clip.source, mesh=self.mesh)),
+            nnx.split(load(t5, text.t5.source, mesh=self.mesh)),
+            nnx.split(load(clip, text.clip.source, mesh=self.mesh)),
         )
 
     def release_texts(self) -> None:
@@ -158,7 +159,7 @@ class Encoder:
             texts: of the rows.
             shorten: pad to the longest text only.
         """
-        tokenizers = self.base.tokenizers
+        tokenizers = self.base.text.tokenizers
         ids = tokenizers.encode(texts)
         t5_ids = ids.t5
         if shorten:
@@ -184,7 +185,7 @@ class Encoder:
         return jax.random.split(jax.random.fold_in(root, step))
 
     def _tokens(self, posterior: Posterior, key: Array) -> Float32[Array, "B L C"]:
-        vae = self.base.vae()
+        vae = self.base.autoencoder.config
         return pack_latents((posterior.sample(key) - vae.shift) * vae.scale)
 
     def _pixels_program(

@@ -1,10 +1,9 @@
 """From opened weights to what is trained and what is frozen, each where it belongs on the mesh."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,87 +11,24 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
-from dsd_jax.config import (
-    AutoencoderConfig,
-    ClipConfig,
-    Execution,
-    FluxConfig,
-    Precision,
-    T5Config,
-)
+from dsd_jax.config import Execution, FluxConfig, Precision
 from dsd_jax.errors import UserError
-from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
 from dsd_jax.layers import JoinedLinear, Linear, LoraParam
 from dsd_jax.lora import Adapter, LoraConfig, add_factors, initialise, select
-from dsd_jax.models import Config, abstract, load, model_shardings
+from dsd_jax.models import abstract, load, model_shardings
+from dsd_jax.parts import Component
 from dsd_jax.sharding import LOGICAL_TO_MESH
-from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.state import Split, TrainState, init_state, split_model, state_shardings
-from dsd_jax.weights import WeightSource
 
 __all__ = [
-    "Base",
     "Trainee",
-    "Weights",
     "abstract_state",
     "batch_ways",
     "first_state",
     "make_trainee",
 ]
-
-T = TypeVar("T")
-Shardings = dict[str, Sharding]
-
-
-@runtime_checkable
-class Weights(Protocol):
-    """One opened model; what reads it is not this room's business."""
-
-    @property
-    def config(self) -> Config: ...
-    @property
-    def source(self) -> WeightSource: ...
-    def sha256(self) -> dict[str, str]:
-        """File name -> digest; may wait for the files to be hashed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """The opened pipeline that training starts from.
-
-    Attributes:
-        path: as the user gave it.
-        transformer: with a condition embedding if the training conditions.
-    """
-
-    path: str
-    transformer: Weights
-    autoencoder: Weights
-    t5: Weights
-    clip: Weights
-    tokenizers: Tokenizers
-    schedule: Schedule
-
-    def flux(self) -> FluxConfig:
-        """Size of the transformer."""
-        return _expect(self.transformer, FluxConfig)
-
-    def vae(self) -> AutoencoderConfig:
-        """Size of the autoencoder."""
-        return _expect(self.autoencoder, AutoencoderConfig)
-
-    def texts(self) -> tuple[T5Config, ClipConfig]:
-        """Sizes of the text encoders."""
-        return _expect(self.t5, T5Config), _expect(self.clip, ClipConfig)
-
-
-def _expect(weights: Weights, kind: type[T]) -> T:
-    config = weights.config
-    if not isinstance(config, kind):
-        raise UserError(f"expected a model of {kind.__name__}, got {type(config).__name__}")
-    return config
 
 
 class Trainee(NamedTuple):
@@ -115,7 +51,7 @@ def _precision(config: TrainConfig) -> Precision:
 
 def make_trainee(
     config: TrainConfig,
-    transformer: Weights,
+    transformer: Component[FluxConfig],
     mesh: Mesh,
     *,
     adapter: Adapter | None = None,
@@ -133,7 +69,7 @@ def make_trainee(
     Raises:
         UserError: the base does not fit the mesh, or the adapter does not fit the config.
     """
-    flux = _expect(transformer, FluxConfig)
+    flux = transformer.config
     if config.condition and not flux.condition_embed:
         raise UserError("the base has no condition embedding; open it with one")
     execution = Execution(scan_layers=config.scan_layers, remat=config.remat)

@@ -15,10 +15,11 @@ from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.frames import Canvas
 from dsd_jax.lora import Adapter
+from dsd_jax.parts import FluxParts
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.encode import Encoder
 from dsd_jax.train.flops import step_flops
-from dsd_jax.train.model import Base, abstract_state, first_state, make_trainee
+from dsd_jax.train.model import abstract_state, first_state, make_trainee
 from dsd_jax.train.optimizer import learning_rate, make_optimizer
 from dsd_jax.train.record import Origin
 from dsd_jax.train.state import TrainState
@@ -64,7 +65,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        base: Base,
+        base: FluxParts,
         mesh: Mesh,
         *,
         adapter: Adapter | None = None,
@@ -77,7 +78,7 @@ class Trainer:
         self.config, self.base, self.mesh = config, base, mesh
         self._skip_bad, self._dump = skip_bad, dump
         self.compiler_options = compiler_options
-        Canvas.from_pixels(config.height, config.width, base.vae().downscale)
+        Canvas.from_pixels(config.height, config.width, base.autoencoder.config.downscale)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.trainee = make_trainee(
             config, base.transformer, mesh, adapter=adapter, from_scratch=from_scratch
@@ -135,7 +136,7 @@ class Trainer:
     def canvas(self, size: Size) -> Canvas:
         """The canvas for frames of `size` pixels."""
         frames = 2 if self.config.condition else 1
-        return Canvas.from_pixels(size[0], frames * size[1], self.base.vae().downscale)
+        return Canvas.from_pixels(size[0], frames * size[1], self.base.autoencoder.config.downscale)
 
     def flops(self, size: Size) -> float:
         """FLOPs of a step per sample with frames of `size` pixels, see `dsd_jax.train.flops`."""

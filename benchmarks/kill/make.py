@@ -132,9 +132,9 @@ class DrawnTeacher:
 @functools.cache
 def tokenizers(base_path: str) -> Any:
     """Loaded once for all stages."""
-    from dsd_jax.text.tokenize import Tokenizers
+    from dsd_jax.convert.open import open_tokenizers
 
-    return Tokenizers.load(base_path)
+    return open_tokenizers(base_path)
 
 
 def run_stage(config: Path, stage: str, shard: tuple[int, int] = (0, 1)) -> None:

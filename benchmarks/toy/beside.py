@@ -19,6 +19,7 @@ from flax import nnx
 
 from benchmarks.results import save
 from dsd_jax.config import FLOAT32
+from dsd_jax.convert.open import open_flux
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import to_mesh
 from dsd_jax.frames import Canvas, FluxInputs, unpack_latents
@@ -33,7 +34,6 @@ from dsd_jax.toy.judge import SUBJECT, judge
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.words import describe_pair
 from dsd_jax.toy.world import PANEL
-from dsd_jax.train.cli import open_base
 from dsd_jax.train.encode import Encoder
 from dsd_jax.train.presets import preset
 from dsd_jax.train.step import frame_weights, two_frame_loss
@@ -74,10 +74,12 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
     """One row."""
     config = preset("toy_teacher")
     mesh = make_mesh(config.mesh)
-    base = open_base(str(flux), condition=False, max_sequence_length=TEXT_TOKENS)
+    base = open_flux(flux, max_sequence_length=TEXT_TOKENS)
     encoder = Encoder(base, config, mesh)
     graph, state = nnx.split(
-        load(abstract(base.flux(), precision=FLOAT32), base.transformer.source, mesh=mesh)
+        load(
+            abstract(base.transformer.config, precision=FLOAT32), base.transformer.source, mesh=mesh
+        )
     )
     batch = encoder(to_mesh(batch_of(cases), mesh), 0)
     right = frame_weights(CANVAS)[1, :, None] > 0

@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dsd_jax.config import FLUX_DEV
 from dsd_jax.data.make.captions import CaptionsConfig
 from dsd_jax.data.make.describe import CaptionConfig
 from dsd_jax.data.make.grids import GridsConfig
@@ -49,7 +50,6 @@ from dsd_jax.structured import build
 
 __all__ = ["ASKING", "MakeConfig", "begin_stage", "begun_settings", "load_config", "open_parts"]
 
-BASE = "black-forest-labs/FLUX.1-dev"
 ASKING = ("captions", "prompts", "judge", "caption")
 """Stages that ask a language model."""
 _SETTINGS = "settings.json"
@@ -79,7 +79,7 @@ class MakeConfig:
     grids: GridsConfig = dataclasses.field(default_factory=GridsConfig)
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
     pack: PackConfig = dataclasses.field(default_factory=PackConfig)
-    base_path: str = BASE
+    base_path: str = FLUX_DEV
     parts: int = 64
     wordings: Path | None = None
 

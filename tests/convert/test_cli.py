@@ -95,13 +95,13 @@ def test_lora_between_dialects(dsd, tmp_path):
         ("to-jax base vae", "vae exists already; remove it or choose another destination"),
         ("to-jax empty out", "empty holds no safetensors weights; check the path"),
         ("to-torch base out --lora_path none.safetensors", "there is no folder or file none.safet"),
-        ("to-torch vae out --lora_path a.safetensors", "vae is not a FLUX transformer"),
+        ("to-torch vae out --lora_path a.safetensors", "vae holds an autoencoder; a FLUX tr"),
         (
             "to-torch base out --lora_path a.safetensors --lora_scale 1 2",
             "1 LoRA files but 2 scales; give as many",
         ),
         ("lora vae out --base_path base", "error: "),
-        ("lora a.safetensors out --base_path vae", "vae is not a FLUX transformer, nor a folder"),
+        ("lora a.safetensors out --base_path vae", "vae holds an autoencoder; a FLUX transformer"),
     ],
 )
 def test_mistakes(dsd, tmp_path, line, complaint):

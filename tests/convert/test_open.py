@@ -14,10 +14,12 @@ from dsd_jax.convert.open import (
     PARAMS,
     config_to_json,
     open_component,
+    open_transformer,
     read_json,
     table_for,
 )
 from dsd_jax.errors import UserError
+from dsd_jax.parts import with_condition
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 
 CONDITIONAL = dataclasses.replace(SMALL.transformer, condition_embed=True)
@@ -103,7 +105,7 @@ class TestConditionEmbedding:
         shutil.copy(tmp_path / "torch" / "config.json", tmp_path / "jax")
         zeros = {"cond_in.kernel": np.zeros((64, 64)), "cond_in.bias": np.zeros(64)}
         for name in ("torch", "jax"):
-            component = open_component(tmp_path / name, condition_embed=True)
+            component = with_condition(open_transformer(tmp_path / name))
             assert component.config == CONDITIONAL
             assert_holds(component, tensors | zeros)
             assert component.source.dtypes["cond_in.kernel"] == np.float32
@@ -118,7 +120,8 @@ class TestConditionEmbedding:
         for name in ("torch", "jax"):
             (tmp_path / name / "config.json").write_text(plain)
             for embed in (False, True):
-                component = open_component(tmp_path / name, condition_embed=embed)
+                component = open_transformer(tmp_path / name)
+                component = with_condition(component) if embed else component
                 assert component.config == CONDITIONAL
                 assert_holds(component, tensors)
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dsd_jax import models
+from dsd_jax import encoders, models
 from dsd_jax.config import BFLOAT16, FLOAT32
+from dsd_jax.convert import open as opening
 from dsd_jax.errors import UserError
 from dsd_jax.images import read_parameters, save_png
-from dsd_jax.infer import pipeline as module
+from dsd_jax.infer import pipeline
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings
 from dsd_jax.toy.making.random_pipeline import random_tensors, write_model
@@ -275,7 +276,7 @@ class TestLoading:
             assert load(folder, model_path=path).transformer_config.condition_embed
 
     def test_not_a_transformer(self, folder):
-        with pytest.raises(UserError, match="vae is not a FLUX transformer"):
+        with pytest.raises(UserError, match="vae holds an autoencoder; a FLUX transformer"):
             load(folder, model_path=folder / "flux" / "vae")
 
     @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ class TestLoading:
             asked[path] = files
             return path
 
-        monkeypatch.setattr(module, "resolve", resolve)
+        monkeypatch.setattr(opening, "resolve", resolve)
         for options in ({}, {"model_path": folder / "dsd"}):
             asked.clear()
             Pipeline.load(folder / "flux", **options)
@@ -333,6 +334,11 @@ class TestLoading:
         assert not Pipeline.load(flux).schedule.dynamic
 
 
+def replace_load(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
+    for module in (encoders, pipeline):
+        monkeypatch.setattr(module, "load", load)
+
+
 class TestOffload:
     def test_models_one_after_another(self, folder, result, monkeypatch):
         alive: list[weakref.ref] = []
@@ -346,7 +352,7 @@ class TestOffload:
 
         seen: list[tuple[str, int]] = []
         pipe = load(folder, offload="model")
-        monkeypatch.setattr(module, "load", load_alone)
+        replace_load(monkeypatch, load_alone)
         made = pipe(TEXT, picture(), seed=5, **SIZE)
         assert close(made.latents, result.latents[:1])
         # CLIP joins T5; before every other model nothing of those before is left.
@@ -365,7 +371,7 @@ class TestOffload:
             seen.append(type(model).__name__)
             return models.load(model, *args, **kwargs)
 
-        monkeypatch.setattr(module, "load", load_once)
+        replace_load(monkeypatch, load_once)
         pipe = load(folder)
         for _ in range(2):
             pipe(TEXT, picture(), **SIZE)
@@ -382,7 +388,7 @@ class TestOffload:
             kept.append((type(loaded).__name__, kinds))
             return loaded
 
-        monkeypatch.setattr(module, "load", load_streamed)
+        replace_load(monkeypatch, load_streamed)
         made = load(folder, offload="layers")(TEXT, picture(), seed=5, **SIZE)
         assert close(made.latents, result.latents[:1])
         flux = dict(kept)["Flux"]

@@ -12,11 +12,11 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from flax import nnx
 
 from dsd_jax.cli import main as dsd
+from dsd_jax.convert.open import open_flux
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.lora import LoraConfig
 from dsd_jax.quickstart.torch_reference import condition_embedding
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.train.cli import open_base
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.model import make_trainee
 from dsd_jax.train.state import TrainState
@@ -45,7 +45,7 @@ def inputs() -> dict[str, np.ndarray]:
 def our_velocity(world: Path, state: TrainState, config: TrainConfig) -> np.ndarray:
     """Of the trained parameters as they are in the run, averaged as for validation."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    split = make_trainee(config, open_base(str(world / "flux")).transformer, mesh).split
+    split = make_trainee(config, open_flux(world / "flux", condition=True).transformer, mesh).split
 
     def run(params: nnx.State, frozen: nnx.State, given: dict[str, jax.Array]) -> jax.Array:
         own = FluxInputs(**{name: given[name] for name in FluxInputs._fields})

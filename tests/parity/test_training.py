@@ -33,7 +33,7 @@ from dsd_jax.train.step import EncodedBatch, Metrics, draw, make_step
 from dsd_jax.weights import WeightSource
 from tests.parity.compare import StateDict, assert_close, randomise, relative_error
 from tests.tiny_flux import CANVAS, TINY
-from tests.tiny_training import FAST_COMPILE, InMemory, flat, make_batch, one_device
+from tests.tiny_training import FAST_COMPILE, flat, in_memory, make_batch, one_device
 
 GRADIENT, TEN_STEPS = 1e-4, 1e-3  # relative
 CONFIG = dataclasses.replace(TINY, mlp_ratio=4.0)  # the only ratio that diffusers has
@@ -160,7 +160,7 @@ def lora_split(adapter: Adapter, targets: str, *, scan_layers: bool = True) -> S
     """Our model with these factors, at scale alpha / rank."""
     lora = LoraConfig(RANK, targets=targets)
     config = dataclasses.replace(RECIPE, lora=lora, scan_layers=scan_layers)
-    split = make_trainee(config, InMemory(CONFIG, base()), one_device(), adapter=adapter).split
+    split = make_trainee(config, in_memory(CONFIG, base()), one_device(), adapter=adapter).split
     model = nnx.merge(*split)
     for _, part in nnx.iter_modules(model):
         if isinstance(part, Linear | JoinedLinear) and part.lora_b is not None:
@@ -227,7 +227,7 @@ def test_gradients_of_all_parameters() -> None:
     recipe = dataclasses.replace(RECIPE, lora=None)
 
     def split(source: WeightSource) -> Split:
-        return make_trainee(recipe, InMemory(CONFIG, source), one_device()).split
+        return make_trainee(recipe, in_memory(CONFIG, source), one_device()).split
 
     loss, grads = our_gradients(split(base()), batch, flow)
     assert loss == pytest.approx(their_loss, rel=1e-5)

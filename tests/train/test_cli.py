@@ -12,17 +12,19 @@ from PIL import Image
 
 from dsd_jax.cli import main as dsd
 from dsd_jax.convert.lora.files import read_lora
-from dsd_jax.convert.open import open_component
+from dsd_jax.convert.open import open_component, open_flux
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter, LoraConfig
+from dsd_jax.parts import Component
 from dsd_jax.processes import ClusterConfig, join
 from dsd_jax.runs import read_trained
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train import cli
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
+from dsd_jax.train.data import open_data
 from dsd_jax.train.model import make_trainee
 from dsd_jax.train.presets import PRESETS, paper, preset, tiny
-from dsd_jax.weights import Layered, TensorSource
+from dsd_jax.weights import TensorSource
 from tests.random_flux import CONDITIONAL, compile_once, random_adapter
 from tests.tiny_pairs import write_pairs
 from tests.tiny_run import write_world
@@ -171,11 +173,11 @@ def test_a_batch_that_does_not_divide_over_the_mesh(
     world: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(UserError, match=r"a batch of 6 does not divide over the 8 parts of the"):
-        cli.open_data(
+        open_data(
             DataConfig((str(world / "pairs"),)),
             dataclasses.replace(tiny(), batch_size=6),
             make_mesh(MeshConfig()),
-            cli.open_base(str(world / "flux")),
+            open_flux(world / "flux"),
         )
 
 
@@ -201,17 +203,11 @@ def test_training_starts_from_an_adapter():
 
     base = random_tensors(CONDITIONAL, 0)
 
-    class Weights:
-        config = CONDITIONAL
-        source = Layered(TensorSource(base))
-
-        def sha256(self) -> dict[str, str]:
-            return {}
-
+    weights = Component("nowhere", CONDITIONAL, TensorSource(base), "diffusers")
     adapter = random_adapter(CONDITIONAL, full=True)
     config = dataclasses.replace(tiny(), lora=LoraConfig(rank=4))
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    trainee = make_trainee(config, Weights(), mesh, adapter=adapter)
+    trainee = make_trainee(config, weights, mesh, adapter=adapter)
     factor = trainee.split.trained["double_blocks"]["img_attn"]["qkv"]["lora_b"][...]
     np.testing.assert_array_equal(factor[1], adapter.factors["double_blocks.1.img_attn.qkv.lora_b"])
     assert factor.sharding.spec[2] == "fsdp"  # rank 4 on fsdp 4; two more ways do not divide it
@@ -220,16 +216,16 @@ def test_training_starts_from_an_adapter():
 
     wide = dataclasses.replace(config, lora=LoraConfig(rank=8))
     with pytest.raises(UserError, match=r"adapter has rank 4, the run rank 8; give --lora.rank 4"):
-        make_trainee(wide, Weights(), mesh, adapter=adapter)
+        make_trainee(wide, weights, mesh, adapter=adapter)
     scaled = dataclasses.replace(config, lora=LoraConfig(rank=4, alpha=8))
     with pytest.raises(UserError, match=r"so alpha must be the rank; leave out --lora.alpha"):
-        make_trainee(scaled, Weights(), mesh, adapter=adapter)
+        make_trainee(scaled, weights, mesh, adapter=adapter)
     some = {p: f for p, f in adapter.factors.items() if p.startswith("double_blocks")}
     with pytest.raises(UserError, match=r"disagree about single_blocks.qkv; give the targets"):
-        make_trainee(config, Weights(), mesh, adapter=Adapter(some))
+        make_trainee(config, weights, mesh, adapter=Adapter(some))
     everything = dataclasses.replace(config, lora=None)
     with pytest.raises(UserError, match=r"cannot start a training of all parameters; merge it"):
-        make_trainee(everything, Weights(), mesh, adapter=adapter)
+        make_trainee(everything, weights, mesh, adapter=adapter)
 
 
 # A run, and what becomes of it

@@ -1,7 +1,6 @@
 """Batches of pairs to tokens: as sampling encodes them, the same on any mesh and from any cache."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,21 +10,19 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from dsd_jax.config import FLOAT32
-from dsd_jax.convert.open import Component
+from dsd_jax.config import FLOAT32, Execution
+from dsd_jax.convert.open import open_flux
 from dsd_jax.data.load.encoded import Embedding, Moments
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import to_mesh
+from dsd_jax.encoders import AutoencoderPrograms, TextPrograms
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas, condition_canvas, unpack_latents
-from dsd_jax.infer.encode import AutoencoderPrograms, TextPrograms
 from dsd_jax.models import abstract, load
+from dsd_jax.parts import FluxParts, TextParts
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.train import encode
-from dsd_jax.train.cli import open_base
 from dsd_jax.train.encode import Encoder
-from dsd_jax.train.model import Base
 from dsd_jax.train.presets import tiny
 from dsd_jax.weights import TensorSource
 from tests.random_flux import compile_once
@@ -37,11 +34,10 @@ ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(tmp_path_factory: pytest.TempPathFactory) -> FluxParts:
     compile_once(tmp_path_factory.mktemp("compiled"))
     world = write_world(tmp_path_factory.mktemp("world"))
-    opened = open_base(str(world / "flux"))
-    return dataclasses.replace(opened, tokenizers=Tokenizers.load(world / "flux", t5_length=8))
+    return open_flux(world / "flux", condition=True, max_sequence_length=8)
 
 
 def make_batch(**changes: Any) -> PairBatch:
@@ -63,19 +59,19 @@ def make_batch(**changes: Any) -> PairBatch:
     )
 
 
-def encoder(base: Base, mesh: Mesh = ONE, **settings: Any) -> Encoder:
+def encoder(base: FluxParts, mesh: Mesh = ONE, **settings: Any) -> Encoder:
     config = dataclasses.replace(tiny(), **settings.pop("config", {}))
     return Encoder(base, config, mesh, compiler_options=dict(FAST_COMPILE), **settings)
 
 
 @pytest.fixture(scope="module")
-def encoded(base: Base) -> Any:
+def encoded(base: FluxParts) -> Any:
     return encoder(base)(to_mesh(make_batch(), ONE), 3)
 
 
-def moments_of(base: Base, batch: PairBatch) -> tuple[Moments, Moments]:
+def moments_of(base: FluxParts, batch: PairBatch) -> tuple[Moments, Moments]:
     """Both canvases by the VAE alone."""
-    vae = load(abstract(base.vae(), precision=FLOAT32), base.autoencoder.source)
+    vae = load(abstract(base.autoencoder.config, precision=FLOAT32), base.autoencoder.source)
     graphdef, state = nnx.split(vae)
     run = jax.jit(lambda state, x: nnx.merge(graphdef, state).encode(x))
     reference, target = (
@@ -86,7 +82,7 @@ def moments_of(base: Base, batch: PairBatch) -> tuple[Moments, Moments]:
     return tuple(Moments(*map(np.asarray, posterior)) for posterior in both)  # type: ignore[return-value]
 
 
-def test_pictures_and_their_moments_give_the_same_tokens(base: Base, encoded: Any):
+def test_pictures_and_their_moments_give_the_same_tokens(base: FluxParts, encoded: Any):
     """So the canvas is [reference | target] and the condition [reference | black], each whole."""
     canvas, condition = moments_of(base, make_batch())
     held = make_batch(reference=None, target=None, canvas=canvas, condition=condition)
@@ -99,19 +95,19 @@ def test_pictures_and_their_moments_give_the_same_tokens(base: Base, encoded: An
         encoder(base, config={"condition": False})(to_mesh(held, ONE), 3)
 
 
-def test_the_condition_is_that_of_sampling(base: Base):
+def test_the_condition_is_that_of_sampling(base: FluxParts):
     batch = make_batch()
     canvas, condition = moments_of(base, batch)
     sure = Moments(condition.mean, np.full_like(condition.logvar, -60))  # no noise: the mode
     held = make_batch(reference=None, target=None, canvas=canvas, condition=sure)
     tokens = encoder(base)(to_mesh(held, ONE), 0).img_cond
-    vae = load(abstract(base.vae(), precision=FLOAT32), base.autoencoder.source)
+    vae = load(abstract(base.autoencoder.config, precision=FLOAT32), base.autoencoder.source)
     pixels = np.asarray(batch.reference, np.float32) / 255 * 2 - 1
     assert tokens is not None
     np.testing.assert_allclose(tokens, AutoencoderPrograms(vae).condition(pixels, None), atol=1e-4)
 
 
-def test_noise_belongs_to_the_step(base: Base, encoded: Any):
+def test_noise_belongs_to_the_step(base: FluxParts, encoded: Any):
     run = encoder(base)
     again, later = (run(to_mesh(make_batch(), ONE), step) for step in (3, 4))
     np.testing.assert_array_equal(again.x_0, encoded.x_0)
@@ -126,7 +122,7 @@ def test_noise_belongs_to_the_step(base: Base, encoded: Any):
     assert not np.allclose(left, right, atol=1e-3)
 
 
-def test_a_mesh_changes_nothing(base: Base, encoded: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_mesh_changes_nothing(base: FluxParts, encoded: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(encode, "AT_ONCE", 1)  # two groups of one picture per device
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     spread = encoder(base, mesh)(to_mesh(make_batch(), mesh), 3)
@@ -137,7 +133,7 @@ def test_a_mesh_changes_nothing(base: Base, encoded: Any, monkeypatch: pytest.Mo
     assert spread.x_0.sharding.shard_shape(spread.x_0.shape)[0] == 2
 
 
-def test_texts_are_padded_to_the_longest_if_asked(base: Base, monkeypatch: pytest.MonkeyPatch):
+def test_texts_are_padded_to_the_longest_if_asked(base: FluxParts, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(encode, "_TEXT_STEP", 2)
     batch = dataclasses.replace(make_batch(), texts=["a cat"] * 7 + ["a red cat"])
     short, whole = (
@@ -150,13 +146,8 @@ def test_texts_are_padded_to_the_longest_if_asked(base: Base, monkeypatch: pytes
     np.testing.assert_array_equal(short.null_txt, whole.null_txt[:4])
 
 
-def test_texts_and_the_empty_one(base: Base, encoded: Any):
-    t5, clip = base.texts()
-    programs = TextPrograms(
-        base.tokenizers,
-        load(abstract(t5, precision=FLOAT32), base.t5.source),
-        load(abstract(clip, precision=FLOAT32), base.clip.source),
-    )
+def test_texts_and_the_empty_one(base: FluxParts, encoded: Any):
+    programs = TextPrograms.load(base.text, precision=FLOAT32, execution=Execution())
     expected = programs([*TEXTS, ""])
     for i, text in enumerate(TEXTS):
         np.testing.assert_allclose(encoded.txt[i], expected[text].txt, atol=1e-4)
@@ -165,20 +156,20 @@ def test_texts_and_the_empty_one(base: Base, encoded: Any):
     np.testing.assert_allclose(encoded.null_vec, expected[""].vec, atol=1e-4)
 
 
-def test_embeddings_from_the_data_need_no_text_encoders(base: Base, encoded: Any):
+def test_embeddings_from_the_data_need_no_text_encoders(base: FluxParts, encoded: Any):
     # Encoders with nothing to load from.
-    t5, clip = (
-        Component("nowhere", config, TensorSource({}), "diffusers") for config in base.texts()
-    )
-    without = dataclasses.replace(base, t5=t5, clip=clip)
-    text = Embedding(np.asarray(encoded.txt), np.asarray(encoded.vec))
+    empty, text = TensorSource({}), base.text
+    t5 = dataclasses.replace(text.t5, source=empty)
+    clip = dataclasses.replace(text.clip, source=empty)
+    without = dataclasses.replace(base, text=TextParts(text.tokenizers, t5, clip))
+    given = Embedding(np.asarray(encoded.txt), np.asarray(encoded.vec))
     null = Embedding(np.asarray(encoded.null_txt), np.asarray(encoded.null_vec))
-    cached = encoder(without, null=null)(to_mesh(make_batch(text=text), ONE), 3)
+    cached = encoder(without, null=null)(to_mesh(make_batch(text=given), ONE), 3)
     np.testing.assert_array_equal(cached.txt, encoded.txt)
     np.testing.assert_array_equal(cached.null_vec, encoded.null_vec)
 
 
-def test_a_teacher_sees_the_target_alone(base: Base):
+def test_a_teacher_sees_the_target_alone(base: FluxParts):
     batch = make_batch()
     teacher = encoder(base, config={"condition": False})
     alone = teacher(to_mesh(batch, ONE), 0)
@@ -186,8 +177,3 @@ def test_a_teacher_sees_the_target_alone(base: Base):
     assert alone.x_0.shape == (8, 4, 64)
     black = dataclasses.replace(batch, reference=np.zeros_like(batch.reference))
     np.testing.assert_array_equal(teacher(to_mesh(black, ONE), 0).x_0, alone.x_0)
-
-
-def test_the_base_must_be_of_the_right_kinds(base: Base, tmp_path: Path):
-    with pytest.raises(UserError, match="expected a model of T5Config, got ClipConfig"):
-        dataclasses.replace(base, t5=base.clip).texts()

@@ -37,8 +37,8 @@ from tests.tiny_flux import CANVAS, TINY, random_tensors
 from tests.tiny_training import (
     FAST_COMPILE,
     RECIPE,
-    InMemory,
     flat,
+    in_memory,
     make_batch,
     one_device,
     trainee,
@@ -218,7 +218,7 @@ def test_a_fresh_adapter_starts_as_the_base_model() -> None:
     tensors |= {k: np.zeros_like(v) for k, v in tensors.items() if k.startswith("cond_in")}
 
     def build(config: FluxConfig) -> Split:
-        weights = InMemory(config, TensorSource(tensors))
+        weights = in_memory(config, TensorSource(tensors))
         recipe = dataclasses.replace(RECIPE, condition=config.condition_embed)
         return make_trainee(recipe, weights, one_device()).split
 
@@ -248,7 +248,7 @@ def test_a_new_condition_embedding_reads_pictures_as_the_canvas_is_read() -> Non
         (zero, tensors["img_in.kernel"], sharded),
         (tensors, brought, one_device()),
     ):
-        made = make_trainee(config, InMemory(TINY, TensorSource(base)), mesh)
+        made = make_trainee(config, in_memory(TINY, TensorSource(base)), mesh)
         np.testing.assert_array_equal(flat(made.split.trained)["cond_in.kernel"], wanted)
         first_state(made.split, make_optimizer(config.optimizer, 1), mesh, ema=False)
         assert flat(made.split.frozen)["img_in.kernel"].any()  # its memory is its own
@@ -259,7 +259,7 @@ def test_a_new_condition_embedding_reads_pictures_as_the_canvas_is_read() -> Non
 def test_from_scratch_no_velocity_is_predicted() -> None:
     """Modulations and the last Linear are zero (adaLN-Zero), so the loss is that of zeros."""
     config = dataclasses.replace(RECIPE, lora=None)
-    weights = InMemory(TINY, TensorSource(random_tensors()))
+    weights = in_memory(TINY, TensorSource(random_tensors()))
     split = make_trainee(config, weights, one_device(), from_scratch=True).split
     model, batch = nnx.merge(*split), make_batch()
     noise, t = jax.random.normal(jax.random.key(0), batch.x_0.shape), jnp.full(8, 0.3)

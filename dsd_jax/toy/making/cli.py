@@ -15,6 +15,7 @@ import tyro
 from jax.sharding import Mesh
 
 from dsd_jax.config import FLOAT32
+from dsd_jax.convert.open import open_flux
 from dsd_jax.data.load.prefetch import mesh_rows
 from dsd_jax.models import abstract, load
 from dsd_jax.processes import first_process, say
@@ -28,7 +29,7 @@ from dsd_jax.toy.making.recipes import VaeConfig
 from dsd_jax.toy.making.sizes import TOY_VAE
 from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
 from dsd_jax.toy.making.vae import VaeTrainer, latent_statistics
-from dsd_jax.train.cli import open_base, train_recipe
+from dsd_jax.train.cli import train_recipe
 from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.loop import Outcome
 from dsd_jax.train.loop import train as run_training
@@ -94,10 +95,10 @@ def toy_decoder(
     """
     keep_memory()
     mesh = make_mesh(config.mesh)
-    base = open_base(str(base_path or toy_flux_path()), condition=False)
+    base = open_flux(base_path or toy_flux_path())
     trainer = VaeTrainer(
         config,
-        base.vae(),
+        base.autoencoder.config,
         mesh,
         start=base.autoencoder.source,
         origin=Origin(base.path, base.autoencoder.sha256()),
@@ -109,7 +110,7 @@ def toy_decoder(
     vae = _as_it_is(base.autoencoder.source) | trained
     target = _emptied(run)
     write_toy_pipeline(
-        target, vae=(base.vae(), vae), transformer=_as_it_is(base.transformer.source)
+        target, vae=(base.autoencoder.config, vae), transformer=_as_it_is(base.transformer.source)
     )
     _report(done, target)
 
@@ -127,10 +128,10 @@ def toy_teacher(
     keep_memory()
     mesh = make_mesh(config.mesh)
     source = _pictures("toy_teacher", config, mesh, drop_text=config.dropout.text)
-    base = open_base(
-        str(base_path or toy_flux_path()),
-        condition=False,
+    base = open_flux(
+        base_path or toy_flux_path(),
         max_sequence_length=config.max_sequence_length,
+        fingerprint=first_process(),
     )
     trainer = Trainer(config, base, mesh, from_scratch=True)
     done = run_training(trainer, run, source, preset="toy_teacher")
@@ -138,7 +139,7 @@ def toy_teacher(
         return
     trained, _ = read_trained(run.checkpoints)
     target = _emptied(run)
-    vae = base.vae(), _as_it_is(base.autoencoder.source)
+    vae = base.autoencoder.config, _as_it_is(base.autoencoder.source)
     write_toy_pipeline(target, vae=vae, transformer=trained)
     _report(done, target)
 

@@ -7,15 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from dsd_jax.autoencoder import Autoencoder, Tiling, decode_tiled, encode_tiled
+from dsd_jax.config import Execution, Precision
 from dsd_jax.frames import condition_canvas, pack_latents
+from dsd_jax.models import abstract, load
+from dsd_jax.parts import TextParts
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.types import Array, Float, Float32
 
-__all__ = ["AutoencoderPrograms", "Text", "TextPrograms", "in_groups"]
+__all__ = ["TILING", "AutoencoderPrograms", "Text", "TextPrograms", "in_groups"]
 
 # Up to 2048 x 2048 pixels are decoded whole, as the reference does; beyond that in tiles.
 TILING = Tiling(size=256, overlap=32)
@@ -52,6 +56,28 @@ class TextPrograms:
         clip_def, self._clip_state = nnx.split(clip)
         self._t5 = jax.jit(lambda state, ids: nnx.merge(t5_def, state)(ids))
         self._clip = jax.jit(lambda state, ids: nnx.merge(clip_def, state)(ids).pooled)
+
+    @classmethod
+    def load(
+        cls,
+        parts: TextParts,
+        *,
+        precision: Precision,
+        execution: Execution,
+        mesh: Mesh | None = None,
+    ) -> "TextPrograms":
+        """Reads the weights of both encoders onto the mesh.
+
+        Raises:
+            UserError: the weights do not fit, or the mesh does not divide them.
+        """
+        t5 = abstract(parts.t5.config, precision=precision, execution=execution)
+        clip = abstract(parts.clip.config, precision=precision, execution=execution)
+        return cls(
+            parts.tokenizers,
+            load(t5, parts.t5.source, mesh=mesh),
+            load(clip, parts.clip.source, mesh=mesh),
+        )
 
     def __call__(self, prompts: Sequence[str], group: int = 1) -> dict[str, Text]:
         """Every distinct prompt encoded once: `txt` [Lt, Dt] and `vec` [Dv] on the host."""

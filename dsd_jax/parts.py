@@ -1,0 +1,123 @@
+"""The opened parts of a FLUX pipeline, whatever their format on disk: configs and weight sources.
+
+`dsd_jax.convert.open` makes them. Only headers and configs have been read; weights are read when a
+model is filled from its source (`dsd_jax.models.load`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeAlias, TypeVar
+
+from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.errors import UserError
+from dsd_jax.flow import Schedule
+from dsd_jax.lora import Adapter
+from dsd_jax.models import Config
+from dsd_jax.text.tokenize import Tokenizers
+from dsd_jax.weights import Layered, WeightSource, Zeros
+
+__all__ = ["Component", "FluxParts", "ScaledAdapter", "TextParts", "with_condition"]
+
+ScaledAdapter: TypeAlias = tuple[Adapter, float]
+Config_co = TypeVar("Config_co", bound=Config, covariant=True)
+Kind = TypeVar("Kind", bound=Config)
+_NAMES: dict[type, str] = {
+    FluxConfig: "a FLUX transformer",
+    AutoencoderConfig: "an autoencoder",
+    T5Config: "a T5 encoder",
+    ClipConfig: "a CLIP text encoder",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Component(Generic[Config_co]):
+    """One model on disk.
+
+    Attributes:
+        path: as given.
+        config: its size.
+        source: its weights, by our names.
+        layout: "diffusers", "bfl" or "orbax".
+        notices: what the user should know, one sentence each.
+        digests: see `sha256`.
+    """
+
+    path: str
+    config: Config_co
+    source: WeightSource
+    layout: str
+    notices: tuple[str, ...] = ()
+    digests: Callable[[], dict[str, str]] = dict
+
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of every weight file by its name; may wait for the files to be hashed.
+
+        A converted folder gives the digests of the files it was converted from; empty if unknown.
+        """
+        return self.digests()
+
+    def expect(self, kind: type[Kind]) -> "Component[Kind]":
+        """The same component, known to hold a model of this kind.
+
+        Raises:
+            UserError: it holds another kind of model.
+        """
+        if isinstance(self.config, kind):
+            return self  # type: ignore[return-value] # the line above says so
+        raise UserError(
+            f"{self.path} holds {_NAMES[type(self.config)]}; {_NAMES[kind]} is expected here"
+        )
+
+
+def with_condition(
+    transformer: Component[FluxConfig], adapters: Sequence[ScaledAdapter] | None = None
+) -> Component[FluxConfig]:
+    """The transformer with a condition embedding; one that has none gets zeros.
+
+    Args:
+        transformer: with or without one.
+        adapters: add it only if one of these brings its tensors; None: in any case.
+    """
+    if adapters is not None and not any("cond_in.kernel" in own.full for own, _ in adapters):
+        return transformer
+    config, source = transformer.config, transformer.source
+    if config.condition_embed:
+        return transformer
+    shapes = {"cond_in.kernel": (config.in_channels, config.width), "cond_in.bias": (config.width,)}
+    zeros = Zeros(shapes, source.dtypes["img_in.kernel"])
+    return dataclasses.replace(
+        transformer,
+        config=dataclasses.replace(config, condition_embed=True),
+        source=Layered(source, zeros),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextParts:
+    """What turns prompts into embeddings."""
+
+    tokenizers: Tokenizers
+    t5: Component[T5Config]
+    clip: Component[ClipConfig]
+
+
+@dataclasses.dataclass(frozen=True)
+class FluxParts:
+    """An opened pipeline.
+
+    Attributes:
+        path: where the transformer came from, as the user gave it.
+    """
+
+    path: str
+    transformer: Component[FluxConfig]
+    autoencoder: Component[AutoencoderConfig]
+    text: TextParts
+    schedule: Schedule
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should know about the files, one sentence each."""
+        text = self.text
+        every = (text.t5, text.clip, self.transformer, self.autoencoder)
+        return [notice for component in every for notice in component.notices]

@@ -1,0 +1,81 @@
+"""The data of a run: the loader of this process's rows, and the batch that validation uses."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from dsd_jax.data.load.encoded import EncodedStore, text_digest, weights_digest
+from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch
+from dsd_jax.data.load.mixture import Portion
+from dsd_jax.data.load.prefetch import mesh_rows, to_mesh
+from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.errors import UserError
+from dsd_jax.parts import FluxParts
+from dsd_jax.train.config import DataConfig, TrainConfig
+from dsd_jax.train.model import batch_ways
+
+__all__ = ["held_out", "open_data"]
+
+
+def _frame(config: TrainConfig) -> tuple[int, int]:
+    """Height and width of a frame in pixels."""
+    if config.condition and config.width % 2:
+        raise UserError(f"width must be even, it holds two frames; got {config.width}")
+    return config.height, config.width // 2 if config.condition else config.width
+
+
+def _digests(base: FluxParts, folders: Sequence[str]) -> dict[str, str]:
+    """Digests of the weights that encoded data must have been made with."""
+    digests = {"autoencoder": weights_digest(base.autoencoder.sha256())}
+    if any(EncodedStore.open(folder).binding.text for folder in folders):
+        digests["text"] = text_digest(base.text.t5.sha256(), base.text.clip.sha256())
+    return digests
+
+
+def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: FluxParts) -> Loader:
+    """The loader of this process's rows.
+
+    Raises:
+        UserError: no such data, or encoded by other weights than the base's.
+    """
+    portions = [Portion.parse(text) for text in data.data]
+    if data.encoded:
+        digests = _digests(base, data.encoded)
+        tokens = base.text.tokenizers.t5_length
+        portions = [
+            dataclasses.replace(
+                portion, encoded=EncodedStore.open(folder, text_tokens=tokens, **digests)
+            )
+            for portion, folder in zip(portions, data.encoded, strict=True)
+        ]
+    return Loader(
+        portions,
+        LoaderConfig(
+            seed=config.seed,
+            sizes=(_frame(config), *data.sizes),
+            instruction=data.instruction,
+            drop_text=config.dropout.text,
+            drop_image=config.dropout.image,
+            drop_both=config.dropout.both,
+        ),
+        batch=config.batch_size,
+        rows=mesh_rows(mesh, config.batch_size),
+        threads=data.threads,
+        skip_bad=data.skip_bad_records,
+    )
+
+
+def held_out(path: str, config: TrainConfig, count: int, mesh: Mesh) -> PairBatch:
+    """One batch of held-out pairs on the mesh, always the same, nothing dropped."""
+    store = PairStore.open(path)
+    ways = batch_ways(mesh)
+    size = -(-min(count, len(store)) // ways) * ways
+    loader = Loader(
+        [store],
+        LoaderConfig(sizes=(_frame(config),)),
+        batch=size,
+        rows=mesh_rows(mesh, size),
+        threads=0,
+    )
+    return to_mesh(next(iter(loader)), mesh)
