@@ -9,25 +9,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from flax import nnx
 from jax.sharding import Mesh
 
 from dsd_jax.aot import GPUS, Job, Plan, compile_job, devices_of
-from dsd_jax.autoencoder import Autoencoder
-from dsd_jax.config import FLUX_DEV, AutoencoderConfig, Execution, flux_dev
+from dsd_jax.config import FLUX_DEV, Execution, flux_dev
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora.files import read_lora
 from dsd_jax.convert.open import open_flux
 from dsd_jax.errors import UserError
-from dsd_jax.flow import Schedule
-from dsd_jax.flux import Flux
-from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
 from dsd_jax.infer.job import SampleSize, sample_job
-from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
-from dsd_jax.infer.settings import Settings
 from dsd_jax.processes import ClusterConfig, first_process, join
 from dsd_jax.sharding import make_mesh
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
@@ -42,14 +33,13 @@ from dsd_jax.train.job import (
     report,
 )
 from dsd_jax.train.loop import train as run_training
+from dsd_jax.train.model import Start
 from dsd_jax.train.plot import plot_run
 from dsd_jax.train.presets import PRESETS, preset
-from dsd_jax.train.step import EncodedBatch
-from dsd_jax.train.trainer import Trainer
-from dsd_jax.train.validate import Validation
-from dsd_jax.types import Array
+from dsd_jax.train.trainer import StepOptions, Trainer
+from dsd_jax.train.validate import Samples, Validation
 
-__all__ = ["Canvases", "Flags", "plan", "plot", "train", "train_recipe"]
+__all__ = ["Flags", "plan", "plot", "train", "train_recipe"]
 
 _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--config.steps`; but `--lora.rank`
 
@@ -159,21 +149,18 @@ def _run(flags: Flags, name: str, command: str) -> None:
         config,
         base,
         mesh,
-        adapter=adapter,
-        from_scratch=flags.from_scratch,
+        start=Start(adapter, flags.from_scratch),
         null=source.null_text,
-        skip_bad=run.skip_bad_batches,
-        dump=run.output_dir / "hlo" if run.dump_hlo else None,
+        options=StepOptions(
+            skip_bad=run.skip_bad_batches,
+            dump=run.output_dir / "hlo" if run.dump_hlo else None,
+        ),
     )
     validation = None
     if flags.data.eval_data is not None and run.eval_every and run.eval_pairs:
         pairs = held_out(flags.data.eval_data, config, run.eval_pairs, mesh)
-        validation = Validation(
-            trainer,
-            pairs,
-            sample=Canvases(base.schedule, run.eval_steps),
-            samples=min(run.eval_samples, pairs.global_size),
-        )
+        count = min(run.eval_samples, pairs.global_size)
+        validation = Validation(trainer, pairs, Samples(count, run.eval_steps))
     if source.null_text is not None:
         trainer.encoder.release_texts()
     done = run_training(trainer, run, source, validation=validation, preset=name)
@@ -185,34 +172,6 @@ def _run(flags: Flags, name: str, command: str) -> None:
     print(f"{done.step} steps done; the last is saved in {run.checkpoints}")
     print(f"export it: dsd convert lora {run.output_dir} {run.output_dir}-export")
     sys.stdout.flush()
-
-
-@dataclasses.dataclass(frozen=True)
-class Canvases:
-    """Samples canvases as `dsd generate` does, without true guidance."""
-
-    schedule: Schedule
-    steps: int
-    guidance: float = Settings.guidance
-
-    def __call__(
-        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, canvas: Canvas
-    ) -> Array:
-        """Pictures in [-1, 1]; sample i has the noise of seed i."""
-        count = len(batch.x_0)
-        config: AutoencoderConfig = autoencoder.config
-        noise = initial_noise(np.arange(count), canvas, config.latent_channels)
-        inputs = FluxInputs(
-            txt=batch.txt,
-            vec=batch.vec,
-            guidance=jnp.full(count, self.guidance, jnp.float32),
-            img_cond=batch.img_cond,
-        )
-        graphdef, state = nnx.split(model)
-        times = jnp.asarray(self.schedule.timesteps(self.steps, canvas.tokens))
-        programs = Programs(graphdef, canvas)
-        img = programs.loop(state, pack_latents(noise), SamplerInputs(inputs), times)
-        return autoencoder.decode(autoencoder.unnormalize(unpack_latents(img, canvas)))
 
 
 def plot(

@@ -32,11 +32,6 @@ class FlowConfig:
         t_mean, t_std: of the normal behind "logit_normal".
         reference_weight, target_weight: of the loss over each frame; the paper weighs them alike.
         guidance: value of the distilled guidance scale that the model is trained with.
-        inpaint: without condition only: share of the samples whose reference frame, the left half,
-            is given and bears no loss, so that the model learns to paint beside a given picture (as
-            FLUX.1-dev can: Huang et al. 2024, "In-Context LoRA").
-        inpaint_noise: largest time of a given frame, of which it is drawn uniformly, as a share of
-            the other's; 0 shows it without noise.
     """
 
     t_sampling: Literal["logit_normal", "uniform", "shifted"] = "logit_normal"
@@ -45,14 +40,8 @@ class FlowConfig:
     reference_weight: float = 1.0
     target_weight: float = 1.0
     guidance: float = 1.0
-    inpaint: float = 0.0
-    inpaint_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.inpaint < 1:
-            raise UserError(f"inpaint must lie in [0, 1), got {self.inpaint}")
-        if not 0 <= self.inpaint_noise < 1:
-            raise UserError(f"inpaint_noise must lie in [0, 1), got {self.inpaint_noise}")
         weights = self.reference_weight, self.target_weight
         if min(weights) < 0 or sum(weights) <= 0:
             raise UserError(f"frame weights must not be negative, nor both zero; got {weights}")
@@ -178,8 +167,6 @@ class TrainConfig:
             )
         if self.condition_init == "image" and not self.condition:
             raise UserError("condition_init is for training with condition; leave it out")
-        if self.condition and self.flow.inpaint:
-            raise UserError("inpaint is for training without condition, which shows the reference")
 
 
 @dataclasses.dataclass(frozen=True)

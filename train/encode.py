@@ -28,7 +28,7 @@ from dsd_jax.parts import FluxParts
 from dsd_jax.sharding import LOGICAL_TO_MESH
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.model import batch_ways
-from dsd_jax.train.step import EncodedBatch
+from dsd_jax.train.objective import EncodedBatch
 from dsd_jax.types import Array, Float32, Int, UInt8
 
 __all__ = ["Encoder"]

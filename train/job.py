@@ -29,9 +29,10 @@ from dsd_jax.sharding import MeshConfig, activation_spec
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.flops import step_flops
 from dsd_jax.train.model import abstract_state
+from dsd_jax.train.objective import Customise, EncodedBatch, Teach
 from dsd_jax.train.optimizer import make_optimizer
 from dsd_jax.train.state import split_model
-from dsd_jax.train.step import EncodedBatch, make_step
+from dsd_jax.train.step import make_step
 from dsd_jax.weights import param_shapes
 
 __all__ = [
@@ -70,10 +71,12 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = abstract_state(split, optimizer, mesh, ema=config.optimizer.ema > 0)
     batch = abstract_batch(config, flux, mesh)
+    make_objective = Customise if config.condition else Teach
+    objective = make_objective(config.flow, Schedule(), canvas_of(config))
     paths = frozenset(".".join(map(str, path)) for path, _ in nnx.to_flat_state(split.trained))
     flops = step_flops(param_shapes(model), paths, flux, batch.x_0.shape[1], batch.txt.shape[1])
     return Job(
-        run=make_step(split.graphdef, optimizer, config, Schedule(), canvas_of(config)),
+        run=make_step(split.graphdef, optimizer, objective, config),
         arguments=(state, split.frozen, batch),
         kinds={
             "base": split.frozen,

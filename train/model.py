@@ -1,5 +1,6 @@
 """From opened weights to what is trained and what is frozen, each where it belongs on the mesh."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -23,12 +24,30 @@ from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.state import Split, TrainState, init_state, split_model, state_shardings
 
 __all__ = [
+    "BASE",
+    "Start",
     "Trainee",
     "abstract_state",
     "batch_ways",
     "first_state",
     "make_trainee",
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the parameters start from.
+
+    Attributes:
+        adapter: where the factors start instead of at random; its full tensors replace the base's.
+        from_scratch: random weights instead of the base's, of which only the size is used.
+    """
+
+    adapter: Adapter | None = None
+    from_scratch: bool = False
+
+
+BASE = Start()  # the base as it is, with a new adapter
 
 
 class Trainee(NamedTuple):
@@ -53,9 +72,7 @@ def make_trainee(
     config: TrainConfig,
     transformer: Component[FluxConfig],
     mesh: Mesh,
-    *,
-    adapter: Adapter | None = None,
-    from_scratch: bool = False,
+    start: Start = BASE,
 ) -> Trainee:
     """Loads the transformer and gives it an adapter.
 
@@ -63,8 +80,7 @@ def make_trainee(
         config: which adapter, which precision.
         transformer: the base.
         mesh: base weights lie as for inference; factors on every device of the batch axes.
-        adapter: where the factors start instead of at random; its full tensors replace the base's.
-        from_scratch: random weights instead of the base's; only its size is used.
+        start: what the parameters start from.
 
     Raises:
         UserError: the base does not fit the mesh, or the adapter does not fit the config.
@@ -74,11 +90,12 @@ def make_trainee(
         raise UserError("the base has no condition embedding; open it with one")
     execution = Execution(scan_layers=config.scan_layers, remat=config.remat)
     empty = abstract(flux, precision=_precision(config), execution=execution)
+    adapter = start.adapter
     if adapter is not None:
         _check_adapter(adapter, config.lora)
         model = load(empty, transformer.source, mesh=mesh, adapters=[(adapter, 1.0)])
         _check_targets(model, config.lora)
-    elif from_scratch:
+    elif start.from_scratch:
         model = _random(empty, config, mesh)
     else:
         model = load(empty, transformer.source, mesh=mesh)

@@ -31,12 +31,13 @@ from dsd_jax.quickstart.run import TEXT_TOKENS
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, judge
+from dsd_jax.toy.making.inpaint import Inpaint
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.words import describe_pair
 from dsd_jax.toy.world import PANEL
 from dsd_jax.train.encode import Encoder
+from dsd_jax.train.objective import frame_weights
 from dsd_jax.train.presets import preset
-from dsd_jax.train.step import frame_weights, two_frame_loss
 from dsd_jax.types import Array
 
 SECTIONS = {
@@ -82,6 +83,7 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
         )
     )
     batch = encoder(to_mesh(batch_of(cases), mesh), 0)
+    objective = Inpaint(config.flow, base.schedule, CANVAS)
     right = frame_weights(CANVAS)[1, :, None] > 0
     clean = jnp.zeros(len(cases))
 
@@ -89,7 +91,7 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
     def loss(state: nnx.State, noise: Array, t: Array) -> Array:
         times = jnp.broadcast_to(t, clean.shape)
         model = nnx.merge(graph, state)
-        return two_frame_loss(model, batch, noise, times, config.flow, CANVAS, clean)[0]
+        return objective.beside(model, batch, noise, times, clean).loss
 
     @jax.jit
     def paint(state: nnx.State, noise: Array, times: Array) -> Array:

@@ -22,7 +22,7 @@ from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train import cli
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.data import open_data
-from dsd_jax.train.model import make_trainee
+from dsd_jax.train.model import Start, make_trainee
 from dsd_jax.train.presets import PRESETS, paper, preset, tiny
 from dsd_jax.weights import TensorSource
 from tests.random_flux import CONDITIONAL, compile_once, random_adapter
@@ -40,8 +40,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def flags(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """On one device, with short prompts."""
-    fast = functools.partial(cli.Trainer, compiler_options=FAST_COMPILE)
-    monkeypatch.setattr(cli, "Trainer", fast)
+    fast = functools.partial(cli.StepOptions, compiler=FAST_COMPILE)
+    monkeypatch.setattr(cli, "StepOptions", fast)
     monkeypatch.setattr(cli, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     return [
         "--data", str(world / "pairs"), "--base_path", str(world / "flux"),
@@ -207,7 +207,7 @@ def test_training_starts_from_an_adapter():
     adapter = random_adapter(CONDITIONAL, full=True)
     config = dataclasses.replace(tiny(), lora=LoraConfig(rank=4))
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    trainee = make_trainee(config, weights, mesh, adapter=adapter)
+    trainee = make_trainee(config, weights, mesh, Start(adapter))
     factor = trainee.split.trained["double_blocks"]["img_attn"]["qkv"]["lora_b"][...]
     np.testing.assert_array_equal(factor[1], adapter.factors["double_blocks.1.img_attn.qkv.lora_b"])
     assert factor.sharding.spec[2] == "fsdp"  # rank 4 on fsdp 4; two more ways do not divide it
@@ -216,16 +216,16 @@ def test_training_starts_from_an_adapter():
 
     wide = dataclasses.replace(config, lora=LoraConfig(rank=8))
     with pytest.raises(UserError, match=r"adapter has rank 4, the run rank 8; give --lora.rank 4"):
-        make_trainee(wide, weights, mesh, adapter=adapter)
+        make_trainee(wide, weights, mesh, Start(adapter))
     scaled = dataclasses.replace(config, lora=LoraConfig(rank=4, alpha=8))
     with pytest.raises(UserError, match=r"so alpha must be the rank; leave out --lora.alpha"):
-        make_trainee(scaled, weights, mesh, adapter=adapter)
+        make_trainee(scaled, weights, mesh, Start(adapter))
     some = {p: f for p, f in adapter.factors.items() if p.startswith("double_blocks")}
     with pytest.raises(UserError, match=r"disagree about single_blocks.qkv; give the targets"):
-        make_trainee(config, weights, mesh, adapter=Adapter(some))
+        make_trainee(config, weights, mesh, Start(Adapter(some)))
     everything = dataclasses.replace(config, lora=None)
     with pytest.raises(UserError, match=r"cannot start a training of all parameters; merge it"):
-        make_trainee(everything, weights, mesh, adapter=adapter)
+        make_trainee(everything, weights, mesh, Start(adapter))
 
 
 # A run, and what becomes of it

@@ -23,6 +23,7 @@ from dsd_jax.runs import read_trained
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.making import recipes
+from dsd_jax.toy.making.inpaint import Inpaint
 from dsd_jax.toy.making.memory import keep_memory
 from dsd_jax.toy.making.pipeline import write_toy_pipeline
 from dsd_jax.toy.making.recipes import VaeConfig
@@ -33,6 +34,7 @@ from dsd_jax.train.cli import train_recipe
 from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.loop import Outcome
 from dsd_jax.train.loop import train as run_training
+from dsd_jax.train.model import Start
 from dsd_jax.train.record import Origin
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.weights import TensorSource, WeightSource
@@ -133,7 +135,7 @@ def toy_teacher(
         max_sequence_length=config.max_sequence_length,
         fingerprint=first_process(),
     )
-    trainer = Trainer(config, base, mesh, from_scratch=True)
+    trainer = Trainer(config, base, mesh, start=Start(from_scratch=True), objective=Inpaint)
     done = run_training(trainer, run, source, preset="toy_teacher")
     if not first_process():
         return
