@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.errors import UserError
 from dsd_jax.layers import JoinedLinear, Linear, LoraParam
-from dsd_jax.stack import layer_paths
+from dsd_jax.stack import layer_paths, without_layers
 from dsd_jax.types import Array, DTypeLike, Shape
 from dsd_jax.weights import Index, TensorSource, WeightSource
 
@@ -47,7 +48,7 @@ _FEED_FORWARD = (r".*_mlp\.(in|out)_layer", r".*\.mlp_in", r".*\.linear2")
 TARGETS: dict[str, tuple[str, ...]] = {
     "attention": _ATTENTION,
     "attention+ff": (*_ATTENTION, *_FEED_FORWARD),
-    "all": (r"(?!cond_in$).*",),  # the condition embedding is trained in full instead
+    "all": (rf"(?!{CANVAS.module}$).*",),  # the condition is trained in full instead
 }
 FACTOR_NAMES = ("lora_a", "lora_a_attn", "lora_a_mlp", "lora_b")
 
@@ -102,10 +103,6 @@ def _rank_axis(path: str) -> int:
     return 1 if _is_fused(module) else 0
 
 
-def _without_layers(path: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", "", path)
-
-
 def _linears(module: nnx.Module) -> Iterator[tuple[str, Linear | JoinedLinear]]:
     for path, part in nnx.iter_modules(module):
         if isinstance(part, Linear | JoinedLinear):
@@ -144,11 +141,11 @@ def select(module: nnx.Module, targets: str | Sequence[str]) -> list[str]:
     patterns = TARGETS.get(targets, (targets,)) if isinstance(targets, str) else tuple(targets)
     paths = [path for path, _ in _linears(module)]
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, _without_layers(path)) for path in paths):
-            near = difflib.get_close_matches(pattern, [*TARGETS, *map(_without_layers, paths)], 1)
+        if not any(re.fullmatch(pattern, without_layers(path)) for path in paths):
+            near = difflib.get_close_matches(pattern, [*TARGETS, *map(without_layers, paths)], 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; sets: {', '.join(TARGETS)}"
             raise UserError(f"LoRA target {pattern!r} matches no Linear of this model{hint}")
-    return [p for p in paths if any(re.fullmatch(q, _without_layers(p)) for q in patterns)]
+    return [p for p in paths if any(re.fullmatch(q, without_layers(p)) for q in patterns)]
 
 
 def add_factors(module: nnx.Module, ranks: Mapping[str, int]) -> None:

@@ -31,7 +31,7 @@ from dsd_jax.infer.settings import Settings, check_seed
 from dsd_jax.lora import MergedSource
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import FluxParts, ScaledAdapter, with_condition
-from dsd_jax.sharding import activation_spec
+from dsd_jax.sharding import activation_spec, batch_ways
 
 __all__ = ["Generated", "Pipeline"]
 
@@ -172,7 +172,7 @@ class Pipeline:
     @property
     def group(self) -> int:
         """Images that must be run together for every device to have one."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
+        return batch_ways(self.mesh) if self.mesh else 1
 
     def __call__(
         self,

@@ -12,8 +12,8 @@ from dsd_jax.data.load.prefetch import mesh_rows, to_mesh
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.parts import FluxParts
+from dsd_jax.sharding import batch_ways
 from dsd_jax.train.config import DataConfig, TrainConfig
-from dsd_jax.train.model import batch_ways
 
 __all__ = ["held_out", "open_data"]
 

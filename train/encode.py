@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dsd_jax.autoencoder import Autoencoder, Posterior
 from dsd_jax.config import BFLOAT16, FLOAT32, Execution
@@ -25,9 +25,8 @@ from dsd_jax.errors import UserError
 from dsd_jax.frames import condition_canvas, pack_latents
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import FluxParts
-from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.sharding import batch_sharding, batch_ways, replicated
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.model import batch_ways
 from dsd_jax.train.objective import EncodedBatch
 from dsd_jax.types import Array, Float32, Int, UInt8
 
@@ -69,8 +68,8 @@ class Encoder:
     ) -> None:
         self.base, self.config, self.mesh = base, config, mesh
         self._precision = FLOAT32 if config.base_dtype == "float32" else BFLOAT16
-        self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._rows = batch_sharding(mesh)
+        self._everywhere = replicated(mesh)
         jit = functools.partial(
             jax.jit, out_shardings=self._rows, compiler_options=compiler_options
         )

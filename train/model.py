@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from dsd_jax.layers import JoinedLinear, Linear, LoraParam
 from dsd_jax.lora import Adapter, LoraConfig, add_factors, initialise, select
 from dsd_jax.models import abstract, load, model_shardings
 from dsd_jax.parts import Component
-from dsd_jax.sharding import LOGICAL_TO_MESH
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.state import Split, TrainState, init_state, split_model, state_shardings
 
@@ -27,10 +25,9 @@ __all__ = [
     "BASE",
     "Start",
     "Trainee",
-    "abstract_state",
-    "batch_ways",
     "first_state",
     "make_trainee",
+    "train_state_shapes",
 ]
 
 
@@ -205,7 +202,7 @@ def _by_path(state: nnx.State, shardings: Mapping[str, Sharding]) -> nnx.State:
     )
 
 
-def abstract_state(
+def train_state_shapes(
     split: Split, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
     """Shapes, dtypes and shardings of the training state."""
@@ -222,12 +219,7 @@ def first_state(
     split: Split, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
     """The state before the first step, on the mesh; takes over the arrays of `split.trained`."""
-    shapes = abstract_state(split, optimizer, mesh, ema=ema)
+    shapes = train_state_shapes(split, optimizer, mesh, ema=ema)
     where = jax.tree.map(lambda x: x.sharding, shapes)
     init = functools.partial(init_state, optimizer=optimizer, ema=ema)
     return jax.jit(init, out_shardings=where, donate_argnums=0)(split.trained)
-
-
-def batch_ways(mesh: Mesh) -> int:
-    """Number of parts that a batch is cut into."""
-    return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"])

@@ -16,7 +16,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule, interpolate, velocity
 from dsd_jax.flux import Flux
 from dsd_jax.frames import Canvas, FluxInputs
-from dsd_jax.train.config import FlowConfig
+from dsd_jax.train.config import FlowConfig, TrainConfig
 from dsd_jax.types import Array, Bool, Float, Float32
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Objective",
     "Teach",
     "frame_weights",
+    "method_of",
     "sample_times",
 ]
 
@@ -135,6 +136,11 @@ class Teach(Objective):
     ) -> Losses:
         loss = self.error(model, batch, interpolate(batch.x_0, noise, t), noise, t).mean()
         return Losses(loss, loss, loss)
+
+
+def method_of(config: TrainConfig) -> type[Objective]:
+    """The objective of a recipe: with or without a condition."""
+    return Customise if config.condition else Teach
 
 
 def sample_times(

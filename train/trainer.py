@@ -8,18 +8,19 @@ from pathlib import Path
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.parts import FluxParts
+from dsd_jax.sharding import replicated
 from dsd_jax.train.config import FlowConfig, TrainConfig
 from dsd_jax.train.encode import Encoder
 from dsd_jax.train.flops import step_flops
-from dsd_jax.train.model import BASE, Start, abstract_state, first_state, make_trainee
-from dsd_jax.train.objective import Customise, EncodedBatch, Objective, Teach
+from dsd_jax.train.model import BASE, Start, first_state, make_trainee, train_state_shapes
+from dsd_jax.train.objective import EncodedBatch, Objective, method_of
 from dsd_jax.train.optimizer import learning_rate, make_optimizer
 from dsd_jax.train.record import Origin
 from dsd_jax.train.state import TrainState
@@ -78,7 +79,7 @@ class Trainer:
     ) -> None:
         self.config, self.base, self.mesh = config, base, mesh
         self.options = options or StepOptions()
-        self._objective = objective or (Customise if config.condition else Teach)
+        self._objective = objective or method_of(config)
         Canvas.from_pixels(config.height, config.width, base.autoencoder.config.downscale)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.trainee = make_trainee(config, base.transformer, mesh, start)
@@ -87,7 +88,7 @@ class Trainer:
             base, config, mesh, null=null, compiler_options=dict(self.options.compiler)
         )
         ema = config.optimizer.ema > 0
-        self.state_shapes = abstract_state(self.trainee.split, self.optimizer, mesh, ema=ema)
+        self.state_shapes = train_state_shapes(self.trainee.split, self.optimizer, mesh, ema=ema)
         self._compiled: dict[tuple[Size, int], Callable[..., tuple[TrainState, Metrics]]] = {}
         self.compiled_in = 0.0  # seconds that the last step spent on compiling
         self.text_tokens = 0  # of a prompt, known after the first step
@@ -170,7 +171,7 @@ class Trainer:
             self.trainee.split.graphdef, self.optimizer, self.objective(size), self.config
         )
         where = functools.partial(jax.tree.map, lambda x: x.sharding)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        everywhere = replicated(self.mesh)
         jitted = jax.jit(
             guarded(step) if self.options.skip_bad else step,
             in_shardings=(where(state), where(self.frozen), where(batch)),

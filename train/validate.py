@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flux import Flux
 from dsd_jax.frames import FluxInputs, pack_latents, unpack_latents
 from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
 from dsd_jax.infer.settings import Settings
+from dsd_jax.sharding import replicated
 from dsd_jax.train.objective import EncodedBatch
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.trainer import Trainer
@@ -52,7 +52,7 @@ class Validation:
         self._graphdef, self._encoder = trainer.trainee.split.graphdef, trainer.encoder
         self._batch = trainer.encoder(pairs, _SEED)
         self._objective, self._frozen = trainer.objective(pairs.size), trainer.frozen
-        everywhere = NamedSharding(trainer.mesh, PartitionSpec())
+        everywhere = replicated(trainer.mesh)
         options = dict(trainer.options.compiler)
         self._loss = jax.jit(self._loss_program, out_shardings=everywhere, compiler_options=options)
         self._pictures = jax.jit(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.lora.inventory import Inventory
@@ -30,6 +31,7 @@ from dsd_jax.convert.lora.settings import PEFT_CONFIG, find_settings, header_for
 from dsd_jax.convert.writer import write_weights
 from dsd_jax.errors import UserError
 from dsd_jax.lora import TARGETS, Adapter
+from dsd_jax.stack import without_layers
 from dsd_jax.types import DTypeLike
 
 __all__ = ["LoraReport", "read_lora", "write_lora"]
@@ -169,7 +171,7 @@ def _targets(slots: Iterable[Slot], every: Iterable[Slot]) -> str | tuple[str, .
         wanted = {
             slot
             for slot in every
-            if any(re.fullmatch(p, re.sub(r"\.\d+(?=\.)", "", slot[0])) for p in patterns)
+            if any(re.fullmatch(p, without_layers(slot[0])) for p in patterns)
         }
         if adapted == wanted:
             return name
@@ -246,7 +248,8 @@ def write_lora(
             tensors |= {f"{spelled}.lora_down.weight": a, f"{spelled}.lora_up.weight": b}
             tensors |= {f"{spelled}.alpha": np.array(len(a), np.float32)}
     for name, piece in names.condition.items():
-        if piece.ours in adapter.full and name.startswith("c_embedder") == (layout == "peft"):
+        own = CANVAS.diffusers if layout == "peft" else CANVAS.bfl
+        if piece.ours in adapter.full and name.startswith(own):
             prefix = "transformer." if layout == "peft" else ""
             tensors[f"{prefix}{name}"] = piece.write(adapter.full[piece.ours])
     if dtype is not None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dsd_jax.autoencoder import Autoencoder, Posterior, Tiling, encode_tiled
 from dsd_jax.data.load.encoded import (
@@ -46,7 +46,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.frames import check_size, condition_canvas
 from dsd_jax.images import fit, open_image, to_array
 from dsd_jax.progress import progress
-from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.sharding import batch_sharding, batch_ways
 from dsd_jax.threads import in_order
 from dsd_jax.types import Float32
 
@@ -231,7 +231,7 @@ class _Encoder:
         mesh: Mesh | None,
         batch: int,
     ) -> None:
-        ways = int(np.prod([mesh.shape[axis] for axis in LOGICAL_TO_MESH["batch"]])) if mesh else 1
+        ways = batch_ways(mesh) if mesh else 1
         if batch < 1 or batch % ways:
             raise UserError(f"the batch must be a multiple of {ways} on this mesh, got {batch}")
         graphdef, self._state = nnx.split(autoencoder)
@@ -268,8 +268,7 @@ class _Encoder:
         with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
             x: Any = jnp.asarray(canvases)
             if self._mesh:
-                spec = PartitionSpec(LOGICAL_TO_MESH["batch"])
-                x = jax.device_put(canvases, NamedSharding(self._mesh, spec))
+                x = jax.device_put(canvases, batch_sharding(self._mesh))
 
             def run(x: jax.Array) -> Posterior:
                 return self._run(self._state, x)
