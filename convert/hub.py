@@ -1,6 +1,5 @@
 """Where weights are: a folder, a file, a bucket, or a repository in the Hugging Face cache."""
 
-import importlib.util
 from collections.abc import Sequence
 
 from etils import epath
@@ -14,6 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 
 __all__ = ["check_scheme", "resolve"]
 
@@ -29,8 +29,7 @@ def check_scheme(path: epath.PathLike) -> None:
         return
     if not text.startswith("gs://"):
         raise UserError(f"{text} is not a path; give a folder, gs://BUCKET/..., or a hub id")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{text}: buckets need another library; pip install 'dsd-jax[gcs]'")
+    require("gcs")
 
 
 def resolve(path_or_id: epath.PathLike, patterns: Sequence[str] | None = None) -> epath.Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 
 __all__ = ["Row", "Table", "lookup", "nearest", "open_table"]
 
@@ -213,7 +214,8 @@ def _csv_rows(path: Path) -> Iterator[_Raw]:
 
 
 def _open_parquet(path: Path) -> Any:
-    from arro3.io import read_parquet  # noqa: PLC0415 - only where there is Parquet
+    require("parquet")
+    from arro3.io import read_parquet  # noqa: PLC0415 - an extra
 
     broken = UserError(f"{path} is not a readable Parquet file: it is cut off or damaged")
     with _opened(path) as file:

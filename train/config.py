@@ -186,7 +186,7 @@ class RunConfig:
         eval_samples: of these, pairs that are sampled as a grid of pictures; 0: none.
         eval_steps: sampling steps of those pictures.
         log_every: steps between lines of metrics.
-        tensorboard: write event files for TensorBoard as well.
+        tensorboard: write event files for TensorBoard as well (extra: tensorboard).
         wandb: project to log to on Weights & Biases as well.
         peak_tflops: of one device, for MFU; default: by its name, where it is known.
         max_loss_ratio: a loss above this many times the running median stops the run; 0: never.
@@ -207,7 +207,7 @@ class RunConfig:
     eval_samples: int = 4
     eval_steps: int = 28
     log_every: int = 10
-    tensorboard: bool = True
+    tensorboard: bool = False
     wandb: str | None = None
     peak_tflops: float | None = None
     max_loss_ratio: float = 10.0

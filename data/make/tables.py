@@ -19,7 +19,7 @@ from dsd_jax.data.make.statistics import (
     source_counts,
     tally,
 )
-from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 from dsd_jax.files import replacing
 from dsd_jax.llm.totals import Totals
 
@@ -166,12 +166,11 @@ def plot_making(root: Path, path: Path) -> None:
     Raises:
         UserError: no such folder, or matplotlib is not installed, or the file cannot be written.
     """
+    require("plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     parts = making_folder(root)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError:
-        raise UserError("drawing needs matplotlib; pip install 'dsd-jax[plot]'") from None
     tallies = {stage: tally(parts, stage) for stage in STAGES}
     figure = Figure(figsize=(13, 8), layout="constrained")
     FigureCanvasAgg(figure)
