@@ -47,7 +47,7 @@ class StepOptions:
 
     skip_bad: bool = False
     dump: Path | None = None
-    compiler: Mapping[str, bool | str] = dataclasses.field(default_factory=dict)
+    compiler: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -179,7 +179,7 @@ class Trainer:
             donate_argnums=0,
         )
         lowered = jitted.lower(state, self.frozen, batch)
-        compiled = lowered.compile(dict(self.options.compiler))
+        compiled = lowered.compile(dict(self.options.compiler))  # type: ignore[arg-type]
         if self.options.dump is not None and jax.process_index() == 0:
             self.options.dump.mkdir(parents=True, exist_ok=True)
             stem = f"step-{size[0]}x{size[1]}-{self.text_tokens}"
