@@ -1,6 +1,5 @@
 """`dsd data`: import, stats, verify and encode."""
 
-import functools
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,13 +7,13 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from dsd_jax.config import BFLOAT16, FLOAT32, FLUX_DEV, default_execution
+from dsd_jax.config import FLUX_DEV, PRECISIONS, default_execution
 from dsd_jax.data.load.encoded import Binding, text_digest, weights_digest
 from dsd_jax.data.pairs.importer import ImportSettings, import_pairs
 from dsd_jax.data.pairs.report import statistics, verify_folder
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
-from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.sharding import MeshConfig, batch_ways, make_mesh
 
 __all__ = ["encode", "import_dataset", "stats", "verify"]
 
@@ -117,20 +116,19 @@ def encode(
     """
     from dsd_jax.convert.open import open_autoencoder, open_text
     from dsd_jax.data.load.cache import encode_pairs
-    from dsd_jax.encoders import TILING, TextPrograms
-    from dsd_jax.models import abstract, load
+    from dsd_jax.encoders import ImageCodec, TextEncoder
 
     store = PairStore.open(dataset)
     vae = open_autoencoder(base_path, fingerprint=True)
-    precision = FLOAT32 if dtype == "float32" else BFLOAT16
+    precision = PRECISIONS[dtype]
     devices = make_mesh(mesh)
-    share = devices.shape["data"] * devices.shape["fsdp"]
     encode_text, digest, tokens = None, None, None
     if text:
         parts = open_text(base_path, max_sequence_length, fingerprint=True)
         execution = default_execution(jax.default_backend())
-        programs = TextPrograms.load(parts, precision=precision, execution=execution, mesh=devices)
-        encode_text = functools.partial(programs, group=share)
+        encode_text = TextEncoder.load(
+            parts, precision=precision, execution=execution, mesh=devices
+        )
         digest = text_digest(parts.t5.sha256(), parts.clip.sha256())
         tokens = parts.tokenizers.t5_length
     weights = weights_digest(vae.sha256())
@@ -139,11 +137,9 @@ def encode(
         store,
         target,
         binding,
-        load(abstract(vae.config, precision=precision), vae.source, mesh=devices),
-        tiling=TILING,
+        ImageCodec.load(vae, precision=precision, mesh=devices),
         text=encode_text,
-        mesh=devices,
-        batch=batch_size or share,
+        batch=batch_size or batch_ways(devices),
         shard=shard,
         num_shards=num_shards,
     )

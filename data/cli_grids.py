@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from dsd_jax.config import BFLOAT16, FLOAT32
+from dsd_jax.config import PRECISIONS
 from dsd_jax.data.make.config import MakeConfig, begin_stage, load_config
 from dsd_jax.data.make.grids import GridsConfig, paint_grids
 from dsd_jax.data.make.pairs import make_pairs
@@ -113,7 +113,7 @@ def run_grids(
     def teacher() -> PipelineTeacher:
         pipeline = Pipeline.load(
             config.base_path,
-            precision=FLOAT32 if config.grids.dtype == "float32" else BFLOAT16,
+            precision=PRECISIONS[config.grids.dtype],
             mesh=None if jax.device_count() == 1 else make_mesh(mesh),
         )
         for notice in pipeline.notices:

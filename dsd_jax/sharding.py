@@ -10,6 +10,7 @@ axes to mesh axes. JAX's partitioner does the rest.
     context   image tokens; exchanged for heads inside attention
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -41,6 +42,7 @@ __all__ = [
     "current_mesh",
     "device_grid",
     "make_mesh",
+    "on_mesh",
     "param_shardings",
     "param_specs",
     "replicated",
@@ -192,6 +194,11 @@ def device_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(
         inner, outer, devices, allow_split_physical_axes=True
     )
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
+    """`jax.set_mesh`, or nothing for a single device."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def current_mesh() -> AbstractMesh | None:

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from dsd_jax.autoencoder import unnormalize
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flux import Flux
 from dsd_jax.frames import FluxInputs, pack_latents, unpack_latents
@@ -81,8 +82,7 @@ class Validation:
         if self._truth is None:
             return None
         params = state.params if state.ema is None else state.ema
-        graph, vae = self._encoder.autoencoder
-        del graph  # static, taken from the encoder when the program is traced
+        vae = self._encoder.images.state
         made = np.asarray(self._pictures(params, self._frozen, vae, self._batch))
         rows = np.concatenate([self._truth, made], axis=2)
         return np.concatenate(list(rows), axis=0)
@@ -109,7 +109,7 @@ class Validation:
     ) -> UInt8[Array, "n H W 3"]:
         count, canvas = self._samples.count, self._objective.canvas
         graphdef, weights = nnx.split(self._model(params, frozen))
-        autoencoder = nnx.merge(self._encoder.autoencoder[0], vae)
+        autoencoder = nnx.merge(self._encoder.images.graphdef, vae)
         noise = initial_noise(np.arange(count), canvas, autoencoder.config.latent_channels)
         cond = None if batch.img_cond is None else batch.img_cond[:count]
         guidance = jnp.full(count, Settings.guidance, jnp.float32)
@@ -118,6 +118,6 @@ class Validation:
         img = Programs(graphdef, canvas).loop(
             weights, pack_latents(noise), SamplerInputs(inputs), jnp.asarray(times)
         )
-        latents = autoencoder.unnormalize(unpack_latents(img, canvas))
+        latents = unnormalize(unpack_latents(img, canvas), autoencoder.config)
         made = autoencoder.decode(latents)
         return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)

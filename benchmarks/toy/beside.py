@@ -102,13 +102,12 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
             return jnp.where(right, model(x, t, FluxInputs(batch.txt, batch.vec), CANVAS), 0)
 
         canvas, _ = sample(EULER, predict, (jnp.where(right, noise, batch.x_0), ()), times)
-        vae = nnx.merge(*encoder.autoencoder)
-        return vae.decode(vae.unnormalize(unpack_latents(canvas, CANVAS)))
+        return unpack_latents(canvas, CANVAS)
 
     noise = jax.random.normal(jax.random.key(0), batch.x_0.shape)
     losses = {f"loss at t = {t}": f"{loss(state, noise, jnp.float32(t)):.3f}" for t in TIMES}
     times = jnp.asarray(base.schedule.timesteps(steps, right.size))
-    canvases = np.asarray(paint(state, noise, times))
+    canvases = np.asarray(encoder.images.decode(paint(state, noise, times)))
     made = [np.asarray(from_array(canvas[:, PANEL:])) for canvas in canvases]
     told = [(judge(picture), case.subject) for case, picture in zip(cases, made, strict=True)]
     parts = {
