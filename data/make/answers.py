@@ -1,29 +1,24 @@
 """What can be made of an answer: words that keep to rules, JSON, or the name of what went wrong."""
 
 import dataclasses
-import json
-import re
 from collections.abc import Callable
 from typing import Any
 
 from dsd_jax.data.make.parts import Row
-from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
+from dsd_jax.llm.messages import Ask, Message, Request, Unanswered
+from dsd_jax.llm.reading import problem_of
 
 __all__ = [
     "Check",
     "Fault",
     "Written",
     "failed",
-    "json_of",
     "one_line",
-    "problem_of",
     "user",
     "written",
 ]
 
 _WRAPPED = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "“": "”", "‘": "’", "«": "»"}
-_FENCE = re.compile(r"^```[a-z]*\s*|\s*```$")
-LONGEST = 50_000  # characters of an answer; none of ours needs a tenth of it
 _MAX_SHOWN = 2_000  # characters of a faulty answer that go back into the conversation
 
 
@@ -64,15 +59,6 @@ class Written:
 def user(*parts: Any) -> Message:
     """A turn of ours."""
     return Message("user", parts)
-
-
-def problem_of(answer: Answer) -> str | None:
-    """Why there is no whole answer: blocked, cut_off, too_long, empty, ended_oddly; or None."""
-    if answer.finish != "stop":
-        return {"blocked": "blocked", "length": "cut_off"}.get(answer.finish, "ended_oddly")
-    if len(answer.text) > LONGEST:
-        return "too_long"
-    return None if answer.text.strip() else "empty"
 
 
 def failed(error: Unanswered) -> Row:
@@ -134,12 +120,3 @@ async def written(
         )
         request = dataclasses.replace(request, messages=request.messages + turns)
     return Written(None, reason, retries + 1, model)
-
-
-def json_of(text: str) -> dict[str, Any] | None:
-    """The JSON object that an answer is, perhaps in a code block; None if it is not one."""
-    try:
-        content = json.loads(_FENCE.sub("", text.strip()))
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dsd_jax.data.make.answers import failed, json_of, problem_of, user
+from dsd_jax.data.make.answers import failed, user
 from dsd_jax.data.make.near import NearTexts
 from dsd_jax.data.make.parts import Parts, Row, part_of
 from dsd_jax.data.make.sources import read_captions
@@ -19,6 +19,7 @@ from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
+from dsd_jax.llm.reading import json_of, problem_of
 
 __all__ = ["CaptionFilter", "CaptionsConfig", "caption_id", "clean_caption", "sampled"]
 

@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from dsd_jax.data.make.answers import LONGEST, failed, json_of, problem_of, user
+from dsd_jax.data.make.answers import failed, user
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.parts import Row
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
+from dsd_jax.llm.reading import LONGEST, json_of, problem_of
 
 __all__ = ["ASPECTS", "Judge", "JudgeConfig", "verdict_of"]
 

@@ -17,7 +17,7 @@ from dsd_jax.data.make.prompts import PromptWriter
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Ask
 from dsd_jax.llm.session import Session
-from dsd_jax.llm.transport import Elsewhere
+from dsd_jax.llm.transport import AnswersPending
 from dsd_jax.progress import progress
 
 __all__ = ["CountTokens", "panels_of", "run_asking"]
@@ -62,14 +62,14 @@ def run_asking(
     Raises:
         UserError: the stage before is not finished, or nothing can be asked any more; what was
             answered is kept.
-        Elsewhere: another program has to answer the files of some parts; the others are done.
+        AnswersPending: another program has to answer the files of some parts; the others are done.
     """
     parts = begin_stage(config, stage)
     todo = [part for part in parts.mine(shard) if not parts.done(stage, part)]
     if not todo:
         return
     items, work = _stage(config, stage, parts, count_tokens)
-    waiting: list[Elsewhere] = []
+    waiting: list[AnswersPending] = []
     with progress(stage, len(todo), "parts") as advance:
         for part in todo:
             # A part that waits for answers of another program does not keep the others waiting.
@@ -85,14 +85,14 @@ def run_asking(
                     advance()
                 parts.write(stage, part, rows)
     if waiting:
-        raise Elsewhere("\n".join(map(str, waiting)))
+        raise AnswersPending("\n".join(map(str, waiting)))
 
 
 @contextlib.contextmanager
-def _collected(waiting: list[Elsewhere]) -> Iterator[None]:
+def _collected(waiting: list[AnswersPending]) -> Iterator[None]:
     try:
         yield
-    except Elsewhere as error:
+    except AnswersPending as error:
         waiting.append(error)
 
 
