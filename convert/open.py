@@ -21,7 +21,7 @@ from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors, flux_
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.io import open_weights
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.packaging import detect_layout
 from dsd_jax.convert.schedule import schedule_from_json
 from dsd_jax.convert.table.engine import Table

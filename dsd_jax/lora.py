@@ -315,8 +315,9 @@ class MergedSource:
 
     Args:
         base: the weights.
-        adapters: each with its scale; of full tensors under one path, the last one counts.
-        dtype: what the sums are rounded to; by default the dtype of the weights.
+        adapters: each with its scale; if several replace the same tensor, the last one wins.
+        dtype: what everything is rounded to; by default sums have the dtype of the weights, and
+            tensors that an adapter replaces have the adapter's.
 
     Raises:
         UserError: an adapter does not fit the weights.
@@ -332,9 +333,13 @@ class MergedSource:
         self._dtype = None if dtype is None else np.dtype(dtype)
         held = base.shapes
         problems = []
+        self._full: dict[str, np.ndarray] = {}
+        sums: dict[str, Shape] = {}
         for adapter, _ in self.adapters:
-            wanted = {path: tensor.shape for path, tensor in adapter.full.items()}
-            wanted |= _kernel_shapes(adapter)
+            self._full |= adapter.full
+            kernels = _kernel_shapes(adapter)
+            sums |= kernels
+            wanted = {path: tensor.shape for path, tensor in adapter.full.items()} | kernels
             problems += [
                 f"{adapter.name}: these weights have no {path}"
                 if path not in held
@@ -344,6 +349,8 @@ class MergedSource:
             ]
         if problems:
             raise UserError(_listing(problems))
+        self.sums = sums.keys() - self._full.keys()
+        """Paths of the kernels that adapters are added to."""
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -352,12 +359,13 @@ class MergedSource:
     @property
     def dtypes(self) -> Mapping[str, np.dtype]:
         own = self.base.dtypes
-        return own if self._dtype is None else dict.fromkeys(own, self._dtype)
+        if self._dtype is not None:
+            return dict.fromkeys(own, self._dtype)
+        return {**own, **{path: tensor.dtype for path, tensor in self._full.items()}}
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        for adapter, _ in reversed(self.adapters):
-            if path in adapter.full:
-                return adapter.full[path][index].astype(self.dtypes[path])
+        if path in self._full:
+            return self._full[path][index].astype(self.dtypes[path])
         total = self.base.read(path, index)
         for adapter, scale in self.adapters:
             delta = _delta(adapter, path, index)

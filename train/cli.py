@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dsd_jax.aot import GPUS, Job, Plan, compile_job, devices_of
 from dsd_jax.config import FLUX_DEV, Execution, flux_dev
 from dsd_jax.convert.hub import resolve
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_flux
 from dsd_jax.errors import UserError
 from dsd_jax.infer.job import SampleSize, sample_job

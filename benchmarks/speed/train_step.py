@@ -38,7 +38,7 @@ from benchmarks.results import save
 from benchmarks.speed.sampling_step import peak_flops, to_ours
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.flux.config import flux_to_json
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.lora import Adapter, LoraConfig

@@ -18,7 +18,7 @@ import safetensors
 from dsd_jax.config import FLOAT32
 from dsd_jax.convert import jobs, writer
 from dsd_jax.convert.jobs import MODELS, to_jax, to_torch
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_component
 from dsd_jax.errors import UserError
 from dsd_jax.infer.pipeline import Pipeline

@@ -21,7 +21,7 @@ from flax import nnx
 from peft import LoraConfig as PeftConfig
 
 from dsd_jax.convert.flux.diffusers import flux_diffusers
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.flow import Schedule
 from dsd_jax.layers import JoinedLinear, Linear
 from dsd_jax.lora import Adapter, LoraConfig

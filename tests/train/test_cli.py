@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dsd_jax.cli import main as dsd
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_component, open_flux
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter, LoraConfig
@@ -288,7 +288,7 @@ def test_from_data_to_files(
 
     capsys.readouterr()
     other = ["convert", "lora", str(run), str(tmp_path / "x.safetensors")]
-    assert "the export of a training run is a folder" in refused(other, capsys)
+    assert "step 2 of run holds a condition embedding, which other" in refused(other, capsys)
     lora = str(tmp_path / "out" / "pytorch_lora_weights.safetensors")
     other = ["convert", "lora", lora, str(tmp_path / "y"), "--merge"]
     assert "--step and --merge are for the folder of a training run" in refused(other, capsys)
