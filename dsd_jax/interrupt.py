@@ -145,6 +145,7 @@ class Stop(_Ears):
         super().__init__(_SIGNALS if self._alone else (signal.SIGINT,))
         self._unit = unit
         self._asked = threading.Event()
+        self._answered = False  # the job knows, and does what it does before it stops
 
     def __enter__(self) -> "Stop":  # noqa: PYI034
         super().__enter__()
@@ -153,7 +154,8 @@ class Stop(_Ears):
     def asked(self, step: int = 0) -> bool:
         """Whether to stop: the same answer on every process, all of which ask once per step."""
         if self._alone:
-            return self._asked.is_set()
+            self._answered = self._asked.is_set()
+            return self._answered
         from jax.experimental import multihost_utils  # noqa: PLC0415
 
         return bool(multihost_utils.reached_preemption_sync_point(step))
@@ -178,7 +180,7 @@ class Stop(_Ears):
         threading.Thread(target=self._watch, args=(number,), daemon=True).start()
 
     def _watch(self, number: int) -> None:
-        while self._open:
+        while self._open and not self._answered:
             if self._alone and _is_compiling(self._main):
                 _say("stopped while compiling; what was saved before stays")
                 leave(128 + number)

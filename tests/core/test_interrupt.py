@@ -112,6 +112,18 @@ def test_a_signal_ends_a_long_compilation(number: signal.Signals, expected: int)
     assert err.endswith("stopped while compiling; what was saved before stays\n")
 
 
+def test_what_a_job_compiles_in_order_to_save_is_let_finish() -> None:
+    code = (
+        COMPILE.replace("with Stop():", "with Stop() as stop:")
+        .replace("    lowered.compile()", "    while not stop.asked(): pass\n    lowered.compile()")
+        .replace("6000", "600")
+    )
+    with started(code) as process:
+        process.send_signal(signal.SIGTERM)
+        status, out, _ = ends(process, within=30)
+    assert (status, out) == (0, "compiled\n")
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("work", ["__import__('time').sleep(60)", DEAF], ids=["python", "c"])
 def test_any_command_ends_within_seconds(number: signal.Signals, expected: int, work: str) -> None:
