@@ -1,9 +1,10 @@
 """Several processes as one run: joining them and agreeing."""
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -11,8 +12,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dsd_jax.errors import UserError
+from dsd_jax.progress import phase
 
-__all__ = ["ClusterConfig", "agree", "barrier", "first_process", "join", "on_first", "say"]
+__all__ = ["ClusterConfig", "agree", "barrier", "busy", "first_process", "join", "on_first", "say"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,13 @@ def say(text: str) -> None:
     """A line on standard error, from the first process alone."""
     if first_process():
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress of a long job
+
+
+@contextlib.contextmanager
+def busy(title: str) -> Iterator[None]:
+    """Shows what the run is busy with (`dsd_jax.progress.phase`), from the first process alone."""
+    with phase(title) if first_process() else contextlib.nullcontext():
+        yield
 
 
 def agree(number: int) -> int:

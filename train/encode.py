@@ -26,6 +26,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.frames import condition_canvas
 from dsd_jax.images import signed
 from dsd_jax.parts import FluxParts
+from dsd_jax.processes import busy
 from dsd_jax.sharding import batch_sharding, batch_ways, replicated
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.objective import EncodedBatch
@@ -77,7 +78,8 @@ class Encoder:
     @functools.cached_property
     def images(self) -> ImageCodec:
         """The VAE."""
-        return ImageCodec.load(self.base.autoencoder, precision=self._precision, mesh=self.mesh)
+        with busy("loading the autoencoder"):
+            return ImageCodec.load(self.base.autoencoder, precision=self._precision, mesh=self.mesh)
 
     @functools.cached_property
     def texts(self) -> TextEncoder:

@@ -11,8 +11,8 @@ from contextlib import closing
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
@@ -20,8 +20,8 @@ from dsd_jax.data.load.prefetch import prefetch_to_mesh
 from dsd_jax.errors import UserError
 from dsd_jax.images import save_png
 from dsd_jax.interrupt import Stop
-from dsd_jax.processes import first_process, on_first, say
-from dsd_jax.progress import progress
+from dsd_jax.processes import busy, first_process, on_first, say
+from dsd_jax.progress import Advance, progress
 from dsd_jax.train.checkpoints import Checkpoints, Keep
 from dsd_jax.train.config import RunConfig
 from dsd_jax.train.metrics import Log
@@ -138,7 +138,7 @@ def train(
         stack.enter_context(jax.set_mesh(trainer.mesh))
         stop = stack.enter_context(Stop())
         log = stack.enter_context(_open_log(run, -1 if found is None else found, trainer))
-        advance = stack.enter_context(_shown(start, steps))
+        advance = _Shown(stack, steps - start)
         stack.callback(checkpoints.wait)  # a save under way is finished, whatever happens below
         batches = stack.enter_context(closing(prefetch_to_mesh(source, trainer.mesh)))
         step_log = StepLog(trainer, run, log, checkpoints, steps)
@@ -191,7 +191,12 @@ def _restore(
 
     on_first(check)
     say(f"going on from step {step}")
-    return lambda like: checkpoints.restore(step, like)
+
+    def restore(like: TrainState) -> TrainState:
+        with busy(f"restoring step {step}"):
+            return checkpoints.restore(step, like)
+
+    return restore
 
 
 def _open_log(run: RunConfig, after: int, trainer: Program) -> Log:
@@ -211,20 +216,27 @@ def _validate(
     run: RunConfig,
     log: Log,
 ) -> None:
-    losses = validation.loss(state)
-    log.metrics(step, losses)
-    say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
-    pixels = validation.pictures(state)
-    if pixels is not None and first_process():
-        save_png(Image.fromarray(pixels), run.output_dir / "samples" / f"{step:08d}.png")
-        log.picture(step, "samples", pixels)
+    with busy(f"validating step {step}"):
+        losses, sheets = validation.loss(state), validation.draw(state)
+    if losses:
+        log.metrics(step, losses)
+        say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
+    for name, sheet in sheets.items():
+        if first_process():
+            save_png(sheet.image, run.output_dir / name / f"{step:08d}.png", sheet.layout)
+            log.picture(step, name, np.asarray(sheet.image))
 
 
-@contextlib.contextmanager
-def _shown(start: int, steps: int) -> Iterator[Callable[[], None]]:
-    """Progress, on the first process alone."""
-    if not first_process():
-        yield lambda: None
-        return
-    with progress("train", steps - start, "steps") as advance:
-        yield lambda: advance(1)
+class _Shown:
+    """Progress from the first step on, shown by the first process alone."""
+
+    def __init__(self, stack: contextlib.ExitStack, steps: int) -> None:
+        self._stack, self._steps = stack, steps
+        self._advance: Advance | None = None
+
+    def __call__(self) -> None:
+        if not first_process():
+            return
+        if self._advance is None:
+            self._advance = self._stack.enter_context(progress("train", self._steps, "steps"))
+        self._advance(1)

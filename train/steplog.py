@@ -15,6 +15,7 @@ from dsd_jax.train.checkpoints import Checkpoints
 from dsd_jax.train.config import RunConfig
 from dsd_jax.train.flops import peak_tflops
 from dsd_jax.train.metrics import Log, Watch, memory
+from dsd_jax.train.summary import at_risk
 
 __all__ = ["Counted", "StepLog", "StepMetrics"]
 
@@ -68,6 +69,7 @@ class StepLog:
         self._sums: dict[str, list[float]] = {}
         self._since = time.perf_counter()
         self._waited, self._steps, self._samples = 0.0, 0, 0
+        self._warned = False
         self._warm = False  # the first step's time is that of compiling and filling buffers
         kind = jax.devices()[0].device_kind
         self._peak = run.peak_tflops or peak_tflops(kind)
@@ -136,6 +138,7 @@ class StepLog:
         if self._warm and self._steps:
             elapsed = time.perf_counter() - self._since
             speed = self._samples / elapsed / jax.device_count()
+            self._warn(elapsed / self._steps)
             values |= {
                 "step_seconds": elapsed / self._steps,
                 "data_wait_seconds": self._waited / self._steps,
@@ -148,6 +151,13 @@ class StepLog:
         self._log.metrics(step, values | memory(jax.local_devices()))
         shown = {name: values[name] for name in _SHOWN if name in values}
         say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+    def _warn(self, seconds: float) -> None:
+        """Says once what a crash would lose, now that the time of a step is known."""
+        note = None if self._warned else at_risk(self._run.save_every, self._last, seconds)
+        self._warned = True
+        if note is not None:
+            say(note)
 
     def _restart(self) -> None:
         self._since = time.perf_counter()

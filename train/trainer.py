@@ -15,6 +15,7 @@ from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.parts import FluxParts
+from dsd_jax.processes import busy
 from dsd_jax.sharding import replicated
 from dsd_jax.train.config import FlowConfig, TrainConfig
 from dsd_jax.train.encode import Encoder
@@ -179,7 +180,8 @@ class Trainer:
             donate_argnums=0,
         )
         lowered = jitted.lower(state, self.frozen, batch)
-        compiled = lowered.compile(dict(self.options.compiler))  # type: ignore[arg-type]
+        with busy(f"compiling the step for frames of {size[0]}x{size[1]}"):
+            compiled = lowered.compile(dict(self.options.compiler))  # type: ignore[arg-type]
         if self.options.dump is not None and jax.process_index() == 0:
             self.options.dump.mkdir(parents=True, exist_ok=True)
             stem = f"step-{size[0]}x{size[1]}-{self.text_tokens}"

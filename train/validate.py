@@ -1,6 +1,7 @@
-"""Validation: a loss that is the same for the same weights, and pictures to look at."""
+"""Validation: a loss that is the same for the same weights, and sheets of samples to look at."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,84 +17,124 @@ from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import replicated
 from dsd_jax.train.objective import EncodedBatch
+from dsd_jax.train.sheet import Sheet, draw_sheet
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.types import Array, Float32, UInt8
 
-__all__ = ["Samples", "Validation"]
+__all__ = ["HeldOut", "SampleSheet", "Validation"]
 
 TIMES = 8  # evenly spaced, in the middle of their intervals
 _SEED = 2**31 - 1  # of the noise; any other than a run's own would do
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """Which pictures a validation samples.
+class SampleSheet:
+    """Samples that are drawn anew at every validation from the same noise.
 
-    Attributes:
-        count: pairs that are sampled; 0 samples none.
-        steps: sampling steps.
-    """
-
-    count: int = 0
-    steps: int = Settings.steps
-
-
-class Validation:
-    """Held-out pairs, encoded once, and what is done with them.
+    They are sampled as `dsd generate` does without true guidance.
 
     Args:
-        trainer: of the run; its encoders encode the pairs and decode the samples.
-        pairs: on the mesh, as pictures.
-        samples: which pictures are sampled.
+        trainer: of the run; its encoders encode the inputs and decode the samples.
+        pairs: on the mesh, as pictures; the first `len(seeds)` are sampled.
+        seeds: of the noise, one per sample.
+        steps: sampling steps.
+        show_target: whether the pairs have targets to compare with.
     """
 
-    def __init__(self, trainer: Trainer, pairs: PairBatch, samples: Samples | None = None) -> None:
-        self._trainer, self._samples = trainer, samples or Samples()
-        self._graphdef, self._encoder = trainer.trainee.split.graphdef, trainer.encoder
+    def __init__(
+        self,
+        trainer: Trainer,
+        pairs: PairBatch,
+        seeds: Sequence[int],
+        steps: int,
+        *,
+        show_target: bool = True,
+    ) -> None:
+        self._trainer, self._seeds, self._steps = trainer, np.asarray(seeds, np.uint32), steps
+        self._canvas = trainer.objective(pairs.size).canvas
+        # Those of other hosts' samples are not known here.
+        self._captions = [*pairs.texts, *[""] * len(seeds)][: len(seeds)]
+        batch = trainer.encoder(pairs, _SEED)
+        first = jax.jit(
+            lambda tree: jax.tree.map(lambda x: x[: len(seeds)], tree),
+            out_shardings=replicated(trainer.mesh),
+        )
+        condition = trainer.config.condition
+        shown = {
+            **({"reference": pairs.reference} if condition else {}),
+            **({"target": pairs.target} if show_target else {}),
+        }
+        drawn = ["sampled reference", "sampled target"] if condition else ["sampled"]
+        self._heads = [*shown, *drawn]
+        self._shown = [np.asarray(x) for x in first(list(shown.values()))]
+        self._inputs = first((batch.txt, batch.vec, batch.img_cond))
+        self._program = jax.jit(
+            self._sample,
+            out_shardings=replicated(trainer.mesh),
+            compiler_options=dict(trainer.options.compiler),
+        )
+
+    def draw(self, state: TrainState) -> Sheet:
+        """The sheet for these weights, of the averaged parameters if there are any."""
+        params = state.params if state.ema is None else state.ema
+        vae = self._trainer.encoder.images.state
+        made = np.asarray(self._program(params, self._trainer.frozen, vae, self._inputs))
+        rows = np.concatenate([*self._shown, made], axis=2)
+        return draw_sheet(rows, self._heads, self._captions)
+
+    def _sample(
+        self,
+        params: nnx.State,
+        frozen: nnx.State,
+        vae: nnx.State,
+        inputs: tuple[Array, Array, Array | None],
+    ) -> UInt8[Array, "n H W 3"]:
+        canvas = self._canvas
+        graphdef, weights = nnx.split(_model(self._trainer, params, frozen))
+        autoencoder = nnx.merge(self._trainer.encoder.images.graphdef, vae)
+        noise = initial_noise(self._seeds, canvas, autoencoder.config.latent_channels)
+        txt, vec, img_cond = inputs
+        guidance = jnp.full(len(self._seeds), Settings.guidance, jnp.float32)
+        times = self._trainer.base.schedule.timesteps(self._steps, canvas.tokens)
+        img = Programs(graphdef, canvas).loop(
+            weights,
+            pack_latents(noise),
+            SamplerInputs(FluxInputs(txt, vec, guidance, img_cond)),
+            jnp.asarray(times),
+        )
+        made = autoencoder.decode(unnormalize(unpack_latents(img, canvas), autoencoder.config))
+        return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)
+
+
+class HeldOut:
+    """The loss over held-out pairs, encoded once.
+
+    Args:
+        trainer: of the run.
+        pairs: on the mesh, as pictures.
+    """
+
+    def __init__(self, trainer: Trainer, pairs: PairBatch) -> None:
+        self._trainer = trainer
         self._batch = trainer.encoder(pairs, _SEED)
-        self._objective, self._frozen = trainer.objective(pairs.size), trainer.frozen
-        everywhere = replicated(trainer.mesh)
-        options = dict(trainer.options.compiler)
-        self._loss = jax.jit(self._loss_program, out_shardings=everywhere, compiler_options=options)
-        self._pictures = jax.jit(
-            self._pictures_program, out_shardings=everywhere, compiler_options=options
+        self._objective = trainer.objective(pairs.size)
+        self._program = jax.jit(
+            self._losses,
+            out_shardings=replicated(trainer.mesh),
+            compiler_options=dict(trainer.options.compiler),
         )
-        shown = (pairs.reference, pairs.target) if trainer.config.condition else (pairs.target,)
-        count = self._samples.count
-        beside = jax.jit(
-            lambda *frames: jnp.concatenate([frame[:count] for frame in frames], axis=2),
-            out_shardings=everywhere,
-        )
-        self._truth = np.asarray(beside(*shown)) if count else None
 
     def loss(self, state: TrainState) -> dict[str, float]:
         """Loss over fixed noise and a fixed grid of times, of the averaged parameters if any."""
         params = state.params if state.ema is None else state.ema
-        means = self._loss(params, self._frozen, self._batch)
+        means = self._program(params, self._trainer.frozen, self._batch)
         names = "eval/loss", "eval/loss_reference", "eval/loss_target"
         return dict(zip(names, map(float, means), strict=True))
 
-    def pictures(self, state: TrainState) -> UInt8[np.ndarray, "H W 3"] | None:
-        """A row per pair: the pair itself, and beside it the canvas sampled from it.
-
-        Sampled as `dsd generate` does without true guidance; row i has the noise of seed i.
-        """
-        if self._truth is None:
-            return None
-        params = state.params if state.ema is None else state.ema
-        vae = self._encoder.images.state
-        made = np.asarray(self._pictures(params, self._frozen, vae, self._batch))
-        rows = np.concatenate([self._truth, made], axis=2)
-        return np.concatenate(list(rows), axis=0)
-
-    def _model(self, params: nnx.State, frozen: nnx.State) -> Flux:
-        return nnx.merge(self._graphdef, params, frozen)
-
-    def _loss_program(
+    def _losses(
         self, params: nnx.State, frozen: nnx.State, batch: EncodedBatch
     ) -> Float32[Array, " 3"]:
-        model = self._model(params, frozen)
+        model = _model(self._trainer, params, frozen)
         count = batch.x_0.shape[0]
 
         def at(index: Array) -> Array:
@@ -104,20 +145,27 @@ class Validation:
 
         return lax.map(at, jnp.arange(TIMES)).mean(0)
 
-    def _pictures_program(
-        self, params: nnx.State, frozen: nnx.State, vae: nnx.State, batch: EncodedBatch
-    ) -> UInt8[Array, "n H W 3"]:
-        count, canvas = self._samples.count, self._objective.canvas
-        graphdef, weights = nnx.split(self._model(params, frozen))
-        autoencoder = nnx.merge(self._encoder.images.graphdef, vae)
-        noise = initial_noise(np.arange(count), canvas, autoencoder.config.latent_channels)
-        cond = None if batch.img_cond is None else batch.img_cond[:count]
-        guidance = jnp.full(count, Settings.guidance, jnp.float32)
-        inputs = FluxInputs(batch.txt[:count], batch.vec[:count], guidance, cond)
-        times = self._trainer.base.schedule.timesteps(self._samples.steps, canvas.tokens)
-        img = Programs(graphdef, canvas).loop(
-            weights, pack_latents(noise), SamplerInputs(inputs), jnp.asarray(times)
-        )
-        latents = unnormalize(unpack_latents(img, canvas), autoencoder.config)
-        made = autoencoder.decode(latents)
-        return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)
+
+def _model(trainer: Trainer, params: nnx.State, frozen: nnx.State) -> Flux:
+    return nnx.merge(trainer.trainee.split.graphdef, params, frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a run looks at from time to time.
+
+    Attributes:
+        held_out: pairs whose loss is taken.
+        sheets: samples by the name of their sheet.
+    """
+
+    held_out: HeldOut | None = None
+    sheets: dict[str, SampleSheet] = dataclasses.field(default_factory=dict)
+
+    def loss(self, state: TrainState) -> dict[str, float]:
+        """Losses by name; none without held-out pairs."""
+        return {} if self.held_out is None else self.held_out.loss(state)
+
+    def draw(self, state: TrainState) -> dict[str, Sheet]:
+        """The sheets by name."""
+        return {name: sheet.draw(state) for name, sheet in self.sheets.items()}
