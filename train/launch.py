@@ -15,6 +15,7 @@ from dsd_jax.train.config import BaseConfig, DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.data import frame_of, held_out, open_data
 from dsd_jax.train.loop import Outcome, train
 from dsd_jax.train.model import Start
+from dsd_jax.train.ownership import holding
 from dsd_jax.train.prompts import prompts_on_mesh, read_prompts
 from dsd_jax.train.runfile import RUN_FILE, write_run_file
 from dsd_jax.train.summary import summary
@@ -50,6 +51,11 @@ def launch(given: Launch) -> Outcome:
         UserError: something that the settings name is missing or does not fit; and whatever ends
             the loop, see `dsd_jax.train.loop.train`.
     """
+    with holding(given.run):
+        return _launch(given)
+
+
+def _launch(given: Launch) -> Outcome:
     config, run = given.config, given.run
     mesh = make_mesh(config.mesh)
     with busy("opening the base"):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from dsd_jax.cli import main
 from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.train.config import OptimizerConfig
@@ -126,7 +127,9 @@ def test_bad_batches_are_skipped_only_if_told(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_saves_and_ends_well(world: Path, tmp_path: Path, number: signal.Signals):
+def test_a_signal_saves_and_ends_well(
+    world: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+):
     words = [
         "train", "tiny", "--data", str(world / "pairs"), "--base_path", str(world / "flux"),
         "--output_dir", str(tmp_path / "run"), "--steps", "100000", "--save_every", "100000",
@@ -149,6 +152,9 @@ def test_a_signal_saves_and_ends_well(world: Path, tmp_path: Path, number: signa
     deadline = time.monotonic() + 120
     while not (ids.exists() and ids.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"another `dsd train` is running in {tmp_path / 'run'} (process {process.pid} on" in said
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

@@ -31,7 +31,7 @@ def test_pictures_come_back(tmp_path: Path, height: int, width: int) -> None:
 def test_heads_and_captions_are_drawn() -> None:
     def ink(captions: list[str]) -> tuple[int, int]:
         pixels = np.asarray(draw_sheet(np.full_like(rows(2, 64, 64), 255), HEADS, captions).image)
-        dark = (pixels < 128).all(-1)
+        dark = np.all(pixels < 128, axis=-1)
         return int(dark[:HEAD].sum()), int(dark[HEAD:].sum())
 
     heads, nothing = ink(["", ""])

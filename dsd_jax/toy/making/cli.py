@@ -35,6 +35,7 @@ from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.loop import Outcome
 from dsd_jax.train.loop import train as run_training
 from dsd_jax.train.model import Start
+from dsd_jax.train.ownership import holding
 from dsd_jax.train.record import Origin
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.weights import TensorSource, WeightSource
@@ -70,7 +71,8 @@ def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
     keep_memory()
     mesh = make_mesh(config.mesh)
     source = _pictures("toy_vae", config, mesh)
-    done = run_training(VaeTrainer(config, TOY_VAE, mesh), run, source, preset="toy_vae")
+    with holding(run):
+        done = run_training(VaeTrainer(config, TOY_VAE, mesh), run, source, preset="toy_vae")
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
@@ -105,7 +107,10 @@ def toy_decoder(
         start=base.autoencoder.source,
         origin=Origin(base.path, base.autoencoder.sha256()),
     )
-    done = run_training(trainer, run, _pictures("toy_decoder", config, mesh), preset="toy_decoder")
+    with holding(run):
+        done = run_training(
+            trainer, run, _pictures("toy_decoder", config, mesh), preset="toy_decoder"
+        )
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
@@ -136,7 +141,8 @@ def toy_teacher(
         fingerprint=first_process(),
     )
     trainer = Trainer(config, base, mesh, start=Start(from_scratch=True), objective=Inpaint)
-    done = run_training(trainer, run, source, preset="toy_teacher")
+    with holding(run):
+        done = run_training(trainer, run, source, preset="toy_teacher")
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
