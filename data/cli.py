@@ -43,25 +43,27 @@ def import_dataset(
 
 
 def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None:
-    """Print what is in a dataset, or how a dataset in the making came about.
+    """Count what is in a dataset, or the yields and costs of a work folder.
 
     Args:
-        dataset: Dataset folder, or the root of a dataset in the making.
-        plot: PNG file to draw yields, reasons, subjects and costs of a making to.
+        dataset: Dataset folder, or the work folder of `dsd data make`.
+        plot: PNG file for a plot of yields, reasons, subjects and costs of a work folder.
     """
-    from dsd_jax.data.make.statistics import MAKING
-    from dsd_jax.data.make.tables import plot_making, tables
+    from dsd_jax.data.make.folder import is_begun
+    from dsd_jax.data.make.overview import plot_yields, tables
 
-    if (dataset / MAKING).exists():
+    if is_begun(dataset):
         from rich.console import Console
 
         for table in tables(dataset):
             Console().print(table)
         if plot is not None:
-            plot_making(dataset, plot)
+            plot_yields(dataset, plot)
         return
     if plot is not None:
-        raise UserError(f"{dataset} is no dataset in the making; there is nothing to plot")
+        raise UserError(
+            f"{dataset} is not a work folder of `dsd data make`; there is nothing to plot"
+        )
     print(statistics(PairStore.open(dataset)))
 
 

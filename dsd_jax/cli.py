@@ -60,9 +60,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "data prompts": Command(
             "Write one four-panel grid prompt per caption", "dsd_jax.data.cli_make:prompts"
         ),
-        "data grids": Command("Paint a grid for every prompt", "dsd_jax.data.cli_grids:grids"),
+        "data grids": Command("Paint a grid for every prompt", "dsd_jax.data.cli_make:grids"),
         "data pairs": Command(
-            "Cut grids into panels and panels into pairs", "dsd_jax.data.cli_grids:pairs"
+            "Cut grids into panels and panels into pairs", "dsd_jax.data.cli_make:pairs"
         ),
         "data judge": Command(
             "Ask whether both panels show the same subject", "dsd_jax.data.cli_make:judge"

@@ -1,16 +1,18 @@
-"""Captions as the world has them: Parquet, JSONL, CSV or lines of text, read as a stream.
+"""Reads captions from Parquet, JSONL, CSV or text files, as a stream.
 
-What cannot be read is a caption with a reason, so that it can be counted; a damaged line ends
-nothing but itself.
+A line that cannot be read becomes a caption with a reason, so that it is counted; the lines after
+it are read all the same.
 """
 
 import csv
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dsd_jax.errors import UserError
-from dsd_jax.rows import lookup, nearest, open_table
+from dsd_jax.data.make.stages import Source
+from dsd_jax.errors import UserError, did_you_mean
+from dsd_jax.rows import lookup, open_table
 
 __all__ = ["Found", "read_captions"]
 
@@ -20,11 +22,11 @@ _CELL = 2**20  # letters; a longer cell of CSV ends the reader
 
 
 class Found(NamedTuple):
-    """A caption in a source, or why there is none, and where it was."""
+    """A caption of a source, or why there is none, and where it stands."""
 
     text: str | None
     problem: str
-    where: dict[str, Any]
+    where: Source
 
 
 def read_captions(
@@ -43,7 +45,7 @@ def read_captions(
     for path in sources:
         if path.suffix in _PLAIN:
             for number, line in enumerate(_lines(path), start=1):
-                yield Found(line, "", {"file": path.name, "row": number})
+                yield Found(line, "", Source(file=path.name, row=number))
         elif path.suffix == ".csv":
             yield from _from_csv(path, caption_column, url_column)
         else:
@@ -76,7 +78,7 @@ def _csv_rows(path: Path, caption_column: str | None, url_column: str | None) ->
     number = 0
     while True:
         number += 1
-        where = {"file": path.name, "row": number}
+        where = Source(file=path.name, row=number)
         try:
             cells = next(reader, None)
         except csv.Error:
@@ -95,7 +97,7 @@ def _from_table(path: Path, caption_column: str | None, url_column: str | None) 
     table = open_table(path)
     caption, url = _columns(path, table.columns, caption_column, url_column)
     for row in table.rows():
-        where = {"file": row.file, "row": row.number}
+        where = Source(file=row.file, row=row.number)
         if row.error:
             yield Found(None, "damaged", where)
         else:
@@ -109,7 +111,7 @@ def _columns(
     for column, option in ((caption, "caption_column"), (url, "url_column")):
         if column and column not in held:
             raise UserError(
-                f"{path} has no column {column!r}{nearest(column, held)} (it has "
+                f"{path} has no column {column!r}{did_you_mean(column, held)} (it has "
                 f"{', '.join(held[:12])}); see {option} under [captions]"
             )
     caption = caption or next((name for name in _CAPTION if name in held), None)
@@ -121,9 +123,7 @@ def _columns(
     return caption, url or next((name for name in _URL if name in held), None)
 
 
-def _found(
-    fields: Mapping[str, Any], caption: str, url: str | None, where: dict[str, Any]
-) -> Found:
+def _found(fields: Mapping[str, object], caption: str, url: str | None, where: Source) -> Found:
     text = lookup(fields, caption)
     if text is None:
         return Found(None, "empty", where)
@@ -131,5 +131,5 @@ def _found(
         return Found(None, "not_text", where)
     link = lookup(fields, url) if url else None
     if isinstance(link, str) and link.isprintable() and len(link) <= 2_000:
-        where["url"] = link
+        where = dataclasses.replace(where, url=link)
     return Found(text, "", where)

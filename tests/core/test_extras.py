@@ -10,7 +10,7 @@ from etils import epath
 from dsd_jax import extras
 from dsd_jax.aot import devices_of
 from dsd_jax.convert.hub import check_scheme
-from dsd_jax.data.make.tables import plot_making
+from dsd_jax.data.make.overview import plot_yields
 from dsd_jax.errors import UserError
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.rows import open_table
@@ -74,7 +74,7 @@ def test_curves_need_their_extra(without, tmp_path: Path):
 def test_plots_of_a_dataset_in_the_making_need_their_extra(without, tmp_path: Path):
     without("plot")
     with pytest.raises(UserError, match=r"needs matplotlib; .*dsd-jax\[plot\]"):
-        plot_making(tmp_path, tmp_path / "yields.png")
+        plot_yields(tmp_path, tmp_path / "yields.png")
 
 
 def test_event_files_need_their_extra(without, tmp_path: Path):
