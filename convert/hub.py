@@ -1,6 +1,8 @@
-"""Where weights are: a folder, a file, a bucket, or a repository in the Hugging Face cache."""
+"""Finds weights and datasets: a folder, a file, a bucket, or a repository on the hub."""
 
+import importlib.util
 from collections.abc import Sequence
+from typing import Literal
 
 from etils import epath
 from huggingface_hub import snapshot_download
@@ -13,7 +15,6 @@ from huggingface_hub.errors import (
 )
 
 from dsd_jax.errors import UserError
-from dsd_jax.extras import require
 
 __all__ = ["check_scheme", "resolve"]
 
@@ -29,10 +30,15 @@ def check_scheme(path: epath.PathLike) -> None:
         return
     if not text.startswith("gs://"):
         raise UserError(f"{text} is not a path; give a folder, gs://BUCKET/..., or a hub id")
-    require("gcs")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{text}: buckets need another library; pip install 'dsd-jax[gcs]'")
 
 
-def resolve(path_or_id: epath.PathLike, patterns: Sequence[str] | None = None) -> epath.Path:
+def resolve(
+    path_or_id: epath.PathLike,
+    patterns: Sequence[str] | None = None,
+    repository: Literal["model", "dataset"] = "model",
+) -> epath.Path:
     """A path on disk or in a bucket.
 
     What exists on disk is taken as it is, and so is the URL of a bucket. Otherwise `owner/name` is
@@ -41,6 +47,7 @@ def resolve(path_or_id: epath.PathLike, patterns: Sequence[str] | None = None) -
     Args:
         path_or_id: folder, file, `gs://` path, or hub id.
         patterns: files of a repository that are needed, as globs; default: all.
+        repository: kind of repository that a hub id names.
 
     Raises:
         UserError: neither a path nor a repository that can be had.
@@ -56,7 +63,7 @@ def resolve(path_or_id: epath.PathLike, patterns: Sequence[str] | None = None) -
 
     try:
         wanted = None if patterns is None else list(patterns)
-        return epath.Path(snapshot_download(text, allow_patterns=wanted))
+        return epath.Path(snapshot_download(text, repo_type=repository, allow_patterns=wanted))
     except HFValidationError:
         raise UserError(f"there is no folder or file {text}") from None
     except GatedRepoError:

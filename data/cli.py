@@ -1,5 +1,6 @@
 """`dsd data`: import, stats, verify and encode."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,13 +8,14 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from dsd_jax.config import FLUX_DEV, PRECISIONS, default_execution
+from dsd_jax.config import BFLOAT16, FLOAT32, FLUX_DEV, default_execution
 from dsd_jax.data.load.encoded import Binding, text_digest, weights_digest
-from dsd_jax.data.pairs.importer import ImportSettings, import_pairs
+from dsd_jax.data.pairs.importer import import_pairs
+from dsd_jax.data.pairs.reader import ImportSettings
 from dsd_jax.data.pairs.report import statistics, verify_folder
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
-from dsd_jax.sharding import MeshConfig, batch_ways, make_mesh
+from dsd_jax.sharding import MeshConfig, make_mesh
 
 __all__ = ["encode", "import_dataset", "stats", "verify"]
 
@@ -24,16 +26,16 @@ def import_dataset(
     settings: tyro.conf.OmitArgPrefixes[ImportSettings] = ImportSettings(),
     workers: int | None = None,
 ) -> None:
-    """Import a table of images as a dataset; stopped and started again, it goes on.
+    """Import a table of images as a dataset. If it was stopped, start it again to go on.
 
     Rows that cannot be used are listed in rejected.jsonl with the reason.
 
     Args:
-        source: A .jsonl, .csv or .parquet file, or a folder with one of the first two or any
-            number of the last.
+        source: A table (JSON, JSON Lines, CSV, TSV, Parquet, Arrow or WebDataset tar), a folder
+            with one, or the hub id of a dataset.
         target: New folder for the dataset.
         settings: What the columns mean.
-        workers: Threads that decode images; default: one per core.
+        workers: Threads that decode images. Default: one per core.
     """
     done = import_pairs(source, target, settings, workers=workers)
     before = f", {done.before:,} of them there before" if done.before else ""
@@ -43,27 +45,25 @@ def import_dataset(
 
 
 def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None:
-    """Count what is in a dataset, or the yields and costs of a work folder.
+    """Print what is in a dataset, or how a dataset in the making came about.
 
     Args:
-        dataset: Dataset folder, or the work folder of `dsd data make`.
-        plot: PNG file for a plot of yields, reasons, subjects and costs of a work folder.
+        dataset: Dataset folder, or the root of a dataset in the making.
+        plot: PNG file to draw yields, reasons, subjects and costs of a making to.
     """
-    from dsd_jax.data.make.folder import is_begun
-    from dsd_jax.data.make.overview import plot_yields, tables
+    from dsd_jax.data.make.statistics import MAKING
+    from dsd_jax.data.make.tables import plot_making, tables
 
-    if is_begun(dataset):
+    if (dataset / MAKING).exists():
         from rich.console import Console
 
         for table in tables(dataset):
             Console().print(table)
         if plot is not None:
-            plot_yields(dataset, plot)
+            plot_making(dataset, plot)
         return
     if plot is not None:
-        raise UserError(
-            f"{dataset} is not a work folder of `dsd data make`; there is nothing to plot"
-        )
+        raise UserError(f"{dataset} is no dataset in the making; there is nothing to plot")
     print(statistics(PairStore.open(dataset)))
 
 
@@ -118,19 +118,20 @@ def encode(
     """
     from dsd_jax.convert.open import open_autoencoder, open_text
     from dsd_jax.data.load.cache import encode_pairs
-    from dsd_jax.encoders import ImageCodec, TextEncoder
+    from dsd_jax.encoders import TILING, TextPrograms
+    from dsd_jax.models import abstract, load
 
     store = PairStore.open(dataset)
     vae = open_autoencoder(base_path, fingerprint=True)
-    precision = PRECISIONS[dtype]
+    precision = FLOAT32 if dtype == "float32" else BFLOAT16
     devices = make_mesh(mesh)
+    share = devices.shape["data"] * devices.shape["fsdp"]
     encode_text, digest, tokens = None, None, None
     if text:
         parts = open_text(base_path, max_sequence_length, fingerprint=True)
         execution = default_execution(jax.default_backend())
-        encode_text = TextEncoder.load(
-            parts, precision=precision, execution=execution, mesh=devices
-        )
+        programs = TextPrograms.load(parts, precision=precision, execution=execution, mesh=devices)
+        encode_text = functools.partial(programs, group=share)
         digest = text_digest(parts.t5.sha256(), parts.clip.sha256())
         tokens = parts.tokenizers.t5_length
     weights = weights_digest(vae.sha256())
@@ -139,9 +140,11 @@ def encode(
         store,
         target,
         binding,
-        ImageCodec.load(vae, precision=precision, mesh=devices),
+        load(abstract(vae.config, precision=precision), vae.source, mesh=devices),
+        tiling=TILING,
         text=encode_text,
-        batch=batch_size or batch_ways(devices),
+        mesh=devices,
+        batch=batch_size or share,
         shard=shard,
         num_shards=num_shards,
     )

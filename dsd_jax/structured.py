@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import stat
 import tomllib
 import types
 import typing
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from dsd_jax.errors import UserError, and_more, did_you_mean
+from dsd_jax.inside import open_regular
 
 __all__ = [
     "JSON",
@@ -61,11 +61,13 @@ class Limits:
             possible, such as answers that were paid for: infinite and NaN numbers, long integers
             (they become floats), halves of surrogate pairs, repeated keys (the last one counts).
             The caller checks each value that it uses.
+        gaps: Accept NaN and read it as null, for tables: pandas writes a missing value so.
     """
 
     size: int = 16 * _MIB
     depth: int = 64
     lenient: bool = False
+    gaps: bool = False
 
 
 JSON = Limits()
@@ -105,7 +107,7 @@ def parse_json(source: Source, where: str, kind: type[T], limits: Limits = JSON)
             value = json.loads(
                 text,
                 parse_int=_integer,
-                parse_constant=_no_constant,
+                parse_constant=_gap if limits.gaps else _no_constant,
                 object_pairs_hook=_without_repeats,
             )
     except json.JSONDecodeError as error:
@@ -166,7 +168,7 @@ def read_bytes(path: PathLike, most: int) -> bytes:
             remote = epath.Path(name)
             _check_size(name, remote.stat().length, most)
             return bytes(remote.read_bytes())
-        with _open_regular(name) as file:
+        with open_regular(name) as file:
             _check_size(name, os.fstat(file.fileno()).st_size, most)
             content = file.read(most + 1)
     except OSError as error:
@@ -186,13 +188,15 @@ def json_lines(path: PathLike, limits: Limits = JSON) -> Iterator[tuple[int, Any
     """
     name = os.fspath(path)
     try:
-        with _open_regular(name) as file:
+        with open_regular(name) as file:
             for number, line in enumerate(_bounded_lines(file, limits.size), start=1):
                 if not line.strip():
                     continue
                 value: Any
                 try:
-                    value = parse_json(line, f"{name} line {number}", object, limits)
+                    value = parse_json(
+                        line.rstrip(b"\r\n"), f"{name} line {number}", object, limits
+                    )
                 except MalformedError as error:
                     value = error
                 yield number, value
@@ -286,6 +290,11 @@ def _no_constant(name: str) -> None:
     raise _UnfitError(f"{name} is not a number of JSON")
 
 
+def _gap(name: str) -> None:
+    if name != "NaN":
+        _no_constant(name)
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -355,15 +364,6 @@ def _kind_name(kind: type) -> str:
 
 
 # Files
-
-
-def _open_regular(name: str) -> BinaryIO:
-    """Opens a file for reading; a pipe is refused without waiting for its writer."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"cannot read {name}: it is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _check_size(name: str, size: int, most: int) -> None:

@@ -6,11 +6,9 @@ recognised by the digest inside the PNG and gets its line without being made aga
 """
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
@@ -28,6 +26,8 @@ from dsd_jax.images import NotFiniteError, open_image, read_parameters, save_png
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings, check_seed
 from dsd_jax.progress import progress
+from dsd_jax.rows import Row as TableRow
+from dsd_jax.rows import lookup, open_table, plain_text
 
 __all__ = ["Row", "Summary", "read_manifest", "run_batch"]
 
@@ -83,30 +83,21 @@ class Summary:
 
 
 def read_manifest(path: str | Path, defaults: Settings) -> list[Row]:
-    """Rows of a JSONL or CSV file with columns text, image, seed, id, and fields of `Settings`.
+    """Rows of a table with columns text, image, seed, id, and fields of `Settings`.
 
     Image paths are relative to the manifest. A row that cannot be used is kept, with its error.
+
+    Args:
+        path: a file in any format that `dsd_jax.rows.open_table` reads.
+        defaults: settings of rows that do not say.
 
     Raises:
         UserError: no such file, another format, no rows, or ids that are not unique.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the manifest {path}: {reason}") from None
-    raw: list[Any]
-    if path.suffix == ".csv":
-        try:
-            raw = list(csv.DictReader(io.StringIO(text, newline="")))
-        except csv.Error as error:
-            raise UserError(f"cannot read the manifest {path} as CSV: {error}") from None
-    elif path.suffix == ".jsonl":
-        raw = [_json_line(line) for line in text.split("\n") if line.strip()]
-    else:
-        raise UserError(f"{path} must end in .jsonl or .csv, which tells its format")
-    rows = [_row(number, fields, path.parent, defaults) for number, fields in enumerate(raw)]
+    if path.is_dir():
+        raise UserError(f"the manifest {path} is a folder; give the path of a file")
+    rows = [_row(read, defaults) for read in open_table(path).rows()]
     if not rows:
         raise UserError(f"the manifest {path} has no rows")
     seen: set[str] = set()
@@ -117,26 +108,17 @@ def read_manifest(path: str | Path, defaults: Settings) -> list[Row]:
     return rows
 
 
-def _json_line(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return error
-
-
-def _row(number: int, fields: Any, folder: Path, defaults: Settings) -> Row:
-    name = f"{number:06d}"
-    if not isinstance(fields, dict):
-        wrong = f"not JSON: {fields}" if isinstance(fields, ValueError) else "not a JSON object"
-        return Row(name, error=wrong)
-    given = {key: value for key, value in fields.items() if value not in (None, "")}
-    chosen = str(given.pop("id", name))
-    if not _ID.fullmatch(chosen):
+def _row(read: TableRow, defaults: Settings) -> Row:
+    name = f"{read.number - 1:06d}"
+    if read.error:
+        return Row(name, error=read.error)
+    cells = {key: lookup(read.fields, key) for key in read.fields}
+    given = {key: value for key, value in cells.items() if value not in (None, "")}
+    chosen = plain_text(given.pop("id", name))
+    if chosen is None or not _ID.fullmatch(chosen):
         return Row(name, error=f"id {chosen!r} is not a file name of ASCII letters, digits and -_.")
     try:
         for key in given:
-            if key is None:  # how the csv module calls what has no column
-                raise UserError("more values than columns; quote text that holds commas")
             if key not in _COLUMNS:
                 raise UserError(f"unknown column {key!r}; columns are {', '.join(_COLUMNS)}")
         values = {key: _typed(key, value) for key, value in given.items()}
@@ -146,7 +128,7 @@ def _row(number: int, fields: Any, folder: Path, defaults: Settings) -> Row:
             image=values.pop("image", None),
             seed=check_seed(values.pop("seed", 0)),
             settings=dataclasses.replace(defaults, **values),
-            folder=folder,
+            folder=read.folder,
         )
     except UserError as error:
         return Row(chosen, error=str(error))

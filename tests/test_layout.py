@@ -25,7 +25,8 @@ TOY = (
     "dsd_jax.toy",
     "dsd_jax.quickstart",
     "dsd_jax.cli",
-    "dsd_jax.llm.providers",
+    "dsd_jax.llm.config",
+    "dsd_jax.llm.session",
 )
 CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
 

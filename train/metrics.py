@@ -3,7 +3,7 @@
     metrics.jsonl      one line per logged step: {"step": 120, "loss": ...}
     batch_ids.jsonl    one line per step: {"step": 120, "ids": [...]}
     skipped.jsonl      one line per update that was left out
-    tensorboard/       the same numbers as event files, where they are asked for
+    tensorboard/       the same numbers as event files
 
 Step n is the n-th update. Every line is handed to the system as soon as it is written, so a run
 that is killed has logged every step it has finished; what lies behind the checkpoint that it goes
@@ -25,7 +25,6 @@ import jax
 import numpy as np
 
 from dsd_jax.errors import UserError
-from dsd_jax.extras import require
 
 __all__ = [
     "BATCH_IDS",
@@ -117,7 +116,7 @@ class Log:
         config: what is shown beside the curves there.
 
     Raises:
-        UserError: tensorboardX or wandb is asked for and not installed.
+        UserError: wandb is asked for and not installed.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Log:
         folder: Path,
         after: int,
         *,
-        tensorboard: bool = False,
+        tensorboard: bool = True,
         wandb: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -136,8 +135,6 @@ class Log:
         self._wandb: Any = None
         if not self._active:
             return
-        if tensorboard:
-            require("tensorboard")
         if wandb is not None:
             try:
                 module = importlib.import_module("wandb")
@@ -153,7 +150,7 @@ class Log:
         self._skipped = Journal(folder / SKIPPED, after)
         self.skips = self._skipped.count()
         if tensorboard:
-            from tensorboardX import SummaryWriter  # noqa: PLC0415 - an extra
+            from tensorboardX import SummaryWriter  # noqa: PLC0415 - only where it is asked for
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.requests_throughput [--seconds 30] [--rounds 2]
 
 A server in a process of its own answers each question 300 ms after it has it. 64 questions are in
-flight, with the ledger on disk; the ideal rate is 64 / 0.3 s, and the rate
+flight, over the openai client, with the ledger on disk; the ideal rate is 64 / 0.3 s, and the rate
 is all answers over the time from the first question to the last answer. The same runs with the
 ledger in memory, and with the client alone behind a semaphore, tell what each part costs, and a
 loop over the ledger alone tells what it can do. Of some rounds the best is taken: other work on
@@ -21,14 +21,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from benchmarks.results import save
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.ledger import Ledger
 from dsd_jax.llm.messages import Answer, Ask, Message, Request, Usage
-from dsd_jax.llm.openai import OpenAITransport
+from dsd_jax.llm.openai import chat_body, make_client
 from dsd_jax.llm.session import Session
 from dsd_jax.llm.totals import read_totals
-from dsd_jax.llm.transport import Access, Raw
+from dsd_jax.llm.transport import Raw
 
 SECTIONS = {
     "": (
@@ -66,20 +68,20 @@ def through_the_session(provider: ProviderConfig, count: int, ledger: Path | Non
 
 
 def through_the_client(provider: ProviderConfig, count: int) -> float:
-    """The HTTP client alone, without limits and ledger."""
+    """The openai client alone."""
 
     async def run() -> float:
-        transport = OpenAITransport(provider, Access())
-        slots = asyncio.Semaphore(IN_FLIGHT)
+        client, slots = make_client(provider, None), asyncio.Semaphore(IN_FLIGHT)
 
         async def one(number: int) -> None:
             async with slots:
-                await transport.send(question(number))
+                body = chat_body(question(number), provider)
+                await client.post("/chat/completions", body=body, cast_to=httpx2.Response)
 
         began = time.perf_counter()
         await asyncio.gather(*(one(number) for number in range(count)))
         ended = time.perf_counter()
-        await transport.close()
+        await client.close()
         return count / (ended - began)
 
     return asyncio.run(run())
@@ -87,7 +89,7 @@ def through_the_client(provider: ProviderConfig, count: int) -> float:
 
 def ledger_alone(folder: Path, count: int = 4000) -> tuple[float, float]:
     """Microseconds per question (intent and answer, IN_FLIGHT at once), and per commit alone."""
-    raw = Raw(b"x" * 600)
+    raw = Raw("x" * 600)
     answer = Answer("yes", "stop", "m", "id", Usage(100, 0, 10))
 
     async def run(ledger: Ledger, in_flight: int, count: int) -> float:
@@ -98,8 +100,7 @@ def ledger_alone(folder: Path, count: int = 4000) -> tuple[float, float]:
                 request = question(number)
                 asked = [(request.key("m"), request, 100, 0.0)]
                 (attempt,) = await ledger.intend(asked, "m")
-                await ledger.received(attempt, raw)
-                ledger.noted(attempt, answer)
+                await ledger.answered(attempt, raw, answer)
 
         start = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(in_flight)))
@@ -152,7 +153,7 @@ def measured(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
         ways: dict[str, Callable[[], float]] = {
             "session, ledger on disk": lambda: through_the_session(provider, count, next(ledgers)),
             "session, ledger in memory": lambda: through_the_session(provider, count, None),
-            "HTTP client alone": lambda: through_the_client(provider, count),
+            "openai client alone": lambda: through_the_client(provider, count),
         }
         for way, run in ways.items():
             reached, cost = best(rounds, count, run)

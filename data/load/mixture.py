@@ -24,8 +24,7 @@ import numpy as np
 from dsd_jax.data.load.encoded import EncodedStore
 from dsd_jax.data.load.order import Interleave, key_of, permute
 from dsd_jax.data.pairs.store import PairStore
-from dsd_jax.errors import UserError
-from dsd_jax.rows import nearest
+from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.types import Int
 
 __all__ = ["ORDER_VERSION", "Mixture", "Plan", "Portion", "nearest_size"]
@@ -94,7 +93,7 @@ class Portion:
         if not len(found):
             tasks = self.store.manifest.tasks
             raise UserError(
-                f"{self.store.path} has no task {self.task!r}{nearest(str(self.task), tasks)} "
+                f"{self.store.path} has no task {self.task!r}{did_you_mean(str(self.task), tasks)} "
                 f"(it has {', '.join(tasks)})"
             )
         return found

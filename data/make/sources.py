@@ -1,32 +1,28 @@
-"""Reads captions from Parquet, JSONL, CSV or text files, as a stream.
+"""Reads captions from tables in any format, or from lines of text, as a stream.
 
-A line that cannot be read becomes a caption with a reason, so that it is counted; the lines after
-it are read all the same.
+What cannot be read is a caption with a reason, so that it can be counted; a damaged line ends
+nothing but itself.
 """
 
-import csv
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dsd_jax.data.make.stages import Source
-from dsd_jax.errors import UserError, did_you_mean
-from dsd_jax.rows import lookup, open_table
+from dsd_jax.errors import UserError, and_more, did_you_mean
+from dsd_jax.rows import Table, lookup, open_table
 
 __all__ = ["Found", "read_captions"]
 
 _CAPTION, _URL = ("TEXT", "caption", "text"), ("URL", "url")  # LAION's names first
 _PLAIN = (".txt", ".text")
-_CELL = 2**20  # letters; a longer cell of CSV ends the reader
 
 
 class Found(NamedTuple):
-    """A caption of a source, or why there is none, and where it stands."""
+    """A caption in a source, or why there is none, and where it was."""
 
     text: str | None
     problem: str
-    where: Source
+    where: dict[str, Any]
 
 
 def read_captions(
@@ -35,7 +31,7 @@ def read_captions(
     """Captions of files and folders, in order.
 
     Args:
-        sources: `.parquet`, `.jsonl`, `.csv` or `.txt` files, or folders of Parquet files.
+        sources: `.txt` files, or files and folders that `dsd_jax.rows.open_table` reads.
         caption_column: default: the first of `TEXT`, `caption` and `text` that is there.
         url_column: default: `URL` or `url`, where there is one.
 
@@ -45,9 +41,7 @@ def read_captions(
     for path in sources:
         if path.suffix in _PLAIN:
             for number, line in enumerate(_lines(path), start=1):
-                yield Found(line, "", Source(file=path.name, row=number))
-        elif path.suffix == ".csv":
-            yield from _from_csv(path, caption_column, url_column)
+                yield Found(line, "", {"file": path.name, "row": number})
         else:
             yield from _from_table(path, caption_column, url_column)
 
@@ -61,69 +55,37 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _from_csv(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
-    before = csv.field_size_limit(_CELL)  # of the whole process: others keep theirs
-    try:
-        yield from _csv_rows(path, caption_column, url_column)
-    finally:
-        csv.field_size_limit(before)
-
-
-def _csv_rows(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
-    reader = csv.reader(line.replace("\0", "\ufffd") for line in _lines(path))
-    header = next(reader, None)
-    if not header:
-        raise UserError(f"{path} has no header line with the names of its columns")
-    caption, url = _columns(path, header, caption_column, url_column)
-    number = 0
-    while True:
-        number += 1
-        where = Source(file=path.name, row=number)
-        try:
-            cells = next(reader, None)
-        except csv.Error:
-            yield Found(None, "damaged", where)
-            continue
-        if cells is None:
-            return
-        fields = dict(zip(header, cells, strict=False))
-        if len(cells) != len(header):
-            yield Found(None, "damaged", where)
-        else:
-            yield _found(fields, caption, url, where)
-
-
 def _from_table(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
     table = open_table(path)
-    caption, url = _columns(path, table.columns, caption_column, url_column)
+    caption, url = _columns(table, caption_column, url_column)
     for row in table.rows():
-        where = Source(file=row.file, row=row.number)
+        where = {"file": row.file, "row": row.number}
         if row.error:
             yield Found(None, "damaged", where)
         else:
             yield _found(row.fields, caption, url, where)
 
 
-def _columns(
-    path: Path, columns: Iterable[str], caption: str | None, url: str | None
-) -> tuple[str, str | None]:
-    held = list(columns)
+def _columns(table: Table, caption: str | None, url: str | None) -> tuple[str, str | None]:
+    path = table.files[0]
     for column, option in ((caption, "caption_column"), (url, "url_column")):
-        if column and column not in held:
+        if column and not table.has(column):
             raise UserError(
-                f"{path} has no column {column!r}{did_you_mean(column, held)} (it has "
-                f"{', '.join(held[:12])}); see {option} under [captions]"
+                f"{path} has no column {column!r}{did_you_mean(column, table.columns)} (it has "
+                f"{and_more(table.columns, 12)}); see {option} under [captions]"
             )
-    caption = caption or next((name for name in _CAPTION if name in held), None)
+    caption = caption or next((name for name in _CAPTION if table.has(name)), None)
     if caption is None:
         raise UserError(
             f"{path} has none of the columns {', '.join(_CAPTION)} (it has "
-            f"{', '.join(held[:12])}); name one by caption_column under [captions]"
+            f"{and_more(table.columns, 12)}); name one by caption_column under [captions]"
         )
-    return caption, url or next((name for name in _URL if name in held), None)
+    return caption, url or next((name for name in _URL if table.has(name)), None)
 
 
-def _found(fields: Mapping[str, object], caption: str, url: str | None, where: Source) -> Found:
+def _found(
+    fields: Mapping[str, Any], caption: str, url: str | None, where: dict[str, Any]
+) -> Found:
     text = lookup(fields, caption)
     if text is None:
         return Found(None, "empty", where)
@@ -131,5 +93,5 @@ def _found(fields: Mapping[str, object], caption: str, url: str | None, where: S
         return Found(None, "not_text", where)
     link = lookup(fields, url) if url else None
     if isinstance(link, str) and link.isprintable() and len(link) <= 2_000:
-        where = dataclasses.replace(where, url=link)
+        where["url"] = link
     return Found(text, "", where)

@@ -195,7 +195,8 @@ class PairWriter:
         """Notes a row that cannot be taken."""
         assert self._rejects is not None  # a complete dataset takes nothing
         line = json.dumps({**where, "reason": reason}, ensure_ascii=False)
-        self._rejects.write(line.encode() + b"\n")
+        # The reason may repeat the text that it complains about.
+        self._rejects.write(line.encode(errors="backslashreplace") + b"\n")
         self.rejected += 1
 
     def _sync_rejects(self) -> int:

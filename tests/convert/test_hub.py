@@ -46,12 +46,15 @@ def test_an_id_that_cannot_be(text):
 
 
 def test_buckets(no_hub, monkeypatch):
-    monkeypatch.setattr("dsd_jax.extras.missing", lambda extra: [])
+    found = dict.fromkeys(["gcsfs"])
+    monkeypatch.setattr(
+        hub.importlib.util, "find_spec", lambda name: name if name in found else None
+    )
     path = resolve("gs://bucket/flux-jax")
     assert isinstance(path, epath.Path)
     assert str(path / "params") == "gs://bucket/flux-jax/params"
-    monkeypatch.setattr("dsd_jax.extras.missing", lambda extra: ["gcsfs"])
-    with pytest.raises(UserError, match=r"needs gcsfs; install it with: pip .*'dsd-jax\[gcs\]'"):
+    found.clear()
+    with pytest.raises(UserError, match=r"need another library; pip install 'dsd-jax\[gcs\]'"):
         resolve("gs://bucket/flux-jax")
 
 

@@ -152,7 +152,7 @@ class TestFiles:
         assert list(rows) == [1, 3, 4, 5, 6]
         assert (rows[1], rows[6]) == ({"a": 1}, {"a": 2})
         assert [str(rows[number]) for number in (3, 4, 5)] == [
-            f"{path} line 3: not JSON at line 2, column 1: expecting value",
+            f"{path} line 3: not JSON at column 5: expecting value",
             f"{path} line 4: it has more than 1000 bytes",
             f"{path} line 5: byte 1 (0xff) is not UTF-8",
         ]

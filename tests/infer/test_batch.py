@@ -130,28 +130,27 @@ class TestManifest:
         path = here / "rows.jsonl"
         path.write_text('{"text": "a"\n\n{"text": "b"}\n')
         broken, fine = read_manifest(path, DEFAULTS)
-        assert (broken.error or "").startswith("not JSON: Expecting ',' delimiter")
+        assert broken.error == "not JSON at column 13: expecting ',' delimiter"
         assert fine.text == "b"
 
     def test_more_values_than_columns(self, here):
         (here / "rows.csv").write_text("text,image\na cat, on a chair,cat.png\nfine,cat.png\n")
         broken, fine = read_manifest(here / "rows.csv", DEFAULTS)
-        assert broken.error == "more values than columns; quote text that holds commas"
+        assert broken.error == ("3 cells in a table of 2 columns; quote text that holds commas")
         assert fine.error is None
 
     @pytest.mark.parametrize(
         ("name", "content", "complaint"),
         [
-            ("rows.jsonl", b"", r"the manifest .*rows\.jsonl has no rows"),
+            ("rows.jsonl", b"", r"rows\.jsonl has no rows: expected one JSON object a line"),
             ("rows.csv", b"text,image\n", r"the manifest .*rows\.csv has no rows"),
             (
                 "rows.jsonl",
                 b'{"id": 1, "text": "a"}\n{"id": "1"}',
                 "has the id '1' twice; ids must",
             ),
-            ("rows.jsonl", b"\xff\xfe\x00", r"cannot read the manifest .*rows\.jsonl: 'utf-8'"),
-            ("rows.csv", b'text\n"' + b"x" * 200_000, "as CSV: field larger than field limit"),
-            ("rows.txt", b"a cat", r"rows\.txt must end in \.jsonl or \.csv"),
+            ("rows.jsonl", b"\xff\xfe{\x00", r"rows\.jsonl is UTF-16 text; save it as UTF-8"),
+            ("rows.txt", b"a cat", r"rows\.txt must end in \.jsonl, .*, which tells its format"),
         ],
     )
     def test_refusals(self, here, name, content, complaint):
@@ -159,12 +158,34 @@ class TestManifest:
         with pytest.raises(UserError, match=complaint):
             read_manifest(here / name, DEFAULTS)
 
+    def test_text_that_cannot_be_stored_costs_its_row_alone(self, here):
+        (here / "rows.csv").write_bytes(
+            b'text,image\ncaf\xe9,cat.png\n"' + b"x" * 200_000 + b'",a.png\nfine,cat.png\n'
+        )
+        latin, long, fine = read_manifest(here / "rows.csv", DEFAULTS)
+        assert latin.error == "text holds the byte 0xe9, which is not UTF-8"
+        assert (long.error or "").startswith("not CSV: field larger than field limit")
+        assert fine.error is None
+        (here / "rows.jsonl").write_text('{"text": "a cat \\ud83d"}\n{"text": "fine"}\n')
+        half, fine = read_manifest(here / "rows.jsonl", DEFAULTS)
+        assert "half of a surrogate pair" in (half.error or "")
+        assert fine.text == "fine"
+
+    def test_the_formats_of_other_programs(self, here):
+        (here / "old-mac.csv").write_bytes(b"id;text;seed\r1.0;a cat, black;3\r2.0;NaN;4\r")
+        first, second = read_manifest(here / "old-mac.csv", DEFAULTS)
+        assert (first.id, first.text, first.seed) == ("1.0", "a cat, black", 3)
+        assert (second.text, second.seed, second.error) == ("", 4, None)
+        (here / "pandas.json").write_text('[\n{"id": 7.0, "text": "a", "height": NaN}\n]')
+        (only,) = read_manifest(here / "pandas.json", DEFAULTS)
+        assert (only.id, only.settings) == ("7", DEFAULTS)
+
     def test_no_manifest(self, here):
-        with pytest.raises(
-            UserError, match=r"cannot read the manifest .*gone\.jsonl: No such file"
-        ):
+        with pytest.raises(UserError, match=r"there is no file or folder .*gone\.jsonl"):
             read_manifest(here / "gone.jsonl", DEFAULTS)
-        with pytest.raises(UserError, match=r"cannot read the manifest .*: Is a directory"):
+        with pytest.raises(
+            UserError, match=r"the manifest .* is a folder; give the path of a file"
+        ):
             read_manifest(here, DEFAULTS)
 
 

@@ -1,17 +1,14 @@
 """A teacher that paints small grids from seeds, and prompts for it."""
 
-import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsd_jax.data.make.grids import Teacher
-from dsd_jax.data.make.ids import CaptionId, PromptId
-from dsd_jax.data.make.parts import Parts, part_of
-from dsd_jax.data.make.stages import PROMPTS, Prompt
+from dsd_jax.data.make.parts import Parts, Row, part_of
 
 __all__ = ["SIDE", "Painter", "grid_picture", "tree", "write_prompts"]
 
@@ -37,22 +34,22 @@ def grid_picture(seed: int, side: int = SIDE, gutter: int = 2) -> Image.Image:
 
 
 class Painter:
-    """Paints from seeds; raises KeyboardInterrupt before the batch number `breaks`.
+    """Paints from seeds; stops by an exception before the batch number `breaks`.
 
     Attributes:
-        teacher: The teacher that paints so.
-        broken: Prompts whose pictures are not finite.
-        batches: Prompts of every batch that was painted.
+        broken: prompts whose pictures are not finite.
+        batches: prompts of every batch that was painted.
     """
 
     def __init__(self, batch_size: int = 4, *, breaks: int | None = None, steps: int = 28) -> None:
-        self.teacher = Teacher(batch_size, {"steps": steps, "model": "painter"}, self._paint)
+        self.batch_size = batch_size
+        self.parameters: Mapping[str, Any] = {"steps": steps, "model": "painter"}
         self.broken: set[str] = set()
         self.batches: list[list[str]] = []
         self._breaks = breaks
 
-    def _paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
-        assert len(prompts) == len(seeds) == self.teacher.batch_size
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
+        assert len(prompts) == len(seeds) == self.batch_size
         if len(self.batches) == self._breaks:
             raise KeyboardInterrupt
         self.batches.append(list(prompts))
@@ -62,19 +59,22 @@ class Painter:
         ]
 
 
-def write_prompts(parts: Parts, count: int, *, rejected: int = 1) -> None:
-    """Finishes the parts of `prompts`."""
-    rows: list[list[Prompt]] = [[] for _ in range(parts.count)]
+def write_prompts(parts: Parts, count: int, *, rejected: int = 1) -> list[str]:
+    """Finished parts of `prompts`; the ids of those that were kept."""
+    rows: list[list[Row]] = [[] for _ in range(parts.count)]
+    kept = []
     for number in range(count + rejected):
-        caption = CaptionId(hashlib.sha256(f"caption {number}".encode()).hexdigest()[:16])
-        row = Prompt(
-            id=PromptId(caption, "identity"), task="identity", wording="v1", status="rejected"
-        )
+        caption = hashlib.sha256(f"caption {number}".encode()).hexdigest()[:16]
+        row: Row = {"id": f"{caption}-identity", "caption_id": caption, "task": "identity"}
         if number < count:
-            row = dataclasses.replace(row, prompt=f"a grid of pot {number}", status="kept")
+            row |= {"prompt": f"a grid of pot {number}", "status": "kept"}
+            kept.append(str(row["id"]))
+        else:
+            row |= {"prompt": "", "status": "rejected", "reason": "too long"}
         rows[part_of(caption, parts.count)].append(row)
     for part, own in enumerate(rows):
-        parts.write(PROMPTS, part, own)
+        parts.write("prompts", part, own)
+    return sorted(kept)
 
 
 def tree(root: Path) -> dict[str, bytes]:

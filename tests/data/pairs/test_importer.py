@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import pytest
 from PIL import Image
 
 from dsd_jax import cli
-from dsd_jax.data.pairs.importer import ImportSettings, import_pairs
+from dsd_jax.data.pairs.importer import import_pairs
+from dsd_jax.data.pairs.reader import ImportSettings
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
@@ -126,6 +128,126 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path: Path):
         "not a JSON object",
     ]
     assert "cannot decode the image" in lines[4]["reason"]
+
+
+def test_paths_lead_to_regular_files_inside_the_folder_alone(tmp_path: Path):
+    source = tmp_path / "source"
+    rows: list[dict[str, str]] = write_table(source, 6)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(image_bytes(1))
+    (source / "link-out.png").symlink_to(secret)
+    (source / "link-in.png").symlink_to("target-1.jpg")
+    os.mkfifo(source / "pipe.png")
+    rows[0]["target"] = str(source / "target-0.jpg")
+    rows[1]["target"] = "link-in.png"
+    rows[2]["target"] = "link-out.png"
+    rows[3]["target"] = "pipe.png"
+    rows[4]["target"] = str(secret)
+    rows[5]["target"] = "https://example.org/a.png"
+    write_rows(source / "pairs.jsonl", rows)
+    assert import_pairs(source, tmp_path / "pairs").pairs == 2
+    assert [line["reason"] for line in rejected(tmp_path / "pairs")] == [
+        "link-out.png is outside of the folder of pairs.jsonl; use a relative path",
+        "cannot read pipe.png: it is not a regular file",
+        f"{secret} is outside of the folder of pairs.jsonl; use a relative path",
+        "https://example.org/a.png is a URL; download the images and name their paths",
+    ]
+
+
+def test_a_table_that_is_a_link_out_of_its_folder_is_refused(tmp_path: Path):
+    write_table(tmp_path / "private", 1)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "pairs.jsonl").symlink_to(tmp_path / "private" / "pairs.jsonl")
+    with pytest.raises(UserError, match=r"pairs\.jsonl is outside of the folder"):
+        import_pairs(tmp_path / "source", tmp_path / "pairs")
+
+
+def test_half_an_emoji_costs_its_row_alone(tmp_path: Path):
+    rows = write_table(tmp_path / "source", 3)
+    rows[1]["caption"] = "a cat \ud83d"
+    write_rows(tmp_path / "source" / "pairs.jsonl", rows)
+    done = import_pairs(tmp_path / "source", tmp_path / "pairs")
+    assert (done.pairs, done.rejected) == (2, 1)
+    assert rejected(tmp_path / "pairs")[0]["reason"] == (
+        "caption: a text that holds half of a surrogate pair, which UTF-8 cannot hold"
+    )
+
+
+def test_numbers_as_pandas_writes_them(tmp_path: Path):
+    write_table(tmp_path / "source", 3)
+    (tmp_path / "source" / "pairs.jsonl").write_text(
+        "".join(
+            f'{{"id": {i}.0, "reference": "reference-{i}.png", "target": "target-{i}.jpg", '
+            f'"caption": "a cat", "instruction": NaN}}\n'
+            for i in range(3)
+        )
+    )
+    import_pairs(tmp_path / "source", tmp_path / "pairs")
+    store = PairStore.open(tmp_path / "pairs")
+    assert [(pair.id, pair.instruction) for pair in store] == [(str(i), "") for i in range(3)]
+
+
+def test_images_in_a_list_and_in_a_tar(tmp_path: Path):
+    pairs = [(image_bytes(2 * i), image_bytes(2 * i + 1)) for i in range(3)]
+    with tarfile.open(tmp_path / "pairs.tar", "w") as archive:
+        for i, (reference, target) in enumerate(pairs):
+            words = json.dumps({"caption": f"a cat, number {i}"}).encode()
+            cells = {"reference.png": reference, "target.png": target, "json": words}
+            for ending, data in cells.items():
+                member = tarfile.TarInfo(f"{i:03d}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    import_pairs(tmp_path / "pairs.tar", tmp_path / "from-tar")
+    store = PairStore.open(tmp_path / "from-tar")
+    assert [(pair.id, pair.reference, pair.target) for pair in store] == [
+        (f"{i:03d}", *pair) for i, pair in enumerate(pairs)
+    ]
+    assert store[2].caption == "a cat, number 2"
+    (tmp_path / "table").mkdir()
+    rows = []
+    for i, pair in enumerate(pairs):
+        names = [f"{i}-{k}.png" for k in range(2)]
+        for name, data in zip(names, pair, strict=True):
+            (tmp_path / "table" / name).write_bytes(data)
+        rows.append({"images": [{"path": name} for name in names], "text": [f"cat {i}", "x"]})
+    (tmp_path / "table" / "pairs.json").write_text(json.dumps(rows, indent=1))
+    settings = ImportSettings(
+        reference_column="images.0", target_column="images.1", caption_column="text.0"
+    )
+    import_pairs(tmp_path / "table", tmp_path / "from-list", settings)
+    store = PairStore.open(tmp_path / "from-list")
+    assert [(pair.reference, pair.target) for pair in store] == pairs
+    assert store[1].caption == "cat 1"
+    wrong = ImportSettings(reference_column="pictures.0", target_column="images.1")
+    with pytest.raises(UserError, match=r"no column 'pictures\.0'"):
+        import_pairs(tmp_path / "table", tmp_path / "wrong", wrong)
+
+
+def test_a_split_of_a_dataset_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repository = tmp_path / "hub" / "datasets--someone--cats"
+    snapshot = repository / "snapshots" / "c0ffee"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    for number, split in enumerate(("train", "test")):
+        rows = write_table(tmp_path / split, 2 + number)
+        for row in rows:
+            row["reference_file_name"] = row.pop("reference")
+            row["target_file_name"] = row.pop("target")
+        (tmp_path / split / "pairs.jsonl").unlink()
+        write_rows(tmp_path / split / "metadata.jsonl", rows)
+        (snapshot / split).mkdir(parents=True)
+        for path in (tmp_path / split).iterdir():  # the cache holds links to its blobs
+            blob = repository / "blobs" / f"{split}-{path.name}"
+            path.rename(blob)
+            (snapshot / split / path.name).symlink_to(Path("..", "..", "..", "blobs", blob.name))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(UserError, match="holds the splits test, train; choose one"):
+        import_pairs("someone/cats", tmp_path / "pairs")
+    done = import_pairs("someone/cats", tmp_path / "pairs", ImportSettings(split="test"))
+    assert (done.pairs, done.rejected) == (3, 0)
+    with pytest.raises(UserError, match="no folder someone/dogs, it is not in the hub cache"):
+        import_pairs("someone/dogs", tmp_path / "dogs")
 
 
 def test_parquet_of_the_hub(tmp_path: Path):
@@ -268,16 +390,20 @@ def test_sources_that_are_none(tmp_path: Path):
             import_pairs(path, tmp_path / "pairs")
 
     refused(tmp_path / "nowhere", "there is no file or folder")
-    refused(tmp_path, r"holds no \.jsonl, \.csv or \.parquet file")
+    refused(tmp_path, r"holds no file that ends in \.jsonl, .*\.parquet, \.arrow or \.tar")
     for name in ("a.jsonl", "b.csv"):
         (tmp_path / name).write_text("")
     refused(tmp_path, r"more than one table \(a\.jsonl, b\.csv\); give the path of one")
     refused(tmp_path / "a.jsonl", "has no rows: expected one JSON object a line")
     refused(tmp_path / "b.csv", "has no header line")
     (tmp_path / "c.txt").write_text("x")
-    refused(tmp_path / "c.txt", r"must end in \.jsonl, \.csv or \.parquet")
-    (tmp_path / "b.csv").write_bytes(b"reference,target,caption\n\xff\xfe,b,c\n")
-    refused(tmp_path / "b.csv", "line 2 of .* is not UTF-8")
+    refused(tmp_path / "c.txt", r"must end in \.jsonl, .* or \.tar, which tells its format")
+    (tmp_path / "b.csv").write_bytes(b"reference,targ\xe9t,caption\na,b,c\n")
+    refused(tmp_path / "b.csv", "line 1 of .* is not UTF-8; save the file as UTF-8")
+    (tmp_path / "b.csv").write_bytes(b"target,target,caption\na,b,c\n")
+    refused(tmp_path / "b.csv", "several columns named 'target'; give each its own name")
+    (tmp_path / "b.csv").write_text("reference,target,caption\n", encoding="utf-16")
+    refused(tmp_path / "b.csv", "is UTF-16 text; save it as UTF-8")
     write_parquet(tmp_path / "d.parquet", reference=["a"], target=["b"], caption=["c"])
     os.truncate(tmp_path / "d.parquet", 100)
     refused(tmp_path / "d.parquet", "is not a readable Parquet file: it is cut off or damaged")

@@ -1,0 +1,118 @@
+"""Which files of a folder make a table, and of which split of a data set they are."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dsd_jax.errors import UserError, and_more, did_you_mean
+
+__all__ = ["BINARY", "ENDINGS", "find_files"]
+
+_JSON = ".json"  # what a folder's notes about itself are written in, too
+_TEXT = (".jsonl", ".csv", ".tsv", ".ndjson")  # of which a folder holds one
+BINARY = (".parquet", ".arrow", ".tar")
+"""Endings of tables that are often cut into many files."""
+ENDINGS = (*_TEXT, _JSON, *BINARY)
+"""Endings of all files that can be read."""
+_NOTES = {
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "state.json",
+}
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+_SHARD = re.compile(r"(?P<name>\w+?)-\d{5}-of-\d{5}")
+_REST = "the rest"
+
+
+def find_files(source: Path, split: str | None) -> list[Path]:
+    """Files of one table, in the order they are read.
+
+    Args:
+        source: a file, or a folder that holds one table or several splits of one.
+        split: which split: `train`, `validation`, `test`, or another name that files of the form
+            `data/NAME-00000-of-00001.parquet` have. None: the only one there is.
+
+    Raises:
+        UserError: there is no table, more than one, or no such split.
+    """
+    if source.is_dir():
+        files = _of_folder(source)
+    elif not source.exists():
+        raise UserError(f"there is no file or folder {source}")
+    elif source.suffix.lower() not in ENDINGS:
+        raise UserError(f"{source} must end in {_listed()}, which tells its format")
+    else:
+        files = [source]
+    if split is not None or len(files) > 1:
+        files = _of_split(source, files, split)
+    kinds = {path.suffix.lower() for path in files}
+    cut = all(_SHARD.match(path.name) for path in files)
+    if len(kinds) > 1 or (len(files) > 1 and not (cut or kinds <= set(BINARY))):
+        names = and_more([str(path.relative_to(source)) for path in files], 4)
+        raise UserError(f"{source} holds more than one table ({names}); give the path of one")
+    return files
+
+
+def _listed() -> str:
+    return f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+
+
+def _of_folder(folder: Path) -> list[Path]:
+    """Tables of text at the top and binary ones anywhere, else tables of text below."""
+    below = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in ENDINGS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.name not in _NOTES
+    )
+    top = [path for path in below if path.parent == folder]
+    for found in (_ending(top, _TEXT) + _ending(below, BINARY), _ending(below, _TEXT), top, below):
+        if found:
+            return found
+    raise UserError(f"{folder} holds no file that ends in {_listed()}")
+
+
+def _ending(paths: Iterable[Path], endings: Iterable[str]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() in endings]
+
+
+def _of_split(source: Path, files: list[Path], split: str | None) -> list[Path]:
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        inside = path.relative_to(source if source.is_dir() else source.parent)
+        splits.setdefault(split_of(inside) or _REST, []).append(path)
+    named = sorted(set(splits) - {_REST})
+    if split is None:
+        if len(splits) > 1 and len(named) > 1:
+            raise UserError(
+                f"{source} holds the splits {', '.join(named)}; choose one, as with --split "
+                f"{named[-1]}"
+            )
+        return files
+    if split not in named:
+        held = f"it has {', '.join(named)}" if named else "its files name no splits"
+        raise UserError(f"{source} has no split {split!r}{did_you_mean(split, named)} ({held})")
+    return splits[split]
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a path within a data set names, as the `datasets` library sees it."""
+    for part in reversed(path.parts):
+        words = re.split(r"[^A-Za-z]+", part)
+        if found := next((_SPLITS[word] for word in words if word in _SPLITS), None):
+            return found
+    shard = _SHARD.match(path.name)
+    return shard["name"] if shard and path.parent.name == "data" else None

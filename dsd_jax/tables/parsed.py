@@ -1,0 +1,72 @@
+"""What every reader of a format yields: the cells of a row, or why it cannot be read."""
+
+import codecs
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from dsd_jax.errors import UserError
+from dsd_jax.inside import open_regular
+from dsd_jax.text.plain import text_fault
+
+__all__ = ["PROBED", "Parsed", "checked", "names_of", "open_text"]
+
+PROBED = 100
+"""Rows whose names are taken for the columns where a file does not list them."""
+_MEMBERS = 16  # of a list that are named as columns
+
+
+class Parsed(NamedTuple):
+    """A row as it lies in a file.
+
+    Attributes:
+        cells: column -> value: text, bytes, numbers, None, mappings and lists.
+        size: its part of the file, in rows or megabytes.
+        error: why it cannot be read.
+    """
+
+    cells: Mapping[str, object]
+    size: float
+    error: str | None = None
+
+
+def checked(cells: Mapping[str, object], size: float) -> Parsed:
+    """A row whose text has been checked."""
+    fault = text_fault(cells)
+    return Parsed({}, size, fault) if fault else Parsed(cells, size)
+
+
+def open_text(path: Path) -> io.TextIOWrapper:
+    r"""Opens a file of UTF-8 text, with or without its mark.
+
+    Bytes that are not UTF-8 become lone surrogates, which `checked` finds in their row. Lines end
+    with `\n`, `\r` or `\r\n`, and keep their ends.
+
+    Raises:
+        UserError: the file is UTF-16, as some spreadsheets save text, or no regular file.
+    """
+    file = open_regular(path)
+    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        file.close()
+        raise UserError(f"{path} is UTF-16 text; save it as UTF-8")
+    file.seek(0)
+    return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+
+
+def names_of(rows: Iterable[Parsed]) -> tuple[str, ...]:
+    """Names of the columns that some rows have: `name`, `name.member`, `name.0` of a list."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= dict.fromkeys(_flat(row.cells))
+    return tuple(names)
+
+
+def _flat(cells: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    for name, value in cells.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, list):
+            members = {str(i): item for i, item in enumerate(value[:_MEMBERS])}
+            yield from _flat(members, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")

@@ -1,0 +1,182 @@
+"""`dsd data grids` and `dsd data pairs`, with a small random FLUX as the teacher."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsd_jax.cli import main
+from dsd_jax.data.cli_grids import PipelineTeacher
+from dsd_jax.data.make.config import begin_stage, load_config
+from dsd_jax.data.make.crops import grid_file
+from dsd_jax.data.make.grids import GridsConfig
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.teacher import Teacher
+from dsd_jax.errors import UserError
+from dsd_jax.images import NotFiniteError, read_parameters
+from dsd_jax.infer.pipeline import Pipeline
+from tests.data.make.painted import grid_picture, tree, write_prompts
+from tests.random_flux import compile_once, write_flux
+
+CONFIG = """
+root = "made"
+base_path = "flux"
+parts = 2
+
+[providers.writer]
+kind = "openai"
+model = "gpt-4o-2024-11-20"
+
+[captions]
+source = ["captions.csv"]
+count = 10
+
+[prompts]
+provider = "writer"
+
+[grids]
+height = 32
+width = 32
+steps = 1
+dtype = "float32"
+
+[judge]
+provider = "writer"
+
+[caption]
+provider = "writer"
+"""
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    compile_once(tmp_path_factory.mktemp("programs"))
+    return write_flux(tmp_path_factory.mktemp("random")) / "flux"
+
+
+def begun(folder: Path, flux: Path | None = None) -> tuple[str, Parts]:
+    """A configuration whose prompts are written."""
+    if flux:
+        (folder / "flux").symlink_to(flux)
+    path = folder / "make.toml"
+    path.write_text(CONFIG, encoding="utf-8")
+    config = load_config(path)
+    for stage in ("captions", "prompts"):
+        parts = begin_stage(config, stage)
+    write_prompts(parts, 5)
+    return str(path), parts
+
+
+def test_pictures_are_sampled_and_cut(tmp_path, flux, capsys):
+    config, parts = begun(tmp_path, flux)
+    assert main(["data", "grids", config]) == 0
+    assert "grids: 2 of 2 parts, 5 of 5 rows kept" in capsys.readouterr().out
+    rows = list(parts.rows("grids"))
+    made = read_parameters(grid_file(parts, rows[0]["id"]))
+    assert made == {
+        "prompt": rows[0]["prompt"],
+        "seed": rows[0]["seed"],
+        "height": 32,
+        "width": 32,
+        "steps": 1,
+        "guidance": 3.5,
+        "model": "flux/transformer",
+        "lora": [],
+        "dtype": "float32",
+        "max_sequence_length": 512,
+    }
+
+    before = tree(parts.root)
+    shutil.rmtree(parts.root / "grids" / "part-00001")
+    parts.path("grids", 1).unlink()
+    assert main(["data", "grids", config, "--shard", "1", "--num_shards", "2"]) == 0
+    assert tree(parts.root) == before
+
+    capsys.readouterr()
+    assert main(["data", "pairs", config]) == 0  # noise, not grids
+    out = capsys.readouterr().out
+    assert "pairs: 2 of 2 parts, 0 of 5 rows kept\n" in out
+    assert "rejected: " in out
+
+
+def test_workers_wait_for_each_other(tmp_path, capsys):
+    config, parts = begun(tmp_path)
+    begin_stage(load_config(Path(config)), "grids")
+    for part in range(2):
+        parts.write("grids", part, [])
+    first, second = (["data", "pairs", config, "--shard", n, "--num_shards", "2"] for n in "01")
+    with pytest.raises(SystemExit) as ended:
+        main(first)
+    assert not ended.value.code
+    assert "run the same command again" in capsys.readouterr().out
+    assert main(second) == 0
+    assert main(first) == 0
+    assert list(parts.rows("pairs")) == []
+
+
+@pytest.mark.parametrize("stage", ["grids", "pairs"])
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--shard", "2", "--num_shards", "2"], "shard 2 of 2: shards are numbered from 0"),
+        (["--shard", "1"], "--shard and --num_shards go together"),
+    ],
+)
+def test_wrong_shards(tmp_path, capsys, stage, flags, complaint):
+    config, _ = begun(tmp_path)
+    assert main(["data", stage, config, *flags]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stage", "before"), [("grids", "prompts"), ("pairs", "grids")])
+def test_the_stage_before_is_missing(tmp_path, capsys, stage, before):
+    config, parts = begun(tmp_path)
+    begin_stage(load_config(Path(config)), "grids")
+    parts.path("prompts", 0).unlink()
+    assert main(["data", stage, config]) == 2
+    assert f"run `dsd data {before}` first" in capsys.readouterr().err
+
+
+class Unfinite(Pipeline):
+    """Breaks a whole batch if a word is in it, as `Pipeline.run` does."""
+
+    def __init__(self) -> None:
+        self.mesh = None
+        self.identity = {"model": "broken"}
+        self.autoencoder_config = SimpleNamespace(downscale=8)  # type: ignore[assignment]
+        self.sizes: list[int] = []
+
+    def run(self, texts: list[str], references: Any, seeds: Any, *args: Any, **rest: Any) -> Any:
+        self.sizes.append(len(texts))
+        if "broken" in texts:
+            raise NotFiniteError("values that are not finite")
+        return SimpleNamespace(images=[grid_picture(int(seed)) for seed in seeds])
+
+
+def test_one_picture_that_is_not_finite_spares_the_others():
+    pipeline = Unfinite()
+    teacher = PipelineTeacher(pipeline, GridsConfig(height=64, width=64), 3)
+    assert isinstance(teacher, Teacher)
+    made = teacher(["a", "broken", "b"], [1, 2, 3])
+    assert made[1] is None
+    for picture, seed in ((made[0], 1), (made[2], 3)):
+        assert isinstance(picture, Image.Image)
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(grid_picture(seed)))
+    assert set(pipeline.sizes) == {3}  # one program
+
+
+@pytest.mark.parametrize(
+    ("config", "batch_size", "complaint"),
+    [
+        (GridsConfig(height=60), None, "60"),
+        (GridsConfig(steps=0), None, "steps must be from 1 to 1000, got 0"),
+        (GridsConfig(), 0, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_used(config, batch_size, complaint):
+    with pytest.raises(UserError, match=complaint):
+        PipelineTeacher(Unfinite(), config, batch_size)
