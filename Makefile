@@ -18,8 +18,8 @@ toy-flux: $(RUN)/installed
 # The student in dsd_jax/toy/lora: a longer quickstart.
 toy-lora: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/toy/lora --minutes 40
-	rm -rf outputs/toy/lora/small
-	$(RUN)/bin/dsd convert lora outputs/toy/lora/run outputs/toy/lora/small --dtype bfloat16
+	rm -f outputs/toy/lora/small.safetensors
+	$(RUN)/bin/dsd convert lora outputs/toy/lora/run outputs/toy/lora/small.safetensors --single_file --dtype bfloat16
 
 test: lint
 	$(TEST)/bin/pytest -q -n 2

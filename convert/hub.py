@@ -1,6 +1,5 @@
 """Finds weights and datasets: a folder, a file, a bucket, or a repository on the hub."""
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 
 __all__ = ["check_scheme", "resolve"]
 
@@ -30,8 +30,7 @@ def check_scheme(path: epath.PathLike) -> None:
         return
     if not text.startswith("gs://"):
         raise UserError(f"{text} is not a path; give a folder, gs://BUCKET/..., or a hub id")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{text}: buckets need another library; pip install 'dsd-jax[gcs]'")
+    require("gcs")
 
 
 def resolve(

@@ -1,6 +1,6 @@
 """The conversions: whole pipelines or single models, to JAX and back, streamed tensor by tensor."""
 
-import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from etils import epath
 
 from dsd_jax.checkpoint import save_params
 from dsd_jax.config import ClipConfig, FluxConfig, T5Config
-from dsd_jax.convert.hub import check_scheme
+from dsd_jax.convert.folder import new_folder
 from dsd_jax.convert.open import (
     ORIGIN,
     PARAMS,
@@ -20,9 +20,11 @@ from dsd_jax.convert.open import (
     open_component,
     table_for,
 )
+from dsd_jax.convert.readers import model_notices
 from dsd_jax.convert.table.engine import Source
 from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weights
 from dsd_jax.errors import UserError
+from dsd_jax.files import write_object
 from dsd_jax.lora import MergedSource
 from dsd_jax.models import Config
 from dsd_jax.parts import Component, ScaledAdapter, with_condition
@@ -37,43 +39,8 @@ MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
 
 
-@contextlib.contextmanager
-def _new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A folder that appears under `path` when the block ends well, and leaves nothing otherwise.
-
-    A bucket has no renames; there, a folder counts as there once its `config.json` is.
-    """
-    check_scheme(path)
-    final = epath.Path(path)
-    if final.exists():
-        raise UserError(f"{path} exists already; remove it or choose another destination")
-    remote = "://" in str(path)
-    work = final if remote else final.with_name(f".{final.name}.part")
-    new_parents = [] if remote else [p for p in Path(final).parents if not p.exists()]
-    try:
-        if work.exists():
-            work.rmtree()
-        work.mkdir(parents=True)
-        yield work
-        if not remote:
-            Path(work).replace(Path(final))
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            if work.exists():
-                work.rmtree()
-            for parent in new_parents:
-                parent.rmdir()
-        if isinstance(error, UserError):  # under the name that the user gave
-            raise UserError(str(error).replace(str(work), str(path))) from error
-        if isinstance(error, OSError):
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; nothing was left behind"
-            ) from error
-        raise
-
-
 def _write_json(path: epath.Path, data: object) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    write_object(path, json.dumps(data, indent=2) + "\n")
 
 
 def _parts(source: epath.PathLike) -> list[str]:
@@ -96,8 +63,19 @@ def _copy_others(source: epath.PathLike, target: epath.Path) -> None:
         (root / "model_index.json").copy(target / "model_index.json", overwrite=True)
 
 
-def _cast(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
-    return array if dtype is None else array.astype(dtype, copy=False)
+def _cast(array: np.ndarray, dtype: DTypeLike | None, path: str) -> np.ndarray:
+    """The tensor in this dtype.
+
+    Raises:
+        UserError: it has numbers above 65,504, which are infinite in float16.
+    """
+    if dtype is None or array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if cast.dtype == np.float16 and not np.isfinite(cast).all():
+        raise UserError(f"{path} has numbers that float16 cannot hold; use bfloat16 or float32")
+    return cast
 
 
 def to_jax(
@@ -121,7 +99,7 @@ def to_jax(
         UserError: unreadable source, existing or unwritable target; nothing is left behind.
     """
     notices: list[str] = []
-    with _new_folder(target) as work:
+    with new_folder(target) as work:
         names = _parts(source)
         for name in names or [""]:
             component = open_component(epath.Path(source) / name, fingerprint=True)
@@ -142,7 +120,7 @@ def _to_orbax(
 
         def tensors() -> Iterator[tuple[str, np.ndarray]]:
             for path, array in _in_order(component.source):
-                yield path, _cast(array, dtype)
+                yield path, _cast(array, dtype, path)
                 advance(array.size / 1e6)
 
         save_params(folder / PARAMS, tensors())
@@ -195,6 +173,7 @@ def to_torch(
             nothing is left behind.
     """
     names = _parts(source)
+    form = _Form(layout, dtype, tuple(adapters))
     if str(target).endswith(".safetensors"):
         if names:
             raise UserError(
@@ -203,28 +182,37 @@ def to_torch(
             )
         component = _open(source, adapters)
         file = Path(target)
-        _to_safetensors(component, adapters, file, layout, dtype, file.name, overwrite=overwrite)
-        return list(component.notices)
+        lost = _to_safetensors(component, form, file, file.name, overwrite=overwrite)
+        return [*component.notices, *lost]
 
+    if "://" in str(target):
+        raise UserError(
+            f"{target}: PyTorch files are written to a local folder; copy it from there"
+        )
     notices: list[str] = []
-    with _new_folder(target) as work:
+    with new_folder(target) as work:
         for name in names or [""]:
             own = adapters if name in ("transformer", "") else ()
             component = _open(epath.Path(source) / name, own)
-            notices += component.notices
             text = isinstance(component.config, T5Config | ClipConfig)
-            _to_safetensors(
-                component,
-                own,
-                Path(work) / name,
-                "diffusers" if text else layout,
-                dtype,
-                name or Path(target).name,
+            wanted = dataclasses.replace(
+                form, layout="diffusers" if text else layout, adapters=tuple(own)
             )
+            lost = _to_safetensors(component, wanted, Path(work) / name, name or Path(target).name)
+            notices += [*component.notices, *lost]
             _finish(component, work / name, own)
         if names:
             _copy_others(source, work)
     return notices
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How a model is written for PyTorch: see `to_torch`."""
+
+    layout: str
+    dtype: DTypeLike | None
+    adapters: tuple[ScaledAdapter, ...]
 
 
 def _open(path: epath.PathLike, adapters: Sequence[ScaledAdapter]) -> Component[Config]:
@@ -238,28 +226,19 @@ def _open(path: epath.PathLike, adapters: Sequence[ScaledAdapter]) -> Component[
 
 
 def _to_safetensors(
-    component: Component[Config],
-    adapters: Sequence[ScaledAdapter],
-    target: Path,
-    layout: str,
-    dtype: DTypeLike | None,
-    title: str,
-    *,
-    overwrite: bool = False,
-) -> None:
-    table = table_for(component.config, layout)
-    source = MergedSource(component.source, adapters) if adapters else component.source
-    specs = table.their_specs(source.dtypes if dtype is None else dtype)
+    component: Component[Config], form: _Form, target: Path, title: str, *, overwrite: bool = False
+) -> list[str]:
+    """Writes one model; returns what the user should know of it."""
+    table = table_for(component.config, form.layout)
+    merged = _Merged(component.source, form)
+    specs = table.their_specs(merged.dtypes)
     total = sum(math.prod(shape) for shape, _ in specs.values()) / 1e6
     text = isinstance(component.config, T5Config | ClipConfig)
-
-    def read(path: str) -> np.ndarray:
-        return source.read(path, tuple(slice(0, size) for size in source.shapes[path]))
 
     with progress(f"to PyTorch: {title}", total, "M parameters") as advance:
 
         def tensors() -> Iterator[tuple[str, np.ndarray]]:
-            for name, array in table.iter_theirs(read, dtype):
+            for name, array in table.iter_theirs(merged.read):
                 yield name, array
                 advance(array.size / 1e6)
 
@@ -270,3 +249,49 @@ def _to_safetensors(
             stem=TRANSFORMERS_STEM if text else DIFFUSERS_STEM,
             overwrite=overwrite,
         )
+    config = component.config
+    alone = form.layout == "bfl" and isinstance(config, FluxConfig) and config.condition_embed
+    return merged.notices() + (model_notices(form.layout) if alone else [])
+
+
+class _Merged:
+    """Weights with their adapters as they are written; measures what rounding takes away.
+
+    Sums are made in float32 and rounded once. Attribute `dtypes`: of every parameter as written.
+    """
+
+    def __init__(self, base: WeightSource, form: _Form) -> None:
+        self._base = base
+        self._kept = MergedSource(base, form.adapters)
+        self._exact = MergedSource(base, form.adapters, np.float32)
+        self.dtypes = (
+            self._kept.dtypes
+            if form.dtype is None
+            else dict.fromkeys(base.shapes, np.dtype(form.dtype))
+        )
+        self._change = self._loss = 0.0  # sums of squares
+
+    def read(self, path: str) -> np.ndarray:
+        whole = tuple(slice(0, size) for size in self._base.shapes[path])
+        dtype = self.dtypes[path]
+        if path not in self._exact.sums:
+            return _cast(self._kept.read(path, whole), dtype, path)
+        exact = self._exact.read(path, whole)
+        written = _cast(exact, dtype, path)
+        if written is exact:
+            return written
+        base = self._base.read(path, whole).astype(np.float32)
+        self._change += float(np.linalg.norm(exact - base)) ** 2
+        self._loss += float(np.linalg.norm(exact - written.astype(np.float32))) ** 2
+        return written
+
+    def notices(self) -> list[str]:
+        if not self._loss:
+            return []
+        share = 100 * math.sqrt(self._loss / self._change) if self._change else math.inf
+        kinds = sorted({str(self.dtypes[path]) for path in self._exact.sums})
+        notice = (
+            f"rounding the merged weights to {' and '.join(kinds)} changes them by {share:.2g} % "
+            "of what the LoRA does; --dtype float32 keeps all of it"
+        )
+        return [notice]

@@ -14,13 +14,14 @@ from typing import Any
 from etils import epath
 
 from dsd_jax.checkpoint import OrbaxSource
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import FLUX_DEV, AutoencoderConfig, ClipConfig, FluxConfig, T5Config
 from dsd_jax.convert.flux.bfl import flux_bfl
 from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors, flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.io import open_weights
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.packaging import detect_layout
 from dsd_jax.convert.schedule import schedule_from_json
 from dsd_jax.convert.table.engine import Table
@@ -153,7 +154,7 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
     if (root / PARAMS).exists():
         config = _config_from_json(read_json(root / "config.json"), [], f"{root}/config.json")
         orbax = OrbaxSource(root / PARAMS)
-        if isinstance(config, FluxConfig) and "cond_in.kernel" in orbax.shapes:
+        if isinstance(config, FluxConfig) and CANVAS.is_in(orbax.shapes):
             config = dataclasses.replace(config, condition_embed=True)
         return Component(str(path), config, orbax, "orbax", digests=lambda: _origin(root))
 

@@ -1,6 +1,5 @@
 """`dsd data`: import, stats, verify and encode."""
 
-import functools
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,14 +7,14 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from dsd_jax.config import BFLOAT16, FLOAT32, FLUX_DEV, default_execution
+from dsd_jax.config import FLUX_DEV, PRECISIONS, default_execution
 from dsd_jax.data.load.encoded import Binding, text_digest, weights_digest
 from dsd_jax.data.pairs.importer import import_pairs
 from dsd_jax.data.pairs.reader import ImportSettings
 from dsd_jax.data.pairs.report import statistics, verify_folder
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
-from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.sharding import MeshConfig, batch_ways, make_mesh
 
 __all__ = ["encode", "import_dataset", "stats", "verify"]
 
@@ -45,25 +44,27 @@ def import_dataset(
 
 
 def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None:
-    """Print what is in a dataset, or how a dataset in the making came about.
+    """Count what is in a dataset, or the yields and costs of a work folder.
 
     Args:
-        dataset: Dataset folder, or the root of a dataset in the making.
-        plot: PNG file to draw yields, reasons, subjects and costs of a making to.
+        dataset: Dataset folder, or the work folder of `dsd data make`.
+        plot: PNG file for a plot of yields, reasons, subjects and costs of a work folder.
     """
-    from dsd_jax.data.make.statistics import MAKING
-    from dsd_jax.data.make.tables import plot_making, tables
+    from dsd_jax.data.make.folder import is_begun
+    from dsd_jax.data.make.overview import plot_yields, tables
 
-    if (dataset / MAKING).exists():
+    if is_begun(dataset):
         from rich.console import Console
 
         for table in tables(dataset):
             Console().print(table)
         if plot is not None:
-            plot_making(dataset, plot)
+            plot_yields(dataset, plot)
         return
     if plot is not None:
-        raise UserError(f"{dataset} is no dataset in the making; there is nothing to plot")
+        raise UserError(
+            f"{dataset} is not a work folder of `dsd data make`; there is nothing to plot"
+        )
     print(statistics(PairStore.open(dataset)))
 
 
@@ -118,20 +119,19 @@ def encode(
     """
     from dsd_jax.convert.open import open_autoencoder, open_text
     from dsd_jax.data.load.cache import encode_pairs
-    from dsd_jax.encoders import TILING, TextPrograms
-    from dsd_jax.models import abstract, load
+    from dsd_jax.encoders import ImageCodec, TextEncoder
 
     store = PairStore.open(dataset)
     vae = open_autoencoder(base_path, fingerprint=True)
-    precision = FLOAT32 if dtype == "float32" else BFLOAT16
+    precision = PRECISIONS[dtype]
     devices = make_mesh(mesh)
-    share = devices.shape["data"] * devices.shape["fsdp"]
     encode_text, digest, tokens = None, None, None
     if text:
         parts = open_text(base_path, max_sequence_length, fingerprint=True)
         execution = default_execution(jax.default_backend())
-        programs = TextPrograms.load(parts, precision=precision, execution=execution, mesh=devices)
-        encode_text = functools.partial(programs, group=share)
+        encode_text = TextEncoder.load(
+            parts, precision=precision, execution=execution, mesh=devices
+        )
         digest = text_digest(parts.t5.sha256(), parts.clip.sha256())
         tokens = parts.tokenizers.t5_length
     weights = weights_digest(vae.sha256())
@@ -140,11 +140,9 @@ def encode(
         store,
         target,
         binding,
-        load(abstract(vae.config, precision=precision), vae.source, mesh=devices),
-        tiling=TILING,
+        ImageCodec.load(vae, precision=precision, mesh=devices),
         text=encode_text,
-        mesh=devices,
-        batch=batch_size or share,
+        batch=batch_size or batch_ways(devices),
         shard=shard,
         num_shards=num_shards,
     )

@@ -1,83 +1,127 @@
-"""`dsd data`: the making of a dataset, stage by stage or all in order."""
+"""`dsd data`: makes a dataset, stage by stage or all stages in order."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from dsd_jax.data.make.config import MakeConfig, begun_settings, load_config, open_parts
-from dsd_jax.data.make.make import CountTokens, panels_of, run_asking
+from dsd_jax.data.make.config import MakeConfig, load_config
+from dsd_jax.data.make.crops import panels_of
+from dsd_jax.data.make.folder import begun_settings, open_parts
+from dsd_jax.data.make.grids import Teacher
+from dsd_jax.data.make.overview import summary
 from dsd_jax.data.make.pack import DATASET, pack
-from dsd_jax.data.make.parts import STAGES, Shard, shard_from_environment
-from dsd_jax.data.make.statistics import ledger_totals, tally
-from dsd_jax.data.make.tables import summary
+from dsd_jax.data.make.run import CountTokens, OthersFirst, Tools, run_stage
+from dsd_jax.data.make.stages import (
+    CAPTIONS,
+    DESCRIPTIONS,
+    GRIDS,
+    JUDGEMENTS,
+    PAIRS,
+    PROMPTS,
+    STAGES,
+    Stage,
+    StageRow,
+)
+from dsd_jax.data.make.statistics import ledger_totals, yield_of
 from dsd_jax.data.make.view import write_page
+from dsd_jax.sharding import MeshConfig
+from dsd_jax.shares import ShareFlags, WorkerShare
 
-__all__ = ["caption", "captions", "judge", "make", "pack_dataset", "prompts", "status", "view"]
+__all__ = [
+    "caption", "captions", "grids", "judge", "make", "pack_dataset", "pairs", "prompts", "status",
+    "view",
+]  # fmt: skip
 
 Config = tyro.conf.Positional[Path]
+Share = tyro.conf.OmitArgPrefixes[ShareFlags]
 
 
 @dataclasses.dataclass(frozen=True)
-class Worker:
-    """Which part of the work is done, and in which words.
+class Painting:
+    """How the teacher paints.
 
     Attributes:
-        shard: Number of this worker, from 0; default: that of the SLURM array or indexed job.
-        num_shards: Number of workers.
-        prompts: File with texts in place of ours.
+        batch_size: Pictures painted at once. Default: one per device that shares the batch.
+        mesh: Devices along each axis. -1: all that the other axes leave.
     """
 
-    shard: int | None = None
-    num_shards: int | None = None
-    prompts: Path | None = None
+    batch_size: int | None = None
+    mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = dataclasses.field(
+        default_factory=MeshConfig
+    )
 
 
-Work = tyro.conf.OmitArgPrefixes[Worker]
+def captions(config: Config, share: Share = ShareFlags(), prompts: Path | None = None) -> None:
+    """Sample captions without repeats; if a model is named, keep those with a clear subject.
+
+    Args:
+        config: TOML file of all stages.
+        prompts: File with texts that replace ours.
+    """
+    _run(load_config(config, prompts), CAPTIONS, share.share())
 
 
-def captions(config: Config, worker: Work = Worker()) -> None:
-    """Sample captions without repeats, and keep those with a clear subject if a model is named.
+def prompts(config: Config, share: Share = ShareFlags(), prompts: Path | None = None) -> None:
+    """Write one four-panel grid prompt per caption.
+
+    Args:
+        config: TOML file of all stages.
+        prompts: File with texts that replace ours.
+    """
+    _run(load_config(config, prompts), PROMPTS, share.share())
+
+
+def grids(
+    config: Config,
+    share: Share = ShareFlags(),
+    painting: tyro.conf.OmitArgPrefixes[Painting] = Painting(),
+) -> None:
+    """Paint a grid for every prompt that was kept; a run that was stopped goes on.
 
     Args:
         config: TOML file of all stages.
     """
-    _ask(config, "captions", worker)
+    _run(load_config(config), GRIDS, share.share(), painting)
 
 
-def prompts(config: Config, worker: Work = Worker()) -> None:
-    """Have one prompt for a grid of four written for every caption.
+def pairs(config: Config, share: Share = ShareFlags()) -> None:
+    """Cut grids into panels, reject uneven grids, near copies and duplicates, and make pairs.
 
-    Args:
-        config: TOML file of all stages.
-    """
-    _ask(config, "prompts", worker)
-
-
-def judge(config: Config, worker: Work = Worker()) -> None:
-    """Have pairs judged: do both panels show the identical subject?
+    Pairs are made when the grids of all workers are cut.
 
     Args:
         config: TOML file of all stages.
     """
-    _ask(config, "judge", worker)
+    _run(load_config(config), PAIRS, share.share())
 
 
-def caption(config: Config, worker: Work = Worker()) -> None:
-    """Have the kept pairs described: the target, and the edit that leads to it.
+def judge(config: Config, share: Share = ShareFlags(), prompts: Path | None = None) -> None:
+    """Ask a vision-language model whether both panels of each pair show the same subject.
 
     Args:
         config: TOML file of all stages.
+        prompts: File with texts that replace ours.
     """
-    _ask(config, "caption", worker)
+    _run(load_config(config, prompts), JUDGEMENTS, share.share())
+
+
+def caption(config: Config, share: Share = ShareFlags(), prompts: Path | None = None) -> None:
+    """Describe the kept pairs: the target, and the edit that leads to it.
+
+    Args:
+        config: TOML file of all stages.
+        prompts: File with texts that replace ours.
+    """
+    _run(load_config(config, prompts), DESCRIPTIONS, share.share())
 
 
 def pack_dataset(config: Config) -> None:
-    """Write the kept pairs as a dataset, `dataset` in the folder; one process for all parts.
+    """Write the kept pairs as a dataset into `dataset` in the work folder, in one process.
 
     Args:
         config: TOML file of all stages.
@@ -85,23 +129,23 @@ def pack_dataset(config: Config) -> None:
     _pack(load_config(config))
 
 
-def make(config: Config, worker: Work = Worker()) -> None:
-    """Make a dataset: all stages in order; stopped and started again, it goes on.
+def make(
+    config: Config,
+    share: Share = ShareFlags(),
+    painting: tyro.conf.OmitArgPrefixes[Painting] = Painting(),
+    prompts: Path | None = None,
+) -> None:
+    """Make a dataset: run all stages in order; a run that was stopped goes on.
 
     With several workers, the last one to finish packs.
 
     Args:
         config: TOML file of all stages.
+        prompts: File with texts that replace ours.
     """
-    from dsd_jax.data.cli_grids import run_grids, run_pairs
-
-    chosen, shard = _chosen(config, worker)
-    runs: dict[str, Callable[[MakeConfig, Shard], None]] = {"grids": run_grids, "pairs": run_pairs}
+    chosen, worker = load_config(config, prompts), share.share()
     for stage in STAGES:
-        if stage in runs:
-            runs[stage](chosen, shard)
-        else:
-            run_asking(chosen, stage, shard, lambda: _count_tokens(chosen))
+        _run(chosen, stage, worker, painting)
     parts = open_parts(chosen)
     if all(parts.done(STAGES[-1], part) for part in range(parts.count)):
         _pack(chosen)
@@ -110,7 +154,7 @@ def make(config: Config, worker: Work = Worker()) -> None:
 
 
 def status(config: Config) -> None:
-    """Show how far every stage is.
+    """Show the progress of each stage.
 
     Args:
         config: TOML file of all stages.
@@ -123,11 +167,11 @@ def status(config: Config) -> None:
     for column in ("parts", "rows", "kept", "answers", "maybe charged", "dollars", "to do"):
         table.add_column(column, justify="right", no_wrap=True)
     for stage in STAGES:
-        counts = tally(parts, stage)
-        seen = totals.get(stage)
+        counts = yield_of(parts, stage)
+        seen = totals.get(stage.name)
         todo = [str(part) for part in range(parts.count) if not parts.done(stage, part)]
         table.add_row(
-            stage,
+            stage.name,
             f"{counts.finished}/{parts.count}",
             f"{counts.rows:,}",
             f"{counts.kept:,}",
@@ -142,33 +186,40 @@ def status(config: Config) -> None:
 
 
 def view(config: Config, output: Path, limit: int = 200) -> None:
-    """Write a page with grids, boxes, pairs, prompts and the judge's words, for any browser.
+    """Write a web page with grids, boxes, pairs, prompts and the judge's answers.
 
     Args:
         config: TOML file of all stages.
         output: HTML file to write.
-        limit: Grids at most; of more, a sample is shown.
+        limit: Largest number of grids; of more, a sample is shown.
     """
     parts = open_parts(load_config(config))
     shown, total = write_page(parts, output, limit, parts.root.resolve().name)
     print(f"{output} shows {shown:,} of {total:,} grids")
 
 
-def _chosen(path: Path, worker: Worker) -> tuple[MakeConfig, Shard]:
-    shard = shard_from_environment(worker.shard, worker.num_shards)
-    return load_config(path, worker.prompts), shard
+def _run(
+    config: MakeConfig,
+    stage: Stage[StageRow],
+    share: WorkerShare,
+    painting: Painting = Painting(),
+) -> None:
+    def teacher() -> Teacher:
+        from dsd_jax.data.make.teacher import open_teacher
 
+        return open_teacher(config, painting.batch_size, painting.mesh)
 
-def _ask(path: Path, stage: str, worker: Worker) -> None:
-    config, shard = _chosen(path, worker)
-    run_asking(config, stage, shard, lambda: _count_tokens(config))
-    print(summary(open_parts(config), stage, shard))
+    def count_tokens() -> CountTokens:
+        from dsd_jax.convert.open import open_tokenizers
 
+        return open_tokenizers(config.base_path).count_clip_tokens
 
-def _count_tokens(config: MakeConfig) -> CountTokens:
-    from dsd_jax.convert.open import open_tokenizers
-
-    return open_tokenizers(config.base_path).count_clip_tokens
+    try:
+        parts = run_stage(config, stage, share, Tools(teacher, count_tokens))
+    except OthersFirst as waiting:
+        print(waiting)
+        raise SystemExit(0) from None
+    print(summary(parts, stage, share))
 
 
 def _pack(config: MakeConfig) -> None:

@@ -18,6 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 from dsd_jax.hlo import collectives
 from dsd_jax.sharding import MeshConfig, make_mesh
 
@@ -129,11 +130,9 @@ def devices_of(topology: str) -> list[jax.Device]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # noqa: BLE001 - the compiler's loader raises what it likes
+        require("tpu")
         reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"the TPU compiler does not know {topology} or is not installed "
-            f"(pip install libtpu): {reason}"
-        ) from None
+        raise UserError(f"the TPU compiler does not know {topology}: {reason}") from None
 
 
 def bytes_per_chip(tree: Any) -> int:

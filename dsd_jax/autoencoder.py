@@ -31,6 +31,8 @@ __all__ = [
     "Tiling",
     "decode_tiled",
     "encode_tiled",
+    "normalize",
+    "unnormalize",
 ]
 
 GROUP_NORM_EPS = 1e-6
@@ -38,7 +40,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class Posterior(NamedTuple):
-    """Diagonal Gaussian over latents, float32, before `Autoencoder.normalize`."""
+    """Diagonal Gaussian over latents, float32, before `normalize`."""
 
     mean: Float32[Array, "*B h w C"]
     logvar: Float32[Array, "*B h w C"]
@@ -326,13 +328,19 @@ class Autoencoder(nnx.Module):
         """Image of latents that are not normalised (any more); not clipped to [-1, 1]."""
         return self.decoder(latents)
 
-    def normalize(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        """`(z - shift) * scale`: the latents that the flow model is trained on."""
-        return (latents - self.config.shift) * self.config.scale
 
-    def unnormalize(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        """The inverse of `normalize`: what `decode` takes."""
-        return latents / self.config.scale + self.config.shift
+def normalize(
+    latents: Float[Array, "B h w C"], config: AutoencoderConfig
+) -> Float[Array, "B h w C"]:
+    """`(z - shift) * scale`: the latents that the flow model is trained on."""
+    return (latents - config.shift) * config.scale
+
+
+def unnormalize(
+    latents: Float[Array, "B h w C"], config: AutoencoderConfig
+) -> Float[Array, "B h w C"]:
+    """The inverse of `normalize`: the latents that `Autoencoder.decode` takes."""
+    return latents / config.scale + config.shift
 
 
 def _check_image(height: int, width: int, config: AutoencoderConfig) -> None:

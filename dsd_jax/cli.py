@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from dsd_jax import __version__
+from dsd_jax.interrupt import StopsAtOnce, leave
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -59,9 +60,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "data prompts": Command(
             "Write one four-panel grid prompt per caption", "dsd_jax.data.cli_make:prompts"
         ),
-        "data grids": Command("Paint a grid for every prompt", "dsd_jax.data.cli_grids:grids"),
+        "data grids": Command("Paint a grid for every prompt", "dsd_jax.data.cli_make:grids"),
         "data pairs": Command(
-            "Cut grids into panels and panels into pairs", "dsd_jax.data.cli_grids:pairs"
+            "Cut grids into panels and panels into pairs", "dsd_jax.data.cli_make:pairs"
         ),
         "data judge": Command(
             "Ask whether both panels show the same subject", "dsd_jax.data.cli_make:judge"
@@ -125,7 +126,6 @@ COMMANDS: dict[str, dict[str, Command]] = {
 
 _HELP = ("-h", "--help")
 _MISUSE = 2  # exit status of a wrong command line, as argparse and tyro have it
-_INTERRUPTED = 130  # 128 + SIGINT
 _NO_READER = 141  # 128 + SIGPIPE
 
 
@@ -145,14 +145,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     if not debug:
         sys.excepthook = _main_thread_only
+    signals = StopsAtOnce()
     try:
-        status = _dispatch(words)
+        with signals:
+            status = _dispatch(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         if debug:
             raise
         print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        if argv is None:
+            leave(signals.status)
+        return signals.status
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _without_reader():
             return _NO_READER

@@ -10,6 +10,7 @@ __all__ = [
     "BFLOAT16",
     "FLOAT32",
     "FLUX_DEV",
+    "PRECISIONS",
     "AutoencoderConfig",
     "ClipConfig",
     "Execution",
@@ -45,6 +46,8 @@ class Precision:
 
 FLOAT32 = Precision(jnp.float32, jnp.float32)
 BFLOAT16 = Precision()
+PRECISIONS = {"bfloat16": BFLOAT16, "float32": FLOAT32}
+"""By the names that flags and configs use."""
 
 
 @dataclasses.dataclass(frozen=True)

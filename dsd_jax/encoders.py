@@ -1,7 +1,12 @@
-"""Prompts and reference images to what the transformer takes."""
+"""The frozen models around the transformer: pictures to latents and back, prompts to embeddings.
 
+Sampling, training, caching and validation all encode with what is here, so a picture or a text has
+the same numbers wherever it is met.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,53 +14,90 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from dsd_jax.autoencoder import Autoencoder, Tiling, decode_tiled, encode_tiled
-from dsd_jax.config import Execution, Precision
+from dsd_jax.autoencoder import (
+    Autoencoder,
+    Posterior,
+    Tiling,
+    decode_tiled,
+    encode_tiled,
+    normalize,
+    unnormalize,
+)
+from dsd_jax.config import AutoencoderConfig, Execution, Precision
 from dsd_jax.frames import condition_canvas, pack_latents
 from dsd_jax.models import abstract, load
-from dsd_jax.parts import TextParts
+from dsd_jax.parts import Component, TextParts
+from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
-from dsd_jax.text.tokenize import Tokenizers
-from dsd_jax.types import Array, Float, Float32
+from dsd_jax.text.tokenize import TextIds, Tokenizers
+from dsd_jax.types import Array, Float, Float32, Int
 
-__all__ = ["TILING", "AutoencoderPrograms", "Text", "TextPrograms", "in_groups"]
+__all__ = ["ImageCodec", "Text", "TextEncoder", "in_groups", "latent_tokens"]
 
-# Up to 2048 x 2048 pixels are decoded whole, as the reference does; beyond that in tiles.
+# Up to 2048 x 2048 pixels are encoded and decoded in one piece, as the reference does; larger
+# pictures in tiles.
 TILING = Tiling(size=256, overlap=32)
 
 
 class Text(NamedTuple):
-    """Encoded prompts."""
+    """Embeddings of one prompt or of a batch: T5's tokens and the pooled CLIP vector."""
 
-    txt: Float[Array, "B Lt Dt"]
-    vec: Float[Array, "B Dv"]
+    txt: Float[Any, "*B Lt Dt"]
+    vec: Float[Any, "*B Dv"]
 
 
-def in_groups(run: Callable[..., Array], arrays: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """`run` over groups of `size` rows of the arrays, the last one filled up by repetition.
+def in_groups(run: Callable[..., Any], arrays: Sequence[np.ndarray], size: int) -> Any:
+    """Calls `run` on groups of `size` rows; the last group is filled up by repetition.
 
     One program serves any number of rows, and a row's result cannot depend on how many there are.
-    The results come back to the host.
+
+    Args:
+        run: takes the rows of every array and returns a tree of arrays with as many rows.
+        arrays: all with the same number of rows, at least one.
+        size: rows per call.
+
+    Returns:
+        The rows of all results, on the host.
     """
     count = len(arrays[0])
     out = []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        done = run(*(array[rows] for array in arrays))
-        out.append(np.asarray(done)[: min(size, count - start)])
-    return np.concatenate(out)
+        out.append(jax.tree.map(np.asarray, run(*(array[rows] for array in arrays))))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *out)
 
 
-class TextPrograms:
-    """Both text encoders, jitted; a group of prompts at a time."""
+class TextEncoder:
+    """Both text encoders, compiled, with their weights on a mesh.
 
-    def __init__(self, tokenizers: Tokenizers, t5: T5Encoder, clip: ClipTextEncoder) -> None:
-        self.tokenizers = tokenizers
-        t5_def, self._t5_state = nnx.split(t5)
-        clip_def, self._clip_state = nnx.split(clip)
-        self._t5 = jax.jit(lambda state, ids: nnx.merge(t5_def, state)(ids))
-        self._clip = jax.jit(lambda state, ids: nnx.merge(clip_def, state)(ids).pooled)
+    Args:
+        tokenizers: of the two encoders.
+        t5, clip: filled models.
+        mesh: where their weights lie; None: one device.
+        compiler_options: of XLA.
+    """
+
+    def __init__(
+        self,
+        tokenizers: Tokenizers,
+        t5: T5Encoder,
+        clip: ClipTextEncoder,
+        *,
+        mesh: Mesh | None = None,
+        compiler_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.tokenizers, self.mesh = tokenizers, mesh
+        t5_graph, self._t5 = nnx.split(t5)
+        clip_graph, self._clip = nnx.split(clip)
+
+        def embed(t5: nnx.State, clip: nnx.State, t5_ids: Array, clip_ids: Array) -> Text:
+            return Text(
+                nnx.merge(t5_graph, t5)(t5_ids), nnx.merge(clip_graph, clip)(clip_ids).pooled
+            )
+
+        rows = None if mesh is None else batch_sharding(mesh)
+        self._embed = jax.jit(embed, out_shardings=rows, compiler_options=compiler_options)
 
     @classmethod
     def load(
@@ -65,7 +107,8 @@ class TextPrograms:
         precision: Precision,
         execution: Execution,
         mesh: Mesh | None = None,
-    ) -> "TextPrograms":
+        compiler_options: dict[str, Any] | None = None,
+    ) -> "TextEncoder":
         """Reads the weights of both encoders onto the mesh.
 
         Raises:
@@ -77,49 +120,111 @@ class TextPrograms:
             parts.tokenizers,
             load(t5, parts.t5.source, mesh=mesh),
             load(clip, parts.clip.source, mesh=mesh),
+            mesh=mesh,
+            compiler_options=compiler_options,
         )
 
-    def __call__(self, prompts: Sequence[str], group: int = 1) -> dict[str, Text]:
-        """Every distinct prompt encoded once: `txt` [Lt, Dt] and `vec` [Dv] on the host."""
+    def embed(self, t5_ids: Int[Any, "B L_t5"], clip_ids: Int[Any, "B L_clip"]) -> Text:
+        """Embeddings of token ids, on the devices of the ids' sharding."""
+        with on_mesh(self.mesh):
+            return self._embed(self._t5, self._clip, t5_ids, clip_ids)
+
+    def encode(self, ids: TextIds) -> Text:
+        """Embeddings of every prompt, on the host."""
+        size = 1 if self.mesh is None else batch_ways(self.mesh)
+        return in_groups(self.embed, [ids.t5, ids.clip], size)
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Text]:
+        """Embeddings of every distinct prompt, `txt` [Lt, Dt] and `vec` [Dv] on the host."""
         distinct = list(dict.fromkeys(prompts))
-        ids = self.tokenizers.encode(distinct)
-        txt = in_groups(lambda ids: self._t5(self._t5_state, ids), [ids.t5], group)
-        vec = in_groups(lambda ids: self._clip(self._clip_state, ids), [ids.clip], group)
-        return {p: Text(t, v) for p, t, v in zip(distinct, txt, vec, strict=True)}
+        txt, vec = self.encode(self.tokenizers.encode(distinct))
+        return {prompt: Text(*own) for prompt, *own in zip(distinct, txt, vec, strict=True)}
 
 
-class AutoencoderPrograms:
-    """Encoding of references and decoding of canvases, jitted."""
+def latent_tokens(
+    latents: Float[Array, "B h w C"], config: AutoencoderConfig
+) -> Float32[Array, "B L Cp"]:
+    """Tokens of the transformer from latents as the autoencoder gives them."""
+    return pack_latents(normalize(latents, config))
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        self.config = autoencoder.config
-        graphdef, self._state = nnx.split(autoencoder)
+
+class ImageCodec:
+    """The autoencoder, compiled, with its weights on a mesh: pictures to latents and back.
+
+    Args:
+        autoencoder: filled.
+        mesh: pictures are split over its batch axes; None: one device.
+        tiling: how pictures larger than a tile are cut.
+
+    Attributes:
+        graphdef, state: the autoencoder taken apart, for programs that contain it.
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, *, mesh: Mesh | None = None, tiling: Tiling = TILING
+    ) -> None:
+        self.config, self.mesh, self._tiling = autoencoder.config, mesh, tiling
+        graphdef, self.state = nnx.split(autoencoder)
+        self.graphdef = graphdef
         self._encode = jax.jit(lambda state, x: nnx.merge(graphdef, state).encode(x))
         self._decode = jax.jit(lambda state, z: nnx.merge(graphdef, state).decode(z))
-        self._autoencoder = autoencoder
+
+    @classmethod
+    def load(
+        cls,
+        component: Component[AutoencoderConfig],
+        *,
+        precision: Precision,
+        mesh: Mesh | None = None,
+    ) -> "ImageCodec":
+        """Reads the weights of the autoencoder onto the mesh.
+
+        Raises:
+            UserError: the weights do not fit.
+        """
+        model = abstract(component.config, precision=precision)
+        return cls(load(model, component.source, mesh=mesh), mesh=mesh)
+
+    def encode(self, pixels: Float32[Any, "B H W 3"]) -> Posterior:
+        """Moments of latents, before they are normalised, of pictures in [-1, 1].
+
+        With a mesh, B must be a multiple of the parts that a batch is split into.
+        """
+        with on_mesh(self.mesh):
+            x = self._place(pixels)
+            run = functools.partial(self._encode, self.state)
+            return encode_tiled(run, x, self.config, self._tiling)
+
+    def encode_condition(self, references: Float32[Any, "B H W 3"]) -> Posterior:
+        """Moments of [reference | black], encoded as one picture; see `encode`."""
+        return self.encode(condition_canvas(jnp.asarray(references)))
 
     def condition(
         self, references: Float32[np.ndarray, "B H W 3"], seeds: np.ndarray | None
     ) -> Float32[Array, "B L C"]:
-        """Condition tokens of [reference | black], encoded as one picture.
+        """Condition tokens of references.
 
         Args:
             references: in [-1, 1].
-            seeds: 32 bits per image, for the sample of the posterior; None: its mode.
+            seeds: 32 bits per picture, for the sample of the posterior; None: its mode.
         """
-        canvas = condition_canvas(jnp.asarray(references))
-        posterior = encode_tiled(
-            lambda x: self._encode(self._state, x), canvas, self.config, TILING
-        )
+        posterior = self.encode_condition(references)
         if seeds is None:
             latents = posterior.mode()
         else:
             # The noise of sampling is drawn from key(seed); this must be another stream.
             keys = [jax.random.fold_in(jax.random.key(seed), 1) for seed in np.asarray(seeds)]
             latents = jax.vmap(type(posterior).sample)(posterior, jnp.stack(keys))
-        return pack_latents(self._autoencoder.normalize(latents))
+        return latent_tokens(latents, self.config)
 
-    def decode(self, latents: Float32[np.ndarray, "B h w C"]) -> Float32[Array, "B H W 3"]:
-        """Pixels of normalised latents."""
-        z = self._autoencoder.unnormalize(jnp.asarray(latents))
-        return decode_tiled(lambda z: self._decode(self._state, z), z, self.config, TILING)
+    def decode(self, latents: Float32[Any, "B h w C"]) -> Float32[Array, "B H W 3"]:
+        """Pictures in about [-1, 1] of normalised latents; see `encode`."""
+        with on_mesh(self.mesh):
+            z = unnormalize(self._place(latents), self.config)
+            run = functools.partial(self._decode, self.state)
+            return decode_tiled(run, z, self.config, self._tiling)
+
+    def _place(self, rows: Float32[Any, "B ..."]) -> Array:
+        if self.mesh is None:
+            return jnp.asarray(rows)
+        return jax.device_put(rows, batch_sharding(self.mesh))

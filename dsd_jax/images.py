@@ -7,13 +7,14 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
+from dsd_jax.types import Array, Float32, UInt8
 
 __all__ = [
     "NotFiniteError",
@@ -22,6 +23,7 @@ __all__ = [
     "open_image",
     "read_parameters",
     "save_png",
+    "signed",
     "to_array",
 ]
 
@@ -112,9 +114,18 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + crop_width, top + crop_height)).resize((width, height))
 
 
-def to_array(image: Image.Image) -> np.ndarray:
-    """RGB picture as float32 `[h, w, 3]` in [-1, 1]."""
-    return np.asarray(image, np.float32) / 255 * 2 - 1
+def to_array(image: Image.Image) -> Float32[np.ndarray, "h w 3"]:
+    """RGB picture as an array in [-1, 1]."""
+    return signed(np.asarray(image))
+
+
+@overload
+def signed(pixels: UInt8[Array, "*B h w 3"]) -> Float32[Array, "*B h w 3"]: ...
+@overload
+def signed(pixels: UInt8[np.ndarray, "*B h w 3"]) -> Float32[np.ndarray, "*B h w 3"]: ...
+def signed(pixels: Any) -> Any:
+    """Bytes as float32 in [-1, 1]; takes arrays of NumPy and of JAX."""
+    return pixels.astype(np.float32) / 255 * 2 - 1
 
 
 def from_array(array: np.ndarray) -> Image.Image:

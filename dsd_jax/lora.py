@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.errors import UserError
 from dsd_jax.layers import JoinedLinear, Linear, LoraParam
-from dsd_jax.stack import layer_paths
+from dsd_jax.stack import layer_paths, without_layers
 from dsd_jax.types import Array, DTypeLike, Shape
 from dsd_jax.weights import Index, TensorSource, WeightSource
 
@@ -47,7 +48,7 @@ _FEED_FORWARD = (r".*_mlp\.(in|out)_layer", r".*\.mlp_in", r".*\.linear2")
 TARGETS: dict[str, tuple[str, ...]] = {
     "attention": _ATTENTION,
     "attention+ff": (*_ATTENTION, *_FEED_FORWARD),
-    "all": (r"(?!cond_in$).*",),  # the condition embedding is trained in full instead
+    "all": (rf"(?!{CANVAS.module}$).*",),  # the condition is trained in full instead
 }
 FACTOR_NAMES = ("lora_a", "lora_a_attn", "lora_a_mlp", "lora_b")
 
@@ -102,10 +103,6 @@ def _rank_axis(path: str) -> int:
     return 1 if _is_fused(module) else 0
 
 
-def _without_layers(path: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", "", path)
-
-
 def _linears(module: nnx.Module) -> Iterator[tuple[str, Linear | JoinedLinear]]:
     for path, part in nnx.iter_modules(module):
         if isinstance(part, Linear | JoinedLinear):
@@ -144,11 +141,11 @@ def select(module: nnx.Module, targets: str | Sequence[str]) -> list[str]:
     patterns = TARGETS.get(targets, (targets,)) if isinstance(targets, str) else tuple(targets)
     paths = [path for path, _ in _linears(module)]
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, _without_layers(path)) for path in paths):
-            near = difflib.get_close_matches(pattern, [*TARGETS, *map(_without_layers, paths)], 1)
+        if not any(re.fullmatch(pattern, without_layers(path)) for path in paths):
+            near = difflib.get_close_matches(pattern, [*TARGETS, *map(without_layers, paths)], 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; sets: {', '.join(TARGETS)}"
             raise UserError(f"LoRA target {pattern!r} matches no Linear of this model{hint}")
-    return [p for p in paths if any(re.fullmatch(q, _without_layers(p)) for q in patterns)]
+    return [p for p in paths if any(re.fullmatch(q, without_layers(p)) for q in patterns)]
 
 
 def add_factors(module: nnx.Module, ranks: Mapping[str, int]) -> None:
@@ -318,8 +315,9 @@ class MergedSource:
 
     Args:
         base: the weights.
-        adapters: each with its scale; of full tensors under one path, the last one counts.
-        dtype: what the sums are rounded to; by default the dtype of the weights.
+        adapters: each with its scale; if several replace the same tensor, the last one wins.
+        dtype: what everything is rounded to; by default sums have the dtype of the weights, and
+            tensors that an adapter replaces have the adapter's.
 
     Raises:
         UserError: an adapter does not fit the weights.
@@ -335,9 +333,13 @@ class MergedSource:
         self._dtype = None if dtype is None else np.dtype(dtype)
         held = base.shapes
         problems = []
+        self._full: dict[str, np.ndarray] = {}
+        sums: dict[str, Shape] = {}
         for adapter, _ in self.adapters:
-            wanted = {path: tensor.shape for path, tensor in adapter.full.items()}
-            wanted |= _kernel_shapes(adapter)
+            self._full |= adapter.full
+            kernels = _kernel_shapes(adapter)
+            sums |= kernels
+            wanted = {path: tensor.shape for path, tensor in adapter.full.items()} | kernels
             problems += [
                 f"{adapter.name}: these weights have no {path}"
                 if path not in held
@@ -347,6 +349,8 @@ class MergedSource:
             ]
         if problems:
             raise UserError(_listing(problems))
+        self.sums = sums.keys() - self._full.keys()
+        """Paths of the kernels that adapters are added to."""
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -355,12 +359,13 @@ class MergedSource:
     @property
     def dtypes(self) -> Mapping[str, np.dtype]:
         own = self.base.dtypes
-        return own if self._dtype is None else dict.fromkeys(own, self._dtype)
+        if self._dtype is not None:
+            return dict.fromkeys(own, self._dtype)
+        return {**own, **{path: tensor.dtype for path, tensor in self._full.items()}}
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        for adapter, _ in reversed(self.adapters):
-            if path in adapter.full:
-                return adapter.full[path][index].astype(self.dtypes[path])
+        if path in self._full:
+            return self._full[path][index].astype(self.dtypes[path])
         total = self.base.read(path, index)
         for adapter, scale in self.adapters:
             delta = _delta(adapter, path, index)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
@@ -78,13 +79,12 @@ def with_condition(
         transformer: with or without one.
         adapters: add it only if one of these brings its tensors; None: in any case.
     """
-    if adapters is not None and not any("cond_in.kernel" in own.full for own, _ in adapters):
+    if adapters is not None and not any(CANVAS.is_in(own.full) for own, _ in adapters):
         return transformer
     config, source = transformer.config, transformer.source
     if config.condition_embed:
         return transformer
-    shapes = {"cond_in.kernel": (config.in_channels, config.width), "cond_in.bias": (config.width,)}
-    zeros = Zeros(shapes, source.dtypes["img_in.kernel"])
+    zeros = Zeros(CANVAS.shapes(config), source.dtypes["img_in.kernel"])
     return dataclasses.replace(
         transformer,
         config=dataclasses.replace(config, condition_embed=True),

@@ -1,21 +1,20 @@
-"""Several processes as one run: joining them, agreeing, stopping together."""
+"""Several processes as one run: joining them and agreeing."""
 
+import contextlib
 import dataclasses
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from dsd_jax.errors import UserError
+from dsd_jax.progress import phase
 
-__all__ = ["ClusterConfig", "Stop", "agree", "barrier", "first_process", "join", "on_first", "say"]
+__all__ = ["ClusterConfig", "agree", "barrier", "busy", "first_process", "join", "on_first", "say"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +87,13 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress of a long job
 
 
+@contextlib.contextmanager
+def busy(title: str) -> Iterator[None]:
+    """Shows what the run is busy with (`dsd_jax.progress.phase`), from the first process alone."""
+    with phase(title) if first_process() else contextlib.nullcontext():
+        yield
+
+
 def agree(number: int) -> int:
     """The first process's number, on every process."""
     if jax.process_count() == 1:
@@ -115,32 +121,3 @@ def on_first(check: Callable[[], None]) -> None:
             error = caught
     if agree(int(error is not None)):
         raise error or UserError("the first process has stopped; it says why")
-
-
-class Stop:
-    """Whether the process, or another one of the run, was asked to stop by SIGTERM."""
-
-    def __init__(self) -> None:
-        self._heard = threading.Event()
-        self._alone = jax.process_count() == 1
-        self._before: object = None
-
-    def __enter__(self) -> "Stop":  # noqa: PYI034 - beartype wants the class
-        # Among several processes JAX's own service hears the signal and agrees on a step.
-        if self._alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._hear)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if callable(self._before) or isinstance(self._before, int):
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._heard.set()
-
-    def asked(self, step: int) -> bool:
-        """The same answer on every process; all of them ask once per step."""
-        if self._alone:
-            return self._heard.is_set()
-        return bool(multihost_utils.reached_preemption_sync_point(step))

@@ -1,17 +1,21 @@
 """Progress that a person can follow: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
-__all__ = ["Advance", "progress"]
+__all__ = ["Advance", "clock_time", "phase", "progress"]
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_SIGNS = 60.0  # of life, from a phase that takes long
 
 
 @runtime_checkable
@@ -21,6 +25,76 @@ class Advance(Protocol):
     def __call__(self, amount: float = 1.0) -> None: ...
 
 
+def clock_time(seconds: float) -> str:
+    """Hours and minutes: `0:07`, `12:30`."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02}"
+
+
+class _Job:
+    """How far a job is, and when it will be done.
+
+    The pace is measured from the first unit on: what comes before, such as compiling, happens once.
+    """
+
+    def __init__(self, total: float, unit: str) -> None:
+        self.total, self.done, self._unit = total, 0.0, unit
+        self._first: tuple[float, float] | None = None  # when the first units were done, how many
+        self._latest = 0.0
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+        self._latest = time.monotonic()
+        if self._first is None and self.done > 0:
+            self._first = self._latest, self.done
+
+    @property
+    def counted(self) -> str:
+        """`12/1,200 images`; parts of a unit are shown only where the total has them."""
+        done, total = self.done, self.total
+        if float(total).is_integer():
+            shown = f"{int(done + 1e-6):,}/{int(total):,}"
+        else:
+            form = ",.0f" if total >= 1000 else ".4g"
+            shown = f"{done:{form}}/{total:{form}}"
+        return f"{shown} {self._unit}".rstrip()
+
+    @property
+    def left(self) -> str:
+        """Time left, or nothing before the second unit."""
+        if self._first is None or not self._first[1] < self.done < self.total:
+            return ""
+        since, before = self._first
+        seconds = (self._latest - since) * (self.total - self.done) / (self.done - before)
+        return "less than 0:01 left" if seconds < 60 else f"about {clock_time(seconds)} left"
+
+
+class _Elapsed(ProgressColumn):
+    """The time left of a job; the time that a phase has taken."""
+
+    def render(self, task: Task) -> Text:
+        job = task.fields["job"]
+        return Text(f"{task.elapsed or 0:.0f} s" if job is None else job.left)
+
+
+_bar: Progress | None = None  # the one on the terminal; what begins meanwhile is a line of it
+
+
+@contextmanager
+def _on_terminal() -> Iterator[Progress]:
+    global _bar  # noqa: PLW0603 - a terminal has one bar
+    if _bar is not None:
+        yield _bar
+        return
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counted]}")
+    with Progress(*columns, _Elapsed(), console=console) as _bar:
+        try:
+            yield _bar
+        finally:
+            _bar = None
+
+
 @contextmanager
 def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
     """Shows how far a job of `total` units is, on standard error.
@@ -28,35 +102,65 @@ def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
     On a terminal this is a bar with the time left; elsewhere a line at the start, every ten
     seconds, and at the end.
     """
-    form = ",.0f" if total >= 1000 else ".4g"
+    job = _Job(total, unit)
     if sys.stderr.isatty():
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn(f"{{task.completed:{form}}}/{{task.total:{form}}} {unit}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda amount=1.0: bar.advance(task, amount)
+        with _on_terminal() as bar:
+            task = bar.add_task(title, total=total, counted=job.counted, job=job)
+
+            def show(amount: float = 1.0) -> None:
+                job.advance(amount)
+                bar.update(task, advance=amount, counted=job.counted)
+
+            yield show
         return
 
     start = last = time.monotonic()
-    done = 0.0
 
     def say(text: str) -> None:
-        counted = f"{done:{form}}/{total:{form}} {unit}".rstrip()
-        print(f"{title}: {counted}{text}", file=sys.stderr, flush=True)
+        print(f"{title}: {job.counted}{text}", file=sys.stderr, flush=True)
 
     def advance(amount: float = 1.0) -> None:
-        nonlocal done, last
-        done += amount
+        nonlocal last
+        job.advance(amount)
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES and 0 < done < total:
+        if now - last >= SECONDS_BETWEEN_LINES and 0 < job.done < total:
             last = now
-            left = (now - start) * (total - done) / done
-            say(f", about {left:.0f} s left")
+            say(f", {job.left}" if job.left else "")
 
     say("")
     yield advance
     say(f" in {time.monotonic() - start:.1f} s")
+
+
+@contextmanager
+def phase(title: str) -> Iterator[None]:
+    """Shows what a job is busy with where there are no units to count, and for how long.
+
+    On a terminal this is a line that goes away at the end; elsewhere a line at the start, every
+    minute, and at the end of what took more than a second.
+    """
+    if sys.stderr.isatty():
+        with _on_terminal() as bar:
+            task = bar.add_task(title, total=None, counted="", job=None)
+            try:
+                yield
+            finally:
+                bar.remove_task(task)
+        return
+    print(f"{title} ...", file=sys.stderr, flush=True)
+    start, ended = time.monotonic(), threading.Event()
+
+    def sign() -> None:
+        while not ended.wait(SECONDS_BETWEEN_SIGNS):
+            spent = clock_time(time.monotonic() - start)
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                print(f"{title}: {spent} so far", file=sys.stderr, flush=True)
+
+    threading.Thread(target=sign, name="phase", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+    seconds = time.monotonic() - start
+    if seconds >= 1:
+        print(f"{title}: done in {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ axes to mesh axes. JAX's partitioner does the rest.
     context   image tokens; exchanged for heads inside attention
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -22,6 +23,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dsd_jax.errors import UserError
+from dsd_jax.stack import without_layers
 from dsd_jax.types import Array, Shape
 
 __all__ = [
@@ -34,12 +36,16 @@ __all__ = [
     "TRAINED_LORA_RULES",
     "MeshConfig",
     "activation_spec",
+    "batch_sharding",
+    "batch_ways",
     "constrain",
     "current_mesh",
     "device_grid",
     "make_mesh",
+    "on_mesh",
     "param_shardings",
     "param_specs",
+    "replicated",
 ]
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
@@ -75,7 +81,7 @@ FLUX_RULES: Rules = (
     (r".*(mod|modulation)\.lin\.kernel", ("width", None, "mlp")),
     (r"final_layer\.modulation\.kernel", ("width", None, "mlp")),
     (r"final_layer\.linear\.kernel", ("width", None)),
-    (r"(img_in|cond_in|txt_in)\.kernel", (None, "width")),
+    (r"\w+_in\.kernel", (None, "width")),
     (r"(time_in|vector_in|guidance_in)\.in_layer\.kernel", (None, "width")),
     (r"(time_in|vector_in|guidance_in)\.out_layer\.kernel", ("width", "mlp")),
 )
@@ -88,7 +94,7 @@ LORA_RULES: Rules = (
     (r".*\.linear2\.lora_a_mlp", ("mlp", "rank")),
     (r".*(_mlp\.in_layer|\.mlp_in)\.lora_b", ("rank", "mlp")),
     (r".*(mod|modulation)(\.lin)?\.lora_b", ("rank", None, "mlp")),
-    (r"(img_in|cond_in|txt_in|(time_in|vector_in|guidance_in)\.in_layer)\.lora_a", (None, "rank")),
+    (r"\w+_in(\.in_layer)?\.lora_a", (None, "rank")),
     (r"final_layer\.linear\.lora_b", ("rank", None)),
     (r".*\.lora_a", ("width", None)),
     (r".*\.lora_b", (None, "width")),
@@ -190,6 +196,11 @@ def device_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     )
 
 
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
+    """`jax.set_mesh`, or nothing for a single device."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
 def current_mesh() -> AbstractMesh | None:
     """The mesh set by `jax.set_mesh`, or None where there is none or it is a single device."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -212,6 +223,21 @@ def _dividing(mesh: Mesh | AbstractMesh, size: int, names: Sequence[str]) -> tup
         if size % (math.prod(mesh.shape[k] for k in kept) * mesh.shape[name]) == 0:
             kept.append(name)
     return tuple(kept)
+
+
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+    """Number of parts that a batch is cut into."""
+    return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"])
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Where an array lies whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Where an array lies that every device holds."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(x: Array, *axes: Axis) -> Array:
@@ -247,7 +273,7 @@ def param_specs(
     used: set[str] = set()
     specs: dict[str, PartitionSpec] = {}
     for path, shape in shapes.items():
-        key = re.sub(r"\.\d+(?=\.|$)", "", path)
+        key = without_layers(path)
         stacked = key == path and any(path.startswith(stack + ".") for stack in stacks)
         pattern, axes = next(
             ((rule, axes) for rule, axes in (*rules, *spare) if re.fullmatch(rule, key)), ("", ())

@@ -6,6 +6,7 @@ Scanned, it is one block whose arrays have a leading layer axis, at
 the stacked array in every layer. Files and conversion tables know the first form only.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from flax import nnx
 from dsd_jax.config import Execution
 from dsd_jax.errors import UserError
 
-__all__ = ["REMAT_POLICIES", "build_stack", "layer_paths", "run_stack"]
+__all__ = ["REMAT_POLICIES", "build_stack", "layer_paths", "run_stack", "without_layers"]
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -99,3 +100,8 @@ def layer_paths(path: str, stacks: Mapping[str, int]) -> list[str]:
                 return [path]
             return [f"{prefix}.{layer}.{rest}" for layer in range(depth)]
     return [path]
+
+
+def without_layers(path: str) -> str:
+    """A path without its layer numbers, which is how patterns of paths name a parameter."""
+    return re.sub(r"\.\d+(?=\.|$)", "", path)

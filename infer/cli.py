@@ -11,7 +11,7 @@ import tyro
 from jax.sharding import Mesh
 from PIL import Image
 
-from dsd_jax.config import BFLOAT16, FLOAT32, FLUX_DEV
+from dsd_jax.config import FLUX_DEV, PRECISIONS
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
 from dsd_jax.images import fit, open_image, save_png
@@ -62,7 +62,7 @@ def _pipeline(
         lora_path=lora_path,
         lora_scale=lora_scale or 1.0,
         max_sequence_length=max_sequence_length,
-        precision=FLOAT32 if dtype == "float32" else BFLOAT16,
+        precision=PRECISIONS[dtype],
         **options,
     )
 

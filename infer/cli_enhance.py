@@ -10,6 +10,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.infer.enhance import NotEnhanced, enhance, wording
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
+from dsd_jax.llm.reading import problem_of
 from dsd_jax.llm.session import Session
 
 __all__ = ["EnhanceFlags", "Mode", "enhanced"]
@@ -95,6 +96,6 @@ class _Asking:
         ((_, answer),) = Session(self._provider, None).run([request], work)
         if isinstance(answer, str):
             raise NotEnhanced(answer)
-        if answer.finish != "stop":
-            raise NotEnhanced(f"its answer ended with {answer.finish!r}")
+        if problem := problem_of(answer):
+            raise NotEnhanced(f"its answer cannot be used: {problem}")
         return answer.text

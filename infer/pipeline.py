@@ -15,13 +15,13 @@ from typing import Any, Generic, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from PIL import Image
 
 from dsd_jax import __version__
 from dsd_jax.config import FLUX_DEV, Execution, Precision, default_execution
 from dsd_jax.convert.open import open_flux, open_loras
-from dsd_jax.encoders import AutoencoderPrograms, Text, TextPrograms, in_groups
+from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
 from dsd_jax.images import fit, from_array, open_image, to_array
@@ -31,7 +31,7 @@ from dsd_jax.infer.settings import Settings, check_seed
 from dsd_jax.lora import MergedSource
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import FluxParts, ScaledAdapter, with_condition
-from dsd_jax.sharding import activation_spec
+from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
 
 __all__ = ["Generated", "Pipeline"]
 
@@ -117,12 +117,11 @@ class Pipeline:
             "max_sequence_length": self.tokenizers.t5_length,
         }
 
-        def text() -> TextPrograms:
-            return TextPrograms.load(texts, precision=precision, execution=execution, mesh=mesh)
+        def text() -> TextEncoder:
+            return TextEncoder.load(texts, precision=precision, execution=execution, mesh=mesh)
 
-        def decoder() -> AutoencoderPrograms:
-            model = abstract(autoencoder.config, precision=precision)
-            return AutoencoderPrograms(load(model, autoencoder.source, mesh=mesh))
+        def decoder() -> ImageCodec:
+            return ImageCodec.load(autoencoder, precision=precision, mesh=mesh)
 
         def denoiser() -> Callable[[Canvas], Sampler]:
             model = abstract(transformer.config, precision=precision, execution=execution)
@@ -172,7 +171,7 @@ class Pipeline:
     @property
     def group(self) -> int:
         """Images that must be run together for every device to have one."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
+        return batch_ways(self.mesh) if self.mesh else 1
 
     def __call__(
         self,
@@ -239,7 +238,7 @@ class Pipeline:
         notices = self.notices + self.check(texts, references, settings)
         canvas = self._canvas(settings)
         noise = self._noise(seeds, latents, len(texts), canvas)
-        with self._mesh():
+        with on_mesh(self.mesh):
             encoded = self._encode(texts, settings)
             condition = self._condition(references, seeds, settings) if references else None
             final = self._denoise(noise, texts, encoded, condition, settings, batch_size, callback)
@@ -291,7 +290,7 @@ class Pipeline:
     def _encode(self, texts: list[str], settings: Settings) -> dict[str, Text]:
         negative = [settings.negative_prompt] if settings.true_guidance else []
         with self._text.use() as encode:
-            return encode([*texts, *negative], self.group)
+            return encode([*texts, *negative])
 
     def _condition(
         self, references: list[Image.Image], seeds: np.ndarray, settings: Settings
@@ -335,8 +334,10 @@ class Pipeline:
             def denoise(
                 img: np.ndarray, txt: np.ndarray, vec: np.ndarray, cond: np.ndarray | None = None
             ) -> jax.Array:
-                placed = self._place((jnp.asarray(img), _inputs(txt, vec, cond, null, settings)))
-                return sampler.run(*placed, timesteps, callback)
+                inputs = jnp.asarray(img), _inputs(txt, vec, cond, null, settings)
+                if self.mesh is not None:
+                    inputs = jax.device_put(inputs, batch_sharding(self.mesh))
+                return sampler.run(*inputs, timesteps, callback)
 
             done = in_groups(denoise, arrays, groups * self.group)
         return np.asarray(unpack_latents(jnp.asarray(done), canvas))
@@ -372,23 +373,6 @@ class Pipeline:
                 if value != getattr(Settings(), name):
                     notices.append(f"{name}={value!r} has no effect: i_guidance is not above 1")
         return notices
-
-    @contextlib.contextmanager
-    def _mesh(self) -> Iterator[None]:
-        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
-            yield
-
-    def _place(self, tree: T) -> T:
-        """Arrays with a leading batch axis, laid over the mesh."""
-        if self.mesh is None:
-            return tree
-        mesh = self.mesh
-
-        def place(x: jax.Array) -> jax.Array:
-            spec = activation_spec(mesh, x.shape, ("batch", *(None,) * (x.ndim - 1)))
-            return jax.device_put(x, NamedSharding(mesh, spec))
-
-        return jax.tree.map(place, tree)
 
 
 def _inputs(

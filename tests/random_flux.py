@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from dsd_jax.config import FLOAT32, FluxConfig
-from dsd_jax.convert.lora.files import write_lora
+from dsd_jax.convert.lora.write import write_lora
 from dsd_jax.lora import Adapter, LoraConfig, initialise
 from dsd_jax.models import abstract
 from dsd_jax.toy.making.random_pipeline import (

@@ -25,8 +25,7 @@ TOY = (
     "dsd_jax.toy",
     "dsd_jax.quickstart",
     "dsd_jax.cli",
-    "dsd_jax.llm.config",
-    "dsd_jax.llm.session",
+    "dsd_jax.llm.providers",
 )
 CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
 

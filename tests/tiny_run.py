@@ -16,7 +16,7 @@ from dsd_jax.train.config import DataConfig, OptimizerConfig, RunConfig, TrainCo
 from dsd_jax.train.data import open_data
 from dsd_jax.train.loop import Outcome, train
 from dsd_jax.train.presets import tiny
-from dsd_jax.train.trainer import Trainer
+from dsd_jax.train.trainer import StepOptions, Trainer
 from tests.tiny_pairs import write_pairs
 from tests.tiny_training import FAST_COMPILE
 
@@ -55,7 +55,7 @@ def run_training(
     run = RunConfig(output_dir, **{"log_every": 1, "tensorboard": False} | settings)
     data = DataConfig((str(world / "pairs"),), threads=threads)
     trainer = Trainer(
-        config, base, mesh, skip_bad=run.skip_bad_batches, compiler_options=dict(FAST_COMPILE)
+        config, base, mesh, options=StepOptions(run.skip_bad_batches, compiler=FAST_COMPILE)
     )
     return train(trainer, run, open_data(data, config, mesh, base))
 

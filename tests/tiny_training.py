@@ -14,15 +14,18 @@ from dsd_jax.lora import Adapter, LoraConfig, add_factors, select
 from dsd_jax.parts import Component
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import OptimizerConfig, TrainConfig
-from dsd_jax.train.model import Trainee, make_trainee
-from dsd_jax.train.step import EncodedBatch
+from dsd_jax.train.model import Start, Trainee, make_trainee
+from dsd_jax.train.objective import EncodedBatch
 from dsd_jax.weights import TensorSource, WeightSource, param_shapes
 from tests.tiny_flux import CANVAS, TINY, abstract_flux, random_tensors, randoms
 
 __all__ = ["FAST_COMPILE", "RECIPE", "flat", "in_memory", "make_batch", "one_device", "trainee"]
 
 # A training step of the tiny model compiles in 1 s instead of 8 s; it runs for milliseconds.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+FAST_COMPILE: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
 RECIPE = TrainConfig(
     steps=20,
     batch_size=8,
@@ -57,7 +60,7 @@ def trainee(config: TrainConfig = RECIPE, mesh: Mesh | None = None) -> Trainee:
     """The same numbers for every mesh and layout."""
     adapter = None if config.lora is None else random_adapter(config.lora)
     weights = in_memory(TINY, TensorSource(random_tensors()))
-    return make_trainee(config, weights, mesh or one_device(), adapter=adapter)
+    return make_trainee(config, weights, mesh or one_device(), Start(adapter))
 
 
 def make_batch(

@@ -9,29 +9,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from flax import nnx
 from jax.sharding import Mesh
 
 from dsd_jax.aot import GPUS, Job, Plan, compile_job, devices_of
-from dsd_jax.autoencoder import Autoencoder
-from dsd_jax.config import FLUX_DEV, AutoencoderConfig, Execution, flux_dev
-from dsd_jax.convert.hub import resolve
-from dsd_jax.convert.lora.files import read_lora
-from dsd_jax.convert.open import open_flux
+from dsd_jax.config import Execution, flux_dev
 from dsd_jax.errors import UserError
-from dsd_jax.flow import Schedule
-from dsd_jax.flux import Flux
-from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
 from dsd_jax.infer.job import SampleSize, sample_job
-from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
-from dsd_jax.infer.settings import Settings
 from dsd_jax.processes import ClusterConfig, first_process, join
-from dsd_jax.sharding import make_mesh
-from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
-from dsd_jax.train.data import held_out, open_data
+from dsd_jax.train.config import BaseConfig, DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.job import (
     attention_for,
     candidates,
@@ -41,31 +27,14 @@ from dsd_jax.train.job import (
     plan_training,
     report,
 )
-from dsd_jax.train.loop import train as run_training
+from dsd_jax.train.launch import Launch, launch
 from dsd_jax.train.plot import plot_run
 from dsd_jax.train.presets import PRESETS, preset
-from dsd_jax.train.step import EncodedBatch
-from dsd_jax.train.trainer import Trainer
-from dsd_jax.train.validate import Validation
-from dsd_jax.types import Array
+from dsd_jax.train.runfile import flags_of, preset_of
 
-__all__ = ["Canvases", "Flags", "plan", "plot", "train", "train_recipe"]
+__all__ = ["plan", "plot", "train", "train_recipe"]
 
 _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--config.steps`; but `--lora.rank`
-
-
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """What the command line says."""
-
-    data: DataConfig
-    run: RunConfig
-    config: TrainConfig
-    base_path: str
-    model_path: str | None
-    lora_path: str | None
-    from_scratch: bool
-    cluster: ClusterConfig
 
 
 def train(words: Sequence[str]) -> None:
@@ -75,7 +44,13 @@ def train(words: Sequence[str]) -> None:
         return
     name, *rest = words
     if name.startswith("-"):
-        raise UserError(f"`dsd train` takes a preset first, then flags; presets: {_names()}")
+        file = _config_file(words)
+        if file is None:
+            raise UserError(f"`dsd train` takes a preset first, then flags; presets: {_names()}")
+        named = preset_of(file)
+        if named is None:
+            raise UserError(f"{file} names no preset; write one before the flags: {_names()}")
+        name, rest = named, list(words)
     train_recipe(name, preset(name), rest)
 
 
@@ -87,44 +62,65 @@ def train_recipe(name: str, recipe: TrainConfig, words: Sequence[str]) -> None:
         recipe: Defaults of the flags.
         words: The flags.
     """
-    flags = tyro.cli(
-        _command(recipe),
-        args=words,
+    file = _config_file(words)
+    groups = DataConfig, RunConfig, BaseConfig, ClusterConfig, recipe
+    from_file = [] if file is None else flags_of(file, name, groups)
+    given, cluster = tyro.cli(
+        _command(name, recipe),
+        args=[*from_file, *words],  # of a flag that comes twice the second counts
         prog=f"dsd train {name}",
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    join(flags.cluster)
-    _run(flags, name, f"dsd train {shlex.join([name, *words])}")
+    join(cluster)
+    done = launch(given)
+    if not first_process():
+        return
+    run = given.run
+    if done.stopped:
+        command = f"dsd train {shlex.join([name, *words])}"
+        print(f"stopped after step {done.step}, which is saved; go on with\n  {command}")
+        return
+    print(f"{done.step} steps done; the last is saved in {run.checkpoints}")
+    print(f"export it: dsd convert lora {run.output_dir} {run.output_dir}-export")
+    sys.stdout.flush()
 
 
-def _command(recipe: TrainConfig) -> Callable[..., Flags]:
+def _command(name: str, recipe: TrainConfig) -> Callable[..., tuple[Launch, ClusterConfig]]:
     def command(
         data: Annotated[DataConfig, _PLAIN],
         run: Annotated[RunConfig, _PLAIN],
-        config: Annotated[TrainConfig, _PLAIN] = recipe,
-        base_path: str = FLUX_DEV,
-        model_path: str | None = None,
-        lora_path: str | None = None,
-        from_scratch: bool = False,
+        recipe: Annotated[TrainConfig, _PLAIN] = recipe,
+        base: Annotated[BaseConfig, _PLAIN] = BaseConfig(),
         cluster: Annotated[ClusterConfig, _PLAIN] = ClusterConfig(),
-    ) -> Flags:
-        """Fine-tune FLUX on pairs; stopped and started again with the same command, it goes on.
+        config: Path | None = None,
+    ) -> tuple[Launch, ClusterConfig]:
+        """Fine-tune FLUX on pairs. Stopped and started again, the same command goes on.
 
         Args:
             data: What is trained on.
-            run: How and where.
-            config: The recipe.
-            base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
-            model_path: Another transformer to start from, such as the DSD release's.
-            lora_path: A LoRA file that the adapter starts from; its rank and targets must be the
-                run's.
-            from_scratch: Random weights of the base's size instead of the base's.
+            run: How and where it runs.
+            recipe: The recipe.
+            base: The weights to start from.
             cluster: The processes of the run.
+            config: TOML file with values for these flags, such as the `run.toml` of another run;
+                flags that are given count more.
         """
-        return Flags(data, run, config, base_path, model_path, lora_path, from_scratch, cluster)
+        del config  # read before, its values are among the words
+        return Launch(name, recipe, data, run, base), cluster
 
     return command
+
+
+def _config_file(words: Sequence[str]) -> Path | None:
+    """The file after `--config`, if there is one."""
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--config":
+            if not equals and number + 1 == len(words):
+                raise UserError("--config needs a TOML file with the settings of a run")
+            return Path(value if equals else words[number + 1])
+    return None
 
 
 def _names() -> str:
@@ -138,81 +134,6 @@ def _usage() -> str:
         lines.append(f"  {name:14}{first}")
     lines += ["", "`dsd train PRESET --help` lists the flags with the values of that preset."]
     return "\n".join(lines)
-
-
-def _run(flags: Flags, name: str, command: str) -> None:
-    config, run = flags.config, flags.run
-    mesh = make_mesh(config.mesh)
-    base = open_flux(
-        flags.base_path,
-        flags.model_path,
-        condition=config.condition,
-        max_sequence_length=config.max_sequence_length,
-        # Hashing 24 GB is one process's work, and only the first one writes the digests down.
-        fingerprint=first_process(),
-    )
-    source = open_data(flags.data, config, mesh, base)
-    adapter = None
-    if flags.lora_path is not None:
-        adapter, _ = read_lora(resolve(flags.lora_path), base.transformer.config)
-    trainer = Trainer(
-        config,
-        base,
-        mesh,
-        adapter=adapter,
-        from_scratch=flags.from_scratch,
-        null=source.null_text,
-        skip_bad=run.skip_bad_batches,
-        dump=run.output_dir / "hlo" if run.dump_hlo else None,
-    )
-    validation = None
-    if flags.data.eval_data is not None and run.eval_every and run.eval_pairs:
-        pairs = held_out(flags.data.eval_data, config, run.eval_pairs, mesh)
-        validation = Validation(
-            trainer,
-            pairs,
-            sample=Canvases(base.schedule, run.eval_steps),
-            samples=min(run.eval_samples, pairs.global_size),
-        )
-    if source.null_text is not None:
-        trainer.encoder.release_texts()
-    done = run_training(trainer, run, source, validation=validation, preset=name)
-    if not first_process():
-        return
-    if done.stopped:
-        print(f"stopped after step {done.step}, which is saved; go on with\n  {command}")
-        return
-    print(f"{done.step} steps done; the last is saved in {run.checkpoints}")
-    print(f"export it: dsd convert lora {run.output_dir} {run.output_dir}-export")
-    sys.stdout.flush()
-
-
-@dataclasses.dataclass(frozen=True)
-class Canvases:
-    """Samples canvases as `dsd generate` does, without true guidance."""
-
-    schedule: Schedule
-    steps: int
-    guidance: float = Settings.guidance
-
-    def __call__(
-        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, canvas: Canvas
-    ) -> Array:
-        """Pictures in [-1, 1]; sample i has the noise of seed i."""
-        count = len(batch.x_0)
-        config: AutoencoderConfig = autoencoder.config
-        noise = initial_noise(np.arange(count), canvas, config.latent_channels)
-        inputs = FluxInputs(
-            txt=batch.txt,
-            vec=batch.vec,
-            guidance=jnp.full(count, self.guidance, jnp.float32),
-            img_cond=batch.img_cond,
-        )
-        graphdef, state = nnx.split(model)
-        times = jnp.asarray(self.schedule.timesteps(self.steps, canvas.tokens))
-        programs = Programs(graphdef, canvas)
-        img = programs.loop(state, pack_latents(noise), SamplerInputs(inputs), times)
-        return autoencoder.decode(autoencoder.unnormalize(unpack_latents(img, canvas)))
 
 
 def plot(

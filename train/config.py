@@ -7,12 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from dsd_jax.config import FLUX_DEV
 from dsd_jax.errors import UserError
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.stack import REMAT_POLICIES
 
 __all__ = [
+    "BaseConfig",
     "DataConfig",
     "DropoutConfig",
     "FlowConfig",
@@ -27,16 +29,13 @@ class FlowConfig:
     """The two-frame rectified-flow loss (paper, section 3.2).
 
     Attributes:
-        t_sampling: distribution of times: "logit_normal" (SD3, section 3.1), "uniform", or
-            "shifted": uniform, then warped by the sampling schedule of this canvas.
-        t_mean, t_std: of the normal behind "logit_normal".
-        reference_weight, target_weight: of the loss over each frame; the paper weighs them alike.
-        guidance: value of the distilled guidance scale that the model is trained with.
-        inpaint: without condition only: share of the samples whose reference frame, the left half,
-            is given and bears no loss, so that the model learns to paint beside a given picture (as
-            FLUX.1-dev can: Huang et al. 2024, "In-Context LoRA").
-        inpaint_noise: largest time of a given frame, of which it is drawn uniformly, as a share of
-            the other's; 0 shows it without noise.
+        t_sampling: Distribution of the times: "logit_normal" (SD3, section 3.1), "uniform", or
+            "shifted" (uniform, then warped by the sampling schedule of this canvas).
+        t_mean: Mean of the normal distribution behind "logit_normal".
+        t_std: Standard deviation of that distribution.
+        reference_weight: Weight of the loss over the reference frame.
+        target_weight: Weight of the loss over the target frame; the paper weighs both alike.
+        guidance: Distilled guidance scale that the model is trained with.
     """
 
     t_sampling: Literal["logit_normal", "uniform", "shifted"] = "logit_normal"
@@ -45,14 +44,8 @@ class FlowConfig:
     reference_weight: float = 1.0
     target_weight: float = 1.0
     guidance: float = 1.0
-    inpaint: float = 0.0
-    inpaint_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.inpaint < 1:
-            raise UserError(f"inpaint must lie in [0, 1), got {self.inpaint}")
-        if not 0 <= self.inpaint_noise < 1:
-            raise UserError(f"inpaint_noise must lie in [0, 1), got {self.inpaint_noise}")
         weights = self.reference_weight, self.target_weight
         if min(weights) < 0 or sum(weights) <= 0:
             raise UserError(f"frame weights must not be negative, nor both zero; got {weights}")
@@ -62,9 +55,14 @@ class FlowConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DropoutConfig:
-    """How often a sample is trained without its text, its image, or both: exclusive shares.
+    """Shares of the samples trained without text, image, or both; they exclude each other.
 
-    Without it, the model has no unconditional branches, and true guidance means nothing.
+    Without them the model has no unconditional branches, and true guidance means nothing.
+
+    Attributes:
+        text: Share trained without text.
+        image: Share trained without reference.
+        both: Share trained without either.
     """
 
     text: float = 0.05
@@ -82,15 +80,16 @@ class OptimizerConfig:
     """Optimiser and schedule.
 
     Attributes:
-        name: a key of `dsd_jax.train.optimizer.OPTIMIZERS`.
-        learning_rate: its peak.
-        schedule: "constant", "cosine" or "linear" (to zero at the last step).
-        warmup: steps of linear warm-up.
-        weight_decay: decoupled, on every trained parameter.
-        b1, b2: of Adam-like optimisers.
-        clip: largest global gradient norm; 0: no clipping.
-        accumulate: micro-batches per step; the effective batch is the data's batch size.
-        ema: decay of the averaged parameters; 0: none are kept.
+        name: Name of the optimiser: adamw, adafactor, lion, prodigy or sgd.
+        learning_rate: Peak of the learning rate.
+        schedule: Course of the learning rate after the warm-up; "cosine" and "linear" end at zero.
+        warmup: Steps of linear warm-up.
+        weight_decay: Decoupled weight decay of every trained parameter.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        clip: Largest global norm of the gradient. 0 clips nothing.
+        accumulate: Micro-batches per step; together they are one batch.
+        ema: Decay of the averaged parameters. 0 keeps no average.
     """
 
     name: str = "adamw"
@@ -118,29 +117,29 @@ class TrainConfig:
     """The recipe of one training run.
 
     Attributes:
-        steps: updates of the parameters.
-        batch_size: effective, over all devices.
-        height, width: of the canvas in pixels, both frames together.
-        seed: of the adapter, the data's order, times, noise and dropout.
-        condition: pairs as reference and target on one canvas, conditioned on the reference; else
-            the targets alone, as the text-to-image model that a teacher is.
-        condition_init: how a base without condition embedding gets one: "zero", so that training
-            starts from the teacher as it is, or "image", a copy of the kernel that embeds the
-            canvas, so that the condition is read as a picture from the first step on; what the base
-            then has to unlearn is that the picture has another half, which is black.
-        lora: the adapter; None: full-parameter training.
-        flow: the loss.
-        dropout: of text and image.
-        optimizer: optimiser and schedule.
-        mesh: devices along each axis; -1: all that the other axes leave.
-        remat: a key of `dsd_jax.stack.REMAT_POLICIES`.
-        scan_layers: one program for all layers of a stack, see `dsd_jax.config.Execution`.
-        base_dtype: of the frozen base; what is trained is float32.
+        steps: Updates of the parameters.
+        batch_size: Samples per update, over all devices.
+        height: Height of the canvas in pixels.
+        width: Width of the canvas in pixels, both frames together.
+        seed: Seed of the adapter, the order of the data, times, noise and dropout.
+        condition: Train pairs, conditioned on the reference. Without it, train the targets alone,
+            as a text-to-image teacher.
+        condition_init: How a base without condition embedding gets one: "zero" starts as the
+            teacher is; "image" copies the embedding of the canvas, so that the condition is read as
+            a picture from the first step on.
+        lora: The adapter; without one, every parameter is trained.
+        flow: The loss.
+        dropout: Samples trained without text or reference.
+        optimizer: Optimiser and schedule.
+        mesh: Devices along each axis. -1 takes all that the other axes leave.
+        remat: What the backward pass keeps instead of computing it again: none (everything), dots,
+            attention+qkv, attention or full (nothing).
+        scan_layers: Compile one program for all layers of a stack.
+        base_dtype: Precision of the frozen base. What is trained is float32.
         max_sequence_length: T5 tokens that a text is padded or cut to, at most what the tokeniser
-            states; what was trained with fewer is sampled with as many.
-        pad_to_longest: pad the texts of a batch, where they are not encoded already, to its longest
-            one (a multiple of 16 tokens) instead of to `max_sequence_length`; on one process only,
-            since each sees its own texts.
+            states. Sample with as many.
+        pad_to_longest: Pad the texts of a batch to its longest one, in steps of 16 tokens, instead
+            of to `max_sequence_length`. Works on one process, for texts that are not encoded yet.
     """
 
     steps: int = 100_000
@@ -178,35 +177,53 @@ class TrainConfig:
             )
         if self.condition_init == "image" and not self.condition:
             raise UserError("condition_init is for training with condition; leave it out")
-        if self.condition and self.flow.inpaint:
-            raise UserError("inpaint is for training without condition, which shows the reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """The weights that a run starts from.
+
+    Attributes:
+        base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
+        model_path: Another transformer to start from, such as the DSD release's.
+        lora_path: LoRA file that the adapter starts from. Its rank and targets must be the run's.
+        from_scratch: Start from random weights of the base's size.
+    """
+
+    base_path: str = FLUX_DEV
+    model_path: str | None = None
+    lora_path: str | None = None
+    from_scratch: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How a recipe is run; nothing here changes the trained parameters, bad batches aside.
+    """How a recipe is run. Nothing here changes the trained parameters, bad batches aside.
 
     Attributes:
-        output_dir: the run's folder: checkpoints, logs, samples.
-        checkpoint_dir: where the checkpoints go instead, such as `gs://BUCKET/RUN`; all processes
-            must see it.
-        resume: go on from the newest whole checkpoint of the folder, where there is one.
-        save_every: steps between checkpoints; the last step is always saved.
-        keep_last: checkpoints that are kept; older ones are deleted.
-        keep_every: checkpoints of steps that this divides are kept for good; 0: none.
-        eval_every: steps between validations; 0: none.
-        eval_pairs: held-out pairs that the validation loss is taken over.
-        eval_samples: of these, pairs that are sampled as a grid of pictures; 0: none.
-        eval_steps: sampling steps of those pictures.
-        log_every: steps between lines of metrics.
-        tensorboard: write event files for TensorBoard as well.
-        wandb: project to log to on Weights & Biases as well.
-        peak_tflops: of one device, for MFU; default: by its name, where it is known.
-        max_loss_ratio: a loss above this many times the running median stops the run; 0: never.
-        skip_bad_batches: leave out updates whose loss or gradient is not finite, and count them,
+        output_dir: Folder of the run: settings, checkpoints, logs, samples.
+        checkpoint_dir: Folder of the checkpoints, such as `gs://BUCKET/RUN`, instead of one in
+            `output_dir`. All processes must see it.
+        resume: Go on from the newest whole checkpoint in the folder.
+        save_every: Steps between checkpoints; the last step is always saved. A run that dies loses
+            what it did since the last one.
+        keep_last: Number of checkpoints to keep; older ones are deleted.
+        keep_every: Keep the checkpoints of steps that this divides for good. 0 keeps none.
+        eval_every: Steps between validations. 0 validates never.
+        eval_pairs: Held-out pairs that the validation loss is taken over.
+        eval_samples: Held-out pairs that are sampled as a sheet of pictures. 0 samples none.
+        eval_steps: Sampling steps of those pictures.
+        sample_prompts: File of prompts to sample at every validation: a manifest as of `dsd batch`
+            (.jsonl or .csv), or text with a prompt per line, which borrow held-out references.
+        log_every: Steps between lines of metrics.
+        tensorboard: Write event files for TensorBoard as well (extra: tensorboard).
+        wandb: Project to log to on Weights & Biases as well.
+        peak_tflops: Peak of one device in TFLOP/s, for MFU; by default that of its name.
+        max_loss_ratio: Stop at a loss above this many times the running median. 0 never stops.
+        skip_bad_batches: Leave out updates whose loss or gradient is not finite, and count them,
             instead of stopping.
-        profile: first and last step of a profiler trace, written to `profile/`.
-        dump_hlo: write the compiled step's text to `hlo/`.
+        profile: First and last step of a profiler trace, written to `profile/`.
+        dump_hlo: Write the text of the compiled step to `hlo/`.
     """
 
     output_dir: Path
@@ -219,8 +236,9 @@ class RunConfig:
     eval_pairs: int = 16
     eval_samples: int = 4
     eval_steps: int = 28
+    sample_prompts: Path | None = None
     log_every: int = 10
-    tensorboard: bool = True
+    tensorboard: bool = False
     wandb: str | None = None
     peak_tflops: float | None = None
     max_loss_ratio: float = 10.0
@@ -249,15 +267,16 @@ class DataConfig:
     """What is trained on.
 
     Attributes:
-        data: datasets: PATH, PATH#TASK, PATH=WEIGHT or PATH#TASK=WEIGHT.
-        encoded: for each of them a folder that `dsd data encode` made of it; none: encode on the
-            fly.
-        eval_data: held-out dataset for validation.
-        sizes: further frame sizes in pixels, height and width; a batch has one size, a pair the one
-            nearest to its aspect ratio.
-        instruction: how often a pair that has both texts shows its instruction, not its caption.
-        threads: that read and decode, per process; they do not change the order.
-        skip_bad_records: put the next record in the place of one that cannot be read, and list it,
+        data: Datasets: PATH, PATH#TASK, PATH=WEIGHT or PATH#TASK=WEIGHT.
+        encoded: For each dataset the folder that `dsd data encode` made of it. Without them, pairs
+            are encoded as training goes.
+        eval_data: Held-out dataset for validation.
+        sizes: Further frame sizes in pixels, height and width. A batch has one size; a pair goes
+            to the one nearest to its aspect ratio.
+        instruction: Share of the pairs with both texts that show their instruction, not their
+            caption.
+        threads: Threads per process that read and decode. They do not change the order.
+        skip_bad_records: Put the next record in the place of one that cannot be read, and list it,
             instead of stopping.
     """
 

@@ -12,13 +12,13 @@ from dsd_jax.data.load.prefetch import mesh_rows, to_mesh
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.parts import FluxParts
+from dsd_jax.sharding import batch_ways
 from dsd_jax.train.config import DataConfig, TrainConfig
-from dsd_jax.train.model import batch_ways
 
-__all__ = ["held_out", "open_data"]
+__all__ = ["frame_of", "held_out", "open_data"]
 
 
-def _frame(config: TrainConfig) -> tuple[int, int]:
+def frame_of(config: TrainConfig) -> tuple[int, int]:
     """Height and width of a frame in pixels."""
     if config.condition and config.width % 2:
         raise UserError(f"width must be even, it holds two frames; got {config.width}")
@@ -53,7 +53,7 @@ def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: FluxParts
         portions,
         LoaderConfig(
             seed=config.seed,
-            sizes=(_frame(config), *data.sizes),
+            sizes=(frame_of(config), *data.sizes),
             instruction=data.instruction,
             drop_text=config.dropout.text,
             drop_image=config.dropout.image,
@@ -73,7 +73,7 @@ def held_out(path: str, config: TrainConfig, count: int, mesh: Mesh) -> PairBatc
     size = -(-min(count, len(store)) // ways) * ways
     loader = Loader(
         [store],
-        LoaderConfig(sizes=(_frame(config),)),
+        LoaderConfig(sizes=(frame_of(config),)),
         batch=size,
         rows=mesh_rows(mesh, size),
         threads=0,

@@ -7,29 +7,30 @@ step, as a function of (seed, step).
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from dsd_jax.autoencoder import Autoencoder, Posterior
-from dsd_jax.config import BFLOAT16, FLOAT32, Execution
+from dsd_jax.autoencoder import Posterior
+from dsd_jax.config import PRECISIONS, Execution
 from dsd_jax.data.load.encoded import Embedding, Moments
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import mesh_rows
+from dsd_jax.encoders import ImageCodec, Text, TextEncoder, latent_tokens
 from dsd_jax.errors import UserError
-from dsd_jax.frames import condition_canvas, pack_latents
-from dsd_jax.models import abstract, load
+from dsd_jax.frames import condition_canvas
+from dsd_jax.images import signed
 from dsd_jax.parts import FluxParts
-from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.processes import busy
+from dsd_jax.sharding import batch_sharding, batch_ways, replicated
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.model import batch_ways
-from dsd_jax.train.step import EncodedBatch
-from dsd_jax.types import Array, Float32, Int, UInt8
+from dsd_jax.train.objective import EncodedBatch
+from dsd_jax.types import Array, Float32, UInt8
 
 __all__ = ["Encoder"]
 
@@ -38,13 +39,6 @@ AT_ONCE = 4 * 512 * 1024
 _TEXT_STEP = 16  # tokens; few lengths, since each is compiled
 # Folded into the run's seed: a stream of its own, since no run has so many steps.
 _STREAM = 2**32 - 1
-
-
-class _Text(NamedTuple):
-    """Embeddings on the mesh, of a batch or of one prompt."""
-
-    txt: Array
-    vec: Array
 
 
 class Encoder:
@@ -68,50 +62,49 @@ class Encoder:
         compiler_options: dict[str, Any] | None = None,
     ) -> None:
         self.base, self.config, self.mesh = base, config, mesh
-        self._precision = FLOAT32 if config.base_dtype == "float32" else BFLOAT16
-        self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._precision = PRECISIONS[config.base_dtype]
+        self._compiler_options = compiler_options
+        self._rows = batch_sharding(mesh)
+        self._everywhere = replicated(mesh)
         jit = functools.partial(
             jax.jit, out_shardings=self._rows, compiler_options=compiler_options
         )
         self._from_pixels = jit(self._pixels_program)
         self._from_moments = jit(self._moments_program)
-        self._embed = jit(self._text_program)
         self._null = None if null is None else self._cast(*map(self._spread, null))
         if config.pad_to_longest and jax.process_count() > 1:
             raise UserError("pad_to_longest needs a run of one process; leave it out")
 
     @functools.cached_property
-    def autoencoder(self) -> tuple[nnx.GraphDef[Autoencoder], nnx.State]:
-        """The VAE, taken apart."""
-        model = abstract(self.base.autoencoder.config, precision=self._precision)
-        return nnx.split(load(model, self.base.autoencoder.source, mesh=self.mesh))
+    def images(self) -> ImageCodec:
+        """The VAE."""
+        with busy("loading the autoencoder"):
+            return ImageCodec.load(self.base.autoencoder, precision=self._precision, mesh=self.mesh)
 
     @functools.cached_property
-    def _texts(self) -> tuple[tuple[Any, nnx.State], tuple[Any, nnx.State]]:
-        """T5 and CLIP, taken apart."""
-        text = self.base.text
-        execution = Execution(scan_layers=self.config.scan_layers)
-        t5 = abstract(text.t5.config, precision=self._precision, execution=execution)
-        clip = abstract(text.clip.config, precision=self._precision, execution=execution)
-        return (
-            nnx.split(load(t5, text.t5.source, mesh=self.mesh)),
-            nnx.split(load(clip, text.clip.source, mesh=self.mesh)),
+    def texts(self) -> TextEncoder:
+        """T5 and CLIP."""
+        return TextEncoder.load(
+            self.base.text,
+            precision=self._precision,
+            execution=Execution(scan_layers=self.config.scan_layers),
+            mesh=self.mesh,
+            compiler_options=self._compiler_options,
         )
 
     def release_texts(self) -> None:
         """Frees the text encoders; a batch without embeddings would load them again."""
-        self.__dict__.pop("_texts", None)
+        self.__dict__.pop("texts", None)
 
     @property
-    def null(self) -> _Text:
+    def null(self) -> Text:
         """Embedding of the empty prompt, `[Lt, Dt]` and `[Dv]`, on every device."""
         if self._null is None:
             # One row per device, however many processes: the same program, so the same bits.
             rows = len(mesh_rows(self.mesh, batch_ways(self.mesh)))
             encoded = self._embed_texts([""] * rows)
             first = jax.jit(lambda x: x[0], out_shardings=self._everywhere)
-            self._null = _Text(*map(first, encoded))
+            self._null = Text(*map(first, encoded))
         return self._null
 
     def __call__(self, batch: PairBatch, step: int) -> EncodedBatch:
@@ -128,7 +121,7 @@ class Encoder:
             return self._encode_batch(batch, np.uint32(step))
 
     def _encode_batch(self, batch: PairBatch, step: np.uint32) -> EncodedBatch:
-        _, state = self.autoencoder
+        state = self.images.state
         if batch.canvas is None:
             x_0, img_cond = self._from_pixels(
                 state, batch.reference if self.config.condition else None, batch.target, step
@@ -152,7 +145,7 @@ class Encoder:
             null.vec,
         )
 
-    def _embed_texts(self, texts: list[str], *, shorten: bool = False) -> _Text:
+    def _embed_texts(self, texts: list[str], *, shorten: bool = False) -> Text:
         """Embeddings of this process's rows, as rows of the whole batch.
 
         Args:
@@ -168,15 +161,14 @@ class Encoder:
         placed = [
             jax.make_array_from_process_local_data(self._rows, own) for own in (t5_ids, ids.clip)
         ]
-        (_, t5), (_, clip) = self._texts
-        return self._embed(t5, clip, *placed)
+        return self.texts.embed(*placed)
 
     def _spread(self, array: np.ndarray) -> Array:
         return jax.make_array_from_callback(array.shape, self._everywhere, array.__getitem__)
 
-    def _cast(self, txt: Any, vec: Any) -> _Text:
+    def _cast(self, txt: Any, vec: Any) -> Text:
         dtype = self._precision.compute_dtype
-        return _Text(jnp.asarray(txt).astype(dtype), jnp.asarray(vec).astype(dtype))
+        return Text(jnp.asarray(txt).astype(dtype), jnp.asarray(vec).astype(dtype))
 
     # The programs
 
@@ -185,8 +177,7 @@ class Encoder:
         return jax.random.split(jax.random.fold_in(root, step))
 
     def _tokens(self, posterior: Posterior, key: Array) -> Float32[Array, "B L C"]:
-        vae = self.base.autoencoder.config
-        return pack_latents((posterior.sample(key) - vae.shift) * vae.scale)
+        return latent_tokens(posterior.sample(key), self.images.config)
 
     def _pixels_program(
         self,
@@ -197,8 +188,8 @@ class Encoder:
     ) -> tuple[Float32[Array, "B L C"], Float32[Array, "B L C"] | None]:
         keys = self._noise_keys(step)
         if reference is None:
-            return self._tokens(self._encode(state, _signed(target)), keys[0]), None
-        left, right = _signed(reference), _signed(target)
+            return self._tokens(self._encode(state, signed(target)), keys[0]), None
+        left, right = signed(reference), signed(target)
         canvas = self._encode(state, jnp.concatenate([left, right], axis=2))
         condition = self._encode(state, condition_canvas(left))
         return self._tokens(canvas, keys[0]), self._tokens(condition, keys[1])
@@ -213,7 +204,7 @@ class Encoder:
 
     def _encode(self, state: nnx.State, pictures: Float32[Array, "B H W 3"]) -> Posterior:
         """A few pictures per device at a time; every device keeps its share of every group."""
-        encode = nnx.merge(self.autoencoder[0], state).encode
+        encode = nnx.merge(self.images.graphdef, state).encode
         count, *rest = pictures.shape
         own = count // batch_ways(self.mesh)
         least = -(-own * rest[0] * rest[1] // AT_ONCE)
@@ -223,21 +214,6 @@ class Encoder:
         folded = pictures.reshape(count // groups, groups, *rest).swapaxes(0, 1)
         done = lax.map(encode, folded)
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(count, *x.shape[2:]), done)
-
-    def _text_program(
-        self,
-        t5: nnx.State,
-        clip: nnx.State,
-        t5_ids: Int[Array, "B L_t5"],
-        clip_ids: Int[Array, "B L_clip"],
-    ) -> _Text:
-        (t5_graph, _), (clip_graph, _) = self._texts
-        return _Text(nnx.merge(t5_graph, t5)(t5_ids), nnx.merge(clip_graph, clip)(clip_ids).pooled)
-
-
-def _signed(pixels: UInt8[Array, "B H W 3"]) -> Float32[Array, "B H W 3"]:
-    """Bytes to [-1, 1], as `dsd_jax.images.to_array` has it."""
-    return pixels.astype(jnp.float32) / 255 * 2 - 1
 
 
 def _posterior(moments: Moments) -> Posterior:

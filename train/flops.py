@@ -12,14 +12,18 @@ import re
 from collections.abc import Mapping
 
 from dsd_jax.aot import CHIPS
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
+from dsd_jax.stack import without_layers
 from dsd_jax.types import Shape
 
 __all__ = ["StepFlops", "peak_tflops", "step_flops"]
 
 # Pattern of a parameter's path without layer numbers -> what its Linear runs over.
 _TEXT = re.compile(r"txt_in\..*|double_blocks\.txt_(attn|mlp)\..*")
-_IMAGE = re.compile(r"(img_in|cond_in|final_layer\.linear)\..*|double_blocks\.img_(attn|mlp)\..*")
+_IMAGE = re.compile(
+    rf"(img_in|{CANVAS.module}|final_layer\.linear)\..*|double_blocks\.img_(attn|mlp)\..*"
+)
 _BOTH = re.compile(r"single_blocks\.(qkv|mlp_in|linear2)\..*")
 _MATRIX = ("kernel", "lora_a", "lora_b")
 
@@ -65,7 +69,7 @@ def step_flops(
     sums = {True: 0.0, False: 0.0}
     for path, shape in shapes.items():
         if any(name in path.rpartition(".")[2] for name in _MATRIX):
-            key = re.sub(r"\.\d+(?=\.|$)", "", path)
+            key = without_layers(path)
             # Modulations, time, guidance and the pooled text see one vector per sample.
             tokens = 1
             for pattern, count in ((_TEXT, text), (_IMAGE, image), (_BOTH, image + text)):

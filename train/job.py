@@ -23,15 +23,15 @@ from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.lora import add_factors, select
-from dsd_jax.models import abstract
-from dsd_jax.models import abstract_state as place
-from dsd_jax.sharding import MeshConfig, activation_spec
+from dsd_jax.models import abstract, abstract_state
+from dsd_jax.sharding import MeshConfig, activation_spec, batch_ways
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.flops import step_flops
-from dsd_jax.train.model import abstract_state
+from dsd_jax.train.model import train_state_shapes
+from dsd_jax.train.objective import EncodedBatch, method_of
 from dsd_jax.train.optimizer import make_optimizer
 from dsd_jax.train.state import split_model
-from dsd_jax.train.step import EncodedBatch, make_step
+from dsd_jax.train.step import make_step
 from dsd_jax.weights import param_shapes
 
 __all__ = [
@@ -65,15 +65,16 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
     if config.lora is not None:
         rank = config.lora.rank
         add_factors(model, dict.fromkeys(select(model, config.lora.targets), rank))
-    placed = nnx.merge(nnx.graphdef(model), place(model, mesh, trained_lora=True))
+    placed = nnx.merge(nnx.graphdef(model), abstract_state(model, mesh, trained_lora=True))
     split = split_model(placed, full=config.lora is None)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state = abstract_state(split, optimizer, mesh, ema=config.optimizer.ema > 0)
+    state = train_state_shapes(split, optimizer, mesh, ema=config.optimizer.ema > 0)
     batch = abstract_batch(config, flux, mesh)
+    objective = method_of(config)(config.flow, Schedule(), canvas_of(config))
     paths = frozenset(".".join(map(str, path)) for path, _ in nnx.to_flat_state(split.trained))
     flops = step_flops(param_shapes(model), paths, flux, batch.x_0.shape[1], batch.txt.shape[1])
     return Job(
-        run=make_step(split.graphdef, optimizer, config, Schedule(), canvas_of(config)),
+        run=make_step(split.graphdef, optimizer, objective, config),
         arguments=(state, split.frozen, batch),
         kinds={
             "base": split.frozen,
@@ -96,7 +97,9 @@ def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
     texts = [
         abstract(c, precision=BFLOAT16, execution=execution) for c in (T5Config(), ClipConfig())
     ]
-    return [place(m, mesh) for m in (abstract(AutoencoderConfig(), precision=BFLOAT16), *texts)]
+    return [
+        abstract_state(m, mesh) for m in (abstract(AutoencoderConfig(), precision=BFLOAT16), *texts)
+    ]
 
 
 def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> EncodedBatch:
@@ -134,8 +137,7 @@ _WHOLE_BLOCK = 20  # arrays of the stream's size that a block makes on its way, 
 def _stream(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
     """Bytes per chip of one activation of all tokens, for the samples that go at once."""
     tokens = canvas_of(config).tokens + config.max_sequence_length
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    samples = -(-config.batch_size // config.optimizer.accumulate // ways)
+    samples = -(-config.batch_size // config.optimizer.accumulate // batch_ways(mesh))
     return samples * tokens * flux.width * 2 // mesh.shape["context"]
 
 

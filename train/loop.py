@@ -6,37 +6,36 @@ The position is the step and nothing else: batches, noise, dropout and times are
 
 import contextlib
 import dataclasses
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import prefetch_to_mesh
 from dsd_jax.errors import UserError
 from dsd_jax.images import save_png
-from dsd_jax.processes import Stop, first_process, on_first, say
-from dsd_jax.progress import progress
+from dsd_jax.interrupt import Stop
+from dsd_jax.processes import busy, first_process, on_first, say
+from dsd_jax.progress import Advance, progress
 from dsd_jax.train.checkpoints import Checkpoints, Keep
 from dsd_jax.train.config import RunConfig
-from dsd_jax.train.flops import peak_tflops
-from dsd_jax.train.metrics import Log, Watch, memory
+from dsd_jax.train.metrics import Log
 from dsd_jax.train.record import Origin, Recipe, check_base, check_recipe, record
 from dsd_jax.train.state import TrainState
+from dsd_jax.train.steplog import Counted, StepLog, StepMetrics
 from dsd_jax.train.validate import Validation
 
-__all__ = ["BatchSource", "Outcome", "Program", "StepMetrics", "train"]
+__all__ = ["BatchSource", "Outcome", "Program", "train"]
 
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """What the loop asks of the data; `dsd_jax.data.load.loader.Loader` has it.
+    """What the loop asks of the data: files (`dsd_jax.data.load.loader.Loader`), or drawn pictures.
 
     Attributes:
         start_step: where iterating begins.
@@ -61,25 +60,16 @@ class BatchSource(Protocol):
 
 
 @runtime_checkable
-class StepMetrics(Protocol):
-    """Numbers of a step, float32 scalars by name (a NamedTuple); one of them is `loss`."""
+class Program(Counted, Protocol):
+    """What the loop asks of what is trained.
 
-    @property
-    def loss(self) -> Any: ...
-    def _asdict(self) -> dict[str, Any]: ...
-
-
-@runtime_checkable
-class Program(Protocol):
-    """What the loop asks of what is trained; `dsd_jax.train.trainer.Trainer` has it.
+    A transformer (`dsd_jax.train.trainer.Trainer`) or an autoencoder trains by the same loop.
 
     Attributes:
         mesh: all devices of the run.
-        compiled_in: seconds that the last step spent on compiling.
     """
 
     mesh: Mesh
-    compiled_in: float
 
     @property
     def config(self) -> Recipe:
@@ -101,12 +91,6 @@ class Program(Protocol):
     ) -> tuple[TrainState, StepMetrics]:
         """One update; `state` is used up."""
 
-    def flops(self, size: tuple[int, int]) -> float | None:
-        """FLOPs of a step per sample. None means that nobody counts them."""
-
-    def learning_rate(self, step: int) -> float:
-        """Of the update that follows `step` updates."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -125,7 +109,7 @@ def train(
     validation: Validation | None = None,
     preset: str = "",
 ) -> Outcome:
-    """Trains until the last step, or until the process is asked to stop (SIGTERM).
+    """Trains until the last step, or until the process is asked to stop (Ctrl-C or SIGTERM).
 
     Args:
         trainer: model and programs.
@@ -154,27 +138,27 @@ def train(
         stack.enter_context(jax.set_mesh(trainer.mesh))
         stop = stack.enter_context(Stop())
         log = stack.enter_context(_open_log(run, -1 if found is None else found, trainer))
-        advance = stack.enter_context(_shown(start, steps))
+        advance = _Shown(stack, steps - start)
         stack.callback(checkpoints.wait)  # a save under way is finished, whatever happens below
         batches = stack.enter_context(closing(prefetch_to_mesh(source, trainer.mesh)))
-        ledger = Ledger(trainer, run, log, checkpoints)
+        step_log = StepLog(trainer, run, log, checkpoints, steps)
 
         for step in range(start, steps + 1):
             last, stopped = step == steps, stop.asked(step)
             if validation and step != found and (last or _due(step, run.eval_every)):
-                with ledger.settled():
+                with step_log.settled():
                     _validate(validation, step, state, run, log)
             if stopped or last or (step and _due(step, run.save_every)):
-                with ledger.settled():
+                with step_log.settled():
                     checkpoints.save(step, state)
             if stopped or last:
                 break
             checkpoints.check()
-            with ledger.profiled(step):
-                batch = ledger.timed(batches)
+            with step_log.profiled(step):
+                batch = step_log.timed(batches)
                 state, metrics = trainer.step(state, batch, step)
-            ledger.settle()
-            ledger.enter(step + 1, metrics, batch, source.ids_of(step))
+            step_log.settle()
+            step_log.enter(step + 1, metrics, batch, source.ids_of(step))
             advance()
     return Outcome(step, stopped and not last, state)
 
@@ -207,7 +191,12 @@ def _restore(
 
     on_first(check)
     say(f"going on from step {step}")
-    return lambda like: checkpoints.restore(step, like)
+
+    def restore(like: TrainState) -> TrainState:
+        with busy(f"restoring step {step}"):
+            return checkpoints.restore(step, like)
+
+    return restore
 
 
 def _open_log(run: RunConfig, after: int, trainer: Program) -> Log:
@@ -227,138 +216,27 @@ def _validate(
     run: RunConfig,
     log: Log,
 ) -> None:
-    losses = validation.loss(state)
-    log.metrics(step, losses)
-    say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
-    pixels = validation.pictures(state)
-    if pixels is not None and first_process():
-        save_png(Image.fromarray(pixels), run.output_dir / "samples" / f"{step:08d}.png")
-        log.picture(step, "samples", pixels)
+    with busy(f"validating step {step}"):
+        losses, sheets = validation.loss(state), validation.draw(state)
+    if losses:
+        log.metrics(step, losses)
+        say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
+    for name, sheet in sheets.items():
+        if first_process():
+            save_png(sheet.image, run.output_dir / name / f"{step:08d}.png", sheet.layout)
+            log.picture(step, name, np.asarray(sheet.image))
 
 
-class Ledger:
-    """Numbers of the steps: fetched when the next step is under way, checked, written down."""
+class _Shown:
+    """Progress from the first step on, shown by the first process alone."""
 
-    def __init__(
-        self, trainer: Program, run: RunConfig, log: Log, checkpoints: Checkpoints
-    ) -> None:
-        self._trainer, self._run, self._log, self._checkpoints = trainer, run, log, checkpoints
-        self._watch = Watch(run.max_loss_ratio)
-        self._open: tuple[int, StepMetrics, PairBatch, Sequence[str]] | None = None
-        self._sums: dict[str, list[float]] = {}
-        self._since = time.perf_counter()
-        self._waited, self._steps, self._samples = 0.0, 0, 0
-        self._warm = False  # the first step's time is that of compiling and filling buffers
-        kind = jax.devices()[0].device_kind
-        self._peak = run.peak_tflops or peak_tflops(kind)
+    def __init__(self, stack: contextlib.ExitStack, steps: int) -> None:
+        self._stack, self._steps = stack, steps
+        self._advance: Advance | None = None
 
-    def timed(self, batches: Iterator[PairBatch]) -> PairBatch:
-        """The next batch; the time until it is there counts as waiting."""
-        start = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - start
-        return batch
-
-    def enter(self, step: int, metrics: StepMetrics, batch: PairBatch, ids: Sequence[str]) -> None:
-        """Notes update `step`, whose numbers are still being computed."""
-        self._open = step, metrics, batch, ids
-        self._log.batch(step, ids)
-        if batch.skipped:
-            say(f"step {step}: unreadable records were replaced: {_some(batch.skipped)}")
-
-    def settle(self) -> None:
-        """Fetches the numbers of the step entered last, if that has not been done.
-
-        Raises:
-            UserError: they show that training went wrong.
-        """
-        if self._open is None:
+    def __call__(self) -> None:
+        if not first_process():
             return
-        (step, metrics, batch, ids), self._open = self._open, None
-        values = {name: float(value) for name, value in metrics._asdict().items()}
-        problem = self._watch.problem(values)
-        finite = all(map(math.isfinite, values.values()))
-        if problem and not finite and self._run.skip_bad_batches:
-            self._log.skipped(step, ids)
-            say(
-                f"step {step} is left out: {problem}; {self._log.skips} so far; it was {_some(ids)}"
-            )
-        elif problem:
-            raise UserError(
-                f"step {step}: {problem}; the batch was {_some(ids)}; {self._checkpoints.last}; "
-                "lower the learning rate, or look at those records"
-                + ("" if finite else "; --skip_bad_batches leaves such updates out")
-            )
-        else:
-            for name, value in values.items():
-                self._sums.setdefault(name, []).append(value)
-        self._steps += 1
-        self._samples += batch.global_size
-        if step % self._run.log_every == 0 or step == self._trainer.config.steps:
-            self._write(step, batch)
-        if not self._warm or self._trainer.compiled_in:
-            self._warm = True
-            self._restart()
-
-    @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
-        """For what comes between steps: numbers are settled before, and its time does not count."""
-        self.settle()
-        start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start
-
-    def _write(self, step: int, batch: PairBatch) -> None:
-        values = {name: math.fsum(all_) / len(all_) for name, all_ in self._sums.items()}
-        self._sums.clear()
-        values["learning_rate"] = self._trainer.learning_rate(step - 1)
-        if self._log.skips:
-            values["skipped"] = self._log.skips
-        if self._warm and self._steps:
-            elapsed = time.perf_counter() - self._since
-            speed = self._samples / elapsed / jax.device_count()
-            values |= {
-                "step_seconds": elapsed / self._steps,
-                "data_wait_seconds": self._waited / self._steps,
-                "samples_per_second_per_device": speed,
-            }
-            flops = self._trainer.flops(batch.size)
-            if self._peak and flops is not None:
-                values["mfu"] = speed * flops / (self._peak * 1e12)
-            self._restart()
-        self._log.metrics(step, values | memory(jax.local_devices()))
-        shown = {name: values[name] for name in _SHOWN if name in values}
-        say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-
-    def _restart(self) -> None:
-        self._since = time.perf_counter()
-        self._waited, self._steps, self._samples = 0.0, 0, 0
-
-    @contextlib.contextmanager
-    def profiled(self, step: int) -> Iterator[None]:
-        """Traces the steps of the profiler's window."""
-        window = self._run.profile
-        if window is not None and step + 1 == window[0]:
-            jax.profiler.start_trace(str(self._run.output_dir / "profile"))
-        yield
-        if window is not None and step + 1 == window[1]:
-            jax.block_until_ready(jax.live_arrays())
-            jax.profiler.stop_trace()
-
-
-_SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second_per_device", "mfu")
-
-
-def _some(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
-    return ", ".join(ids[:8]) + more
-
-
-@contextlib.contextmanager
-def _shown(start: int, steps: int) -> Iterator[Callable[[], None]]:
-    """Progress, on the first process alone."""
-    if not first_process():
-        yield lambda: None
-        return
-    with progress("train", steps - start, "steps") as advance:
-        yield lambda: advance(1)
+        if self._advance is None:
+            self._advance = self._stack.enter_context(progress("train", self._steps, "steps"))
+        self._advance(1)

@@ -3,7 +3,7 @@
     metrics.jsonl      one line per logged step: {"step": 120, "loss": ...}
     batch_ids.jsonl    one line per step: {"step": 120, "ids": [...]}
     skipped.jsonl      one line per update that was left out
-    tensorboard/       the same numbers as event files
+    tensorboard/       the same numbers as event files, where they are asked for
 
 Step n is the n-th update. Every line is handed to the system as soon as it is written, so a run
 that is killed has logged every step it has finished; what lies behind the checkpoint that it goes
@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 
 __all__ = [
     "BATCH_IDS",
@@ -116,7 +117,7 @@ class Log:
         config: what is shown beside the curves there.
 
     Raises:
-        UserError: wandb is asked for and not installed.
+        UserError: tensorboardX or wandb is asked for and not installed.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Log:
         folder: Path,
         after: int,
         *,
-        tensorboard: bool = True,
+        tensorboard: bool = False,
         wandb: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -135,6 +136,8 @@ class Log:
         self._wandb: Any = None
         if not self._active:
             return
+        if tensorboard:
+            require("tensorboard")
         if wandb is not None:
             try:
                 module = importlib.import_module("wandb")
@@ -150,7 +153,7 @@ class Log:
         self._skipped = Journal(folder / SKIPPED, after)
         self.skips = self._skipped.count()
         if tensorboard:
-            from tensorboardX import SummaryWriter  # noqa: PLC0415 - only where it is asked for
+            from tensorboardX import SummaryWriter  # noqa: PLC0415 - an extra
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 

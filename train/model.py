@@ -1,7 +1,7 @@
 """From opened weights to what is trained and what is frozen, each where it belongs on the mesh."""
 
+import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,17 +18,33 @@ from dsd_jax.layers import JoinedLinear, Linear, LoraParam
 from dsd_jax.lora import Adapter, LoraConfig, add_factors, initialise, select
 from dsd_jax.models import abstract, load, model_shardings
 from dsd_jax.parts import Component
-from dsd_jax.sharding import LOGICAL_TO_MESH
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.state import Split, TrainState, init_state, split_model, state_shardings
 
 __all__ = [
+    "BASE",
+    "Start",
     "Trainee",
-    "abstract_state",
-    "batch_ways",
     "first_state",
     "make_trainee",
+    "train_state_shapes",
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the parameters start from.
+
+    Attributes:
+        adapter: where the factors start instead of at random; its full tensors replace the base's.
+        from_scratch: random weights instead of the base's, of which only the size is used.
+    """
+
+    adapter: Adapter | None = None
+    from_scratch: bool = False
+
+
+BASE = Start()  # the base as it is, with a new adapter
 
 
 class Trainee(NamedTuple):
@@ -53,9 +69,7 @@ def make_trainee(
     config: TrainConfig,
     transformer: Component[FluxConfig],
     mesh: Mesh,
-    *,
-    adapter: Adapter | None = None,
-    from_scratch: bool = False,
+    start: Start = BASE,
 ) -> Trainee:
     """Loads the transformer and gives it an adapter.
 
@@ -63,8 +77,7 @@ def make_trainee(
         config: which adapter, which precision.
         transformer: the base.
         mesh: base weights lie as for inference; factors on every device of the batch axes.
-        adapter: where the factors start instead of at random; its full tensors replace the base's.
-        from_scratch: random weights instead of the base's; only its size is used.
+        start: what the parameters start from.
 
     Raises:
         UserError: the base does not fit the mesh, or the adapter does not fit the config.
@@ -74,11 +87,12 @@ def make_trainee(
         raise UserError("the base has no condition embedding; open it with one")
     execution = Execution(scan_layers=config.scan_layers, remat=config.remat)
     empty = abstract(flux, precision=_precision(config), execution=execution)
+    adapter = start.adapter
     if adapter is not None:
         _check_adapter(adapter, config.lora)
         model = load(empty, transformer.source, mesh=mesh, adapters=[(adapter, 1.0)])
         _check_targets(model, config.lora)
-    elif from_scratch:
+    elif start.from_scratch:
         model = _random(empty, config, mesh)
     else:
         model = load(empty, transformer.source, mesh=mesh)
@@ -188,7 +202,7 @@ def _by_path(state: nnx.State, shardings: Mapping[str, Sharding]) -> nnx.State:
     )
 
 
-def abstract_state(
+def train_state_shapes(
     split: Split, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
     """Shapes, dtypes and shardings of the training state."""
@@ -205,12 +219,7 @@ def first_state(
     split: Split, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
     """The state before the first step, on the mesh; takes over the arrays of `split.trained`."""
-    shapes = abstract_state(split, optimizer, mesh, ema=ema)
+    shapes = train_state_shapes(split, optimizer, mesh, ema=ema)
     where = jax.tree.map(lambda x: x.sharding, shapes)
     init = functools.partial(init_state, optimizer=optimizer, ema=ema)
     return jax.jit(init, out_shardings=where, donate_argnums=0)(split.trained)
-
-
-def batch_ways(mesh: Mesh) -> int:
-    """Number of parts that a batch is cut into."""
-    return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 from dsd_jax.files import replacing
 from dsd_jax.train.metrics import read_metrics
 
@@ -48,13 +48,10 @@ def plot_run(run: str | Path, path: Path) -> None:
         UserError: no run there, nothing logged yet, or matplotlib is not installed.
     """
     rows = read_metrics(run)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError:
-        raise UserError(
-            "drawing needs matplotlib; pip install 'dsd-jax[plot]', or open tensorboard"
-        ) from None
+    require("plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     figure = Figure(figsize=(12, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3).ravel()

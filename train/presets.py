@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dsd_jax.errors import UserError
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
+from dsd_jax.tasks import DEPTH
 from dsd_jax.train.config import DropoutConfig, FlowConfig, OptimizerConfig, TrainConfig
 
 __all__ = ["PRESETS", "preset"]
@@ -69,7 +70,10 @@ def depth() -> TrainConfig:
         paper(),
         steps=20_000,
         lora=LoraConfig(rank=128),
-        flow=FlowConfig(reference_weight=0.0),
+        flow=FlowConfig(
+            reference_weight=DEPTH.frame_weights.reference,
+            target_weight=DEPTH.frame_weights.target,
+        ),
     )
 
 

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, Sharding
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.flux import Flux
 from dsd_jax.layers import LoraParam
+from dsd_jax.sharding import replicated
 from dsd_jax.types import Array
 
 __all__ = ["Split", "TrainState", "init_state", "split_model", "state_shardings"]
-
-CONDITION = "cond_in"
 
 
 class Split(NamedTuple):
@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
 
 def is_adapter(path: tuple[Any, ...], variable: Any) -> bool:
     """What LoRA training trains: the factors, and the condition embedding in full."""
-    return isinstance(variable, LoraParam) or path[:1] == (CONDITION,)
+    return isinstance(variable, LoraParam) or CANVAS.owns(".".join(map(str, path)))
 
 
 def split_model(model: Flux, *, full: bool) -> Split:
@@ -82,7 +82,7 @@ def state_shardings(
         params: arrays or abstract.
         shardings: a sharding for every leaf of `params`.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere = replicated(mesh)
     moments: Any = optax.tree_map_params(
         optimizer,
         lambda moment, param, sharding: sharding if moment.shape == param.shape else everywhere,

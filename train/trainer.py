@@ -1,47 +1,54 @@
 """The programs of a run: one object that takes a batch of pairs and makes a step."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
+from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
-from dsd_jax.lora import Adapter
 from dsd_jax.parts import FluxParts
-from dsd_jax.train.config import TrainConfig
+from dsd_jax.processes import busy
+from dsd_jax.sharding import replicated
+from dsd_jax.train.config import FlowConfig, TrainConfig
 from dsd_jax.train.encode import Encoder
 from dsd_jax.train.flops import step_flops
-from dsd_jax.train.model import abstract_state, first_state, make_trainee
+from dsd_jax.train.model import BASE, Start, first_state, make_trainee, train_state_shapes
+from dsd_jax.train.objective import EncodedBatch, Objective, method_of
 from dsd_jax.train.optimizer import learning_rate, make_optimizer
 from dsd_jax.train.record import Origin
 from dsd_jax.train.state import TrainState
-from dsd_jax.train.step import EncodedBatch, Metrics, Step, make_step
+from dsd_jax.train.step import Metrics, guarded, make_step
 
-__all__ = ["Trainer", "guarded"]
+__all__ = ["StepOptions", "Trainer"]
 
 Size = tuple[int, int]
 
 
-def guarded(step: Step) -> Step:
-    """The step, but numbers that are not finite leave all but the counter as it was."""
+# An objective's class, or one whose further fields are filled in.
+MakeObjective = Callable[[FlowConfig, Schedule, Canvas], Objective]
 
-    def run(
-        state: TrainState, frozen: nnx.State, batch: EncodedBatch
-    ) -> tuple[TrainState, Metrics]:
-        new, metrics = step(state, frozen, batch)
-        good = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
-        kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
-        return kept._replace(step=new.step), metrics
 
-    return run
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How the step is built; nothing here changes the numbers of a good batch.
+
+    Attributes:
+        skip_bad: make steps that a batch with a loss that is not finite cannot spoil.
+        dump: folder for the text of compiled steps.
+        compiler: options of XLA.
+    """
+
+    skip_bad: bool = False
+    dump: Path | None = None
+    compiler: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -51,12 +58,10 @@ class Trainer:
         config: the recipe.
         base: what training starts from.
         mesh: all devices of the run.
-        adapter: where the factors start; None: new ones.
-        from_scratch: random base weights.
+        start: what the parameters start from.
+        objective: what is minimised; by default `Customise`, or `Teach` without condition.
         null: embedding of the empty prompt, if the data brings it.
-        skip_bad: make steps that a bad batch cannot spoil.
-        dump: folder for the text of compiled steps.
-        compiler_options: of XLA.
+        options: how the step is built.
 
     Raises:
         UserError: base, adapter, mesh and config do not fit together.
@@ -68,25 +73,23 @@ class Trainer:
         base: FluxParts,
         mesh: Mesh,
         *,
-        adapter: Adapter | None = None,
-        from_scratch: bool = False,
+        start: Start = BASE,
+        objective: MakeObjective | None = None,
         null: Embedding | None = None,
-        skip_bad: bool = False,
-        dump: Path | None = None,
-        compiler_options: dict[str, Any] | None = None,
+        options: StepOptions | None = None,
     ) -> None:
         self.config, self.base, self.mesh = config, base, mesh
-        self._skip_bad, self._dump = skip_bad, dump
-        self.compiler_options = compiler_options
+        self.options = options or StepOptions()
+        self._objective = objective or method_of(config)
         Canvas.from_pixels(config.height, config.width, base.autoencoder.config.downscale)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
-        self.trainee = make_trainee(
-            config, base.transformer, mesh, adapter=adapter, from_scratch=from_scratch
-        )
+        self.trainee = make_trainee(config, base.transformer, mesh, start)
         self.frozen = self.trainee.split.frozen
-        self.encoder = Encoder(base, config, mesh, null=null, compiler_options=compiler_options)
+        self.encoder = Encoder(
+            base, config, mesh, null=null, compiler_options=dict(self.options.compiler)
+        )
         ema = config.optimizer.ema > 0
-        self.state_shapes = abstract_state(self.trainee.split, self.optimizer, mesh, ema=ema)
+        self.state_shapes = train_state_shapes(self.trainee.split, self.optimizer, mesh, ema=ema)
         self._compiled: dict[tuple[Size, int], Callable[..., tuple[TrainState, Metrics]]] = {}
         self.compiled_in = 0.0  # seconds that the last step spent on compiling
         self.text_tokens = 0  # of a prompt, known after the first step
@@ -138,6 +141,10 @@ class Trainer:
         frames = 2 if self.config.condition else 1
         return Canvas.from_pixels(size[0], frames * size[1], self.base.autoencoder.config.downscale)
 
+    def objective(self, size: Size) -> Objective:
+        """What is minimised with frames of `size` pixels."""
+        return self._objective(self.config.flow, self.base.schedule, self.canvas(size))
+
     def flops(self, size: Size) -> float:
         """FLOPs of a step per sample with frames of `size` pixels, see `dsd_jax.train.flops`."""
         flat = {
@@ -161,27 +168,23 @@ class Trainer:
     def _compile(
         self, state: TrainState, batch: EncodedBatch, size: Size
     ) -> Callable[..., tuple[TrainState, Metrics]]:
-        config = self.config
         step = make_step(
-            self.trainee.split.graphdef,
-            self.optimizer,
-            config,
-            self.base.schedule,
-            self.canvas(size),
+            self.trainee.split.graphdef, self.optimizer, self.objective(size), self.config
         )
         where = functools.partial(jax.tree.map, lambda x: x.sharding)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        everywhere = replicated(self.mesh)
         jitted = jax.jit(
-            guarded(step) if self._skip_bad else step,
+            guarded(step) if self.options.skip_bad else step,
             in_shardings=(where(state), where(self.frozen), where(batch)),
             out_shardings=(where(state), everywhere),
             donate_argnums=0,
         )
         lowered = jitted.lower(state, self.frozen, batch)
-        compiled = lowered.compile(self.compiler_options)
-        if self._dump is not None and jax.process_index() == 0:
-            self._dump.mkdir(parents=True, exist_ok=True)
+        with busy(f"compiling the step for frames of {size[0]}x{size[1]}"):
+            compiled = lowered.compile(dict(self.options.compiler))  # type: ignore[arg-type]
+        if self.options.dump is not None and jax.process_index() == 0:
+            self.options.dump.mkdir(parents=True, exist_ok=True)
             stem = f"step-{size[0]}x{size[1]}-{self.text_tokens}"
-            (self._dump / f"{stem}.stablehlo.txt").write_text(lowered.as_text())
-            (self._dump / f"{stem}.hlo.txt").write_text(compiled.as_text() or "")
+            (self.options.dump / f"{stem}.stablehlo.txt").write_text(lowered.as_text())
+            (self.options.dump / f"{stem}.hlo.txt").write_text(compiled.as_text() or "")
         return compiled

@@ -1,119 +1,171 @@
-"""Validation: a loss that is the same for the same weights, and pictures to look at."""
+"""Validation: a loss that is the same for the same weights, and sheets of samples to look at."""
 
-from typing import Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from dsd_jax.autoencoder import Autoencoder
+from dsd_jax.autoencoder import unnormalize
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flux import Flux
-from dsd_jax.frames import Canvas
+from dsd_jax.frames import FluxInputs, pack_latents, unpack_latents
+from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
+from dsd_jax.infer.settings import Settings
+from dsd_jax.sharding import replicated
+from dsd_jax.train.objective import EncodedBatch
+from dsd_jax.train.sheet import Sheet, draw_sheet
 from dsd_jax.train.state import TrainState
-from dsd_jax.train.step import EncodedBatch, two_frame_loss
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.types import Array, Float32, UInt8
 
-__all__ = ["Sample", "Validation"]
+__all__ = ["HeldOut", "SampleSheet", "Validation"]
 
 TIMES = 8  # evenly spaced, in the middle of their intervals
 _SEED = 2**31 - 1  # of the noise; any other than a run's own would do
 
 
-@runtime_checkable
-class Sample(Protocol):
-    """Samples canvases; traced, so that model and VAE may lie on any mesh."""
+class SampleSheet:
+    """Samples that are drawn anew at every validation from the same noise.
 
-    def __call__(
-        self, model: Flux, autoencoder: Autoencoder, batch: EncodedBatch, canvas: Canvas
-    ) -> Float32[Array, "B H W 3"]:
-        """Pictures in [-1, 1]."""
-
-
-class Validation:
-    """Held-out pairs, encoded once, and what is done with them.
+    They are sampled as `dsd generate` does without true guidance.
 
     Args:
-        trainer: of the run; its encoders encode the pairs and decode the samples.
-        pairs: on the mesh, as pictures.
-        sample: how pictures are sampled; None: they are not.
-        samples: how many pairs are sampled.
+        trainer: of the run; its encoders encode the inputs and decode the samples.
+        pairs: on the mesh, as pictures; the first `len(seeds)` are sampled.
+        seeds: of the noise, one per sample.
+        steps: sampling steps.
+        show_target: whether the pairs have targets to compare with.
     """
 
     def __init__(
-        self, trainer: Trainer, pairs: PairBatch, *, sample: Sample | None = None, samples: int = 0
+        self,
+        trainer: Trainer,
+        pairs: PairBatch,
+        seeds: Sequence[int],
+        steps: int,
+        *,
+        show_target: bool = True,
     ) -> None:
-        self._graphdef, self._config = trainer.trainee.split.graphdef, trainer.config
-        self._frozen = trainer.frozen
-        self._encoder = encoder = trainer.encoder
-        self._batch = encoder(pairs, _SEED)
-        self._canvas = trainer.canvas(pairs.size)
-        everywhere = NamedSharding(trainer.mesh, PartitionSpec())
-        options = trainer.compiler_options
-        self._loss = jax.jit(self._loss_program, out_shardings=everywhere, compiler_options=options)
-        self._pictures = jax.jit(
-            self._pictures_program, out_shardings=everywhere, compiler_options=options
+        self._trainer, self._seeds, self._steps = trainer, np.asarray(seeds, np.uint32), steps
+        self._canvas = trainer.objective(pairs.size).canvas
+        # Those of other hosts' samples are not known here.
+        self._captions = [*pairs.texts, *[""] * len(seeds)][: len(seeds)]
+        batch = trainer.encoder(pairs, _SEED)
+        first = jax.jit(
+            lambda tree: jax.tree.map(lambda x: x[: len(seeds)], tree),
+            out_shardings=replicated(trainer.mesh),
         )
-        self._sample = sample if samples else None
-        self._samples = samples
-        shown = (pairs.reference, pairs.target) if trainer.config.condition else (pairs.target,)
-        beside = jax.jit(
-            lambda *frames: jnp.concatenate([frame[:samples] for frame in frames], axis=2),
-            out_shardings=everywhere,
+        condition = trainer.config.condition
+        shown = {
+            **({"reference": pairs.reference} if condition else {}),
+            **({"target": pairs.target} if show_target else {}),
+        }
+        drawn = ["sampled reference", "sampled target"] if condition else ["sampled"]
+        self._heads = [*shown, *drawn]
+        self._shown = [np.asarray(x) for x in first(list(shown.values()))]
+        self._inputs = first((batch.txt, batch.vec, batch.img_cond))
+        self._program = jax.jit(
+            self._sample,
+            out_shardings=replicated(trainer.mesh),
+            compiler_options=dict(trainer.options.compiler),
         )
-        self._truth = np.asarray(beside(*shown)) if self._sample else None
+
+    def draw(self, state: TrainState) -> Sheet:
+        """The sheet for these weights, of the averaged parameters if there are any."""
+        params = state.params if state.ema is None else state.ema
+        vae = self._trainer.encoder.images.state
+        made = np.asarray(self._program(params, self._trainer.frozen, vae, self._inputs))
+        rows = np.concatenate([*self._shown, made], axis=2)
+        return draw_sheet(rows, self._heads, self._captions)
+
+    def _sample(
+        self,
+        params: nnx.State,
+        frozen: nnx.State,
+        vae: nnx.State,
+        inputs: tuple[Array, Array, Array | None],
+    ) -> UInt8[Array, "n H W 3"]:
+        canvas = self._canvas
+        graphdef, weights = nnx.split(_model(self._trainer, params, frozen))
+        autoencoder = nnx.merge(self._trainer.encoder.images.graphdef, vae)
+        noise = initial_noise(self._seeds, canvas, autoencoder.config.latent_channels)
+        txt, vec, img_cond = inputs
+        guidance = jnp.full(len(self._seeds), Settings.guidance, jnp.float32)
+        times = self._trainer.base.schedule.timesteps(self._steps, canvas.tokens)
+        img = Programs(graphdef, canvas).loop(
+            weights,
+            pack_latents(noise),
+            SamplerInputs(FluxInputs(txt, vec, guidance, img_cond)),
+            jnp.asarray(times),
+        )
+        made = autoencoder.decode(unnormalize(unpack_latents(img, canvas), autoencoder.config))
+        return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)
+
+
+class HeldOut:
+    """The loss over held-out pairs, encoded once.
+
+    Args:
+        trainer: of the run.
+        pairs: on the mesh, as pictures.
+    """
+
+    def __init__(self, trainer: Trainer, pairs: PairBatch) -> None:
+        self._trainer = trainer
+        self._batch = trainer.encoder(pairs, _SEED)
+        self._objective = trainer.objective(pairs.size)
+        self._program = jax.jit(
+            self._losses,
+            out_shardings=replicated(trainer.mesh),
+            compiler_options=dict(trainer.options.compiler),
+        )
 
     def loss(self, state: TrainState) -> dict[str, float]:
         """Loss over fixed noise and a fixed grid of times, of the averaged parameters if any."""
-        means = self._loss(
-            state.params if state.ema is None else state.ema, self._frozen, self._batch
-        )
+        params = state.params if state.ema is None else state.ema
+        means = self._program(params, self._trainer.frozen, self._batch)
         names = "eval/loss", "eval/loss_reference", "eval/loss_target"
         return dict(zip(names, map(float, means), strict=True))
 
-    def pictures(self, state: TrainState) -> UInt8[np.ndarray, "H W 3"] | None:
-        """A row per pair: the pair itself, and beside it the canvas sampled from it."""
-        if self._sample is None:
-            return None
-        params = state.params if state.ema is None else state.ema
-        graph, vae = self._encoder.autoencoder
-        del graph  # static, taken from the encoder when the program is traced
-        made = np.asarray(self._pictures(params, self._frozen, vae, self._batch))
-        rows = np.concatenate([self._truth, made], axis=2)
-        return np.concatenate(list(rows), axis=0)
-
-    def _model(self, params: nnx.State, frozen: nnx.State) -> Flux:
-        return nnx.merge(self._graphdef, params, frozen)
-
-    def _loss_program(
+    def _losses(
         self, params: nnx.State, frozen: nnx.State, batch: EncodedBatch
     ) -> Float32[Array, " 3"]:
-        model, flow = self._model(params, frozen), self._config.flow
+        model = _model(self._trainer, params, frozen)
         count = batch.x_0.shape[0]
 
         def at(index: Array) -> Array:
             key = jax.random.fold_in(jax.random.key(_SEED), index)
             noise = jax.random.normal(key, batch.x_0.shape, jnp.float32)
             t = jnp.full(count, (index.astype(jnp.float32) + 0.5) / TIMES, jnp.float32)
-            loss, frames = two_frame_loss(model, batch, noise, t, flow, self._canvas)
-            return jnp.stack([loss, *frames])
+            return jnp.stack(self._objective.at(model, batch, noise, t))
 
         return lax.map(at, jnp.arange(TIMES)).mean(0)
 
-    def _pictures_program(
-        self, params: nnx.State, frozen: nnx.State, vae: nnx.State, batch: EncodedBatch
-    ) -> UInt8[Array, "n H W 3"]:
-        assert self._sample is not None  # the caller's condition
-        per_sample = {"x_0", "img_cond", "txt", "vec", "drop_text", "drop_image"}
-        first = {
-            name: value[: self._samples] if name in per_sample and value is not None else value
-            for name, value in batch._asdict().items()
-        }
-        autoencoder = nnx.merge(self._encoder.autoencoder[0], vae)
-        model = self._model(params, frozen)
-        made = self._sample(model, autoencoder, EncodedBatch(**first), self._canvas)
-        return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)
+
+def _model(trainer: Trainer, params: nnx.State, frozen: nnx.State) -> Flux:
+    return nnx.merge(trainer.trainee.split.graphdef, params, frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a run looks at from time to time.
+
+    Attributes:
+        held_out: pairs whose loss is taken.
+        sheets: samples by the name of their sheet.
+    """
+
+    held_out: HeldOut | None = None
+    sheets: dict[str, SampleSheet] = dataclasses.field(default_factory=dict)
+
+    def loss(self, state: TrainState) -> dict[str, float]:
+        """Losses by name; none without held-out pairs."""
+        return {} if self.held_out is None else self.held_out.loss(state)
+
+    def draw(self, state: TrainState) -> dict[str, Sheet]:
+        """The sheets by name."""
+        return {name: sheet.draw(state) for name, sheet in self.sheets.items()}

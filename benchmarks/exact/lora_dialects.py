@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.results import save
-from dsd_jax.convert.lora.files import read_lora, write_lora
+from dsd_jax.convert.lora.read import read_lora
+from dsd_jax.convert.lora.write import write_lora
 from dsd_jax.lora import Adapter
 from tests.lora_dialects import (
     DIALECTS,

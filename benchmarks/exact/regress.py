@@ -99,12 +99,17 @@ class Tree:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
 
 
+def draw_reference(tree: Tree) -> Path:
+    """A picture of random tiles, drawn once."""
+    path = tree.folder / "reference.png"
+    tile = np.random.default_rng(3).integers(0, 255, (3, 5, 3), dtype=np.uint8)
+    Image.fromarray(np.kron(tile, np.ones((16, 12, 1), np.uint8))).save(path)
+    return path
+
+
 def generate(tree: Tree) -> Iterator[tuple[str, str]]:
     """One image by every road through the sampler."""
-    subject = tree.folder / "reference.png"
-    rng = np.random.default_rng(3)
-    tile = rng.integers(0, 255, (3, 5, 3), dtype=np.uint8)
-    Image.fromarray(np.kron(tile, np.ones((16, 12, 1), np.uint8))).save(subject)
+    subject = draw_reference(tree)
     words = ("--text", "a red circle with stripes on a beach", *SMALL, *LIGHT)
     base = ("--base_path", tree.toy, *words, "--disable_gemini_prompt")
     shown = (*base, "--image_path", subject, "--height", "32", "--width", "64")
@@ -126,13 +131,14 @@ def generate(tree: Tree) -> Iterator[tuple[str, str]]:
         stem = name.replace(" ", "_")
         out, npy = tree.folder / f"{stem}.png", tree.folder / f"{stem}.npy"
         tree.dsd("generate", *flags, "--output_path", out, "--output_latents", npy)
-        yield f"generate, {name}: latents", digest(np.load(npy).tobytes())
+        yield f"{name}: latents", digest(np.load(npy).tobytes())
         for path in sorted(tree.folder.glob(f"{stem}*.png")):
-            yield f"generate, {name}: {path.name}", pixels(path)
+            yield f"{name}: {path.name}", pixels(path)
 
 
 def batch(tree: Tree) -> Iterator[tuple[str, str]]:
     """A manifest with a bad row, in one go and in two parts."""
+    draw_reference(tree)
     rows: list[dict[str, Any]] = [
         {"id": f"row{i}", "text": text, "image": "reference.png", "seed": i, "height": 32}
         for i, text in enumerate(("a cup in a forest", "a cup on snow", "a cup at night"))
@@ -148,9 +154,9 @@ def batch(tree: Tree) -> Iterator[tuple[str, str]]:
                  "--shard", part, "--num_shards", 2, fails=part == 1)  # fmt: skip
     for folder in ("whole", "part0", "part1"):
         for path in sorted((tree.folder / folder).glob("*.png")):
-            yield f"batch, {folder}: {path.name}", pixels(path)
+            yield f"{folder}: {path.name}", pixels(path)
         for path in sorted((tree.folder / folder).glob("results*.jsonl")):
-            yield f"batch, {folder}: {path.name}", lines(path, tree.folder)
+            yield f"{folder}: {path.name}", lines(path, tree.folder)
 
 
 def make(tree: Tree) -> Iterator[tuple[str, str]]:
@@ -192,15 +198,17 @@ size = [32, 32]
     tree.dsd("data", "verify", "making/dataset")
     making = tree.folder / "making"
     for path in sorted(making.glob("*/part-*.jsonl")):
-        yield f"data make: {path.relative_to(making)}", digest(path.read_bytes())
+        yield f"{path.relative_to(making)}", digest(path.read_bytes())
     for path in sorted((making / "dataset").glob("*")):
         if path.suffix == ".arrayrecord":
-            yield f"data make: dataset/{path.name}", digest(path.read_bytes())
+            yield f"dataset/{path.name}", digest(path.read_bytes())
 
 
 def train(tree: Tree) -> Iterator[tuple[str, str]]:
     """Twenty steps in one go and in two, and what is exported of them."""
     text = ("--base_path", tree.toy, *LIGHT)
+    if not (tree.folder / "making").exists():
+        dict(make(tree))
     dataset = tree.folder / "making" / "dataset"
     tree.dsd("data", "encode", dataset, "encoded", "--sizes", 32, 32, "--text", *text,
              "--dtype", "float32", "--batch_size", 8)  # fmt: skip
@@ -222,18 +230,17 @@ def train(tree: Tree) -> Iterator[tuple[str, str]]:
             json.loads(s) for s in (tree.folder / run / "metrics.jsonl").read_text().splitlines()
         ]
         kept = [{k: v for k, v in row.items() if "loss" in k or k == "step"} for row in rows]
-        yield f"train, {run}: losses", digest(json.dumps(kept).encode())
+        yield f"{run}: losses", digest(json.dumps(kept).encode())
     for path in sorted((tree.folder / "pictures" / "samples").glob("*.png")):
-        yield f"train, pictures: {path.name}", pixels(path)
+        yield f"pictures: {path.name}", pixels(path)
     for run in ("run", "resumed"):
         tree.dsd("convert", "lora", run, f"{run}-peft")
         yield from files(tree, f"{run}-peft")
-    tree.dsd("convert", "lora", "run", "run-kohya.safetensors", "--layout", "kohya",
-             "--base_path", tree.toy)  # fmt: skip
-    yield "export: run-kohya.safetensors", tensors(tree.folder / "run-kohya.safetensors")
+    tree.dsd("convert", "lora", "run", "run-kohya", "--layout", "kohya")
+    yield from files(tree, "run-kohya")
     tree.dsd("convert", "to-torch", f"{tree.toy}/transformer", "merged.safetensors",
              "--layout", "bfl", "--lora_path", tree.lora)  # fmt: skip
-    yield "export: merged.safetensors", tensors(tree.folder / "merged.safetensors")
+    yield "merged.safetensors", tensors(tree.folder / "merged.safetensors")
     tree.dsd("convert", "to-jax", tree.toy, "orbax")
     tree.dsd("convert", "to-torch", "orbax", "back")
     yield from files(tree, "back")
@@ -242,7 +249,7 @@ def train(tree: Tree) -> Iterator[tuple[str, str]]:
 def files(tree: Tree, folder: str) -> Iterator[tuple[str, str]]:
     """Digests of the tensors and of the JSON of an exported folder."""
     for path in sorted((tree.folder / folder).rglob("*")):
-        name = f"export: {path.relative_to(tree.folder)}"
+        name = f"{path.relative_to(tree.folder)}"
         if path.suffix == ".safetensors":
             yield name, tensors(path)
         elif path.suffix == ".json":
@@ -254,39 +261,51 @@ def plan(tree: Tree) -> Iterator[tuple[str, str]]:
     for job in ("train", "sample"):
         out = tree.folder / f"plan-{job}.json"
         tree.dsd("plan", "paper", "--topology", "h100:8", "--job", job, "--json", out)
-        yield f"plan: {job}", digest(json.dumps(json.loads(out.read_text())).encode())
+        yield job, digest(json.dumps(json.loads(out.read_text())).encode())
 
 
-PARTS: tuple[Callable[[Tree], Iterator[tuple[str, str]]], ...] = (
-    generate, batch, make, train, plan,
-)  # fmt: skip
+PARTS: dict[str, Callable[[Tree], Iterator[tuple[str, str]]]] = {
+    part.__name__: part for part in (generate, batch, make, train, plan)
+}
 
 
 def main() -> None:
-    """Runs every command and records the digests, or compares them with the record."""
+    """Runs commands and records the digests, or compares them with the record."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to run")
     parser.add_argument("--record", action="store_true", help="write the record")
     parser.add_argument("--commit", default="", help="of the checkout, for the record")
     flags = parser.parse_args()
+    record: Digests = {}
+    if RESULT.exists():
+        record = {row["output"]: row["sha256"] for row in json.loads(RESULT.read_text())["rows"]}
+    chosen = flags.parts or list(PARTS)
+    if unknown := sorted(set(chosen) - set(PARTS)):
+        parser.error(f"unknown parts {unknown}")
     found: Digests = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = Tree(flags.tree.resolve(), Path(folder).resolve())
-        for part in PARTS:
-            found |= dict(part(tree))
-            print(f"{part.__name__}: {len(found)} digests so far", flush=True)
+        for name in chosen:
+            found |= {f"{name}: {output}": value for output, value in PARTS[name](tree)}
+            print(f"{name}: {len(found)} digests so far", flush=True)
+    others = {name: value for name, value in record.items() if part_of(name) not in chosen}
     if flags.record:
-        rows = [{"output": name, "sha256": value} for name, value in found.items()]
+        rows = [{"output": name, "sha256": value} for name, value in {**others, **found}.items()]
         save(__file__, rows, commit=flags.commit)
         return
-    record = json.loads(RESULT.read_text())
-    expected = {row["output"]: row["sha256"] for row in record["rows"]}
+    expected = {name: value for name, value in record.items() if part_of(name) in chosen}
     differing = [n for n in {**expected, **found} if expected.get(n) != found.get(n)]
     for name in differing:
         print(f"differs: {name}: {expected.get(name)} recorded, {found.get(name)} now")
     same = len(expected) - len(set(differing) & set(expected))
     print(f"{same} of {len(expected)} are as recorded")
     raise SystemExit(bool(differing))
+
+
+def part_of(output: str) -> str:
+    """Name of the part that an output belongs to."""
+    return output.partition(":")[0]
 
 
 if __name__ == "__main__":

@@ -29,14 +29,16 @@ from dsd_jax.config import FluxConfig
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.lora import LoraConfig
+from dsd_jax.parts import Component
 from dsd_jax.processes import ClusterConfig, join
 from dsd_jax.sharding import LOGICAL_TO_MESH, MeshConfig, make_mesh
 from dsd_jax.toy.making.random_pipeline import random_tensors
 from dsd_jax.train.config import OptimizerConfig, TrainConfig
 from dsd_jax.train.model import first_state, make_trainee
+from dsd_jax.train.objective import Customise, EncodedBatch
 from dsd_jax.train.optimizer import make_optimizer
-from dsd_jax.train.step import EncodedBatch, make_step
-from dsd_jax.weights import TensorSource, WeightSource
+from dsd_jax.train.step import make_step
+from dsd_jax.weights import TensorSource
 
 SECTIONS = {
     "": (
@@ -80,17 +82,6 @@ class Run:
     norm: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """Weights in memory."""
-
-    config: FluxConfig
-    source: WeightSource
-
-    def sha256(self) -> dict[str, str]:
-        return {}
-
-
 def batch_of(step: int, mesh: Mesh) -> EncodedBatch:
     """Of random numbers; every process makes all of it and keeps what its devices hold."""
     rng = np.random.default_rng(step)
@@ -127,13 +118,14 @@ def train(mesh: Mesh, steps: int) -> Run:
         optimizer=OptimizerConfig(learning_rate=1e-3, accumulate=2, ema=0.9),
         base_dtype="float32",
     )
-    opened = Opened(FLUX, TensorSource(random_tensors(FLUX, seed=0)))
+    source = TensorSource(random_tensors(FLUX, seed=0))
+    opened = Component("", FLUX, source, "memory")
     split = make_trainee(config, opened, mesh).split
     optimizer = make_optimizer(config.optimizer, steps)
     state = first_state(split, optimizer, mesh, ema=True)
     where = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(
-        make_step(split.graphdef, optimizer, config, Schedule(), CANVAS),
+        make_step(split.graphdef, optimizer, Customise(config.flow, Schedule(), CANVAS), config),
         donate_argnums=0,
         out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
     )

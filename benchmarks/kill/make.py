@@ -1,4 +1,4 @@
-"""The making of a dataset killed at random moments and started again until it is done.
+"""Kills `dsd data make` at random moments and starts it again until it is done.
 
     python -m benchmarks.kill.make [--captions 110] [--kills 20] [--seed 0]
 
@@ -38,15 +38,25 @@ from PIL import Image
 
 from benchmarks.grids.scenes import FAULTS, GOOD, STYLES, draw
 from benchmarks.results import save
-from dsd_jax.data.make.parts import STAGES, Parts
+from dsd_jax.convert.open import open_tokenizers
+from dsd_jax.data.make import run
+from dsd_jax.data.make.config import load_config
+from dsd_jax.data.make.crops import panels_of
+from dsd_jax.data.make.folder import begun_settings, open_parts
+from dsd_jax.data.make.grids import Teacher
+from dsd_jax.data.make.pack import pack
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import STAGES, Stage, StageRow
+from dsd_jax.shares import ALL, WorkerShare
+from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy.making.random_pipeline import write_random_pipeline
 from tests.core.llm.server import BadJson, Drop, Question, Reply, Server, Status
 
 __all__ = [
     "Answers",
-    "DrawnTeacher",
     "contents",
     "kill_and_restart",
+    "pack_dataset",
     "run_stage",
     "said",
     "write_world",
@@ -111,57 +121,47 @@ shard_bytes = 1000000
 """
 
 
-class DrawnTeacher:
-    """Draws a grid from its seed: most of them well, some with a fault."""
+def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    """A grid for each seed: most are drawn well, some with a fault; the prompts do not matter."""
+    return [_drawn(seed) for _, seed in zip(prompts, seeds, strict=True)]
 
-    batch_size = 4
 
-    def __init__(self) -> None:
-        self.parameters = {"teacher": "drawn"}
-
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
-        """A picture for each prompt, which only the seed decides about."""
-        return [self._drawn(seed) for _, seed in zip(prompts, seeds, strict=True)]
-
-    def _drawn(self, seed: int) -> Image.Image:
-        rng = np.random.default_rng(seed)
-        kinds = list(GOOD) if rng.random() < 0.85 else list(FAULTS)
-        return draw(kinds[rng.integers(len(kinds))], STYLES[seed % len(STYLES)], SIDE, rng).image
+def _drawn(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    kinds = list(GOOD) if rng.random() < 0.85 else list(FAULTS)
+    return draw(kinds[rng.integers(len(kinds))], STYLES[seed % len(STYLES)], SIDE, rng).image
 
 
 @functools.cache
-def tokenizers(base_path: str) -> Any:
-    """Loaded once for all stages."""
-    from dsd_jax.convert.open import open_tokenizers
-
+def tokenizers(base_path: str) -> Tokenizers:
+    """Loads them once for all stages."""
     return open_tokenizers(base_path)
 
 
-def run_stage(config: Path, stage: str, shard: tuple[int, int] = (0, 1)) -> None:
-    """A command of `dsd data`, with the drawing teacher."""
-    from dsd_jax.data.make.config import begin_stage, begun_settings, load_config, open_parts
-    from dsd_jax.data.make.grids import paint_grids
-    from dsd_jax.data.make.make import panels_of, run_asking
-    from dsd_jax.data.make.pack import pack
-    from dsd_jax.data.make.pairs import make_pairs
-
+def run_stage(config: Path, stage: Stage[StageRow], share: WorkerShare = ALL) -> None:
+    """Runs a stage, with drawings in place of the teacher's grids."""
     chosen = load_config(config)
-    if stage == "grids":
-        paint_grids(begin_stage(chosen, stage), chosen.grids, DrawnTeacher, shard)
-    elif stage == "pairs":
-        make_pairs(begin_stage(chosen, stage), chosen.pairs, shard)
-    elif stage == "pack":
-        parts = open_parts(chosen)
-        pack(parts, chosen.pack, panels_of(parts), begun_settings(parts))
-    else:
-        run_asking(chosen, stage, shard, lambda: tokenizers(chosen.base_path).count_clip_tokens)
+    tools = run.Tools(
+        lambda: Teacher(4, {"teacher": "drawn"}, drawn),
+        lambda: tokenizers(chosen.base_path).count_clip_tokens,
+    )
+    with contextlib.suppress(run.OthersFirst):
+        run.run_stage(chosen, stage, share, tools)
+
+
+def pack_dataset(config: Path) -> None:
+    """Packs, as `dsd data pack` does."""
+    chosen = load_config(config)
+    parts = open_parts(chosen)
+    pack(parts, chosen.pack, panels_of(parts), begun_settings(parts))
 
 
 def make(config: Path) -> None:
-    """`dsd data make`, with the drawing teacher."""
+    """Runs all stages, as `dsd data make` does."""
     (config.parent / MARK).touch()
-    for stage in (*STAGES, "pack"):
+    for stage in STAGES:
         run_stage(config, stage)
+    pack_dataset(config)
 
 
 class Answers:
@@ -271,7 +271,7 @@ def wait_ready(process: subprocess.Popen[bytes], config: Path) -> None:
 
 def contents(root: Path) -> dict[str, str]:
     """Digests of every row file, grid and file of the dataset."""
-    files = [path for stage in STAGES for path in (root / stage).rglob("*") if path.is_file()]
+    files = [path for stage in STAGES for path in (root / stage.name).rglob("*") if path.is_file()]
     files += [path for path in (root / "dataset").iterdir() if path.is_file()]
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
@@ -297,9 +297,9 @@ def ledgers(root: Path) -> dict[str, int]:
 
 
 def stage_of(root: Path) -> str:
-    """Where a making is."""
+    """Name of the first stage that is not finished."""
     parts = Parts(root, PARTS)
-    unfinished = (s for s in STAGES if not all(parts.done(s, part) for part in range(PARTS)))
+    unfinished = (s.name for s in STAGES if not all(parts.done(s, n) for n in range(PARTS)))
     return next(unfinished, "pack")
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.requests_throughput [--seconds 30] [--rounds 2]
 
 A server in a process of its own answers each question 300 ms after it has it. 64 questions are in
-flight, over the openai client, with the ledger on disk; the ideal rate is 64 / 0.3 s, and the rate
+flight, with the ledger on disk; the ideal rate is 64 / 0.3 s, and the rate
 is all answers over the time from the first question to the last answer. The same runs with the
 ledger in memory, and with the client alone behind a semaphore, tell what each part costs, and a
 loop over the ledger alone tells what it can do. Of some rounds the best is taken: other work on
@@ -21,16 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from benchmarks.results import save
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.ledger import Ledger
 from dsd_jax.llm.messages import Answer, Ask, Message, Request, Usage
-from dsd_jax.llm.openai import chat_body, make_client
+from dsd_jax.llm.openai import OpenAITransport
 from dsd_jax.llm.session import Session
 from dsd_jax.llm.totals import read_totals
-from dsd_jax.llm.transport import Raw
+from dsd_jax.llm.transport import Access, Raw
 
 SECTIONS = {
     "": (
@@ -68,20 +66,20 @@ def through_the_session(provider: ProviderConfig, count: int, ledger: Path | Non
 
 
 def through_the_client(provider: ProviderConfig, count: int) -> float:
-    """The openai client alone."""
+    """The HTTP client alone, without limits and ledger."""
 
     async def run() -> float:
-        client, slots = make_client(provider, None), asyncio.Semaphore(IN_FLIGHT)
+        transport = OpenAITransport(provider, Access())
+        slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(number: int) -> None:
             async with slots:
-                body = chat_body(question(number), provider)
-                await client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+                await transport.send(question(number))
 
         began = time.perf_counter()
         await asyncio.gather(*(one(number) for number in range(count)))
         ended = time.perf_counter()
-        await client.close()
+        await transport.close()
         return count / (ended - began)
 
     return asyncio.run(run())
@@ -89,7 +87,7 @@ def through_the_client(provider: ProviderConfig, count: int) -> float:
 
 def ledger_alone(folder: Path, count: int = 4000) -> tuple[float, float]:
     """Microseconds per question (intent and answer, IN_FLIGHT at once), and per commit alone."""
-    raw = Raw("x" * 600)
+    raw = Raw(b"x" * 600)
     answer = Answer("yes", "stop", "m", "id", Usage(100, 0, 10))
 
     async def run(ledger: Ledger, in_flight: int, count: int) -> float:
@@ -100,7 +98,8 @@ def ledger_alone(folder: Path, count: int = 4000) -> tuple[float, float]:
                 request = question(number)
                 asked = [(request.key("m"), request, 100, 0.0)]
                 (attempt,) = await ledger.intend(asked, "m")
-                await ledger.answered(attempt, raw, answer)
+                await ledger.received(attempt, raw)
+                ledger.noted(attempt, answer)
 
         start = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(in_flight)))
@@ -153,7 +152,7 @@ def measured(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
         ways: dict[str, Callable[[], float]] = {
             "session, ledger on disk": lambda: through_the_session(provider, count, next(ledgers)),
             "session, ledger in memory": lambda: through_the_session(provider, count, None),
-            "openai client alone": lambda: through_the_client(provider, count),
+            "HTTP client alone": lambda: through_the_client(provider, count),
         }
         for way, run in ways.items():
             reached, cost = best(rounds, count, run)

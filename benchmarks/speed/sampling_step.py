@@ -24,7 +24,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.results import measure, save
-from dsd_jax.config import BFLOAT16, FLOAT32, Execution, FluxConfig, default_execution
+from dsd_jax.config import Execution, FluxConfig, default_execution
 from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.frames import Canvas, FluxInputs
@@ -226,7 +226,7 @@ def main() -> None:
     peer = torch_model(preset, device)
     source = to_ours(peer, preset.config)
     peak = peak_flops(preset.dtype)
-    precision = FLOAT32 if preset.dtype == "float32" else BFLOAT16
+    precision = PRECISIONS[preset.dtype]
     compiled_peer = torch.compile(peer)
     rows: list[dict[str, Any]] = []
 

@@ -38,16 +38,18 @@ from benchmarks.results import save
 from benchmarks.speed.sampling_step import peak_flops, to_ours
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.flux.config import flux_to_json
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.lora import Adapter, LoraConfig
+from dsd_jax.parts import Component
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import OptimizerConfig, TrainConfig
 from dsd_jax.train.flops import step_flops
-from dsd_jax.train.model import first_state, make_trainee
+from dsd_jax.train.model import Start, first_state, make_trainee
+from dsd_jax.train.objective import Customise, EncodedBatch
 from dsd_jax.train.optimizer import make_optimizer
-from dsd_jax.train.step import EncodedBatch, draw, make_step
+from dsd_jax.train.step import make_step
 from dsd_jax.weights import WeightSource
 
 SECTIONS = {
@@ -83,6 +85,10 @@ class Preset:
     @property
     def device(self) -> str:
         return "cpu" if self.dtype == "float32" else "cuda"
+
+    def objective(self) -> Customise:
+        """What is minimised."""
+        return Customise(self.recipe().flow, Schedule(), self.canvas)
 
     def recipe(self, *, scan_layers: bool = True, remat: str = "full") -> TrainConfig:
         return TrainConfig(
@@ -219,7 +225,7 @@ def torch_trainer(model: FluxTransformer2DModel, preset: Preset, *, compiled: bo
     seed = jax.random.key(preset.recipe().seed)
 
     def step(number: int) -> float:
-        drawn = draw(jax.random.fold_in(seed, number), batch.x_0, preset.recipe().flow, Schedule())
+        drawn = preset.objective().draw(jax.random.fold_in(seed, number), batch.x_0)
         noise, t = (move(x, torch.float32) for x in drawn)
         img = (1 - t)[:, None, None] * x_0 + t[:, None, None] * noise
         with torch.autocast(device, kind, enabled=kind != torch.float32):
@@ -246,26 +252,17 @@ def torch_trainer(model: FluxTransformer2DModel, preset: Preset, *, compiled: bo
 # Ours
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """Weights in memory."""
-
-    config: FluxConfig
-    source: WeightSource
-
-    def sha256(self) -> dict[str, str]:
-        return {}
-
-
 def our_trainer(
     source: WeightSource, adapter: Adapter, preset: Preset, *, scan_layers: bool, remat: str
 ) -> Trainer:
     """The same function."""
     recipe, mesh = preset.recipe(scan_layers=scan_layers, remat=remat), make_mesh(MeshConfig(1))
-    split = make_trainee(recipe, Opened(preset.flux, source), mesh, adapter=adapter).split
+    split = make_trainee(
+        recipe, Component("", preset.flux, source, "memory"), mesh, Start(adapter)
+    ).split
     optimizer = make_optimizer(recipe.optimizer, recipe.steps)
     batch, states = make_batch(preset), [first_state(split, optimizer, mesh, ema=False)]
-    program = make_step(split.graphdef, optimizer, recipe, Schedule(), preset.canvas)
+    program = make_step(split.graphdef, optimizer, preset.objective(), recipe)
     compiled = jax.jit(program, donate_argnums=0).lower(states[0], split.frozen, batch).compile()
 
     def step(number: int) -> float:

@@ -31,12 +31,13 @@ from dsd_jax.quickstart.run import TEXT_TOKENS
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, judge
+from dsd_jax.toy.making.inpaint import Inpaint
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.words import describe_pair
 from dsd_jax.toy.world import PANEL
 from dsd_jax.train.encode import Encoder
+from dsd_jax.train.objective import frame_weights
 from dsd_jax.train.presets import preset
-from dsd_jax.train.step import frame_weights, two_frame_loss
 from dsd_jax.types import Array
 
 SECTIONS = {
@@ -82,6 +83,7 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
         )
     )
     batch = encoder(to_mesh(batch_of(cases), mesh), 0)
+    objective = Inpaint(config.flow, base.schedule, CANVAS)
     right = frame_weights(CANVAS)[1, :, None] > 0
     clean = jnp.zeros(len(cases))
 
@@ -89,7 +91,7 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
     def loss(state: nnx.State, noise: Array, t: Array) -> Array:
         times = jnp.broadcast_to(t, clean.shape)
         model = nnx.merge(graph, state)
-        return two_frame_loss(model, batch, noise, times, config.flow, CANVAS, clean)[0]
+        return objective.beside(model, batch, noise, times, clean).loss
 
     @jax.jit
     def paint(state: nnx.State, noise: Array, times: Array) -> Array:
@@ -100,13 +102,12 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
             return jnp.where(right, model(x, t, FluxInputs(batch.txt, batch.vec), CANVAS), 0)
 
         canvas, _ = sample(EULER, predict, (jnp.where(right, noise, batch.x_0), ()), times)
-        vae = nnx.merge(*encoder.autoencoder)
-        return vae.decode(vae.unnormalize(unpack_latents(canvas, CANVAS)))
+        return unpack_latents(canvas, CANVAS)
 
     noise = jax.random.normal(jax.random.key(0), batch.x_0.shape)
     losses = {f"loss at t = {t}": f"{loss(state, noise, jnp.float32(t)):.3f}" for t in TIMES}
     times = jnp.asarray(base.schedule.timesteps(steps, right.size))
-    canvases = np.asarray(paint(state, noise, times))
+    canvases = np.asarray(encoder.images.decode(paint(state, noise, times)))
     made = [np.asarray(from_array(canvas[:, PANEL:])) for canvas in canvases]
     told = [(judge(picture), case.subject) for case, picture in zip(cases, made, strict=True)]
     parts = {

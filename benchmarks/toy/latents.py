@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.results import save
-from dsd_jax.autoencoder import Autoencoder
+from dsd_jax.autoencoder import Autoencoder, normalize
 from dsd_jax.config import FLOAT32
 from dsd_jax.convert.open import open_component
 from dsd_jax.models import abstract, load
@@ -46,7 +46,7 @@ def changed(subject: Subject, name: str, rng: np.random.Generator) -> Subject:
 def latents(model: Autoencoder, pictures: list[np.ndarray]) -> np.ndarray:
     """One row per picture."""
     pixels = jnp.asarray(np.stack(pictures), jnp.float32) / 127.5 - 1
-    means = model.normalize(model.encode(pixels).mean)
+    means = normalize(model.encode(pixels).mean, model.config)
     return np.asarray(means).reshape(len(pictures), -1)
 
 

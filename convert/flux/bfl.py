@@ -4,6 +4,7 @@ Names are almost ours. Here q, k and v are one tensor, and a single block keeps 
 first half of its mlp in one `linear1`.
 """
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.flux.config import flux_absent, flux_depths, flux_dims
 from dsd_jax.convert.table.engine import Table
@@ -35,7 +36,7 @@ _SINGLE = "single_blocks.{i}"
 
 _RULES = (
     *linear("img_in", "img_in", "e c -> c e", "e -> e"),
-    *linear("cond_in", "cond_in", "e c -> c e", "e -> e"),  # ours alone: BFL have no such layer
+    *linear(CANVAS.bfl, CANVAS.module, "e c -> c e", "e -> e"),
     *linear("txt_in", "txt_in", "e txt -> txt e", "e -> e"),
     *linear("time_in.in_layer", "time_in.in_layer", "e f -> f e", "e -> e"),
     *linear("time_in.out_layer", "time_in.out_layer", "e d -> d e", "e -> e"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.fields import Fields, Json, Sizes
 from dsd_jax.convert.table.refusals import Tensors
@@ -19,7 +20,6 @@ __all__ = [
 
 _TIMESTEP_CHANNELS = 256  # sinusoids of time and guidance, in every FLUX model
 _FLUX_CLASS = "FluxTransformer2DModel"
-_FLUX_CONDITIONAL_CLASS = "FluxTransformer2DConditionalModel"  # of the DSD release
 
 
 def flux_dims(config: FluxConfig) -> dict[str, int]:
@@ -48,7 +48,7 @@ def flux_depths(config: FluxConfig) -> dict[str, int]:
 
 def flux_absent(config: FluxConfig) -> tuple[str, ...]:
     """Modules that some FLUX models have and this one does not."""
-    optional = {"guidance_in": config.guidance_embed, "cond_in": config.condition_embed}
+    optional = {"guidance_in": config.guidance_embed, CANVAS.module: config.condition_embed}
     return tuple(name for name, present in optional.items() if not present)
 
 
@@ -64,7 +64,7 @@ def flux_from_json(data: Json, names: Iterable[str] = ()) -> FluxConfig:
         UserError: the config is of another model, or asks for what this one does not do.
     """
     read = Fields("FLUX transformer config", data)
-    read.one_of("_class_name", _FLUX_CLASS, _FLUX_CONDITIONAL_CLASS)
+    read.one_of("_class_name", _FLUX_CLASS, CANVAS.diffusers_class)
     read.one_of("patch_size", 1, default=1)
     in_channels = read.number("in_channels", 64)
     try:
@@ -79,8 +79,8 @@ def flux_from_json(data: Json, names: Iterable[str] = ()) -> FluxConfig:
             vec_width=read.number("pooled_projection_dim", 768),
             guidance_embed=bool(read.one_of("guidance_embeds", True, False, default=False)),
             axes_dim=read.numbers("axes_dims_rope", (16, 56, 56)),
-            condition_embed=data["_class_name"] == _FLUX_CONDITIONAL_CLASS
-            or any(name.startswith("c_embedder.") for name in names),
+            condition_embed=data["_class_name"] == CANVAS.diffusers_class
+            or any(name.startswith(f"{CANVAS.diffusers}.") for name in names),
         )
     except UserError:
         raise
@@ -103,7 +103,7 @@ def flux_to_json(config: FluxConfig) -> dict[str, Any]:
         if value != fixed:
             raise UserError(f"diffusers fixes {name} at {fixed}; a model with {value} has no JSON")
     return {
-        "_class_name": _FLUX_CONDITIONAL_CLASS if config.condition_embed else _FLUX_CLASS,
+        "_class_name": CANVAS.diffusers_class if config.condition_embed else _FLUX_CLASS,
         "attention_head_dim": config.head_dim,
         "axes_dims_rope": list(config.axes_dim),
         "guidance_embeds": config.guidance_embed,
@@ -147,5 +147,5 @@ def flux_from_tensors(weights: Tensors, axes_dim: tuple[int, ...] | None = None)
         vec_width=shapes["vector_in.in_layer.weight"][1],
         axes_dim=axes_dim or (16, 56, 56),
         guidance_embed="guidance_in.in_layer.weight" in shapes,
-        condition_embed="cond_in.weight" in shapes,
+        condition_embed=f"{CANVAS.bfl}.weight" in shapes,
     )

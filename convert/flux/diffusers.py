@@ -4,6 +4,7 @@ Where diffusers differs from us and from the original: q, k and v are separate t
 last modulation is stored as (scale, shift).
 """
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.flux.config import flux_absent, flux_depths, flux_dims
 from dsd_jax.convert.table.engine import Table
@@ -27,7 +28,7 @@ _SINGLE = "single_transformer_blocks.{i}"
 
 _RULES = (
     *linear("x_embedder", "img_in", "e c -> c e", "e -> e"),
-    *linear("c_embedder", "cond_in", "e c -> c e", "e -> e"),
+    *linear(CANVAS.diffusers, CANVAS.module, "e c -> c e", "e -> e"),
     *linear("context_embedder", "txt_in", "e txt -> txt e", "e -> e"),
     *linear(f"{_EMBED}.timestep_embedder.linear_1", "time_in.in_layer", "e f -> f e", "e -> e"),
     *linear(f"{_EMBED}.timestep_embedder.linear_2", "time_in.out_layer", "e d -> d e", "e -> e"),

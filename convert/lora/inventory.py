@@ -131,8 +131,13 @@ class Inventory:
         else:
             self.alphas[layer] = alpha
 
-    def refuse(self, file: Path, config: FluxConfig) -> None:
+    def refuse(self, file: Path, config: FluxConfig, other_size: str = "") -> None:
         """Raises all that is wrong as one error, if anything is.
+
+        Args:
+            file: what was read, for the message.
+            config: size of the model.
+            other_size: advice for a LoRA that was made for a model of another size.
 
         Raises:
             UserError: nothing in the file is for this model, or something in it does not fit.
@@ -140,6 +145,12 @@ class Inventory:
         wrong = {kind: names for kind, names in self._wrong.items() if names}
         foreign = [name for kind in ("unknown", "full") for name in wrong.get(kind, ())]
         other = guess_model(foreign, sorted(self._widths))
+        misfits = sum(len(wrong.get(kind, ())) for kind in ("shape", "unknown"))
+        if other_size and not other and self.layers and 2 * misfits > len(self._weights.tensors):
+            raise UserError(
+                f"{file} was made for a FLUX.1 of another size than {config.double_depth} double "
+                f"and {config.single_depth} single blocks of width {config.width}; {other_size}"
+            )
         if not self.layers and not self.condition and wrong.keys() <= {"unknown", "full"}:
             given = ", ".join([*foreign, *self._weights.tensors][:3]) or "no tensors"
             what = f"is for {other}, not FLUX.1" if other else "is not a LoRA of FLUX.1"

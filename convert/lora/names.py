@@ -18,6 +18,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
+from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.flux.bfl import flux_bfl
 from dsd_jax.convert.flux.diffusers import flux_diffusers
@@ -69,7 +70,7 @@ def vocabulary(config: FluxConfig) -> Vocabulary:
             piece.theirs: piece
             for table in tables
             for piece in table.pieces
-            if piece.ours.startswith("cond_in.")
+            if CANVAS.owns(piece.ours)
         },
     )
 
@@ -109,7 +110,7 @@ _KINDS |= dict.fromkeys(("lora_B", "lora_up", "up"), "b")
 _FACTOR = re.compile(rf"(?P<layer>.+)\.(?P<kind>{'|'.join(_KINDS)})(\.(?P<adapter>\w+))?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+)\.alpha")
 _CONDITION = re.compile(
-    r"(c_embedder|cond_in)(\.modules_to_save(\.\w+)?)?(?P<tail>\.weight|\.bias)"
+    rf"({CANVAS.diffusers}|{CANVAS.bfl})(\.modules_to_save(\.\w+)?)?(?P<tail>\.weight|\.bias)"
 )
 
 _ASIDE = (
@@ -141,7 +142,10 @@ REFUSED = {
     ),
     "full": (
         r".*\.(weight|bias)$",
-        "whole weights, of which an adapter holds only c_embedder's (is it the model's file?)",
+        (
+            f"whole weights, of which an adapter holds only {CANVAS.diffusers}'s "
+            "(is it the model's file?)"
+        ),
     ),
     "unknown": (r".*", "of no known kind"),
 }
@@ -157,7 +161,7 @@ def parse_name(name: str) -> Name:
     dialect = _PREFIXES.get(prefix, "PEFT")
     bare = name.removeprefix(prefix)
     if match := _CONDITION.fullmatch(bare):
-        return Name(dialect, "condition", f"cond_in{match['tail']}")
+        return Name(dialect, "condition", f"{CANVAS.module}{match['tail']}")
     if match := _FACTOR.fullmatch(bare):
         if not prefix and ".processor." in match["layer"]:
             dialect = "XLabs"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dsd_jax.errors import UserError
 
-__all__ = ["PEFT_CONFIG", "Settings", "find_settings", "header_for"]
+__all__ = ["PEFT_CONFIG", "Settings", "config_text", "find_settings", "header_for"]
 
 PEFT_CONFIG = "adapter_config.json"
 HEADER = "lora_adapter_metadata"  # where diffusers keeps it in a file's header
@@ -78,12 +78,24 @@ def _parse(text: str | bytes, where: str) -> Settings | None:
 
 
 def header_for(ranks: Mapping[str, int], layers: Iterable[str]) -> dict[str, str]:
-    """The LoraConfig of a file as diffusers reads it, with alpha equal to rank everywhere.
+    """The LoraConfig of a file as diffusers reads it from its header.
 
     Args:
         ranks: name of an adapted dense layer in diffusers -> rank.
         layers: names of all dense layers.
     """
+    own = {f"transformer.{key}": value for key, value in _settings(ranks, layers).items()}
+    return {HEADER: json.dumps(own, indent=2, sort_keys=True)}
+
+
+def config_text(ranks: Mapping[str, int], layers: Iterable[str]) -> str:
+    """The same as the `adapter_config.json` that PEFT reads."""
+    own = {**_settings(ranks, layers), "bias": "none", "inference_mode": True, "lora_dropout": 0.0}
+    return json.dumps(own, indent=2, sort_keys=True) + "\n"
+
+
+def _settings(ranks: Mapping[str, int], layers: Iterable[str]) -> dict[str, Any]:
+    """PEFT's LoraConfig with alpha equal to rank in every layer."""
     ((rank, _),) = collections.Counter(ranks.values()).most_common(1)
     # PEFT matches ends of names, and `proj_out` ends those of layers in the single blocks: a caret
     # or a full pattern keeps them out.
@@ -91,7 +103,7 @@ def header_for(ranks: Mapping[str, int], layers: Iterable[str]) -> dict[str, str
     ends = tuple(f".{name}" for name in ranks)
     ambiguous = any(name.endswith(ends) and name not in ranks for name in layers)
     names = sorted(ranks)
-    settings = {
+    return {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
@@ -99,5 +111,3 @@ def header_for(ranks: Mapping[str, int], layers: Iterable[str]) -> dict[str, str
         "alpha_pattern": others,
         "target_modules": "|".join(map(re.escape, names)) if ambiguous else names,
     }
-    own = {f"transformer.{key}": value for key, value in settings.items()}
-    return {HEADER: json.dumps(own, indent=2, sort_keys=True)}

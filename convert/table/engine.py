@@ -89,16 +89,12 @@ class Table:
 
     # Theirs -> ours
 
-    def check(
-        self, weights: Tensors, *, dtype: DTypeLike | None = None, zeros: Sequence[str] = ()
-    ) -> "Source":
+    def check(self, weights: Tensors, *, dtype: DTypeLike | None = None) -> "Source":
         """Compares names, shapes and dtypes with the table; what it returns can be read.
 
         Args:
             weights: tensors in their layout.
             dtype: the dtype they must all have; by default any floating-point dtypes.
-            zeros: modules of ours (name prefixes) that read as zeros, in the commonest dtype, when
-                the weights have none of their tensors.
 
         Raises:
             UserError: unknown, unexpected, duplicate, missing or misshapen tensors, all in one
@@ -109,10 +105,6 @@ class Table:
             shapes=self.their_shapes,
             parts={path: [p.theirs for p in pieces] for path, pieces in self.by_ours.items()},
             families=frozenset(family(rule.theirs) for rule in self.rules),
-            zeros={
-                module: [p.theirs for p in self.pieces if within(p.ours, [module])]
-                for module in zeros
-            },
             ignored=self.ignored,
             tied=self.tied,
             respell=self.respell,
@@ -197,8 +189,7 @@ class Source:
     def dtypes(self) -> dict[str, np.dtype[Any]]:
         """The dtype that each parameter of ours has in the weights."""
         dtypes = {theirs: self.weights.tensors[name].dtype for theirs, name in self.found.items()}
-        common = collections.Counter(dtypes.values()).most_common(1)[0][0]
-        return {piece.ours: dtypes.get(piece.theirs, common) for piece in self.table.pieces}
+        return {piece.ours: dtypes[piece.theirs] for piece in self.table.pieces}
 
     def read(self, path: str, index: Sequence[slice] = ()) -> np.ndarray:
         """One parameter of ours, or a part of it, as a fresh array in the dtype of the weights.
@@ -212,10 +203,10 @@ class Source:
         shape = self.shapes[path]
         index = (*index, *(slice(None) for _ in shape[len(index) :]))
         wanted = tuple(_bounds(side, size) for side, size in zip(index, shape, strict=True))
-        result = np.zeros([side.stop - side.start for side in wanted], self.dtypes[path])
+        result = np.empty([side.stop - side.start for side in wanted], self.dtypes[path])
         for piece in self.table.by_ours[path]:
             shared = _intersect(wanted, piece.our_box)
-            if piece.theirs not in self.found or volume(shared) == 0:
+            if volume(shared) == 0:
                 continue
             for rows, block in piece.blocks(_shift(shared, piece.our_box, -1)):
                 tensor = self.weights.read(self.found[piece.theirs], rows)
@@ -231,7 +222,7 @@ class Source:
         """
         order = {name: k for k, name in enumerate(self.weights.tensors)}
         first = {
-            path: min(order.get(self.found.get(piece.theirs, ""), -1) for piece in pieces)
+            path: min(order[self.found[piece.theirs]] for piece in pieces)
             for path, pieces in self.table.by_ours.items()
         }
         for path in sorted(first, key=first.__getitem__):

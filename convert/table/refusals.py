@@ -67,14 +67,12 @@ class Expected:
         shapes: every tensor of theirs with its shape.
         parts: the tensors that make up each parameter of ours.
         families: families of all names the format has, for any size of model.
-        zeros: groups of tensors that may be missing together.
     """
 
     title: str
     shapes: Mapping[str, Shape]
     parts: Mapping[str, Sequence[str]]
     families: frozenset[str]
-    zeros: Mapping[str, Sequence[str]]
     ignored: Sequence[tuple[str, str]]
     tied: Mapping[str, str]
     respell: Callable[[str], str]
@@ -113,12 +111,7 @@ def inspect(
             f"expected {known}; check that this is the right file"
         )
 
-    missing = [name for name in expected.shapes if name not in found]
-    for module, names in expected.zeros.items():
-        if names and not any(name in found for name in names):
-            notices.append(f"the weights have no {module}; it starts at zero")
-            missing = [name for name in missing if name not in names]
-    refusals["missing"] = missing
+    refusals["missing"] = [name for name in expected.shapes if name not in found]
     for name, actual in found.items():
         _check_spec(actual, expected.shapes[name], weights, dtype, refusals)
     for path, names in expected.parts.items():

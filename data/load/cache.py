@@ -13,12 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dsd_jax.autoencoder import Autoencoder, Posterior, Tiling, encode_tiled
 from dsd_jax.data.load.encoded import (
     ENCODED_STEM,
     MANIFEST,
@@ -42,11 +38,12 @@ from dsd_jax.data.pairs.shards import (
     write_file,
 )
 from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.encoders import ImageCodec
 from dsd_jax.errors import UserError
-from dsd_jax.frames import check_size, condition_canvas
+from dsd_jax.frames import check_size
 from dsd_jax.images import fit, open_image, to_array
 from dsd_jax.progress import progress
-from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.sharding import batch_ways
 from dsd_jax.threads import in_order
 from dsd_jax.types import Float32
 
@@ -75,11 +72,9 @@ def encode_pairs(
     store: PairStore,
     target: str | Path,
     binding: Binding,
-    autoencoder: Autoencoder,
+    images: ImageCodec,
     *,
-    tiling: Tiling,
     text: TextEncode | None = None,
-    mesh: Mesh | None = None,
     batch: int = 8,
     shard: int = 0,
     num_shards: int = 1,
@@ -90,10 +85,8 @@ def encode_pairs(
         store: what is encoded.
         target: folder for the result, new or unfinished.
         binding: what is encoded and with what; its digests go into the result.
-        autoencoder: on the devices of `mesh`.
-        tiling: how canvases larger than a tile are encoded.
+        images: encodes pictures; its mesh splits every batch.
         text: encodes prompts; needed if the binding names text encoders.
-        mesh: the batch is split over its `data` and `fsdp` axes; None: one device.
         batch: canvases encoded together, a multiple of that split.
         shard, num_shards: encode only every `num_shards`-th shard of the dataset; whoever finds all
             of them done completes the folder.
@@ -106,7 +99,7 @@ def encode_pairs(
             mesh, or a folder that holds something else.
     """
     for height, width in binding.sizes:
-        check_size(height, width, autoencoder.config.downscale)
+        check_size(height, width, images.config.downscale)
     if not 0 <= shard < num_shards:
         raise UserError(f"shard must be from 0 to num_shards - 1, got {shard} of {num_shards}")
     folder = Path(target)
@@ -115,7 +108,7 @@ def encode_pairs(
     if text is not None:
         encode_null = text
         write_null(folder, lambda: Embedding(*encode_null([""])[""]), binding.dtype)
-    encoder = _Encoder(autoencoder, tiling, text, mesh, batch)
+    encoder = _Encoder(images, text, batch)
     shards = store.shards.shards
     mine = [i for i in range(shard, len(shards), num_shards) if _encoded(folder, i) is None]
     starts = np.cumsum([0, *(own.count for own in shards)])
@@ -223,29 +216,24 @@ def _decoded(
 class _Encoder:
     """Frames and words of some records of one size to what is stored of them."""
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        tiling: Tiling,
-        text: TextEncode | None,
-        mesh: Mesh | None,
-        batch: int,
-    ) -> None:
-        ways = int(np.prod([mesh.shape[axis] for axis in LOGICAL_TO_MESH["batch"]])) if mesh else 1
+    def __init__(self, images: ImageCodec, text: TextEncode | None, batch: int) -> None:
+        ways = 1 if images.mesh is None else batch_ways(images.mesh)
         if batch < 1 or batch % ways:
             raise UserError(f"the batch must be a multiple of {ways} on this mesh, got {batch}")
-        graphdef, self._state = nnx.split(autoencoder)
-        self._run = jax.jit(lambda state, x: nnx.merge(graphdef, state).encode(x))
-        self._config, self._tiling, self._text = autoencoder.config, tiling, text
-        self._mesh, self.batch = mesh, batch
+        self._images, self._text, self.batch = images, text, batch
 
     def __call__(self, ready: Sequence[_Ready]) -> list[EncodedPair]:
         # Filled up by repetition: one program for any number, and no result depends on it.
         filled = [ready[min(i, len(ready) - 1)] for i in range(self.batch)]
         reference = np.stack([item.reference for item in filled])
         target = np.stack([item.target for item in filled])
-        canvas = self._moments(np.concatenate([reference, target], axis=2))
-        condition = self._moments(np.asarray(condition_canvas(jnp.asarray(reference))))
+        canvas, condition = jax.tree.map(
+            np.asarray,
+            (
+                self._images.encode(np.concatenate([reference, target], axis=2)),
+                self._images.encode_condition(reference),
+            ),
+        )
         texts = [words for item in ready for words in _texts(item.record) if words]
         embedded = self._text(list(dict.fromkeys(texts))) if self._text else {}
 
@@ -263,19 +251,6 @@ class _Encoder:
             )
             for i, item in enumerate(ready)
         ]
-
-    def _moments(self, canvases: Float32[np.ndarray, "B H W 3"]) -> tuple[np.ndarray, np.ndarray]:
-        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-            x: Any = jnp.asarray(canvases)
-            if self._mesh:
-                spec = PartitionSpec(LOGICAL_TO_MESH["batch"])
-                x = jax.device_put(canvases, NamedSharding(self._mesh, spec))
-
-            def run(x: jax.Array) -> Posterior:
-                return self._run(self._state, x)
-
-            posterior = encode_tiled(run, x, self._config, self._tiling)
-        return np.asarray(posterior.mean), np.asarray(posterior.logvar)
 
 
 def _texts(record: PairRecord) -> tuple[str, str]:

@@ -54,7 +54,7 @@ Size = tuple[int, int]
 
 
 class Moments(NamedTuple):
-    """Mean and log variance of latents, before `Autoencoder.normalize`; one picture or a batch."""
+    """Mean and log variance of latents, before `normalize`; one picture or a batch."""
 
     mean: Float[Any, "*B h w C"]
     logvar: Float[Any, "*B h w C"]

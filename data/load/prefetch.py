@@ -9,21 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.errors import UserError
-from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.sharding import batch_sharding, batch_ways
 from dsd_jax.types import Int
 
 __all__ = ["mesh_rows", "prefetch_to_mesh", "to_mesh"]
 
 _ARRAYS = ("drop_text", "drop_image", "reference", "target", "canvas", "condition", "text")
 _END = object()
-
-
-def _sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
 
 
 def mesh_rows(mesh: Mesh, batch: int) -> Int[np.ndarray, " b"]:
@@ -35,21 +31,21 @@ def mesh_rows(mesh: Mesh, batch: int) -> Int[np.ndarray, " b"]:
     Raises:
         UserError: the batch does not divide over the mesh.
     """
-    ways = int(np.prod([mesh.shape[axis] for axis in LOGICAL_TO_MESH["batch"]]))
+    ways = batch_ways(mesh)
     if batch % ways:
         near = max(ways, round(batch / ways) * ways)
         raise UserError(
             f"a batch of {batch} does not divide over the {ways} parts of the mesh "
             f"{dict(mesh.shape)}; the nearest that does is {near}"
         )
-    indices = _sharding(mesh).addressable_devices_indices_map((batch,))
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch,))
     own = {row for index in indices.values() if index for row in range(*index[0].indices(batch))}
     return np.asarray(sorted(own), np.int64)
 
 
 def to_mesh(batch: PairBatch, mesh: Mesh) -> PairBatch:
     """The batch with global arrays on devices, batch axis over fsdp and data; texts stay."""
-    sharding = _sharding(mesh)
+    sharding = batch_sharding(mesh)
 
     def place(array: np.ndarray) -> jax.Array:
         shape = (batch.global_size, *array.shape[1:])

@@ -1,29 +1,30 @@
-"""What can be made of an answer: words that keep to rules, JSON, or the name of what went wrong."""
+"""Reads answers: a text that keeps to rules, a JSON object, or the reason why there is neither."""
 
 import dataclasses
-import json
-import re
 from collections.abc import Callable
-from typing import Any
 
-from dsd_jax.data.make.parts import Row
-from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
+from dsd_jax.data.make.stages import Status
+from dsd_jax.llm.messages import Ask, Message, Picture, Request, Unanswered
+from dsd_jax.llm.reading import problem_of
 
 __all__ = [
+    "CLIP_TOKENS",
+    "UNANSWERED",
     "Check",
     "Fault",
     "Written",
-    "failed",
-    "json_of",
+    "clip_faults",
+    "detail_of",
     "one_line",
-    "problem_of",
     "user",
     "written",
 ]
 
 _WRAPPED = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "“": "”", "‘": "’", "«": "»"}
-_FENCE = re.compile(r"^```[a-z]*\s*|\s*```$")
-LONGEST = 50_000  # characters of an answer; none of ours needs a tenth of it
+CLIP_TOKENS = 77
+"""Tokens that CLIP reads of a prompt, start and end included."""
+UNANSWERED = "unanswered"
+"""Reason of a row whose question cannot be answered."""
 _MAX_SHOWN = 2_000  # characters of a faulty answer that go back into the conversation
 
 
@@ -46,42 +47,42 @@ Check = Callable[[str], tuple[str, list[Fault]]]
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A text that keeps to the rules, or None and the reason.
+    """A text that keeps to the rules, or the reason why there is none.
 
     Attributes:
-        text: the text.
-        reason: why there is none.
-        asked: how often it was asked for.
-        model: that answered last.
+        text: The text, or None.
+        reason: Why there is none.
+        asked: Number of questions that were put.
+        model: Model that answered last.
+        detail: More about the reason.
     """
 
-    text: str | None
-    reason: str
-    asked: int
-    model: str
+    text: str | None = None
+    reason: str | None = None
+    asked: int | None = None
+    model: str | None = None
+    detail: str | None = None
+
+    @property
+    def status(self) -> Status:
+        """Status of a row with this text."""
+        if self.text is not None:
+            return "kept"
+        return "failed" if self.reason == UNANSWERED else "rejected"
 
 
-def user(*parts: Any) -> Message:
-    """A turn of ours."""
+def user(*parts: str | Picture) -> Message:
+    """A turn of the user."""
     return Message("user", parts)
 
 
-def problem_of(answer: Answer) -> str | None:
-    """Why there is no whole answer: blocked, cut_off, too_long, empty, ended_oddly; or None."""
-    if answer.finish != "stop":
-        return {"blocked": "blocked", "length": "cut_off"}.get(answer.finish, "ended_oddly")
-    if len(answer.text) > LONGEST:
-        return "too_long"
-    return None if answer.text.strip() else "empty"
-
-
-def failed(error: Unanswered) -> Row:
-    """What a row says of a question that cannot be answered."""
-    return {"status": "failed", "reason": "unanswered", "detail": str(error)[:500]}
+def detail_of(error: Unanswered) -> str:
+    """What a row says about a question that cannot be answered."""
+    return str(error)[:500]
 
 
 def one_line(text: str) -> tuple[str, list[Fault]]:
-    """The text without what models wrap it in, and whether it is one printable line."""
+    """The text without quotation marks around it, and the faults that keep it from one line."""
     text = text.strip()
     while len(text) > 1 and _WRAPPED.get(text[0]) == text[-1]:
         text = text[1:-1].strip()
@@ -96,6 +97,13 @@ def one_line(text: str) -> tuple[str, list[Fault]]:
     return text, faults
 
 
+def clip_faults(tokens: int) -> list[Fault]:
+    """The fault of a text that has more tokens than CLIP reads."""
+    if tokens <= CLIP_TOKENS:
+        return []
+    return [Fault("too_long", f"it has {tokens} CLIP tokens where {CLIP_TOKENS} are allowed")]
+
+
 async def written(
     ask: Ask,
     request: Request,
@@ -106,27 +114,33 @@ async def written(
     """Asks for a text until it keeps to the rules, in one conversation.
 
     Args:
-        ask: puts the questions.
-        request: the first of them.
-        check: finds the text in an answer.
-        again: the next question, from the faults of the last answer.
-        retries: how often it is asked again at most.
-
-    Raises:
-        Unanswered: a question cannot be answered.
+        ask: Puts a question.
+        request: The first question.
+        check: Finds the text in an answer.
+        again: Makes the next question from the faults of the last answer.
+        retries: Number of further questions at most.
     """
-    reason = model = ""
+    try:
+        return await _written(ask, request, check, again, retries)
+    except Unanswered as error:
+        return Written(reason=UNANSWERED, detail=detail_of(error))
+
+
+async def _written(
+    ask: Ask, request: Request, check: Check, again: Callable[[str], str], retries: int
+) -> Written:
+    reason = model = None
     for asked in range(1, retries + 2):
         answer = await ask(request)
         model = answer.model
         problem = problem_of(answer)
         if problem:
-            reason = problem  # there is nothing to talk about: the same question again
+            reason = problem  # nothing to discuss: the same question again
             request = dataclasses.replace(request, sample=request.sample + 1)
             continue
         text, faults = check(answer.text)
         if not faults:
-            return Written(text, "", asked, model)
+            return Written(text, None, asked, model)
         reason = faults[0].reason
         turns = (
             Message("assistant", (answer.text[:_MAX_SHOWN],)),
@@ -134,12 +148,3 @@ async def written(
         )
         request = dataclasses.replace(request, messages=request.messages + turns)
     return Written(None, reason, retries + 1, model)
-
-
-def json_of(text: str) -> dict[str, Any] | None:
-    """The JSON object that an answer is, perhaps in a code block; None if it is not one."""
-    try:
-        content = json.loads(_FENCE.sub("", text.strip()))
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""Stage 1: reference captions, a sample without repeats, and whether they name a clear subject."""
+"""Stage 1 (`dsd data captions`): samples captions without repeats, each with a clear subject."""
 
 import dataclasses
 import hashlib
@@ -8,21 +8,25 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from dsd_jax.data.make.answers import failed, json_of, problem_of, user
+from dsd_jax.data.make.answers import UNANSWERED, detail_of, user
+from dsd_jax.data.make.ids import CaptionId
 from dsd_jax.data.make.near import NearTexts
-from dsd_jax.data.make.parts import Parts, Row, part_of
+from dsd_jax.data.make.parts import Parts, part_of
 from dsd_jax.data.make.sources import read_captions
+from dsd_jax.data.make.stages import CAPTIONS, Caption, Source, from_json, to_json
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
+from dsd_jax.llm.reading import json_of, problem_of
+from dsd_jax.text.plain import text_fault
 
-__all__ = ["CaptionFilter", "CaptionsConfig", "caption_id", "clean_caption", "sampled"]
+__all__ = ["CaptionFilter", "CaptionsConfig", "clean_caption", "sampled"]
 
-STAGE = "captions"
 _JOINERS = "\u200c\u200d"  # invisible, but part of how some scripts and emoji are written
 _FILE_NAME = re.compile(r"\S+\.[A-Za-z0-9]{2,4}")
 _SCHEMA = {
@@ -42,13 +46,14 @@ class CaptionsConfig:
     """`[captions]`.
 
     Attributes:
-        source: files (.parquet, .jsonl, .csv, .txt) or folders of Parquet files.
-        count: captions in the sample.
-        seed: of the sample.
-        caption_column, url_column: default: LAION's `TEXT` and `URL`, or `caption` and `url`.
-        min_words, max_letters: shorter and longer captions are left out.
-        similarity: share of common letter runs from which two captions count as one.
-        provider: that tells captions with a clear subject from others; empty: all are taken.
+        source: Files (.parquet, .jsonl, .csv, .txt) or folders of Parquet files.
+        count: Number of captions in the sample.
+        seed: Seed of the sample.
+        caption_column, url_column: Columns to read. By default LAION's `TEXT` and `URL`, or
+            `caption` and `url`.
+        min_words, max_letters: Shorter and longer captions are left out.
+        similarity: Share of common runs of letters from which two captions count as one.
+        provider: Model that keeps captions with a clear subject. Empty: all captions are kept.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -70,22 +75,16 @@ class CaptionsConfig:
             raise UserError(f"similarity is a share between 0 and 1, got {self.similarity}")
 
 
-def caption_id(caption: str) -> str:
-    """16 hex digits that two captions share if they differ in case and spaces alone."""
-    normal = " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
-    return hashlib.sha256(normal.encode()).hexdigest()[:16]
-
-
 def clean_caption(text: str, config: CaptionsConfig) -> tuple[str, str]:
-    """The caption on one line, and why it cannot be used (or nothing)."""
+    """The caption on one line, and why it cannot be used, or an empty reason."""
     if len(text) > 10 * config.max_letters:
-        return "", "too_long"  # before anything is done with it
+        return "", "too_long"  # before any work on it
     text = " ".join(html.unescape(text).split())
     if not text:
         return "", "empty"
     if len(text) > config.max_letters:
         return "", "too_long"
-    if "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if "\ufffd" in text or text_fault(text):
         return "", "not_utf8"
     if any(unicodedata.category(x) in {"Cc", "Cf", "Co"} and x not in _JOINERS for x in text):
         return "", "control_characters"
@@ -99,39 +98,45 @@ def _words(text: str) -> int:
     return max(len(re.findall(r"[^\W\d_]{2,}", text)), unspaced // 2)
 
 
-def sampled(parts: Parts, config: CaptionsConfig) -> tuple[list[list[Row]], dict[str, int]]:
-    """The sample and the counts of the source, read once for all workers.
-
-    Whoever comes first reads the source and leaves the sample in the stage's folder.
+def sampled(parts: Parts, config: CaptionsConfig) -> tuple[list[list[Caption]], Mapping[str, int]]:
+    """Reads the sample, which the first worker to come draws from the source for all of them.
 
     Returns:
-        For every part its rows, `kept`, or `rejected` as near duplicates; and how many lines of
-        the source were what.
+        The rows of each part, `kept`, or `rejected` as near duplicates; and the number of lines of
+        the source by what became of them.
 
     Raises:
-        UserError: a source cannot be read, or holds no usable caption.
+        UserError: A source cannot be read, or holds no usable caption.
     """
-    path = parts.root / STAGE / "sample.jsonl"
+    path = parts.root / CAPTIONS.name / "sample.jsonl"
     if not path.exists():
-        rows, counts = _sample(config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(item, ensure_ascii=False, sort_keys=True) for item in (counts, *rows)]
-        write_file(path, "\n".join([*lines, ""]))
+        rows, drawn = _sample(config)
+        counts = json.dumps(drawn, ensure_ascii=False, sort_keys=True)
+        write_file(path, "\n".join([counts, *map(to_json, rows), ""]))
     with path.open(encoding="utf-8") as file:
-        counts = json.loads(next(file))
-        by_part: list[list[Row]] = [[] for _ in range(parts.count)]
+        found = json.loads(next(file))
+        by_part: list[list[Caption]] = [[] for _ in range(parts.count)]
         for line in file:
-            row = json.loads(line)
-            by_part[part_of(row["id"], parts.count)].append(row)
-    return by_part, counts
+            row = from_json(CAPTIONS, line)
+            by_part[part_of(row.id, parts.count)].append(row)
+    return by_part, found
 
 
-def _sample(config: CaptionsConfig) -> tuple[list[Row], dict[str, int]]:
+class _Candidate(NamedTuple):
+    """A usable caption; `place` is the larger, the earlier it comes in the sample."""
+
+    place: int
+    id: CaptionId
+    caption: str
+    source: Source
+
+
+def _sample(config: CaptionsConfig) -> tuple[list[Caption], dict[str, int]]:
     limit = config.count + config.count // 4 + 64
     while True:
-        candidates, counts = _least(config, limit)
+        candidates, counts = _first(config, limit)
         rows = _without_near(candidates, config)
-        kept = sum(row["status"] == "kept" for row in rows)
+        kept = sum(row.kept for row in rows)
         if kept == config.count or len(candidates) < limit:
             break
         limit *= 2  # more of them were near duplicates than was allowed for
@@ -142,11 +147,11 @@ def _sample(config: CaptionsConfig) -> tuple[list[Row], dict[str, int]]:
     return rows, counts
 
 
-def _least(config: CaptionsConfig, limit: int) -> tuple[list[Row], dict[str, int]]:
+def _first(config: CaptionsConfig, limit: int) -> tuple[list[_Candidate], dict[str, int]]:
     """The captions with the smallest hashes, in the order of these, and counts of the source."""
     counts: Counter[str] = Counter()
-    heap: list[tuple[int, str, dict[str, Any]]] = []  # the largest of the smallest on top
-    held: set[str] = set()
+    heap: list[tuple[int, str, _Candidate]] = []  # the last of the first on top
+    held: set[CaptionId] = set()
     for text, problem, where in read_captions(
         config.source, config.caption_column, config.url_column
     ):
@@ -156,37 +161,38 @@ def _least(config: CaptionsConfig, limit: int) -> tuple[list[Row], dict[str, int
         if problem or text is None:
             counts[problem] += 1
             continue
-        name = caption_id(text)
+        name = CaptionId.of(text)
         if name in held:
             counts["repeated"] += 1
             continue
         place = -int(hashlib.sha256(f"{config.seed} {name}".encode()).hexdigest()[:16], 16)
-        row = {"id": name, "caption": text, "source": where}
+        entry = (place, str(name), _Candidate(place, name, text, where))
         if len(heap) < limit:
-            heapq.heappush(heap, (place, name, row))
+            heapq.heappush(heap, entry)
         elif place > heap[0][0]:
-            _, dropped, _ = heapq.heappushpop(heap, (place, name, row))
-            held.remove(dropped)
+            *_, dropped = heapq.heappushpop(heap, entry)
+            held.remove(dropped.id)
         else:
             continue
         held.add(name)
-    return [row for _, _, row in sorted(heap, key=lambda entry: -entry[0])], dict(counts)
+    return [one for *_, one in sorted(heap, key=lambda entry: -entry[0])], dict(counts)
 
 
-def _without_near(candidates: list[Row], config: CaptionsConfig) -> list[Row]:
-    """Candidates up to the one that completes the sample; near duplicates are told."""
+def _without_near(candidates: list[_Candidate], config: CaptionsConfig) -> list[Caption]:
+    """Rows up to the one that completes the sample; near duplicates are rejected."""
     near = NearTexts(config.similarity)
-    rows: list[Row] = []
+    rows: list[Caption] = []
     kept = 0
-    for row in candidates:
+    for one in candidates:
         if kept == config.count:
             break
-        other = near.add(row["id"], row["caption"])
+        other = near.add(str(one.id), one.caption)
+        row = Caption(id=one.id, caption=one.caption, source=one.source, status="kept")
         if other is None:
             kept += 1
-            rows.append({**row, "status": "kept"})
         else:
-            rows.append({**row, "status": "rejected", "reason": "near_duplicate", "detail": other})
+            row = dataclasses.replace(row, status="rejected", reason="near_duplicate", detail=other)
+        rows.append(row)
     return rows
 
 
@@ -196,39 +202,44 @@ class CaptionFilter:
 
     wording: Wording
 
-    async def __call__(self, row: Row, ask: Ask) -> Row:
+    async def __call__(self, row: Caption, ask: Ask) -> Caption:
         """The row, `kept` with its subject, or `rejected` with the reason that was given."""
         request = Request(
-            stage=STAGE,
-            item=row["id"],
+            stage=CAPTIONS.name,
+            item=str(row.id),
             messages=(
                 Message("system", (self.wording("system"),)),
-                user(self.wording("user", caption=row["caption"])),
+                user(self.wording("user", caption=row.caption)),
             ),
             wording=self.wording.id,
             schema=_SCHEMA,
         )
-        row = {**row, "wording": self.wording.id}
+        row = dataclasses.replace(row, wording=self.wording.id)
         try:
             answer = await ask(request)
-            outcome = _outcome(answer)
-            if outcome["status"] == "undecided":
-                answer = await ask(dataclasses.replace(request, sample=1))
-                outcome = _outcome(answer)
+            judged = _judged(row, answer)
+            if judged.status == "undecided":
+                judged = _judged(row, await ask(dataclasses.replace(request, sample=1)))
         except Unanswered as error:
-            return {**row, **failed(error)}
-        return {**row, "model": answer.model, **outcome}
+            return dataclasses.replace(
+                row, status="failed", reason=UNANSWERED, detail=detail_of(error)
+            )
+        return judged
 
 
-def _outcome(answer: Answer) -> Row:
+def _judged(row: Caption, answer: Answer) -> Caption:
+    """The row with what an answer says about it."""
+    made = dataclasses.replace(row, model=answer.model, status="undecided")
     problem = problem_of(answer)
     if problem:
-        return {"status": "undecided", "reason": problem}
+        return dataclasses.replace(made, reason=problem)
     content = json_of(answer.text) or {}
     clear, subject, reason = (content.get(name) for name in ("clear", "subject", "reason"))
     if not (isinstance(clear, bool) and isinstance(subject, str) and isinstance(reason, str)):
-        return {"status": "undecided", "reason": "not_as_asked", "detail": answer.text[:500]}
+        return dataclasses.replace(made, reason="not_as_asked", detail=answer.text[:500])
     subject = " ".join(subject.split())[:200]
     if clear and subject:
-        return {"status": "kept", "subject": subject, "detail": reason[:500]}
-    return {"status": "rejected", "reason": "no_clear_subject", "detail": reason[:500]}
+        return dataclasses.replace(made, status="kept", subject=subject, detail=reason[:500])
+    return dataclasses.replace(
+        made, status="rejected", reason="no_clear_subject", detail=reason[:500]
+    )

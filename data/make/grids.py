@@ -1,32 +1,32 @@
 """Stage 3 (`dsd data grids`): the teacher paints grids from the prompts that were kept.
 
-A picture lies at `grids/part-00012/<grid id>.png` as soon as its batch is done, with its parameters
-inside; the part's rows follow when all its pictures are there. A run that was killed looks for what
+A picture is written to `grids/part-00012/<grid id>.png` when its batch is done, with its parameters
+inside; the rows of the part follow when all its pictures exist. A run that was killed paints what
 is missing and loses one batch at most. Batches are cut from the sorted ids of a part, and the last
-one is filled up, so a picture is painted by the same program, next to the same others, whoever
-paints it and when.
+one is filled up. So every run paints a picture by the same program, beside the same others.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from PIL import Image
 
-from dsd_jax.data.make.crops import grid_file
-from dsd_jax.data.make.parts import Parts, Row, Shard
-from dsd_jax.data.make.teacher import Teacher
+from dsd_jax.data.make.ids import GridId
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import GRIDS, PROMPTS, Grid
 from dsd_jax.data.pairs.shards import file_sha256
 from dsd_jax.errors import UserError
+from dsd_jax.files import PARTIAL
 from dsd_jax.images import read_parameters, save_png
 from dsd_jax.progress import Advance, progress
+from dsd_jax.shares import ALL, WorkerShare
 
-__all__ = ["GridsConfig", "grid_seed", "paint_grids"]
+__all__ = ["GridsConfig", "Teacher", "grid_seed", "paint_grids"]
 
-STAGE = "grids"
 _WRITERS = 4  # threads that compress pictures
 
 
@@ -35,11 +35,11 @@ class GridsConfig:
     """`[grids]`.
 
     Attributes:
-        per_prompt: grids of every prompt.
-        height, width: of a grid in pixels.
-        steps: of sampling.
-        guidance: distilled guidance scale.
-        dtype: of the weights and the computation.
+        per_prompt: Number of grids per prompt.
+        height, width: Size of a grid in pixels.
+        steps: Number of sampling steps.
+        guidance: Distilled guidance scale.
+        dtype: Precision of the weights and the computation.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -56,11 +56,27 @@ class GridsConfig:
             raise UserError(f"per_prompt must be at least 1, got {self.per_prompt}")
 
 
-class _Grid(NamedTuple):
-    """A grid to be: its id, its prompt's row, and where its picture goes."""
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A text-to-image model. A picture depends on nothing but its prompt and its seed.
 
-    id: str
-    prompt: Row
+    Attributes:
+        batch_size: Number of pictures that are painted at once.
+        parameters: Everything else that decides about a picture, such as steps and model.
+        paint: Paints `batch_size` prompts with their seeds. None stands for a picture with values
+            that are not finite.
+    """
+
+    batch_size: int
+    parameters: Mapping[str, object]
+    paint: Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image | None]]
+
+
+class _Plan(NamedTuple):
+    """A grid to be painted, and where its picture goes."""
+
+    id: GridId
+    prompt: str
     path: Path
 
     @property
@@ -68,111 +84,109 @@ class _Grid(NamedTuple):
         return grid_seed(self.id)
 
 
-def grid_seed(grid: str) -> int:
-    """The seed of a grid, 32 bits of the hash of its id."""
+def grid_seed(grid: GridId) -> int:
+    """Seed of a grid: 32 bits of the hash of its id."""
     return int(hashlib.sha256(f"grid {grid}".encode()).hexdigest()[:8], 16)
 
 
 def paint_grids(
-    parts: Parts, config: GridsConfig, teacher: Callable[[], Teacher], shard: Shard = (0, 1)
+    parts: Parts, config: GridsConfig, teacher: Callable[[], Teacher], share: WorkerShare = ALL
 ) -> None:
     """Finishes this worker's parts of `grids`.
 
     Args:
-        parts: with this worker's parts of `prompts` finished.
-        config: of the stage.
-        teacher: makes the teacher; called if there is something to paint.
-        shard: this worker.
+        parts: Folder in which this worker's parts of `prompts` are finished.
+        config: Settings of the stage.
+        teacher: Opens the teacher. It is called only if there is something to paint.
+        share: This worker.
 
     Raises:
-        UserError: `prompts` is not finished, a picture was painted with other settings, or there is
-            no space.
+        UserError: `prompts` is not finished, a picture was painted with other settings, or it
+            cannot be written.
     """
-    todo = [part for part in parts.mine(shard) if not parts.done(STAGE, part)]
-    prompts = {part: len(_kept(parts, part)) for part in todo}
-    with progress(STAGE, sum(prompts.values()) * config.per_prompt, "grids") as advance:
-        painter: Teacher | None = None
+    todo = [part for part in share.of(parts.count) if not parts.done(GRIDS, part)]
+    prompts = sum(len(parts.kept(PROMPTS, part)) for part in todo)
+    with progress(GRIDS.name, prompts * config.per_prompt, "grids") as advance:
+        opened: Teacher | None = None
         for part in todo:
-            with parts.writing(STAGE, part):
-                grids = _grids_of(parts, config, part)
-                if grids and painter is None:
-                    painter = teacher()
-                rows = _painted(grids, painter, advance) if painter else []
-                parts.write(STAGE, part, rows)
+            with parts.writing(GRIDS, part):
+                plans = _plans(parts, config, part)
+                if plans and opened is None:
+                    opened = teacher()
+                rows = _painted(plans, opened, advance) if opened else []
+                parts.write(GRIDS, part, rows)
 
 
-def _kept(parts: Parts, part: int) -> list[Row]:
-    return [row for row in parts.read("prompts", part) if row["status"] == "kept"]
-
-
-def _grids_of(parts: Parts, config: GridsConfig, part: int) -> list[_Grid]:
-    """Grids of a part in the order of their ids; what a killed run was writing is removed."""
-    names = {
-        f"{row['id']}-{k}": row for row in _kept(parts, part) for k in range(config.per_prompt)
-    }
-    grids = [_Grid(name, row, grid_file(parts, name)) for name, row in sorted(names.items())]
-    for folder in {grid.path.parent for grid in grids}:
-        for partial in folder.glob(".*.part"):
+def _plans(parts: Parts, config: GridsConfig, part: int) -> list[_Plan]:
+    """Grids of a part, in the order of their ids; removes what a killed run left unfinished."""
+    plans = []
+    for row in parts.kept(PROMPTS, part):
+        assert row.prompt is not None  # it was kept
+        for number in range(config.per_prompt):
+            name = GridId(row.id, number)
+            plans.append(_Plan(name, row.prompt, parts.picture(name)))
+    for folder in {plan.path.parent for plan in plans}:
+        for partial in folder.glob(f".*{PARTIAL}"):
             partial.unlink()
-    return grids
+    return sorted(plans, key=lambda plan: str(plan.id))
 
 
-def _painted(grids: Sequence[_Grid], teacher: Teacher, advance: Advance) -> list[Row]:
-    """Rows of a part's grids, with their pictures on disk."""
-    rows: list[Row] = []
+def _painted(plans: Sequence[_Plan], teacher: Teacher, advance: Advance) -> list[Grid]:
+    """Rows of a part's grids, after their pictures are on disk."""
+    rows: list[Grid] = []
+    size = teacher.batch_size
     with ThreadPoolExecutor(_WRITERS) as writers:
-        for start in range(0, len(grids), teacher.batch_size):
-            batch = grids[start : start + teacher.batch_size]
-            there = list(writers.map(lambda grid: _is_there(grid, teacher), batch))
-            pictures: list[Image.Image | None] = [None] * len(batch)
+        for start in range(0, len(plans), size):
+            batch = plans[start : start + size]
+            there = list(writers.map(lambda plan: _is_there(plan, teacher), batch))
             if not all(there):
-                filled = [*batch, *[batch[-1]] * (teacher.batch_size - len(batch))]
-                pictures = teacher(
-                    [grid.prompt["prompt"] for grid in filled], [grid.seed for grid in filled]
+                filled = [*batch, *[batch[-1]] * (size - len(batch))]
+                pictures = teacher.paint(
+                    [plan.prompt for plan in filled], [plan.seed for plan in filled]
                 )
-            save = [
-                (grid, picture)
-                for grid, picture, done in zip(batch, pictures, there, strict=False)
-                if picture is not None and not done
-            ]
-            list(writers.map(lambda each: _save(each[0], each[1], teacher), save))
+                save = [
+                    (plan, picture)
+                    for plan, picture, done in zip(batch, pictures, there, strict=False)
+                    if picture is not None and not done
+                ]
+                list(writers.map(lambda each: _save(each[0], each[1], teacher), save))
             rows += writers.map(_row, batch)
             advance(len(batch))
     return rows
 
 
-def _parameters(grid: _Grid, teacher: Teacher) -> dict[str, Any]:
-    return {**teacher.parameters, "prompt": grid.prompt["prompt"], "seed": grid.seed}
+def _parameters(plan: _Plan, teacher: Teacher) -> dict[str, object]:
+    return {**teacher.parameters, "prompt": plan.prompt, "seed": plan.seed}
 
 
-def _save(grid: _Grid, picture: Image.Image, teacher: Teacher) -> None:
-    save_png(picture, grid.path, _parameters(grid, teacher))
+def _save(plan: _Plan, picture: Image.Image, teacher: Teacher) -> None:
+    save_png(picture, plan.path, _parameters(plan, teacher))
 
 
-def _is_there(grid: _Grid, teacher: Teacher) -> bool:
+def _is_there(plan: _Plan, teacher: Teacher) -> bool:
     """Whether an earlier run painted this grid; a damaged file is painted again."""
-    held = read_parameters(grid.path)
-    expected = _parameters(grid, teacher)
+    held = read_parameters(plan.path)
+    expected = _parameters(plan, teacher)
     if held is None or held == expected:
         return held is not None
     name = next(name for name in sorted({*held, *expected}) if held.get(name) != expected.get(name))
     raise UserError(
-        f"{grid.path} was painted with {name} {held.get(name)!r}, and now it is "
-        f"{expected.get(name)!r}; change it back, or remove {grid.path.parent}"
+        f"{plan.path} was painted with {name} {held.get(name)!r}, and now it is "
+        f"{expected.get(name)!r}; change it back, or remove {plan.path.parent}"
     )
 
 
-def _row(grid: _Grid) -> Row:
-    row: Row = {
-        "id": grid.id,
-        "prompt_id": grid.prompt["id"],
-        "task": grid.prompt["task"],
-        "prompt": grid.prompt["prompt"],
-        "seed": grid.seed,
-    }
-    if not grid.path.exists():
-        return {**row, "status": "failed", "reason": "not_finite"}
-    with Image.open(grid.path, formats=("PNG",)) as image:  # our own
+def _row(plan: _Plan) -> Grid:
+    row = Grid(
+        id=plan.id,
+        prompt_id=plan.id.prompt,
+        task=plan.id.prompt.task,
+        prompt=plan.prompt,
+        seed=plan.seed,
+        status="kept",
+    )
+    if not plan.path.exists():
+        return dataclasses.replace(row, status="failed", reason="not_finite")
+    with Image.open(plan.path, formats=("PNG",)) as image:  # our own
         width, height = image.size
-    sha256 = file_sha256(grid.path)
-    return {**row, "status": "kept", "sha256": sha256, "width": width, "height": height}
+    return dataclasses.replace(row, sha256=file_sha256(plan.path), width=width, height=height)

@@ -1,8 +1,8 @@
-"""Stage 5: whether both panels of a pair show the identical subject, by the words of a VLM.
+"""Stage 5 (`dsd data judge`): asks a vision-language model whether a pair fits its task.
 
-The paper's way is three turns of one conversation about one pair (`mode = "steps"`). `scores` asks
-once for marks per aspect; `grid` asks once per grid which of its panels belong together, and the
-three turns judge a sample of its pairs as an audit.
+Mode `steps` is the paper's: three turns of one conversation about one pair. `scores` asks once for
+a mark per aspect. `grid` asks once per grid which of its panels belong together, and `steps` judges
+a sample of its pairs as an audit. The task of a pair holds the questions.
 """
 
 import asyncio
@@ -12,32 +12,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from dsd_jax.data.make.answers import LONGEST, failed, json_of, problem_of, user
+from dsd_jax.data.make.answers import UNANSWERED, detail_of, user
 from dsd_jax.data.make.crops import Pictures
-from dsd_jax.data.make.parts import Row
+from dsd_jax.data.make.ids import PANELS, GridId, PairId
+from dsd_jax.data.make.stages import JUDGEMENTS, Judgement, Pair, Turn
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
+from dsd_jax.llm.reading import LONGEST, json_of, problem_of
+from dsd_jax.tasks import Question, task_named
 
-__all__ = ["ASPECTS", "Judge", "JudgeConfig", "verdict_of"]
+__all__ = ["Judge", "JudgeConfig", "verdict_of"]
 
-STAGE = "judge"
-ASPECTS = ("form", "colour", "material", "details", "identity")
 MOST = 10  # of the scale of an aspect
-_STEPS = ("step_1", "step_2", "step_3")
 _WORD = re.compile(r"[^\W_]+")
 _ECHO = re.compile(r"\byes\W+(?:or|nor|and)\W+no\W*$", re.IGNORECASE)  # the question, not an answer
 
-_SCORES_SCHEMA = {
-    "type": "object",
-    "properties": {
-        # Not all servers know limits of numbers; they are checked here.
-        **{aspect: {"type": "integer"} for aspect in ASPECTS},
-        "subject": {"type": "string"},
-    },
-    "required": [*ASPECTS, "subject"],
-    "additionalProperties": False,
-}
+Verdict = Literal["yes", "no"]
+
 _GRID_SCHEMA = {
     "type": "object",
     "properties": {
@@ -49,17 +41,30 @@ _GRID_SCHEMA = {
 }
 
 
+def _scores_schema(aspects: Sequence[str]) -> dict[str, Any]:
+    """Marks without limits, which not all servers know; they are checked here."""
+    return {
+        "type": "object",
+        "properties": {
+            **{aspect: {"type": "integer"} for aspect in aspects},
+            "subject": {"type": "string"},
+        },
+        "required": [*aspects, "subject"],
+        "additionalProperties": False,
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
     """`[judge]`.
 
     Attributes:
-        provider: that judges.
+        provider: Model that judges.
         mode: `steps` (the paper's), `scores`, or `grid`.
-        least: every aspect's mark that a pair needs to be kept, of 10; with `scores`.
-        audit: share of pairs that are judged by steps as well; with `grid`.
-        temperature: of the model; None: its own.
-        max_tokens: of an answer, hidden reasoning included.
+        least: Mark, of 10, that a pair needs in every aspect to be kept (mode `scores`).
+        audit: Share of pairs that are judged by steps as well (mode `grid`).
+        temperature: Temperature of the model. None uses the model's default.
+        max_tokens: Largest number of tokens of an answer, hidden reasoning included.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -78,27 +83,36 @@ class JudgeConfig:
             raise UserError(f"audit is a share from 0 to 1, got {self.audit}")
 
 
-def verdict_of(text: str) -> str | None:
+def verdict_of(text: str) -> Verdict | None:
     """`yes` or `no`, if that is the last word of the last line with a word in it; else None."""
     lines = [line for line in text.splitlines() if _WORD.search(line)]
     if not lines or _ECHO.search(lines[-1]):
         return None
     last = _WORD.findall(lines[-1])[-1].lower()
-    return last if last in {"yes", "no"} else None
+    if last == "yes":
+        return "yes"
+    return "no" if last == "no" else None
 
 
 @dataclasses.dataclass
 class _Talk:
-    """One conversation: what was said, and the one question that may be put twice."""
+    """One conversation, in which one question may be put twice.
+
+    Attributes:
+        ask: Puts a question.
+        request: The last question, with the turns before it.
+        turns: Answers so far, for the row.
+        spare: Number of questions that may still be repeated.
+    """
 
     ask: Ask
     request: Request
-    turns: list[Row]
+    turns: list[Turn] = dataclasses.field(default_factory=list)
     spare: int = 1
 
-    async def turn(self, name: str, question: str, *pictures: Any) -> Answer:
-        """The answer to the next question; a broken one is asked for again, once in all."""
-        messages = (*self.request.messages, user(*pictures, question))
+    async def turn(self, name: str, question: str, *shown: str | Picture) -> Answer:
+        """The answer to the next question; if it is broken, the question is put again."""
+        messages = (*self.request.messages, user(*shown, question))
         self.request = dataclasses.replace(self.request, messages=messages)
         answer = await self._put(name, 0)
         if problem_of(answer):
@@ -106,7 +120,7 @@ class _Talk:
         return answer
 
     async def once_more(self, name: str) -> Answer | None:
-        """The same question again; None if that has been done before."""
+        """The same question again; None if no repetition is left."""
         if not self.spare:
             return None
         self.spare -= 1
@@ -114,8 +128,15 @@ class _Talk:
 
     async def _put(self, name: str, sample: int) -> Answer:
         answer = await self.ask(dataclasses.replace(self.request, sample=sample))
-        said = {"step": name, "sample": sample, "finish": answer.finish, "model": answer.model}
-        self.turns.append({**said, "answer": answer.text[:LONGEST]})
+        self.turns.append(
+            Turn(
+                step=name,
+                sample=sample,
+                finish=answer.finish,
+                model=answer.model,
+                answer=answer.text[:LONGEST],
+            )
+        )
         return answer
 
     def answered(self, answer: Answer) -> None:
@@ -125,163 +146,200 @@ class _Talk:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Decision:
+    """What an answer says about a pair: a verdict, or the reason why there is none."""
+
+    verdict: Verdict | None = None
+    reason: str | None = None
+    detail: str | None = None
+    model: str | None = None
+    scores: Mapping[str, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Judge:
     """Judges the pairs of a grid.
 
     Attributes:
-        config: of the stage.
-        wording: of the stage.
-        pictures: the panels of pairs.
-        grid: the whole picture of a grid, by its id, as a PNG file.
+        config: Settings of the stage.
+        wording: Texts of the stage.
+        pictures: Crops the panels of pairs.
+        grid: Reads the whole picture of a grid, a PNG file.
     """
 
     config: JudgeConfig
     wording: Wording
     pictures: Pictures
-    grid: Callable[[str], bytes]
+    grid: Callable[[GridId], bytes]
 
-    async def __call__(self, pairs: Sequence[Row], ask: Ask) -> list[Row]:
-        """Rows of the stage for the pairs of one grid.
+    async def __call__(self, pairs: Sequence[Pair], ask: Ask) -> list[Judgement]:
+        """Rows for the pairs of one grid.
 
-        A row has the `verdict` (yes or no) and every turn of the conversation; it is `kept`,
-        `rejected` (no), `undecided` (anything but a plain yes or no, twice) or `failed`.
+        A row is `kept` (yes), `rejected` (no), `undecided` (anything but a plain yes or no, twice)
+        or `failed`.
         """
         if self.config.mode == "grid":
             return await self._by_grid(pairs, ask)
-        judge = self._steps if self.config.mode == "steps" else self._scores
+        judge = self._by_steps if self.config.mode == "steps" else self._by_scores
         panels = await asyncio.to_thread(self.pictures, pairs)
         work = (judge(pair, shown, ask) for pair, shown in zip(pairs, panels, strict=True))
         return list(await asyncio.gather(*work))
 
-    def _talk(self, item: str, ask: Ask, schema: Mapping[str, Any] | None = None) -> _Talk:
+    def _talk(self, item: object, ask: Ask, schema: Mapping[str, Any] | None = None) -> _Talk:
         request = Request(
-            stage=STAGE,
-            item=item,
+            stage=JUDGEMENTS.name,
+            item=str(item),
             messages=(),
             wording=self.wording.id,
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
             schema=schema,
         )
-        return _Talk(ask, request, [])
+        return _Talk(ask, request)
 
     def _shown(self, panels: tuple[bytes, bytes]) -> tuple[str | Picture, ...]:
         reference, target = panels
         first, second = self.wording("first"), self.wording("second")
         return first, Picture(reference), second, Picture(target)
 
-    async def _steps(self, pair: Row, panels: tuple[bytes, bytes], ask: Ask) -> Row:
-        talk = self._talk(pair["id"], ask)
-        row: Row = {"id": pair["id"], "mode": "steps", "wording": self.wording.id}
-        try:
-            outcome = await self._three_turns(talk, panels)
-        except Unanswered as error:
-            outcome = failed(error)
-        return {**row, **outcome, "turns": talk.turns}
+    def _row(self, pair: Pair, mode: str, decision: _Decision, talk: _Talk) -> Judgement:
+        row = Judgement(
+            id=pair.id,
+            mode=mode,
+            wording=self.wording.id,
+            turns=tuple(talk.turns),
+            verdict=decision.verdict,
+            reason=decision.reason,
+            detail=decision.detail,
+            model=decision.model,
+            scores=decision.scores,
+            status="failed" if decision.reason == UNANSWERED else "undecided",
+        )
+        if decision.verdict == "yes":
+            return dataclasses.replace(row, status="kept")
+        if decision.verdict == "no":
+            return dataclasses.replace(row, status="rejected", reason="no")
+        return row
 
-    async def _three_turns(self, talk: _Talk, panels: tuple[bytes, bytes]) -> Row:
-        pictures = self._shown(panels)
-        for step in _STEPS[:-1]:
-            answer = await talk.turn(step, self.wording(step), *pictures)
+    async def _by_steps(self, pair: Pair, panels: tuple[bytes, bytes], ask: Ask) -> Judgement:
+        talk = self._talk(pair.id, ask)
+        try:
+            decision = await self._steps(talk, task_named(pair.task).question.steps, panels)
+        except Unanswered as error:
+            decision = _Decision(reason=UNANSWERED, detail=detail_of(error))
+        return self._row(pair, "steps", decision, talk)
+
+    async def _steps(
+        self, talk: _Talk, steps: Sequence[str], panels: tuple[bytes, bytes]
+    ) -> _Decision:
+        *before, last = steps
+        shown = self._shown(panels)
+        for step in before:
+            answer = await talk.turn(step, self.wording(step), *shown)
             if problem := problem_of(answer):
-                return _undecided(problem, answer)
+                return _Decision(reason=problem, model=answer.model)
             talk.answered(answer)
-            pictures = ()
-        answer = await talk.turn(_STEPS[-1], self.wording(_STEPS[-1]))
+            shown = ()
+        answer = await talk.turn(last, self.wording(last), *shown)
         verdict = None if problem_of(answer) else verdict_of(answer.text)
         if verdict is None:
-            again = await talk.once_more(_STEPS[-1])
-            answer = again or answer
+            answer = await talk.once_more(last) or answer
             verdict = None if problem_of(answer) else verdict_of(answer.text)
         if verdict is None:
-            return _undecided(problem_of(answer) or "neither_yes_nor_no", answer)
-        return _decided(verdict, answer)
+            reason = problem_of(answer) or "neither_yes_nor_no"
+            return _Decision(reason=reason, model=answer.model)
+        return _Decision(verdict, model=answer.model)
 
-    async def _scores(self, pair: Row, panels: tuple[bytes, bytes], ask: Ask) -> Row:
-        talk = self._talk(pair["id"], ask, _SCORES_SCHEMA)
-        row: Row = {"id": pair["id"], "mode": "scores", "wording": self.wording.id}
+    async def _by_scores(self, pair: Pair, panels: tuple[bytes, bytes], ask: Ask) -> Judgement:
+        question = task_named(pair.task).question
+        talk = self._talk(pair.id, ask, _scores_schema(question.aspects))
         try:
-            answer = await talk.turn("scores", self.wording("scores"), *self._shown(panels))
-            scores = _scores_of(answer)
-            if scores is None:
-                answer = await talk.once_more("scores") or answer
-                scores = _scores_of(answer)
+            decision = await self._scores(talk, question, panels)
         except Unanswered as error:
-            return {**row, **failed(error), "turns": talk.turns}
-        if scores is None:
-            outcome = _undecided(problem_of(answer) or "no_valid_scores", answer)
-        else:
-            enough = min(scores[aspect] for aspect in ASPECTS) >= self.config.least
-            outcome = {**_decided("yes" if enough else "no", answer), "scores": scores}
-        return {**row, **outcome, "turns": talk.turns}
+            decision = _Decision(reason=UNANSWERED, detail=detail_of(error))
+        return self._row(pair, "scores", decision, talk)
 
-    async def _by_grid(self, pairs: Sequence[Row], ask: Ask) -> list[Row]:
-        grid = pairs[0]["id"].rpartition("-")[0]
+    async def _scores(
+        self, talk: _Talk, question: Question, panels: tuple[bytes, bytes]
+    ) -> _Decision:
+        text = question.scores
+        answer = await talk.turn(text, self.wording(text), *self._shown(panels))
+        scores = _scores_of(answer, question.aspects)
+        if scores is None:
+            answer = await talk.once_more(text) or answer
+            scores = _scores_of(answer, question.aspects)
+        if scores is None:
+            return _Decision(reason=problem_of(answer) or "no_valid_scores", model=answer.model)
+        enough = min(scores.values()) >= self.config.least
+        return _Decision("yes" if enough else "no", model=answer.model, scores=scores)
+
+    async def _by_grid(self, pairs: Sequence[Pair], ask: Ask) -> list[Judgement]:
+        grid = pairs[0].grid_id
+        text = task_named(pairs[0].task).question.grid
         talk = self._talk(grid, ask, _GRID_SCHEMA)
+        groups: dict[int, int] | None = None
         try:
             picture = Picture(await asyncio.to_thread(self.grid, grid))
-            answer = await talk.turn("grid", self.wording("grid"), picture)
+            answer = await talk.turn(text, self.wording(text), picture)
             groups = _groups_of(answer)
             if groups is None:
-                answer = await talk.once_more("grid") or answer
+                answer = await talk.once_more(text) or answer
                 groups = _groups_of(answer)
         except Unanswered as error:
-            groups, broken = None, failed(error)
+            broken = _Decision(reason=UNANSWERED, detail=detail_of(error))
         else:
-            broken = _undecided(problem_of(answer) or "no_valid_groups", answer)
-        rows: list[Row] = []
+            reason = problem_of(answer) or "no_valid_groups"
+            broken = _Decision(reason=reason, model=answer.model)
+        if groups is None:
+            return [self._row(pair, "grid", broken, talk) for pair in pairs]
+        rows = []
         for pair in pairs:
-            row: Row = {"id": pair["id"], "mode": "grid", "wording": self.wording.id}
-            if groups is None:
-                row |= broken
-            else:
-                first, second = int(pair["id"][-2]), int(pair["id"][-1])
-                verdict = "yes" if groups[first] == groups[second] else "no"
-                row |= _decided(verdict, answer)
-            rows.append({**row, "turns": list(talk.turns)})
-        audited = [n for n, row in enumerate(rows) if groups is not None and self._audited(row)]
-        panels = await asyncio.to_thread(self.pictures, [pairs[n] for n in audited])
-        closer = await asyncio.gather(
-            *(self._steps(pairs[n], shown, ask) for n, shown in zip(audited, panels, strict=True))
-        )
-        for n, row in zip(audited, closer, strict=True):  # the closer look decides
-            turns = rows[n]["turns"] + row["turns"]
-            rows[n] = {**row, "mode": "grid", "grid_verdict": rows[n]["verdict"], "turns": turns}
-        return rows
+            same = groups[pair.id.reference] == groups[pair.id.target]
+            decision = _Decision("yes" if same else "no", model=answer.model)
+            rows.append(self._row(pair, "grid", decision, talk))
+        return await self._with_audit(pairs, rows, ask)
 
-    def _audited(self, pair: Row) -> bool:
-        place = int(hashlib.sha256(f"audit {pair['id']}".encode()).hexdigest()[:8], 16)
+    async def _with_audit(
+        self, pairs: Sequence[Pair], rows: Sequence[Judgement], ask: Ask
+    ) -> list[Judgement]:
+        """The rows of a grid; a sample of them is judged by steps too, and that look decides."""
+        audited = [pair for pair in pairs if self._audited(pair.id)]
+        panels = await asyncio.to_thread(self.pictures, audited)
+        closer = await asyncio.gather(
+            *(self._by_steps(pair, shown, ask) for pair, shown in zip(audited, panels, strict=True))
+        )
+        found = {row.id: row for row in closer}
+        return [_audited(row, found[row.id]) if row.id in found else row for row in rows]
+
+    def _audited(self, pair: PairId) -> bool:
+        place = int(hashlib.sha256(f"audit {pair}".encode()).hexdigest()[:8], 16)
         return place < self.config.audit * 16**8
 
 
-def _decided(verdict: str, answer: Answer) -> Row:
-    outcome: Row = {"verdict": verdict, "model": answer.model}
-    return outcome | (
-        {"status": "kept"} if verdict == "yes" else {"status": "rejected", "reason": "no"}
+def _audited(by_grid: Judgement, by_steps: Judgement) -> Judgement:
+    turns = by_grid.turns + by_steps.turns
+    return dataclasses.replace(
+        by_steps, mode=by_grid.mode, grid_verdict=by_grid.verdict, turns=turns
     )
 
 
-def _undecided(reason: str, answer: Answer) -> Row:
-    return {"status": "undecided", "reason": reason, "model": answer.model}
-
-
-def _scores_of(answer: Answer) -> dict[str, int] | None:
-    """Marks within their range, every aspect's, or None."""
+def _scores_of(answer: Answer, aspects: Sequence[str]) -> dict[str, int] | None:
+    """A mark within its range for every aspect, or None."""
     content = None if problem_of(answer) else json_of(answer.text)
     if content is None:
         return None
-    marks = {aspect: content.get(aspect) for aspect in ASPECTS}
+    marks = {aspect: content.get(aspect) for aspect in aspects}
     whole = all(type(mark) is int and 0 <= mark <= MOST for mark in marks.values())
     return {name: int(mark) for name, mark in marks.items() if mark is not None} if whole else None
 
 
 def _groups_of(answer: Answer) -> dict[int, int] | None:
-    """Panel number to number of its group, each of the four panels in just one; or None."""
+    """The number of the group of each panel, every panel in just one group; or None."""
     content = None if problem_of(answer) else json_of(answer.text)
     groups = (content or {}).get("groups")
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
         return None
     panels = [panel for group in groups for panel in group]
-    if any(type(panel) is not int for panel in panels) or sorted(panels) != [1, 2, 3, 4]:
+    if any(type(panel) is not int for panel in panels) or sorted(panels) != list(PANELS):
         return None
     return {panel: number for number, group in enumerate(groups) for panel in group}

@@ -1,6 +1,6 @@
-"""How alike two pictures are by their pixels, and which pictures of a corpus are the same.
+"""Compares pictures by their pixels, and finds the pictures of a corpus that are copies.
 
-All of it is arithmetic on integers, so the same picture has the same hash on every machine.
+All of it is arithmetic on integers, so a picture has the same hash on every machine.
 """
 
 import itertools
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+
+from dsd_jax.data.make.ids import PANELS, GridId, PanelId
 
 __all__ = ["DISTANCE", "duplicates", "hashes", "similarity"]
 
@@ -56,41 +58,41 @@ def _pixels(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BOX)).astype(np.int64)
 
 
-def duplicates(grids: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Panels that are the same as one of another grid, by the id of that one.
+def duplicates(grids: Mapping[GridId, Sequence[str]]) -> dict[PanelId, PanelId]:
+    """Finds panels that are copies of a panel of another grid.
 
-    Of copies the one with the smallest id stays; the answer does not depend on the order of the
-    grids. Panels within a grid are not compared. Time grows like the number of panels, as long as
-    few of them are alike.
+    The copy with the smallest id stays; the answer does not depend on the order of the grids.
+    Panels of one grid are not compared. Time grows like the number of panels, if few are alike.
 
     Args:
-        grids: id of a grid to `hashes` of its panels.
+        grids: `hashes` of the panels of each grid.
 
     Returns:
-        `<grid id>-<panel>` to `<grid id>-<panel>`, panels numbered from 1.
+        Each copy, and the panel that it repeats.
     """
-    panels = [(grid, n) for grid in sorted(grids) for n in range(len(grids[grid]))]
+    panels = [
+        (PanelId(grid, number), looks)
+        for grid in sorted(grids, key=str)
+        for number, looks in zip(PANELS, grids[grid], strict=False)
+    ]
     if not panels:
         return {}
-    every = np.frombuffer(
-        b"".join(bytes.fromhex(grids[grid][n]) for grid, n in panels), np.dtype("V32")
-    )
+    every = np.frombuffer(b"".join(bytes.fromhex(looks) for _, looks in panels), np.dtype("V32"))
     looks, of = np.unique(every, return_inverse=True)
     alike: dict[int, list[int]] = {}
     for a, b in _near(looks):
         alike.setdefault(a, []).append(b)
         alike.setdefault(b, []).append(a)
     kept: dict[int, int] = {}  # look to the first panel that has it
-    found: dict[str, str] = {}
-    for panel, look in enumerate(of.tolist()):
-        grid, n = panels[panel]
+    found: dict[PanelId, PanelId] = {}
+    for number, look in enumerate(of.tolist()):
+        panel, _ = panels[number]
         before = [kept[each] for each in (look, *alike.get(look, ())) if each in kept]
-        others = [each for each in before if panels[each][0] != grid]
+        others = [each for each in before if panels[each][0].grid != panel.grid]
         if others:
-            first, number = panels[min(others)]
-            found[f"{grid}-{n + 1}"] = f"{first}-{number + 1}"
+            found[panel] = panels[min(others)][0]
         else:
-            kept.setdefault(look, panel)
+            kept.setdefault(look, number)
     return found
 
 

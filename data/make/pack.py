@@ -1,4 +1,4 @@
-"""Stage 7: kept and described pairs to a pair store, every record with the way it came."""
+"""Stage 7 (`dsd data pack`): writes the described pairs as a dataset, with their whole history."""
 
 import contextlib
 import dataclasses
@@ -6,28 +6,47 @@ import io
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
 from PIL import Image
 
 from dsd_jax.data.make.crops import Pictures
-from dsd_jax.data.make.parts import STAGES, Parts, Row
-from dsd_jax.data.make.statistics import Tally, ledger_totals, source_counts, tally
+from dsd_jax.data.make.ids import PairId
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import (
+    CAPTIONS,
+    DESCRIPTIONS,
+    GRIDS,
+    JUDGEMENTS,
+    PAIRS,
+    PROMPTS,
+    STAGES,
+    Caption,
+    Description,
+    Grid,
+    Judgement,
+    Pair,
+    Prompt,
+    Stage,
+    StageRow,
+    Words,
+    plain,
+)
+from dsd_jax.data.make.statistics import Yield, ledger_totals, source_counts, yield_of
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
 from dsd_jax.data.pairs.store import Manifest, PairStore, card
 from dsd_jax.data.pairs.writer import SHARD_BYTES, PairWriter
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.progress import progress
+from dsd_jax.progress import Advance, progress
 from dsd_jax.threads import in_order
 
 __all__ = ["DATASET", "PackConfig", "pack"]
 
-DATASET = "dataset"  # folder within the root
-_LAST = "caption"
-_Kept = list[tuple[dict[str, Row], str]]
-"""Kept pairs of a grid: the rows that led to each, and its id."""
+DATASET = "dataset"
+"""Folder of the dataset within the work folder."""
 _INTRODUCTION = """A language model wrote prompts for grids of four panels with one subject, a
 text-to-image model painted them, and a vision-language model judged pairs of panels and described
 them. What was not kept, and why:"""
@@ -38,8 +57,8 @@ class PackConfig:
     """`[pack]`.
 
     Attributes:
-        size: height and width that panels are resized to; None: as they were cropped.
-        shard_bytes: size of a shard.
+        size: Height and width that panels are resized to. None keeps the size that was cropped.
+        shard_bytes: Size of a shard.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -52,130 +71,162 @@ class PackConfig:
             raise UserError(f"size is a height and a width of at least 16 pixels, got {self.size}")
 
 
-def pack(parts: Parts, config: PackConfig, pictures: Pictures, settings: Mapping[str, Any]) -> int:
-    """Writes `root/dataset`; goes on where it was stopped.
+@dataclasses.dataclass(frozen=True)
+class _History:
+    """A kept pair: the rows that led to it."""
+
+    caption: Caption
+    prompt: Prompt
+    grid: Grid
+    pair: Pair
+    judgement: Judgement
+    description: Description
+
+    def ways(self, both_judged: bool) -> Iterator[tuple[str, PairId, Words]]:
+        """The directions that there are texts for: name, id and texts.
+
+        Args:
+            both_judged: Whether the reverse is a pair of its own, which was judged for itself.
+        """
+        if self.description.forward:
+            yield "forward", self.pair.id, self.description.forward
+        if self.description.reverse and not both_judged:
+            yield "reverse", self.pair.id.flipped(), self.description.reverse
+
+
+def pack(
+    parts: Parts,
+    config: PackConfig,
+    pictures: Pictures,
+    settings: Mapping[str, Mapping[str, object]],
+) -> int:
+    """Writes the dataset into the work folder; a packing that was stopped goes on.
 
     Args:
-        parts: with every stage finished.
-        config: of this stage.
-        pictures: the panels of pairs.
-        settings: of every stage, for the dataset card.
+        parts: Work folder in which every stage is finished.
+        config: Settings of this stage.
+        pictures: Crops the panels of pairs.
+        settings: Settings of every stage, for the dataset card.
 
     Returns:
         Number of records.
 
     Raises:
-        UserError: a stage is not finished, nothing was kept, or the folder cannot be written.
+        UserError: A stage is not finished, nothing was kept, or the folder cannot be written.
     """
     for stage in STAGES:
         parts.require(stage)
-    tallies = {stage: tally(parts, stage) for stage in STAGES}
-    if not tallies[_LAST].kept:
+    yields = {stage: yield_of(parts, stage) for stage in STAGES}
+    kept = yields[DESCRIPTIONS].kept
+    if not kept:
         raise UserError(f"no pair was kept; `dsd data stats {parts.root}` shows where they went")
-    origin = _origin(parts, config, tallies, settings)
+    origin = _origin(parts, config, yields, settings)
     path = parts.root / DATASET
     with PairWriter(path, origin=origin, shard_bytes=config.shard_bytes) as writer:
-        before = writer.position or 0
         if not writer.complete:
-            _copy(parts, config, pictures, writer, before, tallies[_LAST].kept)
-    write_file(path / "README.md", _card(PairStore.open(path).manifest, tallies))
+            with progress("pack", kept, "pairs") as advance:
+                _copy(parts, config, pictures, writer, advance)
+    write_file(path / "README.md", _card(PairStore.open(path).manifest, yields))
     return writer.count
 
 
 def _copy(
-    parts: Parts,
-    config: PackConfig,
-    pictures: Pictures,
-    writer: PairWriter,
-    before: int,
-    total: int,
+    parts: Parts, config: PackConfig, pictures: Pictures, writer: PairWriter, advance: Advance
 ) -> None:
-    def records(grid: _Kept) -> list[PairRecord]:
-        return _records(grid, pictures([made["pairs"] for made, _ in grid]), config.size)
+    """Adds the records of all grids, in order, from the grid at which an earlier run stopped."""
 
+    def records(grid: _Grid) -> list[PairRecord]:
+        return _records(grid, pictures([one.pair for one in grid.kept]), config.size)
+
+    before = writer.position or 0
     grids = (grid for part in range(parts.count) for grid in _grids_of(parts, part))
-    with (
-        progress("pack", total, "pairs") as advance,
-        contextlib.closing(
-            in_order(records, itertools.islice(grids, before, None), threads=os.cpu_count() or 1)
-        ) as done,
-    ):
+    left = itertools.islice(grids, before, None)
+    with contextlib.closing(in_order(records, left, threads=os.cpu_count() or 1)) as done:
         for number, (grid, result) in enumerate(done, start=before + 1):
             if made := result.result():
                 writer.add(*made, position=number)
-            advance(len(grid))
+            advance(len(grid.kept))
 
 
-def _grids_of(parts: Parts, part: int) -> Iterator[_Kept]:
-    """The kept pairs of a part, those of a grid together."""
-    rows = {stage: {row["id"]: row for row in parts.read(stage, part)} for stage in STAGES}
-    kept = sorted(name for name, row in rows[_LAST].items() if row["status"] == "kept")
-    for grid, names in itertools.groupby(kept, key=lambda name: name.rpartition("-")[0]):
-        story = {
-            "captions": rows["captions"][grid.partition("-")[0]],
-            "prompts": rows["prompts"][grid.rpartition("-")[0]],
-            "grids": rows["grids"][grid],
-        }
-        found = []
-        for name in names:
-            words = rows[_LAST][name]
-            if f"{grid}-{name[-1]}{name[-2]}" in rows["pairs"]:
-                # Pairs were made in both directions, and each has been judged for itself.
-                words = {key: value for key, value in words.items() if key != "reverse"}
-            own = {"pairs": rows["pairs"][name], "judge": rows["judge"][name], _LAST: words}
-            found.append(({**story, **own}, name))
-        yield found
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """The kept pairs of a grid, and the ids of all its pairs."""
+
+    kept: Sequence[_History]
+    pairs: AbstractSet[PairId]
+
+
+def _grids_of(parts: Parts, part: int) -> Iterator[_Grid]:
+    """The grids of a part that have kept pairs."""
+    captions = {row.id: row for row in parts.read(CAPTIONS, part)}
+    prompts = {row.id: row for row in parts.read(PROMPTS, part)}
+    grids = {row.id: row for row in parts.read(GRIDS, part)}
+    pairs = {row.id: row for row in parts.read(PAIRS, part) if isinstance(row, Pair)}
+    judgements = {row.id: row for row in parts.read(JUDGEMENTS, part)}
+    kept = parts.kept(DESCRIPTIONS, part)
+    for grid, rows in itertools.groupby(kept, key=lambda row: row.id.grid):
+        histories = [
+            _History(
+                captions[grid.caption],
+                prompts[grid.prompt],
+                grids[grid],
+                pairs[row.id],
+                judgements[row.id],
+                row,
+            )
+            for row in rows
+        ]
+        yield _Grid(histories, pairs.keys())
 
 
 def _records(
-    grid: _Kept, panels: list[tuple[bytes, bytes]], size: tuple[int, int] | None
+    grid: _Grid, panels: list[tuple[bytes, bytes]], size: tuple[int, int] | None
 ) -> list[PairRecord]:
-    """The records of a grid's pairs: each in the directions that there are words for."""
+    """The records of a grid: each kept pair in the directions that there are texts for."""
     found = []
-    for (made, name), shown in zip(grid, panels, strict=True):
+    for one, shown in zip(grid.kept, panels, strict=True):
         images = [_resized(panel, size) for panel in shown]
-        for way, own in (("forward", name), ("reverse", name[:-2] + name[:-3:-1])):
-            words = made[_LAST].get(way, {})
-            reference, target = images if way == "forward" else images[::-1]
-            if words.get("caption") or words.get("instruction"):
-                found.append(
-                    PairRecord.from_images(
-                        id=own,
-                        reference=reference,
-                        target=target,
-                        caption=words.get("caption", ""),
-                        instruction=words.get("instruction", ""),
-                        subject=made["prompts"]["subject"],
-                        task=made["prompts"]["task"],
-                        provenance=_provenance(made, way),
-                    )
+        for way, name, words in one.ways(one.pair.id.flipped() in grid.pairs):
+            reference, target = images if name == one.pair.id else images[::-1]
+            found.append(
+                PairRecord.from_images(
+                    id=str(name),
+                    reference=reference,
+                    target=target,
+                    caption=words.caption or "",
+                    instruction=words.instruction or "",
+                    subject=one.prompt.subject or "",
+                    task=one.prompt.task,
+                    provenance=_provenance(one, way, words),
                 )
+            )
     return found
 
 
-def _provenance(made: Mapping[str, Row], way: str) -> dict[str, Any]:
-    """From the caption to the words of the judge."""
-    words = made[_LAST]
-
-    def of(stage: str, *names: str) -> Row:
-        return {name: made[stage][name] for name in names if name in made[stage]}
-
+def _provenance(one: _History, way: str, words: Words) -> dict[str, object]:
+    """Everything from the caption to the words of the judge."""
+    models = {"caption_model": words.caption_model, "instruction_model": words.instruction_model}
     return {
-        "caption": of("captions", "id", "caption", "source", "subject"),
-        "prompt": of("prompts", "id", "prompt", "model", "wording"),
-        "grid": of("grids", "id", "seed", "sha256"),
+        "caption": _fields(one.caption, "id", "caption", "source", "subject"),
+        "prompt": _fields(one.prompt, "id", "prompt", "model", "wording"),
+        "grid": _fields(one.grid, "id", "seed", "sha256"),
         "pair": {
             name: value
-            for name, value in made["pairs"].items()
+            for name, value in plain(one.pair).items()
             if name not in {"status", "reason", "detail"}
         },
-        "judge": of("judge", "mode", "verdict", "scores", "model", "wording", "turns"),
+        "judge": _fields(one.judgement, "mode", "verdict", "scores", "model", "wording", "turns"),
         "words": {
             "way": way,
-            "wording": words["wording"],
-            **{name: value for name, value in words[way].items() if name.endswith("_model")},
+            "wording": one.description.wording,
+            **{name: model for name, model in models.items() if model is not None},
         },
     }
+
+
+def _fields(row: StageRow, *names: str) -> dict[str, object]:
+    content = plain(row)
+    return {name: content[name] for name in names if name in content}
 
 
 def _resized(panel: bytes, size: tuple[int, int] | None) -> bytes:
@@ -187,9 +238,12 @@ def _resized(panel: bytes, size: tuple[int, int] | None) -> bytes:
 
 
 def _origin(
-    parts: Parts, config: PackConfig, tallies: Mapping[str, Tally], settings: Mapping[str, Any]
+    parts: Parts,
+    config: PackConfig,
+    yields: Mapping[Stage[StageRow], Yield],
+    settings: Mapping[str, Mapping[str, object]],
 ) -> dict[str, Any]:
-    """What the dataset was made from; the same whatever happened on the way."""
+    """What the dataset was made from; it does not depend on how often the run was stopped."""
     costs = {
         stage: {
             "questions": seen.questions,
@@ -205,17 +259,17 @@ def _origin(
         "size": config.size,
         "settings": dict(settings),
         "lines": dict(sorted(source_counts(parts.root).items())),
-        "yields": {stage: _yields(each) for stage, each in tallies.items()},
+        "yields": {stage.name: _yields(each) for stage, each in yields.items()},
         "models": {
-            stage: dict(sorted(each.models.items()))
-            for stage, each in tallies.items()
+            stage.name: dict(sorted(each.models.items()))
+            for stage, each in yields.items()
             if each.models
         },
         "costs": costs,
     }
 
 
-def _yields(counts: Tally) -> dict[str, Any]:
+def _yields(counts: Yield) -> dict[str, object]:
     reasons: dict[str, dict[str, int]] = {}
     for (status, reason), count in sorted(counts.reasons.items()):
         reasons.setdefault(status, {})[reason] = count
@@ -223,16 +277,16 @@ def _yields(counts: Tally) -> dict[str, Any]:
 
 
 def _lines(counts: Mapping[str, int]) -> str:
-    """What became of the lines of the captions' source, as a sentence."""
+    """A sentence about the lines of the captions' source."""
     lost = [f"{what} {count:,}" for what, count in counts.items() if what != "read" and count]
     return f"Of {counts.get('read', 0):,} lines of the source: {', '.join(lost) or 'none lost'}."
 
 
-def _card(manifest: Manifest, tallies: Mapping[str, Tally]) -> str:
-    """The dataset card: that of any pair store, and before it how the pairs were made."""
+def _card(manifest: Manifest, yields: Mapping[Stage[StageRow], Yield]) -> str:
+    """The card of any pair store, with a section on how the pairs were made."""
     origin = manifest.origin
     lines = ["| stage | rows | kept | |", "| --- | --- | --- | --- |"]
-    for stage, counts in tallies.items():
+    for stage, counts in yields.items():
         why: Counter[str] = Counter()
         for (_, reason), count in counts.reasons.items():
             why[reason] += count

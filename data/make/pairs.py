@@ -1,36 +1,36 @@
-"""Stage 4 (`dsd data pairs`): grids are checked and cut, and their panels are put into pairs.
+"""Stage 4 (`dsd data pairs`): cuts grids into panels and puts the panels into pairs.
 
-There are two halves. `panels/` holds a row per grid: where its four panels are and what they look
-like, or why it cannot be used; every worker writes its parts. `pairs/` holds the pairs, and a panel
-that repeats one of any other grid makes no pair; so its parts are written when all parts of
-`panels/` are there, each by its worker, and all workers come to the same answer.
+It has two halves. `panels/` holds a row per grid: where its four panels are and what they look
+like, or why it cannot be used; every worker writes its parts. `pairs/` holds the pairs. A panel
+that repeats one of any other grid makes no pair, so the parts of `pairs/` are written when all
+parts of `panels/` exist, each by its worker; all workers come to the same answer.
 
-A grid that was rejected has one row under its own id, with the reason. The filters are free, and
-all run before anybody is paid to judge.
+A grid that was rejected has one row under its own id, with the reason. All these filters are free,
+and all run before a judge is paid.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dsd_jax.data.make.crops import Box, grid_file
+from dsd_jax.data.make.ids import PANELS as NUMBERS
+from dsd_jax.data.make.ids import PairId, PanelId
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
 from dsd_jax.data.make.panels import GridCheck, find_panels
-from dsd_jax.data.make.parts import Parts, Row, Shard
-from dsd_jax.data.pairs.record import png_bytes
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
 from dsd_jax.progress import progress
+from dsd_jax.shares import ALL, WorkerShare
+from dsd_jax.tasks import TASKS, Similarity, Task, task_named
 from dsd_jax.threads import in_order
 
-__all__ = ["PairsConfig", "make_pairs", "panel_png"]
-
-STAGE, HALF = "pairs", "panels"
-PANELS = (1, 2, 3, 4)
+__all__ = ["PairsConfig", "make_pairs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,101 +38,93 @@ class PairsConfig:
     """`[pairs]`.
 
     Attributes:
-        both_directions: a pair for either panel as the reference, each judged for itself. Without
-            it there are six pairs of a grid, and chance says which panel is the reference; the
-            kept ones are described in both directions all the same.
-        max_similarity: of two panels, from 0 to 1; copies teach to copy.
-        min_similarity: of two panels; 0: any. Views of one subject may have no pixel in common.
-        check: what passes as a grid.
+        both_directions: Makes a pair for either panel as the reference, each judged for itself.
+            Without it there are six pairs per grid, and chance says which panel is the reference;
+            kept pairs are described in both directions all the same.
+        max_similarity: Largest similarity of the two panels, from 0 to 1, for all tasks. None:
+            each task has its own (0.94). Copies teach to copy.
+        min_similarity: Smallest similarity. None: each task has its own (0, which is any). Views
+            of one subject may have no pixel in common.
+        check: What passes as a grid.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     both_directions: bool = False
-    max_similarity: float = 0.94
-    min_similarity: float = 0.0
+    max_similarity: float | None = None
+    min_similarity: float | None = None
     check: GridCheck = dataclasses.field(default_factory=GridCheck)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_similarity < self.max_similarity <= 1:
-            raise UserError(
-                "0 <= min_similarity < max_similarity <= 1 must hold, got "
-                f"{self.min_similarity} and {self.max_similarity}"
-            )
+        for task in TASKS.values():
+            self.similarity(task)
+
+    def similarity(self, task: Task) -> Similarity:
+        """The bounds for pairs of a task."""
+        least, most = self.min_similarity, self.max_similarity
+        return Similarity(
+            task.similarity.least if least is None else least,
+            task.similarity.most if most is None else most,
+        )
 
 
-def panel_png(parts: Parts, grid: str, box: Box) -> bytes:
-    """A panel of a grid as a PNG file.
-
-    Args:
-        grid: id of the grid.
-        box: of the panel, from a row of pairs.
-
-    Raises:
-        UserError: the grid's picture is gone or damaged.
-    """
-    return png_bytes(open_image(grid_file(parts, grid)).crop(box))
-
-
-def make_pairs(parts: Parts, config: PairsConfig, shard: Shard = (0, 1)) -> list[int]:
+def make_pairs(parts: Parts, config: PairsConfig, share: WorkerShare = ALL) -> list[int]:
     """Cuts this worker's parts of the grids, and makes its pairs if all grids are cut.
 
     Args:
-        parts: with this worker's parts of `grids` finished.
-        config: of the stage.
-        shard: this worker.
+        parts: Folder in which this worker's parts of `grids` are finished.
+        config: Settings of the stage.
+        share: This worker.
 
     Returns:
-        Parts that other workers have not cut yet; if there are any, there are no new pairs.
+        Parts that other workers have not cut yet. If there are any, no pairs are made.
 
     Raises:
-        UserError: `grids` is not finished, a picture is missing, or there is no space.
+        UserError: `grids` is not finished, a picture is missing, or a file cannot be written.
     """
-    mine = [part for part in parts.mine(shard) if not parts.done(STAGE, part)]
+    mine = [part for part in share.of(parts.count) if not parts.done(PAIRS, part)]
     if not mine:
         return []
-    _cut_all(parts, config, [part for part in mine if not parts.done(HALF, part)])
-    waiting = [part for part in range(parts.count) if not parts.done(HALF, part)]
+    _cut_all(parts, config, [part for part in mine if not parts.done(PANELS, part)])
+    waiting = [part for part in range(parts.count) if not parts.done(PANELS, part)]
     if not waiting:
-        every = (row for part in range(parts.count) for row in _panels(parts, part))
-        copies = duplicates({row["id"]: row["hashes"] for row in every if row["status"] == "kept"})
+        looks = {}
+        for row in parts.rows(PANELS):
+            if row.hashes is not None:
+                looks[row.id] = row.hashes
+        copies = duplicates(looks)
         for part in mine:
-            with parts.writing(STAGE, part):
+            with parts.writing(PAIRS, part):
                 rows = [
-                    pair for row in _panels(parts, part) for pair in _pairs(row, config, copies)
+                    pair for row in parts.read(PANELS, part) for pair in _pairs(row, config, copies)
                 ]
-                parts.write(STAGE, part, rows)
+                parts.write(PAIRS, part, rows)
     return waiting
 
 
 def _cut_all(parts: Parts, config: PairsConfig, todo: list[int]) -> None:
-    grids = {
-        part: [row for row in parts.read("grids", part) if row["status"] == "kept"] for part in todo
-    }
+    grids = {part: parts.kept(GRIDS, part) for part in todo}
 
-    def cut(row: Row) -> Row:
-        return _cut(grid_file(parts, row["id"]), row, config.check)
+    def cut(row: Grid) -> CutGrid:
+        return _cut(parts.picture(row.id), row, config.check)
 
-    with progress(HALF, sum(map(len, grids.values())), "grids") as advance:
+    with progress(PANELS.name, sum(map(len, grids.values())), "grids") as advance:
         for part, rows in grids.items():
-            with parts.writing(HALF, part):
+            with parts.writing(PANELS, part):
                 made = []
                 for _, row in in_order(cut, rows, threads=min(os.cpu_count() or 1, 16)):
                     made.append(row.result())
                     advance()
-                parts.write(HALF, part, made)
+                parts.write(PANELS, part, made)
 
 
-def _panels(parts: Parts, part: int) -> list[Row]:
-    try:
-        return parts.read(HALF, part)
-    except UserError as error:  # which names the command after the folder
-        raise UserError(str(error).replace(f"data {HALF}", f"data {STAGE}")) from None
+def _cut(path: Path, grid: Grid, check: GridCheck) -> CutGrid:
+    """Where the panels of a grid are and what they look like, or why it is rejected."""
 
+    def rejected(reason: str, detail: str) -> CutGrid:
+        return dataclasses.replace(row, status="rejected", reason=reason, detail=detail)
 
-def _cut(path: Path, grid: Row, check: GridCheck) -> Row:
-    """Where a grid's panels are and what they look like, or why it is rejected."""
-    row: Row = {name: grid[name] for name in ("id", "prompt_id", "task")}
+    row = CutGrid(id=grid.id, prompt_id=grid.prompt_id, task=grid.task, status="kept")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -140,72 +132,78 @@ def _cut(path: Path, grid: Row, check: GridCheck) -> Row:
             f"cannot read {path}: {error.strerror}; copy it here, or remove {path.parent}.jsonl "
             "and run `dsd data grids` again"
         ) from None
-    if hashlib.sha256(data).hexdigest() != grid["sha256"]:
-        return {**row, "status": "rejected", "reason": "changed", "detail": "not as it was painted"}
+    if hashlib.sha256(data).hexdigest() != grid.sha256:
+        return rejected("changed", "not as it was painted")
     try:
         image = open_image(data)
     except UserError as error:
-        return {**row, "status": "rejected", "reason": "unreadable", "detail": str(error)}
+        return rejected("unreadable", str(error))
     boxes, reason, detail = find_panels(image, check)
     if reason:
-        return {**row, "status": "rejected", "reason": reason, "detail": detail}
+        return rejected(reason, detail)
     panels = [image.crop(box) for box in boxes]
-    return {
-        **row,
-        "status": "kept",
-        "boxes": [list(box) for box in boxes],
-        "hashes": [hashes(panel) for panel in panels],
-        "similarity": {
-            f"{a}{b}": similarity(panels[a - 1], panels[b - 1])
-            for a, b in itertools.combinations(PANELS, 2)
+    return dataclasses.replace(
+        row,
+        boxes=boxes,
+        hashes=tuple(hashes(panel) for panel in panels),
+        similarity={
+            _both(a, b): similarity(panels[a - 1], panels[b - 1])
+            for a, b in itertools.combinations(NUMBERS, 2)
         },
-    }
+    )
 
 
-def _pairs(row: Row, config: PairsConfig, copies: Mapping[str, str]) -> list[Row]:
+def _both(first: int, second: int) -> str:
+    """Key of two panels in `CutGrid.similarity`."""
+    return f"{first}{second}"
+
+
+def _pairs(
+    row: CutGrid, config: PairsConfig, copies: Mapping[PanelId, PanelId]
+) -> Iterator[Pair | CutGrid]:
     """Pairs of a grid, or its one row if it was rejected."""
-    if row["status"] != "kept":
-        return [row]
-    return [
-        pair
-        for ends in itertools.combinations(PANELS, 2)
-        for pair in _directions(row, ends, config, copies)
-    ]
+    if row.boxes is None or row.similarity is None:
+        yield row
+        return
+    bounds = config.similarity(task_named(row.task))
+    for first, second in itertools.combinations(NUMBERS, 2):
+        ahead = PairId(row.id, first, second)
+        pair = Pair(
+            id=ahead,
+            grid_id=row.id,
+            prompt_id=row.prompt_id,
+            task=row.task,
+            reference_box=row.boxes[first - 1],
+            target_box=row.boxes[second - 1],
+            similarity=row.similarity[_both(first, second)],
+            status="kept",
+        )
+        pair = _checked(pair, bounds, copies)
+        ways = [pair, _flipped(pair)]
+        yield from ways if config.both_directions else [ways[_coin(ahead)]]
 
 
-def _directions(
-    row: Row, ends: tuple[int, int], config: PairsConfig, copies: Mapping[str, str]
-) -> list[Row]:
-    first, second = ends
-    alike = row["similarity"][f"{first}{second}"]
-    reason = detail = ""
-    copied = next((f"{row['id']}-{n}" for n in ends if f"{row['id']}-{n}" in copies), None)
-    if alike > config.max_similarity:
-        reason = "near_copy"
-    elif alike < config.min_similarity:
-        reason = "unlike"
-    elif copied:
-        reason, detail = "duplicate", f"panel {copied[-1]} is {copies[copied]}"
-    outcome = {"status": "rejected", "reason": reason} if reason else {"status": "kept"}
-    if detail:
-        outcome["detail"] = detail
-    ways = [ends, (second, first)]
-    if not config.both_directions:
-        ways = [ways[_coin(f"{row['id']}-{first}{second}")]]
-    return [
-        {
-            "id": f"{row['id']}-{reference}{target}",
-            "grid_id": row["id"],
-            "prompt_id": row["prompt_id"],
-            "task": row["task"],
-            "reference_box": row["boxes"][reference - 1],
-            "target_box": row["boxes"][target - 1],
-            "similarity": alike,
-            **outcome,
-        }
-        for reference, target in ways
-    ]
+def _checked(pair: Pair, bounds: Similarity, copies: Mapping[PanelId, PanelId]) -> Pair:
+    """The pair with what the filters say about it."""
+    copied = next((panel for panel in pair.id.panels if panel in copies), None)
+    if pair.similarity > bounds.most:
+        return dataclasses.replace(pair, status="rejected", reason="near_copy")
+    if pair.similarity < bounds.least:
+        return dataclasses.replace(pair, status="rejected", reason="unlike")
+    if copied:
+        detail = f"panel {copied.number} is {copies[copied]}"
+        return dataclasses.replace(pair, status="rejected", reason="duplicate", detail=detail)
+    return pair
 
 
-def _coin(name: str) -> int:
-    return hashlib.sha256(f"direction {name}".encode()).digest()[0] % 2
+def _flipped(pair: Pair) -> Pair:
+    return dataclasses.replace(
+        pair,
+        id=pair.id.flipped(),
+        reference_box=pair.target_box,
+        target_box=pair.reference_box,
+    )
+
+
+def _coin(pair: PairId) -> int:
+    return hashlib.sha256(f"direction {pair}".encode()).digest()[0] % 2

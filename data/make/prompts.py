@@ -1,4 +1,7 @@
-"""Stage 2: one prompt for a grid of four per caption, short enough to be read to its end."""
+"""Stage 2 (`dsd data prompts`): one prompt per caption for a grid of four panels.
+
+A prompt fits into the tokens that CLIP reads, so that the teacher sees all of it.
+"""
 
 import dataclasses
 import hashlib
@@ -6,17 +9,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from dsd_jax.data.make.answers import Fault, failed, one_line, user, written
-from dsd_jax.data.make.parts import Row
+from dsd_jax.data.make.answers import Fault, clip_faults, one_line, user, written
+from dsd_jax.data.make.ids import CaptionId, PromptId
+from dsd_jax.data.make.stages import PROMPTS, Caption, Prompt
 from dsd_jax.data.make.wording import Wording
-from dsd_jax.errors import UserError
-from dsd_jax.llm.messages import Ask, Message, Request, Unanswered
+from dsd_jax.errors import UserError, did_you_mean
+from dsd_jax.llm.messages import Ask, Message, Request
+from dsd_jax.tasks import TASKS, Task
 
-__all__ = ["CLIP_TOKENS", "TASKS", "PromptWriter", "PromptsConfig", "subject_of", "task_of"]
+__all__ = ["PromptWriter", "PromptsConfig", "subject_of", "task_of"]
 
-STAGE = "prompts"
-TASKS = ("identity", "relight", "expression", "free")
-CLIP_TOKENS = 77  # start and end included
+GRID_TASKS = {name: task for name, task in TASKS.items() if task.grid is not None}
 
 _BEGINNING = re.compile(r"a grid of\b", re.IGNORECASE)
 _QUADRANTS = tuple(
@@ -24,7 +27,7 @@ _QUADRANTS = tuple(
     for row in ("top", "bottom")
     for side in ("left", "right")
 )
-# What stands between "a grid of" and the subject: numbers, media, verbs of showing.
+# Words that may stand between "a grid of" and the subject: numbers, media, verbs of showing.
 _FILLERS = frozenset(
     """a an the of four 4 2x2 evenly equally separated split divided spaced equal even panel
     panels image images picture pictures photo photos photograph photographs photographic
@@ -42,11 +45,11 @@ class PromptsConfig:
     """`[prompts]`.
 
     Attributes:
-        provider: that writes.
-        tasks: weight of each prompt set; a caption gets one of them.
-        retries: how often a prompt that breaks a rule is asked for again.
-        temperature: of the model; None: its own.
-        max_tokens: of an answer, hidden reasoning included.
+        provider: Model that writes.
+        tasks: Weight of each task; every caption gets one of them.
+        retries: Number of times that a prompt which breaks a rule is asked for again.
+        temperature: Temperature of the model. None uses the model's default.
+        max_tokens: Largest number of tokens of an answer, hidden reasoning included.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -58,10 +61,10 @@ class PromptsConfig:
     max_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.tasks) - set(TASKS))
-        if unknown:
+        for name in sorted(set(self.tasks) - set(GRID_TASKS)):
             raise UserError(
-                f"tasks: there is no prompt set {unknown[0]!r}; expected {', '.join(TASKS)}"
+                f"tasks: no grids are made for {name!r}; expected {', '.join(GRID_TASKS)}"
+                f"{did_you_mean(name, GRID_TASKS)}"
             )
         if not self.tasks or min(self.tasks.values()) < 0 or not sum(self.tasks.values()):
             raise UserError("tasks needs weights above 0, such as { identity = 1 }")
@@ -69,19 +72,19 @@ class PromptsConfig:
             raise UserError(f"retries must not be negative, got {self.retries}")
 
 
-def task_of(caption: str, tasks: Mapping[str, float]) -> str:
-    """The prompt set of a caption, by the hash of its id and the weights."""
+def task_of(caption: CaptionId, weights: Mapping[str, float]) -> Task:
+    """The task of a caption, chosen by the hash of its id and the weights."""
     place = int(hashlib.sha256(f"task {caption}".encode()).hexdigest()[:12], 16) / 16**12
-    place *= sum(tasks.values())
-    for task in TASKS:
-        place -= tasks.get(task, 0)
+    place *= sum(weights.values())
+    for name, task in GRID_TASKS.items():
+        place -= weights.get(name, 0)
         if place < 0:
             return task
-    return max(tasks, key=lambda task: tasks[task])  # rounding
+    return GRID_TASKS[max(weights, key=lambda name: weights[name])]  # rounding
 
 
 def subject_of(prompt: str) -> str:
-    """What a grid prompt is about, in at most four words; empty if that cannot be told."""
+    """The subject of a grid prompt, in at most four words; empty if that cannot be told."""
     head = _BEGINNING.sub("", prompt, count=1)
     first = min(
         (found.start() for _, mark in _QUADRANTS if (found := mark.search(head))), default=0
@@ -99,56 +102,62 @@ def subject_of(prompt: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PromptWriter:
-    """Has one prompt written for a caption.
+    """Asks for one prompt per caption.
 
     Attributes:
-        config: of the stage.
-        wording: of the stage.
-        count_tokens: CLIP tokens of a text, start and end included.
+        config: Settings of the stage.
+        wording: Texts of the stage.
+        count_tokens: Counts the CLIP tokens of a text, start and end included.
     """
 
     config: PromptsConfig
     wording: Wording
     count_tokens: Callable[[str], int]
 
-    async def __call__(self, caption: Row, ask: Ask) -> Row:
-        """The row for a row of captions: `kept` with its prompt, or why there is none."""
-        task = task_of(caption["id"], self.config.tasks)
+    async def __call__(self, caption: Caption, ask: Ask) -> Prompt:
+        """The row of a caption: `kept` with its prompt, or why there is none."""
+        task = task_of(caption.id, self.config.tasks)
+        assert task.grid is not None
+        name = PromptId(caption.id, task.name)
         request = Request(
-            stage=STAGE,
-            item=f"{caption['id']}-{task}",
+            stage=PROMPTS.name,
+            item=str(name),
             messages=(
                 Message("system", (self.wording("system"),)),
-                user(self.wording(task, caption=caption["caption"])),
+                user(self.wording(task.grid, caption=caption.caption)),
             ),
             wording=self.wording.id,
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
         )
-        row: Row = {"id": request.item, "task": task, "wording": self.wording.id}
-        try:
-            result = await written(
-                ask,
-                request,
-                self.check,
-                lambda faults: self.wording("again", faults=faults),
-                self.config.retries,
-            )
-        except Unanswered as error:
-            return {**row, **failed(error)}
-        row |= {"model": result.model, "asked": result.asked}
+        result = await written(
+            ask,
+            request,
+            self.check,
+            lambda faults: self.wording("again", faults=faults),
+            self.config.retries,
+        )
+        row = Prompt(
+            id=name,
+            task=task.name,
+            wording=self.wording.id,
+            model=result.model,
+            asked=result.asked,
+            status=result.status,
+            reason=result.reason,
+            detail=result.detail,
+        )
         if result.text is None:
-            return {**row, "status": "rejected", "reason": result.reason}
-        return {
-            **row,
-            "status": "kept",
-            "prompt": result.text,
-            "tokens": self.count_tokens(result.text),
-            "subject": caption.get("subject") or subject_of(result.text),
-        }
+            return row
+        return dataclasses.replace(
+            row,
+            prompt=result.text,
+            tokens=self.count_tokens(result.text),
+            subject=caption.subject or subject_of(result.text),
+        )
 
     def check(self, answer: str) -> tuple[str, list[Fault]]:
-        """The prompt in an answer, and which rules it breaks."""
+        """The prompt in an answer, and the rules that it breaks."""
         text, faults = one_line(answer)
         if not _BEGINNING.match(text):
             faults.append(Fault("beginning", 'it does not begin with "a grid of"'))
@@ -156,8 +165,5 @@ class PromptWriter:
         if missing:
             told = f"it does not say what the {', '.join(missing)} quadrant shows"
             faults.append(Fault("quadrants", told))
-        tokens = self.count_tokens(text)
-        if tokens > CLIP_TOKENS:
-            told = f"it has {tokens} CLIP tokens where {CLIP_TOKENS} are allowed"
-            faults.append(Fault("too_long", told))
+        faults += clip_faults(self.count_tokens(text))
         return text, faults

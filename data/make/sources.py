@@ -1,13 +1,15 @@
 """Reads captions from tables in any format, or from lines of text, as a stream.
 
-What cannot be read is a caption with a reason, so that it can be counted; a damaged line ends
-nothing but itself.
+A line that cannot be read becomes a caption with a reason, so that it is counted; the lines after
+it are read all the same.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from dsd_jax.data.make.stages import Source
 from dsd_jax.errors import UserError, and_more, did_you_mean
 from dsd_jax.rows import Table, lookup, open_table
 
@@ -18,11 +20,11 @@ _PLAIN = (".txt", ".text")
 
 
 class Found(NamedTuple):
-    """A caption in a source, or why there is none, and where it was."""
+    """A caption of a source, or why there is none, and where it stands."""
 
     text: str | None
     problem: str
-    where: dict[str, Any]
+    where: Source
 
 
 def read_captions(
@@ -41,7 +43,7 @@ def read_captions(
     for path in sources:
         if path.suffix in _PLAIN:
             for number, line in enumerate(_lines(path), start=1):
-                yield Found(line, "", {"file": path.name, "row": number})
+                yield Found(line, "", Source(file=path.name, row=number))
         else:
             yield from _from_table(path, caption_column, url_column)
 
@@ -59,7 +61,7 @@ def _from_table(path: Path, caption_column: str | None, url_column: str | None) 
     table = open_table(path)
     caption, url = _columns(table, caption_column, url_column)
     for row in table.rows():
-        where = {"file": row.file, "row": row.number}
+        where = Source(file=row.file, row=row.number)
         if row.error:
             yield Found(None, "damaged", where)
         else:
@@ -83,9 +85,7 @@ def _columns(table: Table, caption: str | None, url: str | None) -> tuple[str, s
     return caption, url or next((name for name in _URL if table.has(name)), None)
 
 
-def _found(
-    fields: Mapping[str, Any], caption: str, url: str | None, where: dict[str, Any]
-) -> Found:
+def _found(fields: Mapping[str, object], caption: str, url: str | None, where: Source) -> Found:
     text = lookup(fields, caption)
     if text is None:
         return Found(None, "empty", where)
@@ -93,5 +93,5 @@ def _found(
         return Found(None, "not_text", where)
     link = lookup(fields, url) if url else None
     if isinstance(link, str) and link.isprintable() and len(link) <= 2_000:
-        where["url"] = link
+        where = dataclasses.replace(where, url=link)
     return Found(text, "", where)

@@ -1,64 +1,43 @@
-"""What is in a dataset in the making: yields, reasons, doubts of the judge, costs, diversity."""
+"""Counts what is in a work folder: yields, reasons, doubts of the judge, costs, diversity."""
 
 import dataclasses
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from dsd_jax.data.make.parts import STAGES, Parts, Row
-from dsd_jax.errors import UserError
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import CAPTIONS, STAGES, Judgement, Prompt, R_co, Stage, StageRow
 from dsd_jax.llm.totals import Totals, read_totals
 
 __all__ = [
-    "MAKING",
-    "STATUSES",
     "Diversity",
     "Judging",
-    "Tally",
+    "Yield",
     "diversity",
     "finished_rows",
     "judging",
     "ledger_totals",
-    "making_folder",
     "source_counts",
-    "tally",
+    "yield_of",
 ]
 
-MAKING = "making.json"  # there once a folder is begun
 SAMPLE = 50_000  # prompts; ids are hashes, so the first ones are a sample
 _NGRAM = 4  # words that two prompts share by chance only if they were written alike
 _WORD = re.compile(r"[^\W_]+")
-STATUSES = ("kept", "rejected", "undecided", "failed")
-
-
-def making_folder(root: Path) -> Parts:
-    """A folder that was begun.
-
-    Raises:
-        UserError: it is no such folder.
-    """
-    path = root / MAKING
-    try:
-        count = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{root} is no dataset in the making: it has no readable {MAKING}"
-        ) from None
-    return Parts(root, count)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tally:
-    """Rows of a stage.
+class Yield:
+    """Counts of a stage.
 
     Attributes:
-        finished: parts.
-        statuses: rows by status.
-        reasons: rows that were not kept, by status and reason.
-        models: rows by the model that answered.
+        finished: Number of finished parts.
+        statuses: Rows by status.
+        reasons: Rows that were not kept, by status and reason.
+        models: Rows by the model that answered.
     """
 
     finished: int
@@ -75,41 +54,42 @@ class Tally:
         return self.statuses["kept"]
 
 
-def finished_rows(parts: Parts, stage: str, which: Sequence[int] | None = None) -> Iterator[Row]:
-    """Rows of the parts that are finished, of all or some."""
+def finished_rows(
+    parts: Parts, stage: Stage[R_co], which: Iterable[int] | None = None
+) -> Iterator[R_co]:
+    """Rows of the parts that are finished, among all or some parts."""
     for part in range(parts.count) if which is None else which:
         if parts.done(stage, part):
             yield from parts.read(stage, part)
 
 
-def tally(parts: Parts, stage: str, which: Sequence[int] | None = None) -> Tally:
-    """Counts the rows of a stage's finished parts, of all or some.
+def yield_of(parts: Parts, stage: Stage[StageRow], which: Collection[int] | None = None) -> Yield:
+    """Counts the rows of the parts that are finished, among all or some parts.
 
     Raises:
-        UserError: a part is damaged.
+        UserError: A part is damaged.
     """
-    numbers = range(parts.count) if which is None else which
-    finished = sum(parts.done(stage, part) for part in numbers)
+    finished = sum(parts.done(stage, n) for n in (range(parts.count) if which is None else which))
     statuses: Counter[str] = Counter()
     reasons: Counter[tuple[str, str]] = Counter()
     models: Counter[str] = Counter()
     for row in finished_rows(parts, stage, which):
-        statuses[row["status"]] += 1
-        if row["status"] != "kept":
-            reasons[row["status"], str(row.get("reason", ""))] += 1
-        if "model" in row:
-            models[row["model"]] += 1
-    return Tally(finished, statuses, reasons, models)
+        statuses[row.status] += 1
+        if not row.kept:
+            reasons[row.status, row.reason or ""] += 1
+        if model := getattr(row, "model", None):
+            models[model] += 1
+    return Yield(finished, statuses, reasons, models)
 
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """How the judge answered.
+    """Counts of the judge's answers.
 
     Attributes:
-        verdicts: rows by `yes`, `no`, `undecided`, `failed`.
-        asked_again: rows with a question that was put twice.
-        audited, agreed: rows judged by the grid and by the pair, and how many alike.
+        verdicts: Rows by `yes`, `no`, `undecided`, `failed`.
+        asked_again: Rows with a question that was put twice.
+        audited, agreed: Rows judged by the grid and by the pair, and those with equal verdicts.
     """
 
     verdicts: Counter[str]
@@ -122,30 +102,29 @@ class Judging:
         return self.verdicts["undecided"] / max(1, self.verdicts.total())
 
 
-def judging(rows: Iterable[Row]) -> Judging:
-    """Counts rows of `judge`."""
+def judging(rows: Iterable[Judgement]) -> Judging:
+    """Counts the verdicts."""
     verdicts: Counter[str] = Counter()
     asked_again = audited = agreed = 0
     for row in rows:
-        decided = row["status"] in {"kept", "rejected"}
-        verdicts[row["verdict"] if decided else row["status"]] += 1
-        asked_again += any(turn["sample"] for turn in row["turns"])
-        if "grid_verdict" in row and decided:
+        verdicts[row.verdict or row.status] += 1
+        asked_again += any(turn.sample for turn in row.turns)
+        if row.grid_verdict and row.verdict:
             audited += 1
-            agreed += row["grid_verdict"] == row["verdict"]
+            agreed += row.grid_verdict == row.verdict
     return Judging(verdicts, asked_again, audited, agreed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Diversity:
-    """How different prompts are from each other.
+    """Measures how different prompts are from each other.
 
     Attributes:
-        prompts: that were looked at.
-        subjects: how often each subject occurs.
-        effective: number of equally frequent subjects with the same entropy.
-        distinct: n -> share of the prompts' n-grams of words that are different ones.
-        overlap: share of the 4-grams of words that stand in another prompt too.
+        prompts: Number of prompts.
+        subjects: Prompts by subject.
+        effective: Number of equally frequent subjects with the same entropy.
+        distinct: n -> share of different n-grams among all n-grams of words.
+        overlap: Share of the 4-grams of words that occur in another prompt too.
     """
 
     prompts: int
@@ -155,20 +134,20 @@ class Diversity:
     overlap: float
 
 
-def diversity(rows: Iterable[Row]) -> Diversity:
-    """Measures kept rows of `prompts`, the first 50,000 of them."""
+def diversity(rows: Iterable[Prompt]) -> Diversity:
+    """Measures the first 50,000 prompts that were kept."""
     subjects: Counter[str] = Counter()
     grams: dict[int, Counter[int]] = {n: Counter() for n in (1, 2, 3)}
     holders: Counter[int] = Counter()  # prompts with a 4-gram
     uses: Counter[int] = Counter()
     prompts = 0
     for row in rows:
-        if row["status"] != "kept" or prompts == SAMPLE:
+        if row.prompt is None or prompts == SAMPLE:
             continue
         prompts += 1
-        if row["subject"]:
-            subjects[row["subject"].lower()] += 1
-        words = _WORD.findall(row["prompt"].lower())
+        if row.subject:
+            subjects[row.subject.lower()] += 1
+        words = _WORD.findall(row.prompt.lower())
         for n, counter in grams.items():
             counter.update(_grams(words, n))
         own = Counter(_grams(words, _NGRAM))
@@ -190,18 +169,18 @@ def _grams(words: list[str], n: int) -> Iterator[int]:
 
 
 def ledger_totals(root: Path) -> dict[str, Totals]:
-    """What the ledgers of every stage that asked have seen."""
+    """Totals over the ledgers of every stage that asked, by its name."""
     found = {}
     for stage in STAGES:
         paths = sorted((root / "ledgers").glob(f"{stage}-?????.sqlite"))
         if paths:
-            found[stage] = sum(map(read_totals, paths), Totals())
+            found[stage.name] = sum(map(read_totals, paths), Totals())
     return found
 
 
 def source_counts(root: Path) -> dict[str, int]:
     """Lines of the captions' source by what became of them; empty before it was read."""
-    path = root / STAGES[0] / "sample.jsonl"
+    path = root / CAPTIONS.name / "sample.jsonl"
     if not path.exists():
         return {}
     with path.open(encoding="utf-8") as file:

@@ -1,25 +1,89 @@
-"""What paints grids: a text-to-image model that takes a batch of prompts and seeds."""
+"""The teacher that paints grids, FLUX by our own pipeline, plain text to image."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+import math
+from collections.abc import Callable, Sequence
 
+import jax
+import numpy as np
 from PIL import Image
 
-__all__ = ["Teacher"]
+from dsd_jax.config import PRECISIONS
+from dsd_jax.data.make.config import MakeConfig
+from dsd_jax.data.make.grids import GridsConfig, Teacher
+from dsd_jax.errors import UserError
+from dsd_jax.images import NotFiniteError
+from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.infer.settings import Settings
+from dsd_jax.sharding import MeshConfig, make_mesh
+
+__all__ = ["open_teacher", "teacher_of"]
 
 
-@runtime_checkable
-class Teacher(Protocol):
-    """Paints a picture per prompt, which depends on nothing but its prompt and seed.
+def open_teacher(
+    config: MakeConfig,
+    batch_size: int | None = None,
+    mesh: MeshConfig = MeshConfig(),
+    note: Callable[[str], None] = print,
+) -> Teacher:
+    """Loads the model of a configuration.
 
-    Attributes:
-        batch_size: how many pictures are painted at once.
-        parameters: all else that decides about a picture, such as steps and model; JSON types.
+    Args:
+        config: All settings.
+        batch_size: Number of pictures painted at once. None: one per device that shares the batch.
+        mesh: Devices along each axis.
+        note: Gets the notices of the pipeline.
+
+    Raises:
+        UserError: The model cannot be loaded, or the settings do not fit it.
     """
+    pipeline = Pipeline.load(
+        config.base_path,
+        precision=PRECISIONS[config.grids.dtype],
+        mesh=None if jax.device_count() == 1 else make_mesh(mesh),
+    )
+    for notice in pipeline.notices:
+        note(f"note: {notice}")
+    return teacher_of(pipeline, config.grids, batch_size)
 
-    batch_size: int
-    parameters: Mapping[str, Any]
 
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
-        """`batch_size` pictures; None for one that came out with values that are not finite."""
-        ...
+def teacher_of(pipeline: Pipeline, config: GridsConfig, batch_size: int | None = None) -> Teacher:
+    """Makes a teacher of a pipeline; the batch is sharded over the pipeline's mesh.
+
+    Raises:
+        UserError: The settings do not fit the pipeline.
+    """
+    wanted = pipeline.group if batch_size is None else batch_size
+    if wanted < 1:
+        raise UserError(f"batch_size must be at least 1, got {wanted}")
+    size = math.ceil(wanted / pipeline.group) * pipeline.group
+    settings = Settings(
+        height=config.height, width=config.width, steps=config.steps, guidance=config.guidance
+    ).checked(two_frames=False, downscale=pipeline.autoencoder_config.downscale)
+
+    def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        made = pipeline.run(
+            list(prompts), None, np.asarray(seeds, np.uint32), settings, batch_size=size
+        )
+        return made.images
+
+    def paint_alone(prompt: str, seed: int) -> Image.Image | None:
+        """A picture by the same program, which takes no fewer."""
+        try:
+            return paint([prompt] * size, [seed] * size)[0]
+        except NotFiniteError:
+            return None
+
+    def paint_or_none(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
+        try:
+            return [*paint(prompts, seeds)]
+        except NotFiniteError:  # at least one of them is at fault
+            return [paint_alone(*each) for each in zip(prompts, seeds, strict=True)]
+
+    parameters = {
+        "height": config.height,
+        "width": config.width,
+        "steps": config.steps,
+        "guidance": config.guidance,
+        **pipeline.identity,
+    }
+    return Teacher(size, parameters, paint_or_none)

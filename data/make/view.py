@@ -1,7 +1,7 @@
-"""A page to look at: grids with their boxes, pairs, prompts and every word of the judge.
+"""Writes a web page with grids and their boxes, pairs, prompts and every answer of the judge.
 
-The page is one file. What models and captions say is foreign: all of it is escaped, and the page's
-own policy lets no script run but the one that it came with.
+The page is one file. Words of models and captions are foreign: all of them are escaped, and the
+page's own policy lets no script run but the one that it came with.
 """
 
 import base64
@@ -13,12 +13,31 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
-from dsd_jax.data.make.crops import boxes_of, grid_file
-from dsd_jax.data.make.parts import STAGES, Parts, Row
+from dsd_jax.data.make.ids import CaptionId, GridId
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import (
+    CAPTIONS,
+    DESCRIPTIONS,
+    GRIDS,
+    JUDGEMENTS,
+    PAIRS,
+    PROMPTS,
+    Box,
+    Caption,
+    CutGrid,
+    Description,
+    Grid,
+    Judgement,
+    Pair,
+    Prompt,
+    R_co,
+    Stage,
+    Turn,
+)
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.images import open_image
@@ -37,12 +56,21 @@ _STEPS = {
 }
 
 
-class _Grid(NamedTuple):
+class _Shown(NamedTuple):
+    """A pair of a grid, or the grid itself where it made no pairs, as far as it has come."""
+
+    row: Pair | CutGrid | Grid
+    judgement: Judgement | None = None
+    description: Description | None = None
+
+
+class _Card(NamedTuple):
     """A grid and what was made of it."""
 
-    id: str
-    rows: Mapping[str, Row]  # of captions, prompts, grids
-    pairs: Sequence[Mapping[str, Row]]  # of pairs, judge, caption
+    grid: Grid
+    caption: Caption | None
+    prompt: Prompt | None
+    pairs: Sequence[_Shown]
 
 
 def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int, int]:
@@ -68,16 +96,14 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
     tasks: Counter[str] = Counter()
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    for number, grid in enumerate(_joined(parts, chosen)):
-        size = _add_picture(parts, grid.id, number, pictures)
-        tasks[str(grid.rows.get("prompts", {}).get("task", ""))] += 1
-        shown = [
-            _pair(pair, number, size) for pair in grid.pairs or [{"pairs": grid.rows["grids"]}]
-        ]
+    for number, card in enumerate(_cards(parts, chosen)):
+        size = _add_picture(parts, card.grid.id, number, pictures)
+        tasks[card.grid.task] += 1
+        shown = [_pair(pair, number, size) for pair in card.pairs]
         for _, verdict, reason in shown:
             verdicts[verdict] += 1
             reasons[reason] += bool(reason)
-        cards.append(_card(grid, number, size, [pair for pair, _, _ in shown]))
+        cards.append(_card(card, number, size, [pair for pair, _, _ in shown]))
     script = (_FOLDER / "view.js").read_text(encoding="utf-8")
     template = string.Template((_FOLDER / "view.html").read_text(encoding="utf-8"))
     what = f"{len(cards):,} of {total:,} grids, a sample" if total > len(cards) else "All grids"
@@ -92,10 +118,6 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
         cards="\n".join(cards),
         script=script,
     )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from None
     write_file(output, page.encode("utf-8", "replace"))
     return len(cards), total
 
@@ -109,47 +131,56 @@ def _policy(script: str) -> str:
     )
 
 
-def _sample(parts: Parts, limit: int) -> tuple[dict[int, set[str]], int]:
-    """Ids of grids by part, and how many grids there are."""
+def _sample(parts: Parts, limit: int) -> tuple[dict[int, set[GridId]], int]:
+    """Ids of grids by part, and the number of all grids."""
     total = 0
-    heap: list[tuple[int, str, int]] = []
+    heap: list[tuple[int, str, int, GridId]] = []
     for part in range(parts.count):
-        if not parts.done("grids", part):
+        if not parts.done(GRIDS, part):
             continue
-        for row in parts.read("grids", part):
+        for row in parts.read(GRIDS, part):
             total += 1
-            place = -int(hashlib.sha256(row["id"].encode()).hexdigest()[:16], 16)
+            name = str(row.id)
+            place = -int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)
             push = heapq.heappush if len(heap) < limit else heapq.heappushpop
-            push(heap, (place, row["id"], part))
-    chosen: dict[int, set[str]] = {}
-    for _, name, part in heap:
-        chosen.setdefault(part, set()).add(name)
+            push(heap, (place, name, part, row.id))
+    chosen: dict[int, set[GridId]] = {}
+    for *_, part, grid in heap:
+        chosen.setdefault(part, set()).add(grid)
     return chosen, total
 
 
-def _joined(parts: Parts, chosen: Mapping[int, set[str]]) -> Iterator[_Grid]:
+def _read(parts: Parts, stage: Stage[R_co], part: int) -> list[R_co]:
+    return parts.read(stage, part) if parts.done(stage, part) else []
+
+
+def _cards(parts: Parts, chosen: Mapping[int, set[GridId]]) -> Iterator[_Card]:
     for part, names in sorted(chosen.items()):
-        rows = {
-            stage: {row["id"]: row for row in parts.read(stage, part)}
-            if parts.done(stage, part)
-            else {}
-            for stage in STAGES
-        }
-        pairs: dict[str, list[Mapping[str, Row]]] = {}
-        for name in sorted(rows["pairs"]):
-            held = {s: rows[s][name] for s in ("pairs", "judge", "caption") if name in rows[s]}
-            pairs.setdefault(rows["pairs"][name].get("grid_id", name), []).append(held)
-        for name in sorted(names):
-            prompt = name.rpartition("-")[0]
-            ids = {"captions": name.partition("-")[0], "prompts": prompt, "grids": name}
-            own = {stage: rows[stage][key] for stage, key in ids.items() if key in rows[stage]}
-            yield _Grid(name, own, pairs.get(name, []))
+        captions: dict[CaptionId, Caption] = {row.id: row for row in _read(parts, CAPTIONS, part)}
+        prompts = {row.id: row for row in _read(parts, PROMPTS, part)}
+        judgements = {row.id: row for row in _read(parts, JUDGEMENTS, part)}
+        descriptions = {row.id: row for row in _read(parts, DESCRIPTIONS, part)}
+        pairs: dict[GridId, list[_Shown]] = {}
+        for row in _read(parts, PAIRS, part):
+            if isinstance(row, Pair):
+                shown = _Shown(row, judgements.get(row.id), descriptions.get(row.id))
+                pairs.setdefault(row.grid_id, []).append(shown)
+            else:
+                pairs[row.id] = [_Shown(row)]
+        for grid in parts.read(GRIDS, part):
+            if grid.id in names:
+                yield _Card(
+                    grid,
+                    captions.get(grid.id.caption),
+                    prompts.get(grid.id.prompt),
+                    pairs.get(grid.id, [_Shown(grid)]),
+                )
 
 
-def _add_picture(parts: Parts, grid: str, number: int, pictures: list[str]) -> tuple[int, int]:
+def _add_picture(parts: Parts, grid: GridId, number: int, pictures: list[str]) -> tuple[int, int]:
     """Adds the style with a small copy of a grid; width and height of the original."""
     try:
-        image = open_image(grid_file(parts, grid).read_bytes())
+        image = open_image(parts.picture(grid).read_bytes())
     except (UserError, OSError):
         return 0, 0
     size = image.size
@@ -161,41 +192,40 @@ def _add_picture(parts: Parts, grid: str, number: int, pictures: list[str]) -> t
     return size
 
 
-def _card(grid: _Grid, number: int, size: tuple[int, int], pairs: Iterable[str]) -> str:
-    task = str(grid.rows.get("prompts", {}).get("task", ""))
-    caption = grid.rows.get("captions", {})
+def _card(card: _Card, number: int, size: tuple[int, int], pairs: Iterable[str]) -> str:
+    source = card.caption.source if card.caption else None
     facts = {
-        "caption": caption.get("caption"),
-        "subject": grid.rows.get("prompts", {}).get("subject"),
-        "prompt": grid.rows.get("prompts", {}).get("prompt"),
-        "task": task,
-        "seed": grid.rows.get("grids", {}).get("seed"),
-        "source": caption.get("source", {}).get("url") or caption.get("source", {}).get("file"),
+        "caption": card.caption and card.caption.caption,
+        "subject": card.prompt and card.prompt.subject,
+        "prompt": card.prompt and card.prompt.prompt,
+        "task": card.grid.task,
+        "seed": card.grid.seed,
+        "source": source and (source.url or source.file),
     }
     picture = ""
     if all(size):
         width, height = size
-        boxes = "".join(_outline(n, box, size) for n, box in sorted(_boxes(grid).items()))
+        boxes = "".join(_outline(n, box, size) for n, box in sorted(_boxes(card).items()))
         ratio = f"aspect-ratio: {width} / {height}"
         picture = f'<div class="grid g{number}" style="{ratio}">{boxes}</div>'
     return (
-        f'<article data-task="{_safe(task)}"><figure>{picture}'
-        f"<figcaption>{_safe(grid.id)}</figcaption></figure>"
+        f'<article data-task="{_safe(card.grid.task)}"><figure>{picture}'
+        f"<figcaption>{_safe(card.grid.id)}</figcaption></figure>"
         f"<div>{_facts(facts)}{''.join(pairs)}</div></article>"
     )
 
 
-def _boxes(grid: _Grid) -> dict[str, tuple[int, int, int, int]]:
-    """Panel number to its box."""
-    found: dict[str, tuple[int, int, int, int]] = {}
-    for pair in grid.pairs:
-        if boxes := boxes_of(pair["pairs"]):
-            ends = pair["pairs"]["id"].rpartition("-")[2]
-            found |= dict(zip(ends, boxes, strict=True))
+def _boxes(card: _Card) -> dict[int, Box]:
+    """The box of each panel, by its number."""
+    found: dict[int, Box] = {}
+    for shown in card.pairs:
+        if isinstance(shown.row, Pair):
+            found[shown.row.id.reference] = shown.row.reference_box
+            found[shown.row.id.target] = shown.row.target_box
     return found
 
 
-def _outline(number: str, box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
+def _outline(number: int, box: Box, size: tuple[int, int]) -> str:
     left, top, right, bottom = box
     width, height = size
     place = {
@@ -208,35 +238,35 @@ def _outline(number: str, box: tuple[int, int, int, int], size: tuple[int, int])
     return f'<i data-n="{_safe(number)}" style="{style}"></i>'
 
 
-def _pair(rows: Mapping[str, Row], number: int, size: tuple[int, int]) -> tuple[str, str, str]:
-    """A pair, its verdict and its reason."""
-    pair, judged, words = rows["pairs"], rows.get("judge"), rows.get("caption")
-    last = judged or pair
-    status = str(last["status"])
+def _pair(shown: _Shown, number: int, size: tuple[int, int]) -> tuple[str, str, str]:
+    """A pair as HTML, its verdict and its reason."""
+    row, judged = shown.row, shown.judgement
+    last = judged or row
     if judged:
-        verdict = str(judged.get("verdict") or status)
+        verdict: str = judged.verdict or judged.status
     else:
-        verdict = "not judged" if status == "kept" else f"{status} before the judge"
-    reason = str(last.get("reason", ""))
-    panels = ""
-    if all(size) and (boxes := boxes_of(pair)):
-        panels = "".join(_panel(box, size, number) for box in boxes)
-    badge = f'<span class="badge {_safe(status)}">{_safe(verdict)}</span>'
-    told = " · ".join(str(x) for x in (reason, last.get("detail"), _scores(judged)) if x)
-    where = f'<span class="where">{_safe(_ends(pair))} {_safe(told)}</span>'
+        verdict = "not judged" if row.kept else f"{row.status} before the judge"
+    reason = last.reason or ""
+    panels = ends = ""
+    if isinstance(row, Pair):
+        ends = f"{row.id.reference} → {row.id.target}"
+        if all(size):
+            panels = "".join(
+                _panel(box, size, number) for box in (row.reference_box, row.target_box)
+            )
+    badge = f'<span class="badge {_safe(last.status)}">{_safe(verdict)}</span>'
+    told = " · ".join(filter(None, (reason, last.detail, _scores(judged))))
+    where = f'<span class="where">{_safe(ends)} {_safe(told)}</span>'
+    words = _words(shown.description)
     text = (
         f'<div class="pair" data-verdict="{_safe(verdict)}" data-reason="{_safe(reason)}">'
-        f'<div class="panels">{panels}</div><div>{badge}{where}{_words(words)}{_turns(judged)}'
+        f'<div class="panels">{panels}</div><div>{badge}{where}{words}{_turns(judged)}'
         "</div></div>"
     )
     return text, verdict, reason
 
 
-def _ends(pair: Row) -> str:
-    return " → ".join(pair["id"][-2:]) if boxes_of(pair) else ""
-
-
-def _panel(box: tuple[int, int, int, int], size: tuple[int, int], number: int) -> str:
+def _panel(box: Box, size: tuple[int, int], number: int) -> str:
     """A panel, as a window onto the grid's picture."""
     left, top, right, bottom = box
     style = [f"aspect-ratio: {right - left} / {bottom - top}"]
@@ -248,40 +278,40 @@ def _panel(box: tuple[int, int, int, int], size: tuple[int, int], number: int) -
     return f'<div class="panel g{number}" style="{"; ".join(style)}"></div>'
 
 
-def _scores(judged: Row | None) -> str:
-    scores = (judged or {}).get("scores", {})
+def _scores(judged: Judgement | None) -> str:
+    scores = (judged and judged.scores) or {}
     return ", ".join(f"{aspect} {mark}" for aspect, mark in scores.items())
 
 
-def _words(words: Row | None) -> str:
-    """What the describing stage wrote."""
+def _words(description: Description | None) -> str:
+    """The texts of a pair."""
+    if description is None:
+        return ""
     return "".join(
         f'<p class="words"><b>{arrow} {kind}</b> {_safe(text)}</p>'
-        for way, arrow in (("forward", "→"), ("reverse", "←"))
-        for kind in ("caption", "instruction")
-        if (text := (words or {}).get(way, {}).get(kind))
+        for words, arrow in ((description.forward, "→"), (description.reverse, "←"))
+        if words is not None
+        for kind, text in (("caption", words.caption), ("instruction", words.instruction))
+        if text
     )
 
 
-def _turns(judged: Row | None) -> str:
-    turns = (judged or {}).get("turns", [])
-    if not turns:
+def _turns(judged: Judgement | None) -> str:
+    if judged is None or not judged.turns:
         return ""
-    facts = [
-        (
-            _STEPS.get(turn["step"], turn["step"]) + (" (again)" if turn["sample"] else ""),
-            turn["answer"] if turn["finish"] == "stop" else f"[{turn['finish']}] {turn['answer']}",
-        )
-        for turn in turns
-    ]
-    model = (judged or {}).get("model", "")
+    model = judged.model or ""
     return (
-        f"<details><summary>{len(turns)} answers of the judge {_safe(model)}</summary>"
-        f"{_facts(facts)}</details>"
+        f"<details><summary>{len(judged.turns)} answers of the judge {_safe(model)}</summary>"
+        f"{_facts([_turn(turn) for turn in judged.turns])}</details>"
     )
 
 
-def _facts(facts: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> str:
+def _turn(turn: Turn) -> tuple[str, str]:
+    title = _STEPS.get(turn.step, turn.step) + (" (again)" if turn.sample else "")
+    return title, turn.answer if turn.finish == "stop" else f"[{turn.finish}] {turn.answer}"
+
+
+def _facts(facts: Mapping[str, object] | Sequence[tuple[str, object]]) -> str:
     pairs = facts.items() if isinstance(facts, Mapping) else facts
     lines = (
         f'<dt>{_safe(name)}</dt><dd dir="auto">{_safe(value)}</dd>'

@@ -1,4 +1,4 @@
-"""The texts by which the stages ask, from a versioned file."""
+"""The texts with which the stages ask, from a versioned file."""
 
 import dataclasses
 import functools
@@ -23,8 +23,8 @@ class Wording:
     """The texts of one stage.
 
     Attributes:
-        name: of the file they come from.
-        texts: by name; `{caption}` and the like are to be filled in.
+        name: Name of the version.
+        texts: Texts by name; fields such as `{caption}` are filled in.
     """
 
     name: str
@@ -32,21 +32,21 @@ class Wording:
 
     @functools.cached_property
     def id(self) -> str:
-        """Name and digest, which changes with any of the texts."""
+        """Name and digest; the digest changes with any of the texts."""
         canonical = json.dumps(self.texts, sort_keys=True, ensure_ascii=False)
         return f"{self.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
     def __call__(self, text: str, **values: str) -> str:
-        """A text, filled in; what is filled in is taken as it is, braces and all."""
+        """A text with its fields filled in; values keep their braces."""
         return _FIELD.sub(lambda field: values[field[1]], self.texts[text])
 
 
 def load_wording(path: Path | None, stage: str) -> Wording:
-    """The texts of a stage: ours, with those of a file in place of them.
+    """The texts of a stage; those of the file `path` replace ours.
 
     Raises:
-        UserError: the file cannot be read, or holds what is no text of a stage or lacks a field
-            that ours has.
+        UserError: The file cannot be read, or holds a text that no stage has, or a text that lacks
+            a field of ours.
     """
     ours = _read(_OURS)
     if path is None:
@@ -68,10 +68,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The content of a TOML file; `what` names it in messages.
+    """The content of a TOML file, which messages call `what`.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: It cannot be read.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""Paid questions to language models: asked once, kept before they are read, counted."""
+"""Paid questions to language models: each is asked once, and its answer kept before it is read."""

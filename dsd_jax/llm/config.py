@@ -1,4 +1,4 @@
-"""Who is asked, how fast, for how much: the settings of one provider."""
+"""The settings of one provider: who is asked, how fast, and for how much."""
 
 import dataclasses
 import ipaddress
@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dsd_jax.errors import UserError
+from dsd_jax.llm.messages import Finish
+from dsd_jax.llm.providers import kind_of
+from dsd_jax.structured import read_bytes
 
 __all__ = ["ProviderConfig"]
 
-_PUBLIC = {
-    "openai": "https://api.openai.com/v1",
-    "gemini": "https://generativelanguage.googleapis.com",
-    "toy": "",
-}
-_KEY_NAMES = {"openai": "OPENAI_API_KEY", "gemini": "GEMINI_API_KEY", "toy": ""}
+_LONGEST_KEY = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,41 +24,58 @@ class ProviderConfig:
     """A model behind an interface, with the limits of its use.
 
     Attributes:
-        kind: "openai" (and every server that speaks its form, by `base_url`), "gemini", or "toy":
-            an answerer inside this process that needs no network.
-        model: exact name; another answering model ends the run.
-        mode: "online"; "batch": the provider's batch interface, at half the price within a day;
-            "file": JSONL written for `vllm run-batch` and read back by the next run.
-        base_url: of another server, https or of this machine; openai's includes `/v1`.
-        api_key_env: name of the environment variable with the key. Without it, and without
+        kind: Interface of the provider: a name in `dsd_jax.llm.providers.KINDS`, such as "openai"
+            (also for every server that speaks its form, by `base_url`) or "gemini".
+        model: Exact name of the model. If another one answers, the run ends.
+        mode: "online" asks one by one. "batch" uses the provider's batch interface, at half the
+            price within a day. "file" writes JSONL for `vllm run-batch`, whose answers the next run
+            reads.
+        base_url: Address of another server, https or on this machine; openai's includes `/v1`.
+        api_key_env: Name of the environment variable with the key. Without it, and without
             `base_url`, it is OPENAI_API_KEY or GEMINI_API_KEY; another server gets no key unless
             it is named.
-        api_key_file: a file with the key, instead.
-        reasoning: how much the model thinks before it answers; None: its own default. Thoughts are
-            paid for as output and count towards a question's `max_tokens`.
-        accept_models: other names under which the model may answer.
-        max_in_flight: questions at once.
-        requests_per_minute, tokens_per_minute: limits of the provider's account.
-        max_calls, max_tokens, max_cost: caps over a stage: paid calls, tokens, dollars. Checked
-            before sending, with the most that the answer can take.
-        max_undecided: a larger share of undecided answers ends the run, counted from
-            `undecided_after` answers on.
-        timeout: seconds for one answer.
-        retries: of one question after faults that pass.
-        poll_seconds: between looks at a batch.
-        items_at_once: items whose questions wait together for one batch or file.
-        prices: a table like `prices.toml` beside this file, instead of it.
+        api_key_file: File with the key, in place of a variable.
+        reasoning: How much the model thinks before it answers: a level, or a budget of tokens. None
+            uses the model's default. Thoughts are paid for as output and count towards a question's
+            `max_tokens`.
+        reasoning_form: Whether `reasoning` is sent as a level or as a budget. None decides by the
+            model, and tries a budget if the server refuses a level.
+        max_tokens_name: Name of the limit of an answer. None decides by the host, and tries the
+            other name if the server refuses one.
+        schema_form: How the form of an answer is asked for. None sends the JSON schema; if the
+            server refuses that, it asks for a JSON object, or leaves it to the question's words.
+        finish_words: The server's own words for the end of an answer, with their meaning: stop,
+            length, blocked or other. Common words are known.
+        accept_models: Other names under which the model may answer.
+        max_in_flight: Questions under way at a time.
+        requests_per_minute: Limit of the provider's account.
+        tokens_per_minute: Limit of the provider's account.
+        max_calls: Most paid calls of a stage. All caps are checked before sending, with the most
+            that the answer can take.
+        max_tokens: Most tokens of a stage.
+        max_cost: Most dollars of a stage.
+        max_undecided: A larger share of undecided answers ends the run.
+        undecided_after: Answers from which on `max_undecided` is checked.
+        timeout: Seconds for one answer.
+        retries: Repetitions of one question after faults that pass.
+        poll_seconds: Seconds between looks at a batch.
+        items_at_once: Items whose questions wait together for one batch or file.
+        prices: A table like `prices.toml` beside this file, in place of it.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    kind: Literal["openai", "gemini", "toy"]
+    kind: str
     model: str
     mode: Literal["online", "batch", "file"] = "online"
     base_url: str | None = None
     api_key_env: str | None = None
     api_key_file: Path | None = None
-    reasoning: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning: Literal["none", "minimal", "low", "medium", "high"] | int | None = None
+    reasoning_form: Literal["level", "budget"] | None = None
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] | None = None
+    schema_form: Literal["json_schema", "json_object", "none"] | None = None
+    finish_words: Mapping[str, Finish] = dataclasses.field(default_factory=dict)
     accept_models: tuple[str, ...] = ()
     max_in_flight: int = 32
     requests_per_minute: float | None = None
@@ -79,6 +94,7 @@ class ProviderConfig:
     def __post_init__(self) -> None:
         if not self.model:
             raise UserError("model must be the exact name of a model")
+        kind_of(self.kind, self.mode)
         self._check_numbers()
         if self.base_url is not None:
             _check_url(self.base_url)
@@ -89,12 +105,10 @@ class ProviderConfig:
             )
         if self.api_key_env is not None and self.api_key_file is not None:
             raise UserError("give api_key_env or api_key_file, not both")
-        if self.kind == "toy" and self.mode != "online":
-            raise UserError(f'kind "toy" answers at once; use mode "online" instead of {self.mode}')
-        if self.kind == "gemini" and self.mode == "file":
+        if isinstance(self.reasoning, int) and self.reasoning_form == "level":
             raise UserError(
-                'mode "file" writes the form of OpenAI for `vllm run-batch`; use kind "openai", or '
-                'mode "batch" for Gemini'
+                f"reasoning = {self.reasoning} is a budget of tokens; with reasoning_form = "
+                '"level", give a level such as "low"'
             )
 
     def _check_numbers(self) -> None:
@@ -108,41 +122,44 @@ class ProviderConfig:
         for name in ("max_calls", "max_tokens", "max_cost"):
             if (given := getattr(self, name)) is not None and not given >= 0:
                 raise UserError(f"{name} must not be negative, got {given}")
+        if isinstance(self.reasoning, int) and self.reasoning < 0:
+            raise UserError(f"reasoning must not be negative, got {self.reasoning}")
         if not 0 <= self.max_undecided <= 1:
             raise UserError(f"max_undecided is a share from 0 to 1, got {self.max_undecided}")
 
     @property
     def asked(self) -> str:
-        """Who is asked, as far as it decides about answers; a part of every question's key."""
+        """The model and how it thinks, as far as it decides about answers: part of every key."""
         return self.model if self.reasoning is None else f"{self.model} reasoning={self.reasoning}"
 
     @property
     def url(self) -> str:
         """Where requests go."""
-        return self.base_url or _PUBLIC[self.kind]
+        return self.base_url or kind_of(self.kind, self.mode).url
 
     @property
     def key_env(self) -> str | None:
         """The variable that holds the key, or None if none is sent from the environment."""
         if self.api_key_env or self.api_key_file or self.mode == "file":
             return self.api_key_env
-        return (_KEY_NAMES[self.kind] or None) if self.base_url is None else None
+        return (kind_of(self.kind, self.mode).key_env or None) if self.base_url is None else None
 
     def key(self, environment: Mapping[str, str] = os.environ) -> str | None:
         """The key, or None if none is to be sent.
 
         Raises:
-            UserError: the variable is not set, or the file cannot be read.
+            UserError: The variable is not set, the file cannot be read, or what is there is no key.
         """
         if self.api_key_file is not None:
             try:
-                found = self.api_key_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "it is not text"
-                raise UserError(f"cannot read api_key_file {self.api_key_file}: {reason}") from None
+                found = read_bytes(self.api_key_file, _LONGEST_KEY).decode().strip()
+            except UserError as error:
+                raise UserError(f"api_key_file: {error}") from None
+            except UnicodeDecodeError:
+                raise UserError(f"api_key_file: {self.api_key_file} is not text") from None
             if not found or "\n" in found:
                 raise UserError(f"{self.api_key_file} must hold the key alone, on one line")
-            return found
+            return _checked(found, str(self.api_key_file))
         if self.key_env is None:
             return None
         if not (found := environment.get(self.key_env, "").strip()):
@@ -150,17 +167,31 @@ class ProviderConfig:
                 f"the environment variable {self.key_env} is not set; set it to the key of "
                 f"{self.url or self.kind}, or give api_key_env or api_key_file"
             )
-        return found
+        return _checked(found, f"the environment variable {self.key_env}")
+
+
+def _checked(key: str, where: str) -> str:
+    """A key that a header can hold; the message does not repeat it."""
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise UserError(
+            f"the key in {where} holds spaces or letters that no key has; copy it again"
+        )
+    return key
 
 
 def _check_url(url: str) -> None:
-    """Keys and pictures leave this machine encrypted or not at all."""
-    parts = urllib.parse.urlsplit(url)
+    """Refuses addresses to which keys and pictures would go unencrypted."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        raise UserError(f"base_url must look like https://host/v1, got {url}") from None
     if parts.username or parts.password:
         raise UserError("base_url must not hold a name or password; give the key by api_key_env")
-    if not parts.hostname:
+    if not host:
         raise UserError(f"base_url must look like https://host/v1, got {url}")
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname)):
+    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)):
         return
     raise UserError(
         f"base_url {url} is neither https nor of this machine, so the key could be read on the "

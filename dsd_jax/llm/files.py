@@ -5,26 +5,32 @@ from pathlib import Path
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.llm import openai
-from dsd_jax.llm.batches import chat_line, read_chat_lines
 from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.dialect import Dialect, adapted
+from dsd_jax.llm.lines import chat_line, chat_results
 from dsd_jax.llm.messages import Answer, Request
-from dsd_jax.llm.transport import Elsewhere, Failed, Raw
+from dsd_jax.llm.openai import read_chat
+from dsd_jax.llm.transport import Access, AnswersPending, Failed, Raw
+from dsd_jax.structured import read_bytes
 
-__all__ = ["Files"]
+__all__ = ["QuestionFiles"]
+
+_MOST_BYTES = 4 << 30  # of a file of answers
 
 
-class Files:
-    """One file of questions per batch, beside the ledger, and one of answers beside it."""
+class QuestionFiles:
+    """One file of questions per batch beside the ledger, and one of answers beside it."""
 
     most, most_bytes = 1_000_000, 1_000_000_000
 
-    def __init__(self, provider: ProviderConfig, ledger: Path) -> None:
-        self._provider, self._ledger = provider, ledger
+    def __init__(self, provider: ProviderConfig, access: Access) -> None:
+        assert access.ledger is not None
+        self._provider, self._ledger = provider, access.ledger
+        self._dialect = Dialect.of(provider)
 
     def line(self, key: str, request: Request) -> bytes:
         """As `BatchTransport.line`."""
-        return chat_line(key, request, self._provider)
+        return chat_line(key, request, self._provider, self._dialect)
 
     async def submit(self, tag: str, lines: Sequence[bytes]) -> str:
         """Writes the file of questions."""
@@ -38,24 +44,24 @@ class Files:
         return path.name if path.exists() else None
 
     async def state(self, remote: str) -> str | None:
-        """As `BatchTransport.state`; without its questions, a file of answers is as it is.
+        """As `BatchTransport.state`; without its questions, a file of answers counts as finished.
 
         Raises:
-            Elsewhere: there are no answers yet, or not all.
+            AnswersPending: There are no answers yet, or not all.
         """
         questions, answers = self._ledger.with_name(remote), self._answers(remote)
         if not questions.exists():
             return "expired"
         asked = _count(questions)
         if not answers.exists():
-            raise Elsewhere(
+            raise AnswersPending(
                 f"{asked} questions wait in {questions}; run\n"
                 f"  vllm run-batch -i {questions} -o {answers} --model {self._provider.model}\n"
                 "and then this command again"
             )
         if (held := _count(answers)) < asked:
-            raise Elsewhere(
-                f"{answers} has {held} of {asked} answers; wait until it is whole, or remove "
+            raise AnswersPending(
+                f"{answers} has {held} of {asked} answers; wait until it is complete, or remove "
                 f"{questions} to go on with those that are there"
             )
         return "completed"
@@ -63,16 +69,13 @@ class Files:
     async def results(self, remote: str) -> Mapping[str, Raw | Failed]:
         """As `BatchTransport.results`."""
         answers = self._answers(remote)
-        try:
-            return read_chat_lines(answers.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the answers {answers}: {error}") from None
+        found = chat_results(read_bytes(answers, _MOST_BYTES)) if answers.exists() else {}
+        found, self._dialect = adapted(found, self._dialect)
+        return found
 
     def read(self, raw: Raw) -> Answer:
         """As `BatchTransport.read`."""
-        return openai.read_chat(raw)
+        return read_chat(raw, self._provider.finish_words)
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -85,5 +88,13 @@ class Files:
 
 
 def _count(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.endswith(b"\n"))
+    """Finished lines of a file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.endswith(b"\n"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -1,87 +1,56 @@
-"""Gemini's own interface, by google-genai."""
+"""`generateContent`, Gemini's own form."""
 
 import base64
+import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.dialect import Dialect, thinking_budget
+from dsd_jax.llm.http import HttpTransport
 from dsd_jax.llm.messages import Answer, Finish, Message, Request, Usage
-from dsd_jax.llm.transport import Failed, Raw, json_object, refusal
+from dsd_jax.llm.reading import answer_of, finish_of, parsed_body, usage_of
+from dsd_jax.llm.transport import Access, Raw
 
-__all__ = ["GeminiTransport", "call", "content_body", "make_client", "read_content"]
+__all__ = ["API_VERSION", "GeminiTransport", "content_body", "read_content"]
 
-_FINISHES: dict[str, Finish] = {"STOP": "stop", "MAX_TOKENS": "length"}
-_BLOCKED = (
-    "SAFETY",
-    "RECITATION",
-    "BLOCKLIST",
-    "PROHIBITED_CONTENT",
-    "SPII",
-    "LANGUAGE",
-    "IMAGE_SAFETY",
-    "IMAGE_PROHIBITED_CONTENT",
-    "MODEL_ARMOR",
-)
+API_VERSION = "v1beta"
+"""The version of the interface that has system turns, schemas and batches."""
 
 
-def make_client(provider: ProviderConfig, secret: str | None) -> tuple[Any, Any]:
-    """The client and its HTTP client, which has to be closed too: no retries, no redirects.
-
-    Redirects would carry the key. The HTTP client is given, since with aiohttp installed the
-    library sends a question again after a broken connection, unasked.
-    """
-    import httpx2  # noqa: PLC0415
-    from google import genai  # noqa: PLC0415 - it is slow to load
-
-    many = provider.max_in_flight
-    limits = httpx2.Limits(max_connections=many, max_keepalive_connections=many)
-    http = httpx2.AsyncClient(follow_redirects=False, timeout=provider.timeout, limits=limits)
-    client = genai.Client(
-        vertexai=False,
-        api_key=secret or "none",
-        http_options=genai.types.HttpOptions(
-            base_url=provider.url,
-            api_version="v1beta",  # the one that has system turns, schemas and batches
-            timeout=int(provider.timeout * 1000),
-            httpx_async_client=http,
-        ),
-    )
-    return client, http
-
-
-def _turns(request: Request) -> tuple[Message | None, list[Message]]:
-    system = [each for each in request.messages if each.role == "system"]
-    return (system[0] if system else None), [m for m in request.messages if m.role != "system"]
-
-
-def content_body(request: Request, provider: ProviderConfig) -> dict[str, Any]:
-    """A question as the JSON of `generateContent`, as batches take it."""
-    system, turns = _turns(request)
+def content_body(request: Request, provider: ProviderConfig, dialect: Dialect) -> dict[str, Any]:
+    """A question as the JSON of `generateContent`, which batches take too."""
+    system = [turn for turn in request.messages if turn.role == "system"]
+    turns = [turn for turn in request.messages if turn.role != "system"]
     settings: dict[str, Any] = {"maxOutputTokens": request.max_tokens}
     if request.temperature is not None:
         settings["temperature"] = request.temperature
     if provider.reasoning is not None:
-        settings["thinkingConfig"] = _thinking(provider.reasoning)
-    if request.schema is not None:
+        settings["thinkingConfig"] = _thinking(provider.reasoning, request, dialect)
+    if request.schema is not None and dialect.schema != "none":
         settings["responseMimeType"] = "application/json"
-        settings["responseJsonSchema"] = dict(request.schema)
+        if dialect.schema == "json_schema":
+            settings["responseJsonSchema"] = dict(request.schema)
     body: dict[str, Any] = {
-        "contents": [{"role": _role(turn), "parts": _json_parts(turn)} for turn in turns],
+        "contents": [{"role": _role(turn), "parts": _parts(turn)} for turn in turns],
         "generationConfig": settings,
     }
-    if system is not None:
-        body["systemInstruction"] = {"role": "user", "parts": _json_parts(system)}
+    if system:
+        body["systemInstruction"] = {"role": "user", "parts": _parts(system[0])}
     return body
 
 
-def _thinking(reasoning: str) -> dict[str, Any]:
-    return {"thinkingBudget": 0} if reasoning == "none" else {"thinkingLevel": reasoning.upper()}
+def _thinking(reasoning: str | int, request: Request, dialect: Dialect) -> dict[str, Any]:
+    if dialect.reasoning == "budget" or reasoning == "none":  # there is no such level
+        return {"thinkingBudget": thinking_budget(reasoning, request)}
+    return {"thinkingLevel": str(reasoning).upper()}
 
 
 def _role(turn: Message) -> str:
     return "model" if turn.role == "assistant" else "user"
 
 
-def _json_parts(turn: Message) -> list[dict[str, Any]]:
+def _parts(turn: Message) -> list[dict[str, Any]]:
     return [
         {"text": part}
         if isinstance(part, str)
@@ -90,126 +59,74 @@ def _json_parts(turn: Message) -> list[dict[str, Any]]:
     ]
 
 
-def read_content(raw: Raw) -> Answer:
-    """The answer in a response of `generateContent`.
+def read_content(raw: Raw, words: Mapping[str, Finish]) -> Answer:
+    """The answer in a response of `generateContent`, or in a line of a batch that holds one.
 
-    A blocked question has no candidates; a blocked answer has one without text. Thoughts are not
-    part of the text, but are paid for as output.
+    A blocked question has no candidates; a blocked answer has a candidate without text. Thoughts
+    are not part of the text, but are paid for as output.
+
+    Args:
+        raw: The bytes as they came.
+        words: The server's own words for the end of an answer.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is not a response of `generateContent`.
     """
-    body = json_object(raw)
+    body = parsed_body(raw.body)
     try:
+        if "key" in body:
+            body = body["response"]
         if not {"candidates", "promptFeedback", "usageMetadata"} & body.keys():
             raise KeyError("candidates")
         candidate = (body.get("candidates") or [{}])[0]
-        parts = (candidate.get("content") or {}).get("parts") or []
-        text = "".join(part.get("text") or "" for part in parts if not part.get("thought"))
-        return Answer(
-            text=text,
-            finish=_finish(body, candidate),
-            model=str(body.get("modelVersion") or "").removeprefix("models/"),
-            request_id=str(body.get("responseId") or ""),
+        content = (candidate.get("content") or {}).get("parts")
+        finish = finish_of(candidate.get("finishReason"), content, words)
+        if (body.get("promptFeedback") or {}).get("blockReason"):
+            finish = "blocked"
+        model = body.get("modelVersion")
+        return answer_of(
+            [] if content is None else content,
+            finish,
+            model=model.removeprefix("models/") if isinstance(model, str) else None,
+            request_id=body.get("responseId"),
             usage=_usage(body.get("usageMetadata")),
         )
-    except (KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(f"not a response of generateContent: {error!r}") from None
+    except (KeyError, AttributeError, TypeError, IndexError):
+        raise ValueError("not a response of generateContent") from None
 
 
-def _finish(body: dict[str, Any], candidate: dict[str, Any]) -> Finish:
-    reason = candidate.get("finishReason") or ""
-    if (body.get("promptFeedback") or {}).get("blockReason") or reason in _BLOCKED:
-        return "blocked"
-    return _FINISHES.get(reason, "other")
-
-
-def _usage(told: dict[str, Any] | None) -> Usage | None:
-    if not told:
+def _usage(told: object) -> Usage | None:
+    """Tokens; counts of zero are left out by the provider."""
+    if not isinstance(told, dict) or not told:
         return None
-    spoken, thought = told.get("candidatesTokenCount") or 0, told.get("thoughtsTokenCount") or 0
-    return Usage(
-        input=int(told.get("promptTokenCount") or 0),
-        cached=int(told.get("cachedContentTokenCount") or 0),
-        output=int(spoken) + int(thought),
+    thoughts = usage_of(told.get("thoughtsTokenCount", 0), None, 0)
+    usage = usage_of(
+        told.get("promptTokenCount", 0),
+        told.get("cachedContentTokenCount"),
+        told.get("candidatesTokenCount", 0),
     )
+    if usage is None or thoughts is None:
+        return None
+    return Usage(usage.input, usage.cached, usage.output + thoughts.input)
 
 
-async def call(awaitable: Any) -> Any:
-    """Awaits a call of the client; its exceptions become `Failed`.
+class GeminiTransport(HttpTransport):
+    """Contents generated one by one."""
 
-    Those of the client are not kept: they hold the request with its headers, and so the key.
+    def headers(self, provider: ProviderConfig, access: Access) -> Mapping[str, str]:  # noqa: ARG002
+        """The key, if there is one."""
+        return {"x-goog-api-key": access.secret} if access.secret else {}
 
-    Raises:
-        Failed: no answer.
-    """
-    import httpx2  # noqa: PLC0415
-    from google.genai import errors  # noqa: PLC0415
+    def path(self) -> str:
+        """As `HttpTransport.path`; a name with a slash, such as that of a tuned model, is whole."""
+        model = self._provider.model
+        name = urllib.parse.quote(model if "/" in model else f"models/{model}")
+        return f"{API_VERSION}/{name}:generateContent"
 
-    try:
-        return await awaitable
-    except errors.APIError as error:
-        response: Any = error.response
-        raise refusal(error.code, response.text, response.headers) from None
-    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-        raise Failed("retry", f"no connection: {type(error).__name__}") from None
-    except (httpx2.HTTPError, OSError) as error:
-        words = f"the connection failed: {type(error).__name__}"
-        raise Failed("retry", words, maybe_charged=True) from None
-
-
-class GeminiTransport:
-    """Questions one by one over google-genai."""
-
-    def __init__(self, provider: ProviderConfig, secret: str | None) -> None:
-        self._provider = provider
-        self._client, self._http = make_client(provider, secret)
-
-    async def send(self, request: Request) -> Raw:
-        """As `Transport.send`."""
-        from google.genai import types  # noqa: PLC0415
-
-        system, turns = _turns(request)
-        config = types.GenerateContentConfig(
-            system_instruction=_parts(system) if system else None,
-            max_output_tokens=request.max_tokens,
-            temperature=request.temperature,
-            thinking_config=(
-                types.ThinkingConfig.model_validate(_thinking(self._provider.reasoning))
-                if self._provider.reasoning
-                else None
-            ),
-            response_mime_type="application/json" if request.schema else None,
-            response_json_schema=dict(request.schema) if request.schema else None,
-            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-            automatic_continuation=False,  # one question is one paid call
-            should_return_http_response=True,  # the body as it came
-        )
-        answer = await call(
-            self._client.aio.models.generate_content(
-                model=self._provider.model,
-                contents=[types.Content(role=_role(turn), parts=_parts(turn)) for turn in turns],
-                config=config,
-            )
-        )
-        return Raw(answer.sdk_http_response.body or "")
+    def body(self, request: Request, dialect: Dialect) -> Mapping[str, Any]:
+        """As `HttpTransport.body`."""
+        return content_body(request, self._provider, dialect)
 
     def read(self, raw: Raw) -> Answer:
         """As `Transport.read`."""
-        return read_content(raw)
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aio.aclose()
-        await self._http.aclose()
-
-
-def _parts(turn: Message) -> list[Any]:
-    from google.genai import types  # noqa: PLC0415
-
-    return [
-        types.Part.from_text(text=part)
-        if isinstance(part, str)
-        else types.Part.from_bytes(data=part.data, mime_type=part.mime)
-        for part in turn.parts
-    ]
+        return read_content(raw, self._provider.finish_words)

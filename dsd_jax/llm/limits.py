@@ -1,4 +1,4 @@
-"""How fast questions go out: a token bucket each for requests and for tokens, and pauses."""
+"""The pace of questions: a token bucket for requests and one for tokens, and pauses."""
 
 import asyncio
 import time
@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 __all__ = ["Bucket", "Pace"]
 
 Clock = Callable[[], float]
-_LOOK_UP_S = 0.5  # how often what waits out a pause looks whether the run has ended
+_LOOK_UP_S = 0.5  # seconds between looks, during a pause, whether the run has ended
 
 
 class Bucket:
-    """A token bucket that is drawn in advance: taking says how long to wait.
+    """A token bucket that lends in advance: taking says how long to wait.
 
     Attributes:
-        rate: tokens per second.
-        burst: that a full bucket holds.
+        rate: Tokens per second.
+        burst: Tokens in a full bucket.
     """
 
     def __init__(self, rate: float, burst: float, clock: Clock = time.monotonic) -> None:
@@ -23,13 +23,13 @@ class Bucket:
         self._clock, self._level, self._then = clock, burst, clock()
 
     def take(self, amount: float) -> float:
-        """Takes `amount`; seconds until it is there, 0 if it is there already."""
+        """Takes `amount`, and returns the seconds until it is there: 0 if it is there already."""
         self._fill()
         self._level -= amount
         return max(0.0, -self._level / self.rate)
 
     def give_back(self, amount: float) -> None:
-        """Returns what was taken and not used, even into a full bucket: it was there before."""
+        """Gives back what was taken and not used, even to a full bucket: it was there before."""
         self._fill()
         self._level += amount
 
@@ -56,7 +56,7 @@ class Pace:
         self._requests = _bucket(requests_per_minute, 1.0, clock)
         self._tokens = _bucket(tokens_per_minute, 0.0, clock)
 
-    async def turn(self, tokens: int) -> None:
+    async def wait_turn(self, tokens: int) -> None:
         """Waits until a question of so many tokens may go out."""
         waits = [self._not_before - self._clock()]
         if self._requests is not None:
@@ -68,17 +68,17 @@ class Pace:
         await self.resumed()
 
     async def resumed(self, ended: Callable[[], bool] = lambda: False) -> None:
-        """Waits until no pause lasts, not one that began meanwhile either, or the run has ended."""
+        """Waits until no pause lasts, even one that began meanwhile, or until the run has ended."""
         while (wait := self._not_before - self._clock()) > 0 and not ended():
             await self._sleep(min(wait, _LOOK_UP_S))
 
     def used(self, expected: int, actual: int) -> None:
-        """Corrects the tokens of a question by what its answer says."""
+        """Corrects the tokens taken for a question by those that its answer names."""
         if self._tokens is not None:
             self._tokens.give_back(float(expected - actual))
 
     def pause(self, seconds: float) -> None:
-        """Nothing goes out before so many seconds have passed: the server asked for it."""
+        """Holds everything back for so many seconds, as the server asked."""
         self._not_before = max(self._not_before, self._clock() + seconds)
 
 

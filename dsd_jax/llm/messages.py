@@ -1,4 +1,4 @@
-"""What is asked of a language model and what it answered, in the same words for every provider."""
+"""Questions to language models and their answers, in the same words for every provider."""
 
 import dataclasses
 import hashlib
@@ -8,13 +8,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 __all__ = ["Answer", "Ask", "Finish", "Message", "Picture", "Request", "Unanswered", "Usage"]
 
-Finish = Literal["stop", "length", "blocked", "other"]
-"""Why an answer ended. `blocked`: a filter or a refusal, of the question or of the answer."""
+Finish = Literal["stop", "length", "blocked", "not_text", "other"]
+"""Why an answer ended.
+
+`stop`: it is complete. `length`: it reached the limit of tokens. `blocked`: a filter or the model
+refused the question or the answer. `not_text`: the provider sent something that is not text, or
+text that UTF-8 cannot hold. `other`: any other reason.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image file that goes out byte for byte."""
+    """An image file, sent byte for byte."""
 
     data: bytes
     mime: str = "image/png"
@@ -34,17 +39,17 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question, whole: nothing outside it decides about the answer.
+    """One question, complete: nothing outside it decides about the answer.
 
     Attributes:
-        stage: that asks.
-        item: id of what it is asked about.
-        messages: the conversation so far, in order; an optional system turn first.
-        wording: name and version of the wording that the messages were filled from.
-        sample: 0, or the number of the re-asking.
-        max_tokens: of the answer, hidden reasoning included.
-        temperature: None: the model's own.
-        schema: JSON schema that the answer has to follow, or None for words.
+        stage: Name of the stage that asks.
+        item: Id of the item that the question is about.
+        messages: The conversation so far, in order; an optional system turn comes first.
+        wording: Name and version of the texts that the messages were filled from.
+        sample: 0, or the number of the repetition when the same question is asked again.
+        max_tokens: Most tokens of the answer, hidden reasoning included.
+        temperature: Temperature of the model. None uses the model's default.
+        schema: JSON schema that the answer has to follow. None asks for plain text.
     """
 
     stage: str
@@ -57,7 +62,11 @@ class Request:
     schema: Mapping[str, Any] | None = None
 
     def key(self, model: str) -> str:
-        """Hex digest of everything that is asked, and of whom; a picture counts by its bytes."""
+        """Hex digest of everything that is asked, and of the model; a picture counts by its bytes.
+
+        Raises:
+            Unanswered: A text holds what UTF-8 cannot hold, so that it cannot be sent.
+        """
         content = {
             "model": model,
             "stage": self.stage,
@@ -70,7 +79,12 @@ class Request:
             "messages": [[turn.role, [_stand_in(p) for p in turn.parts]] for turn in self.messages],
         }
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        try:
+            return hashlib.sha256(canonical.encode()).hexdigest()
+        except UnicodeEncodeError:
+            raise Unanswered(
+                "the question holds half of a surrogate pair, which UTF-8 cannot hold"
+            ) from None
 
 
 def _stand_in(part: str | Picture) -> str | dict[str, str]:
@@ -91,12 +105,12 @@ class Answer:
     """One answer.
 
     Attributes:
-        text: as it came; empty if there was none.
-        finish: why it ended; only `stop` is a whole answer.
-        model: that answered, as the provider names it.
-        request_id: the provider's.
-        usage: None if it was not told.
-        cost: in US dollars by the price table; None for a model that is not in it.
+        text: The words of the answer without thoughts; empty if there are none.
+        finish: Why it ended; only `stop` is a complete answer.
+        model: Name of the model that answered, as the provider gives it.
+        request_id: The provider's name of the exchange.
+        usage: Tokens that it took. None if the provider did not say, or said something absurd.
+        cost: US dollars by the price table. None if the model or the usage is not known.
     """
 
     text: str
@@ -110,14 +124,14 @@ class Answer:
 class Unanswered(Exception):  # noqa: N818 - an outcome that a stage writes down, not a fault
     """This one question cannot be answered, whoever asks it again.
 
-    It was refused as invalid, is too long, or the like. What concerns all questions (a bad key, a
-    server that is down, a spent budget) is not this: it ends the run with a `UserError`, and the
-    next run goes on.
+    The server refused it as invalid, it is too long, or the like. A fault that concerns all
+    questions (a bad key, a server that is down, a spent budget) ends the run with a `UserError`
+    instead, and the next run goes on.
     """
 
 
 @runtime_checkable
 class Ask(Protocol):
-    """Puts one question; from the ledger if it has been answered before."""
+    """Puts one question; the answer comes from the ledger if there is one already."""
 
     async def __call__(self, request: Request) -> Answer: ...

@@ -1,69 +1,45 @@
-"""Chat completions of OpenAI and of every server that speaks their form."""
+"""Chat completions, the form of OpenAI and of every server that speaks like it."""
 
 import base64
-import urllib.parse
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.dialect import Dialect, thinking_budget
+from dsd_jax.llm.http import HttpTransport
 from dsd_jax.llm.messages import Answer, Finish, Message, Picture, Request, Usage
-from dsd_jax.llm.transport import Failed, Raw, json_object, refusal
+from dsd_jax.llm.reading import answer_of, finish_of, parsed_body, usage_of
+from dsd_jax.llm.transport import Access, Raw
 
-__all__ = ["OpenAITransport", "call", "chat_body", "make_client", "read_chat"]
-
-_FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
-
-
-def make_client(provider: ProviderConfig, secret: str | None) -> Any:
-    """The asynchronous client: no retries of its own, no redirects, no host of the environment.
-
-    Its retries would send, and pay, without the ledger; a redirect may go to another host.
-    """
-    import openai  # noqa: PLC0415 - it is slow to load
-
-    client = openai.DefaultAsyncHttpxClient(
-        base_url=provider.url,
-        timeout=provider.timeout,
-        follow_redirects=False,
-        limits=_limits(provider.max_in_flight),
-    )
-    return openai.AsyncOpenAI(
-        api_key=secret or "none",  # the client needs one, even where the server does not
-        base_url=provider.url,
-        max_retries=0,
-        timeout=provider.timeout,
-        http_client=client,
-    )
+__all__ = ["OpenAITransport", "chat_body", "read_chat"]
 
 
-def _limits(in_flight: int) -> Any:
-    import httpx2  # noqa: PLC0415
-
-    return httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-
-
-def chat_body(request: Request, provider: ProviderConfig) -> dict[str, Any]:
+def chat_body(request: Request, provider: ProviderConfig, dialect: Dialect) -> dict[str, Any]:
     """A question as the JSON of a chat completion."""
     body: dict[str, Any] = {
         "model": provider.model,
         "messages": [_message(each) for each in request.messages],
-        _limit_name(provider): request.max_tokens,
+        dialect.max_tokens: request.max_tokens,
     }
     if request.temperature is not None:
         body["temperature"] = request.temperature
     if provider.reasoning is not None:
-        body["reasoning_effort"] = provider.reasoning
-    if request.schema is not None:
-        schema = {"name": "answer", "strict": True, "schema": dict(request.schema)}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        body |= _reasoning(provider.reasoning, request, dialect)
+    if request.schema is not None and dialect.schema != "none":
+        form: dict[str, Any] = {"type": dialect.schema}
+        if dialect.schema == "json_schema":
+            form["json_schema"] = {"name": "answer", "strict": True, "schema": dict(request.schema)}
+        body["response_format"] = form
     return body
 
 
-def _limit_name(provider: ProviderConfig) -> str:
-    # OpenAI's newer models refuse the old name; some other servers do not know the new one.
-    if provider.mode == "file":
-        return "max_tokens"
-    host = urllib.parse.urlsplit(provider.url).hostname or ""
-    return "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
+def _reasoning(reasoning: str | int, request: Request, dialect: Dialect) -> dict[str, Any]:
+    if dialect.reasoning == "level":
+        return {"reasoning_effort": reasoning}
+    if (tokens := thinking_budget(reasoning, request)) == 0:
+        return {"thinking": {"type": "disabled"}}
+    return {"thinking": {"type": "enabled", "budget_tokens": tokens}}
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -80,89 +56,72 @@ def _part(part: str | Picture) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:{part.mime};base64,{data}"}}
 
 
-def read_chat(raw: Raw) -> Answer:
-    """The answer in a chat completion.
+def read_chat(raw: Raw, words: Mapping[str, Finish]) -> Answer:
+    """The answer in a chat completion, or in a line of a batch's results that holds one.
+
+    Args:
+        raw: The bytes as they came.
+        words: The server's own words for the end of an answer.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is not a chat completion.
     """
-    body = json_object(raw)
+    body = parsed_body(raw.body)
+    request_id: object = raw.request_id
     try:
+        if "custom_id" in body:
+            request_id, body = body["response"].get("request_id"), body["response"]["body"]
         choice = body["choices"][0] if body["choices"] else {}
         message = choice.get("message") or {}
-        text = message.get("content") or ""
-        finish = _FINISHES.get(choice.get("finish_reason") or "", "other")
-        if message.get("refusal"):
-            text, finish = text or str(message["refusal"]), "blocked"
-        return Answer(
-            text=str(text),
-            finish=finish,
-            model=str(body.get("model") or ""),
-            request_id=raw.request_id or str(body.get("id") or ""),
+        content = message.get("content")
+        finish = finish_of(choice.get("finish_reason"), content, words)
+        if refusal := message.get("refusal"):
+            content, finish = content or refusal, "blocked"
+        return answer_of(
+            content,
+            finish,
+            model=body.get("model"),
+            request_id=request_id or body.get("id"),
             usage=_usage(body.get("usage")),
         )
-    except (KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(f"not a chat completion: {error!r}") from None
+    except (KeyError, AttributeError, TypeError, IndexError):
+        raise ValueError("not a chat completion") from None
 
 
-def _usage(told: dict[str, Any] | None) -> Usage | None:
-    if not told:
+def _usage(told: object) -> Usage | None:
+    if not isinstance(told, dict):
         return None
-    details = told.get("prompt_tokens_details") or {}
-    return Usage(
-        input=int(told.get("prompt_tokens") or 0),
-        cached=int(details.get("cached_tokens") or 0),
-        output=int(told.get("completion_tokens") or 0),
-    )
+    details = told.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return usage_of(told.get("prompt_tokens"), cached, told.get("completion_tokens"))
 
 
-async def call(awaitable: Any) -> Any:
-    """Awaits a call of the client; its exceptions become `Failed`.
+class OpenAITransport(HttpTransport):
+    """Chat completions one by one."""
 
-    Those of the client are not kept: they hold the request with its headers.
+    id_header = "x-request-id"
 
-    Raises:
-        Failed: no answer.
-    """
-    import httpx2  # noqa: PLC0415
-    import openai  # noqa: PLC0415
+    def headers(self, provider: ProviderConfig, access: Access) -> Mapping[str, str]:
+        """The key, if there is one, and for OpenAI itself the account that is to pay."""
+        found = {"Authorization": f"Bearer {access.secret}"} if access.secret else {}
+        if provider.base_url is None:
+            accounts = {
+                "OpenAI-Organization": "OPENAI_ORG_ID",
+                "OpenAI-Project": "OPENAI_PROJECT_ID",
+            }
+            found |= {
+                name: os.environ[each] for name, each in accounts.items() if each in os.environ
+            }
+        return found
 
-    try:
-        return await awaitable
-    except openai.APITimeoutError as error:
-        sent = not isinstance(error.__cause__, (httpx2.ConnectTimeout, httpx2.PoolTimeout))
-        raise Failed("retry", "the server took too long", maybe_charged=sent) from None
-    except openai.APIStatusError as error:
-        raise refusal(error.status_code, error.response.text, error.response.headers) from None
-    except openai.APIConnectionError as error:
-        sent = not isinstance(error.__cause__, httpx2.ConnectError)
-        words = f"the connection failed: {error.__cause__ or error}"
-        raise Failed("retry", words, maybe_charged=sent) from None
-    except (httpx2.HTTPError, OSError) as error:
-        words = f"the connection failed: {type(error).__name__}"
-        raise Failed("retry", words, maybe_charged=True) from None
+    def path(self) -> str:
+        """As `HttpTransport.path`."""
+        return "chat/completions"
 
-
-class OpenAITransport:
-    """Questions one by one over the openai client."""
-
-    def __init__(self, provider: ProviderConfig, secret: str | None) -> None:
-        self._provider, self._client = provider, make_client(provider, secret)
-
-    async def send(self, request: Request) -> Raw:
-        """As `Transport.send`."""
-        import httpx2  # noqa: PLC0415
-
-        body = chat_body(request, self._provider)  # sent as it is, as a batch's line would be
-        answer = await call(
-            self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
-        )
-        return Raw(answer.text, answer.headers.get("x-request-id", ""))
+    def body(self, request: Request, dialect: Dialect) -> Mapping[str, Any]:
+        """As `HttpTransport.body`."""
+        return chat_body(request, self._provider, dialect)
 
     def read(self, raw: Raw) -> Answer:
         """As `Transport.read`."""
-        return read_chat(raw)
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.close()
+        return read_chat(raw, self._provider.finish_words)

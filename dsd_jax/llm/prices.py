@@ -1,10 +1,11 @@
-"""What answers cost, by a dated table; the providers' bills are the truth."""
+"""Prices of answers by a dated table; the providers' bills are the truth."""
 
 import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dsd_jax.errors import UserError
 from dsd_jax.llm.messages import Request, Usage
 from dsd_jax.structured import build, read_toml
 
@@ -17,7 +18,14 @@ _BYTES_OF_TOKEN = 2  # fewer than any language needs on average: the caps must n
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens; `batch`: the share of it that the batch interface takes."""
+    """Dollars per million tokens.
+
+    Attributes:
+        input: For the question.
+        output: For the answer, thoughts included.
+        cached: For the part of the question that the provider had cached. None: as `input`.
+        batch: The share of these that the batch interface takes.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -26,8 +34,14 @@ class Price:
     cached: float | None = None
     batch: float = 0.5
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if given is not None and not 0 <= given < float("inf"):
+                raise UserError(f"{field.name} must be a price of 0 or more, got {given}")
+
     def of(self, usage: Usage, *, batch: bool = False) -> float:
-        """Dollars."""
+        """Dollars for the tokens of one answer."""
         cached = self.input if self.cached is None else self.cached
         fresh = usage.input - usage.cached
         dollars = fresh * self.input + usage.cached * cached + usage.output * self.output
@@ -39,8 +53,8 @@ class Prices:
     """A table of prices.
 
     Attributes:
-        date: when they were looked up.
-        models: by exact name.
+        date: When they were looked up.
+        models: Prices by the exact name of the model.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -51,10 +65,10 @@ class Prices:
 
 @functools.cache
 def load_prices(path: Path | None = None) -> Prices:
-    """The table of a file; by default the one beside this module.
+    """The table in a file; by default the one beside this module.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: It cannot be read.
     """
     path = path or Path(__file__).with_name("prices.toml")
     return build(Prices, read_toml(path), str(path))

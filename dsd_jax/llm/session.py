@@ -1,4 +1,4 @@
-"""A run of questions over items: coroutines, one per item, that ask and make a row."""
+"""A run of questions over items: one coroutine per item, which asks and makes a row."""
 
 import asyncio
 import contextlib
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dsd_jax.errors import UserError
-from dsd_jax.llm.books import Books
+from dsd_jax.llm.asking import Asker, Setting, Stop
+from dsd_jax.llm.batched import Batched
 from dsd_jax.llm.config import ProviderConfig
-from dsd_jax.llm.halt import Halt
 from dsd_jax.llm.ledger import Caps, Ledger
-from dsd_jax.llm.limits import Pace
 from dsd_jax.llm.messages import Ask
 from dsd_jax.llm.online import Online
 from dsd_jax.llm.prices import load_prices
-from dsd_jax.llm.transport import BatchTransport, Transport
-from dsd_jax.llm.waves import Waves
+from dsd_jax.llm.providers import way_to
+from dsd_jax.llm.scrub import Scrubber, guard_logs
+from dsd_jax.llm.transport import Access
 
 __all__ = ["Session"]
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
-    """Runs stages' coroutines against one provider, with one ledger.
+    """Runs the coroutines of a stage against one provider, with one ledger.
 
         session = Session(provider, folder / "ledgers/judge-00012.sqlite")
         for pair, row in session.run(pairs, work): ...
@@ -45,16 +45,18 @@ class Session:
         """Checks what can be checked before anything is sent.
 
         Args:
-            ledger: its file, named `<stage>-<part>.sqlite`; caps count all parts of the stage in
-                that folder. None: kept in memory, for questions that are asked once.
+            provider: Who is asked.
+            ledger: File of the ledger, named `<stage>-<part>.sqlite`; caps count all parts of the
+                stage in that folder. None keeps it in memory, for questions that are asked once.
 
         Raises:
-            UserError: no key, or a cap on money for a model without a price.
+            UserError: There is no key, or a cap on money for a model without a price.
         """
         self.provider, self.ledger = provider, ledger
         if ledger is None and provider.mode != "online":
             raise UserError(f'mode "{provider.mode}" needs a ledger on disk; use mode "online"')
-        self._secret = provider.key()
+        self._access = Access(provider.key(), ledger)
+        self._scrub = Scrubber(self._access.secret)
         self._prices = load_prices(provider.prices)
         if provider.max_cost is not None and provider.model not in self._prices.models:
             raise UserError(
@@ -63,7 +65,7 @@ class Session:
                 "max_calls and max_tokens instead"
             )
         self._undecided = self._noted = 0
-        self._halt: Halt | None = None
+        self._stop: Stop | None = None
 
     def note(self, undecided: bool) -> None:
         """Tells whether an answer decided what was asked; too many that do not end the run."""
@@ -72,8 +74,8 @@ class Session:
         share = self._undecided / self._noted
         if self._noted < self.provider.undecided_after or share <= self.provider.max_undecided:
             return
-        if self._halt is not None:
-            self._halt.trip(
+        if self._stop is not None:
+            self._stop.set(
                 UserError(
                     f"{self._undecided} of {self._noted} answers of `{self.provider.model}` were "
                     f"undecided, more than max_undecided = {self.provider.max_undecided:g}; look "
@@ -84,27 +86,30 @@ class Session:
     def run(
         self, items: Iterable[T], work: Callable[[T, Ask], Awaitable[R]]
     ) -> Generator[tuple[T, R], None, None]:
-        """Makes a row of every item, by `await work(item, ask)`; yields them as they finish.
+        """Makes a row of every item by `await work(item, ask)`, and yields rows as they finish.
 
-        Items are taken only when there is room for them. Ctrl-C and SIGTERM stop it: answers that
-        are on their way are still kept, and KeyboardInterrupt is raised. Closing it stops it too.
+        Items are taken only when there is room for them. Ctrl-C and SIGTERM stop the run: answers
+        that are on their way are still kept, and KeyboardInterrupt is raised. Closing the generator
+        stops it too.
 
         Raises:
-            UserError: nothing can be asked any more (bad key, spent quota, a cap, another model,
+            UserError: Nothing can be asked any more (bad key, spent quota, a cap, another model,
                 too many undecided answers, a server that does not answer). Whatever `work` raises
                 ends the run too.
         """
+        if self._access.secret is not None:
+            guard_logs(self._scrub)
         with asyncio.Runner() as runner, contextlib.closing(self._open_ledger()) as ledger:
             loop = runner.get_loop()
             run = runner.run(self._begin(ledger, items, work))
-            self._halt = run.halt
+            self._stop = run.stop
             try:
                 with _signals(loop, run):
                     while rows := loop.run_until_complete(run.step()):
                         yield from rows
                     loop.run_until_complete(run.close(GRACE_S))
             finally:
-                self._halt = None
+                self._stop = None
                 loop.run_until_complete(run.close(0.0))
 
     def _open_ledger(self) -> Ledger:
@@ -114,16 +119,12 @@ class Session:
     async def _begin(
         self, ledger: Ledger, items: Iterable[T], work: Callable[[T, Ask], Awaitable[R]]
     ) -> "_Run[T, R]":
-        provider, halt = self.provider, Halt()
-        pace = Pace(provider.requests_per_minute, provider.tokens_per_minute)
+        provider = self.provider
+        setting = Setting(provider, ledger, Stop(), self._prices, self._scrub)
+        transport = way_to(provider.kind, provider.mode)(provider, self._access)
         if provider.mode == "online":
-            transport = _transport(provider, self._secret)
-            books = Books(provider, ledger, transport, halt, self._prices, self._secret)
-            online = Online(books, transport, pace)
-            return _Run(items, work, online, books, live=2 * provider.max_in_flight)
-        batches = _batches(provider, self._secret, self.ledger)
-        books = Books(provider, ledger, batches, halt, self._prices, self._secret)
-        return _Run(items, work, Waves(books, batches), books, live=provider.items_at_once)
+            return _Run(items, work, Online(setting, transport), live=2 * provider.max_in_flight)
+        return _Run(items, work, Batched(setting, transport), live=provider.items_at_once)
 
 
 class _Run(Generic[T, R]):
@@ -133,13 +134,11 @@ class _Run(Generic[T, R]):
         self,
         items: Iterable[T],
         work: Callable[[T, Ask], Awaitable[R]],
-        asking: Online | Waves,
-        books: Books,
+        asker: Asker,
         live: int,
     ) -> None:
-        self.halt, self._books = books.halt, books
-        self._items, self._work, self._asking = iter(items), work, asking
-        self._live = live
+        self.stop = asker.stop
+        self._items, self._work, self._asker, self._live = iter(items), work, asker, live
         self._numbers = itertools.count()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rows: list[tuple[T, R]] = []
@@ -149,21 +148,21 @@ class _Run(Generic[T, R]):
         """Rows that are finished, at least one; none at the end.
 
         Raises:
-            BaseException: whatever ends the run.
+            BaseException: Whatever ends the run.
         """
         while True:
-            if self.halt.error is not None:
+            if self.stop.error is not None:
                 await self.close(GRACE_S)
-                raise self.halt.error
+                raise self.stop.error
             if self._rows:
                 rows, self._rows = self._rows, []
                 return rows
             self._fill()
             if not self._tasks:
                 return []
-            self._asking.quiet(len(self._tasks))
-            await self.halt.wake.wait()
-            self.halt.wake.clear()
+            self._asker.on_idle(len(self._tasks))
+            await self.stop.wake.wait()
+            self.stop.wake.clear()
 
     def _fill(self) -> None:
         while len(self._tasks) < self._live:
@@ -176,67 +175,40 @@ class _Run(Generic[T, R]):
 
     async def _one(self, number: int, item: T) -> None:
         try:
-            row = await self._work(item, functools.partial(self._asking.ask, number))
-            self._books.parsed(number, row)
+            row = await self._work(item, functools.partial(self._asker.ask, number))
+            self._asker.note_row(number, row)
             self._rows.append((item, row))  # looked up after the wait: the list is replaced
         except Exception as error:  # noqa: BLE001 - raised again where the run is driven
-            self.halt.trip(error)
+            self.stop.set(error)
         del self._tasks[number]
-        self.halt.wake.set()
+        self.stop.wake.set()
 
     def interrupt(self) -> None:
         """Ctrl-C: the first lets what is on its way arrive, the second does not."""
-        if isinstance(self.halt.error, KeyboardInterrupt):
-            for task in self._asking.sending:
+        if isinstance(self.stop.error, KeyboardInterrupt):
+            for task in self._asker.sending:
                 task.cancel()
-        elif self._asking.sending:
-            _log.warning("waiting for %d answers on their way", len(self._asking.sending))
-        self.halt.trip(KeyboardInterrupt())
+        elif self._asker.sending:
+            _log.warning("waiting for %d answers on their way", len(self._asker.sending))
+        self.stop.set(KeyboardInterrupt())
 
     async def close(self, grace: float) -> None:
         """Keeps what comes within `grace` seconds, ends the coroutines, closes connections."""
         if self._closed:
             return
         self._closed = True
-        if self._asking.sending and grace:
-            await asyncio.wait(set(self._asking.sending), timeout=grace)
-        tasks = {*self._asking.sending, *self._tasks.values()}
+        if self._asker.sending and grace:
+            await asyncio.wait(set(self._asker.sending), timeout=grace)
+        tasks = {*self._asker.sending, *self._tasks.values()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._asking.close()
-        await self._books.transport.close()
-
-
-def _transport(provider: ProviderConfig, secret: str | None) -> Transport:
-    """The way to a provider; its client is loaded only now."""
-    if provider.kind == "toy":
-        from dsd_jax.toy.provider import ToyTransport  # noqa: PLC0415
-
-        return ToyTransport(provider)
-    if provider.kind == "gemini":
-        from dsd_jax.llm.gemini import GeminiTransport  # noqa: PLC0415
-
-        return GeminiTransport(provider, secret)
-    from dsd_jax.llm.openai import OpenAITransport  # noqa: PLC0415
-
-    return OpenAITransport(provider, secret)
-
-
-def _batches(provider: ProviderConfig, secret: str | None, ledger: Path | None) -> BatchTransport:
-    from dsd_jax.llm.batches import GeminiBatches, OpenAIBatches  # noqa: PLC0415
-    from dsd_jax.llm.files import Files  # noqa: PLC0415
-
-    if provider.mode == "file":
-        assert ledger is not None
-        return Files(provider, ledger)
-    kind = OpenAIBatches if provider.kind == "openai" else GeminiBatches
-    return kind(provider, secret)
+        await self._asker.close()
 
 
 @contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, run: "_Run[Any, Any]") -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run between its steps; only the main thread is told of them."""
+def _signals(loop: asyncio.AbstractEventLoop, run: _Run[Any, Any]) -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM end the run between its steps; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

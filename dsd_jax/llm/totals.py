@@ -1,4 +1,4 @@
-"""What ledgers add up to; a ledger may be read while another process writes it."""
+"""Sums over ledgers; a ledger may be read while another process writes it."""
 
 import contextlib
 import dataclasses
@@ -30,20 +30,24 @@ class Spent:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What a ledger, or several, have seen.
+    """Sums over one ledger or several.
 
     Attributes:
-        questions: different ones.
-        attempts: everything that was about to be sent.
-        answered, unreadable: attempts that were charged.
-        maybe_charged: attempts of which nothing came back.
-        failed: attempts that ended in an error and cost nothing.
-        open: attempts under way, in a batch or in a file.
-        refused: questions that cannot be answered.
-        input, cached, output: tokens of the answers.
-        cost: in dollars, of the answers with a price.
-        unpriced: answers without one.
-        models, finishes: number of answers by answering model and by their end.
+        questions: Different questions.
+        attempts: Questions that were about to be sent, repetitions included.
+        answered: Attempts with an answer; they were charged.
+        unreadable: Attempts whose answer cannot be read; they were charged.
+        maybe_charged: Attempts from which nothing came back.
+        failed: Attempts that ended in an error and cost nothing.
+        open: Attempts under way, in a batch or in a file.
+        refused: Questions that cannot be answered.
+        input: Tokens of the questions.
+        cached: Tokens of the questions that the provider had cached.
+        output: Tokens of the answers.
+        cost: Dollars for the answers with a price.
+        unpriced: Answers without a price.
+        models: Number of answers by answering model.
+        finishes: Number of answers by the reason of their end.
     """
 
     questions: int = 0
@@ -74,7 +78,7 @@ def read_totals(path: Path) -> Totals:
     """The totals of a ledger that may be in use.
 
     Raises:
-        UserError: it is not there, or not a ledger.
+        UserError: There is none, or it is not a ledger.
     """
     with contextlib.closing(_reader(path)) as db:
         try:
@@ -119,7 +123,7 @@ def _counts(db: sqlite3.Connection, column: Literal["model", "finish"]) -> dict[
 
 
 def spent_of(path: Path) -> Spent:
-    """What a ledger that may be in use has spent."""
+    """The spending in a ledger that may be in use."""
     try:
         with contextlib.closing(_reader(path)) as db:
             return Spent(*db.execute("SELECT calls, tokens, cost FROM spent").fetchone())

@@ -1,17 +1,30 @@
-"""What every way to a model has in common: raw answers, and the kinds of failures."""
+"""What all ways to a model have in common: answers as they came, and the kinds of failures."""
 
 import dataclasses
 import datetime as dt
 import email.utils
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 from dsd_jax.errors import UserError
 from dsd_jax.llm.messages import Answer, Request
+from dsd_jax.structured import Limits, MalformedError, parse_json
 
-__all__ = ["BatchTransport", "Elsewhere", "Failed", "Raw", "Transport", "json_object", "refusal"]
+__all__ = [
+    "Access",
+    "AnswersPending",
+    "BatchTransport",
+    "Failed",
+    "Raw",
+    "Transport",
+    "failure_of",
+]
+
+_SAID = 300  # characters of a server's words in a message
+_KEPT = 4_000  # characters of an error's body that are looked at
+_ERROR = Limits(size=1 << 20, depth=32, lenient=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,23 +32,38 @@ class Raw:
     """An answer as it came.
 
     Attributes:
-        body: the whole text, JSON or what should have been.
-        request_id: from the headers, if the provider names one there.
+        body: All its bytes, JSON or what should have been.
+        request_id: From the headers, if the provider names it there.
     """
 
-    body: str
+    body: bytes
     request_id: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """What a way to a model needs besides the settings of its provider.
+
+    Attributes:
+        secret: The key, or None if none is sent.
+        ledger: File of the ledger, or None if the ledger is in memory.
+    """
+
+    secret: str | None = dataclasses.field(default=None, repr=False)
+    ledger: Path | None = None
+
+
 class Failed(Exception):  # noqa: N818 - it is not always an error: a batch may only be late
-    """A question that got no answer this time. Its text holds no key and no question.
+    """A question that got no answer this time.
 
     Attributes:
         kind: "retry": it may work later; "invalid": this question will never be answered; "fatal":
             no question will, until the user has done something.
-        retry_after: seconds that the server asked to wait, if it did.
-        limited: the server has too much to do, whatever is asked.
-        maybe_charged: nothing is known of what became of it: the connection broke, or time was up.
+        retry_after: Seconds that the server asked to wait, or None.
+        limited: The server has too much to do, whatever is asked.
+        maybe_charged: Nobody knows what became of it: the connection broke, or time was up.
+        unreadable: The server answered, and charged, but not in the provider's form.
+        body: What the server said, as far as it is looked at; never stored or shown.
     """
 
     def __init__(
@@ -46,37 +74,42 @@ class Failed(Exception):  # noqa: N818 - it is not always an error: a batch may 
         retry_after: float | None = None,
         limited: bool = False,
         maybe_charged: bool = False,
+        unreadable: bool = False,
+        body: str = "",
     ) -> None:
         super().__init__(message)
         self.kind, self.retry_after = kind, retry_after
-        self.limited, self.maybe_charged = limited, maybe_charged
+        self.limited, self.maybe_charged, self.unreadable = limited, maybe_charged, unreadable
+        self.body = body
 
 
 @runtime_checkable
 class Transport(Protocol):
-    """One way to a model. Made inside the event loop in which it is used."""
+    """A way to a model for one question at a time. It is made in the event loop that uses it."""
 
     async def send(self, request: Request) -> Raw:
-        """Asks once, without trying again.
+        """Asks once, without trying again after a fault.
 
         Raises:
-            Failed: no answer.
+            Failed: There is no answer.
         """
         ...
 
     def read(self, raw: Raw) -> Answer:
-        """The answer in a raw one; a pure function, so that old answers can be read again.
+        """Reads a raw answer; a pure function, so that old answers can be read again.
 
         Raises:
-            ValueError: it is not in the provider's form.
+            ValueError: It is not in the provider's form.
         """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Closes the connections."""
+        ...
 
 
-class Elsewhere(UserError):  # noqa: N818 - nothing is wrong
-    """The answers have to come from another program before the run can go on."""
+class AnswersPending(UserError):  # noqa: N818 - nothing is wrong
+    """Another program has to answer the questions before the run can go on."""
 
 
 @runtime_checkable
@@ -84,112 +117,121 @@ class BatchTransport(Protocol):
     """A way to a model for many questions at once. Each has its key as its name there.
 
     Attributes:
-        most, most_bytes: questions in one batch, and bytes of their lines.
+        most: Questions in one batch.
+        most_bytes: Bytes of their lines.
     """
 
     most: int
     most_bytes: int
 
     def line(self, key: str, request: Request) -> bytes:
-        """A question in the provider's form, a line without its end."""
+        """A question in the provider's form: a line without its end."""
         ...
 
     async def submit(self, tag: str, lines: Sequence[bytes]) -> str:
-        """Hands a batch over under a tag; the provider's name of it.
+        """Hands a batch over under a tag and returns the provider's name of it.
 
         Raises:
-            Failed: it was not accepted, or nobody knows.
+            Failed: It was not accepted, or nobody knows.
         """
         ...
 
     async def find(self, tag: str) -> str | None:
-        """The provider's name of the batch that was handed over under a tag, if it was."""
+        """The provider's name of the batch that was handed over under a tag, if there is one."""
         ...
 
     async def state(self, remote: str) -> str | None:
         """How a batch ended, or None while it goes on.
 
         Raises:
-            Failed: it cannot be told now.
-            Elsewhere: another program has to answer it first.
+            Failed: The provider cannot tell now.
+            AnswersPending: Another program has to answer it first.
         """
         ...
 
     async def results(self, remote: str) -> Mapping[str, Raw | Failed]:
-        """What became of the questions of a batch that ended, by key; some may be missing."""
+        """The outcome of each question of a batch that ended, by key; some may be missing."""
         ...
 
     def read(self, raw: Raw) -> Answer:
         """As `Transport.read`."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """As `Transport.close`."""
+        ...
 
 
-# Gemini names the limit that was met; one per day does not pass while a run waits.
+# Gemini names the limit that was met; a daily one does not pass while a run waits.
 _SPENT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "PerDay")
 _BAD_KEY = ("API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED", "API key not valid", "API key expired")
 
 
-def refusal(status: int, body: str, headers: Mapping[str, str]) -> Failed:
-    """What an answer with an error status means, the same for all providers."""
-    said = f"status {status}: {_message(body)}"
+def failure_of(status: int, body: bytes | str, headers: Mapping[str, str]) -> Failed:
+    """The failure that an answer with an error status means, the same for all providers."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else body
+    said = f"status {status}: {_message(text)}"
     if 300 <= status < 400:
-        where = headers.get("location", "elsewhere")
+        where = _printable(headers.get("location", "elsewhere"))
         return Failed("fatal", f"the server redirects to {where}; give that host as base_url")
-    if status in {401, 403} or any(each in body for each in _BAD_KEY):
+    if status in {401, 403} or any(each in text for each in _BAD_KEY):
         return Failed("fatal", f"the key was refused, {said}; check api_key_env or api_key_file")
     if status == 404:
         return Failed("fatal", f"no such model or address, {said}; check model and base_url")
-    if status in {402, 429} and (status == 402 or any(each in body for each in _SPENT)):
+    if status in {402, 429} and (status == 402 or any(each in text for each in _SPENT)):
         return Failed("fatal", f"the account's quota is spent, {said}; start again with more")
     if status in {408, 409, 425, 429} or status >= 500:
         # A gateway that lost patience does not know what became of the question.
         return Failed(
             "retry",
             said,
-            retry_after=_retry_after(headers, body),
+            retry_after=_retry_after(headers, text[:_KEPT]),
             limited=status == 429,
             maybe_charged=status == 504,
         )
-    return Failed("invalid", said)
+    return Failed("invalid", said, body=text[:_KEPT])
 
 
 def _message(body: str) -> str:
     """The provider's own words in an error, or the beginning of whatever came."""
+    words: object = body
     try:
-        content = json.loads(body)
-        if isinstance(content, list):
+        content = parse_json(body, "the error", object, _ERROR)
+        if isinstance(content, list) and content:
             content = content[0]
-        error = content.get("error", content)
-        words = error.get("message") if isinstance(error, dict) else error
-    except (ValueError, AttributeError, IndexError, TypeError):
-        words = body
-    return " ".join(str(words or body).split())[:300]
+        if isinstance(content, dict):
+            error = content.get("error", content)
+            words = error.get("message") if isinstance(error, dict) else error
+    except MalformedError:
+        pass
+    return _printable(words if isinstance(words, str) and words else body)
+
+
+def _printable(words: str) -> str:
+    """The beginning of a foreign text on one line, without what moves a terminal's cursor."""
+    line = " ".join(words[: 10 * _SAID].split())[:_SAID]
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
 
 
 def _retry_after(headers: Mapping[str, str], body: str) -> float | None:
-    """Seconds to wait: of the header (seconds or a date) or of Google's error details."""
+    """Seconds to wait, by a header or by Google's error details; None if nobody says."""
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]*)?", given := headers.get("retry-after-ms", "").strip()):
+        return float(given) / 1000
     given = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d*)?", given):
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]*)?", given):
         return float(given)
-    if given:
-        try:
-            then = email.utils.parsedate_to_datetime(given)
-        except ValueError:
-            return None
-        return max(0.0, (then - dt.datetime.now(dt.UTC)).total_seconds())
-    delay = re.search(r'"retryDelay"\s*:\s*"(\d+(?:\.\d+)?)s"', body)
+    if given and (seconds := _until(given)) is not None:
+        return seconds
+    delay = re.search(r'"retryDelay"\s*:\s*"([0-9]{1,12}(?:\.[0-9]{1,12})?)s"', body)
     return float(delay[1]) if delay else None
 
 
-def json_object(raw: Raw) -> dict[str, Any]:
-    """The body of an answer.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
-    content = json.loads(raw.body)
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - of the answer, not of the caller
-    return content
+def _until(date: str) -> float | None:
+    """Seconds until a date of a header, which is UTC if it names no zone; None if it is no date."""
+    try:
+        then = email.utils.parsedate_to_datetime(date)
+        if then.tzinfo is None:
+            then = then.replace(tzinfo=dt.UTC)
+        return max(0.0, (then - dt.datetime.now(dt.UTC)).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError, AttributeError):
+        return None

@@ -1,6 +1,5 @@
 """Whether PyTorch makes the same images of an export; only where PyTorch is installed."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,13 +7,12 @@ import numpy as np
 from PIL import Image
 
 from dsd_jax.config import FLOAT32
+from dsd_jax.extras import missing
 from dsd_jax.images import to_array
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.toy.score import Case
 
 __all__ = ["largest_difference"]
-
-_NEEDED = ("torch", "diffusers", "peft")
 
 
 def largest_difference(
@@ -34,7 +32,7 @@ def largest_difference(
     Returns:
         None if PyTorch, diffusers or PEFT is not installed.
     """
-    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+    if missing("torch"):
         return None
     from dsd_jax.quickstart.torch_reference import TorchConditional
 

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
-
-from arro3.core import Field, RecordBatchReader
-from arro3.io import read_ipc, read_ipc_stream, read_parquet
+from typing import Any, BinaryIO
 
 from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 from dsd_jax.inside import open_regular
 from dsd_jax.tables.parsed import Parsed, checked
 
@@ -33,7 +31,7 @@ def arrow_columns(path: Path) -> tuple[str, ...]:
         return tuple(name for each in own for name in _names(schema.field(each), each))
 
 
-def _names(field: Field, name: str) -> Iterator[str]:
+def _names(field: Any, name: str) -> Iterator[str]:
     yield name
     kind = field.type
     if kind.value_field is not None:
@@ -84,7 +82,10 @@ def _broken(path: Path) -> UserError:
     return UserError(f"{path} is not a readable {kind} file: it is cut off or damaged")
 
 
-def _reader(file: BinaryIO, path: Path) -> RecordBatchReader:
+def _reader(file: BinaryIO, path: Path) -> Any:
+    require("parquet")
+    from arro3.io import read_ipc, read_ipc_stream, read_parquet  # noqa: PLC0415 - an extra
+
     head, size = file.read(len(_ARROW)), file.seek(0, os.SEEK_END)
     file.seek(max(0, size - len(_PARQUET)))
     tail = file.read()

@@ -16,7 +16,8 @@ from PIL import Image
 from dsd_jax.errors import UserError
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Answer, Picture, Request
-from dsd_jax.llm.transport import Failed, Raw
+from dsd_jax.llm.reading import answer_of, parsed_body
+from dsd_jax.llm.transport import Access, Failed, Raw
 from dsd_jax.toy.judge import SUBJECT, Seen, judge
 from dsd_jax.toy.words import (
     OPENINGS,
@@ -34,13 +35,14 @@ _MARKS = 10  # of the scale of scores
 
 
 class ToyTransport:
-    """Answers within this process; see `dsd_jax.llm.transport.Transport`.
+    """Answers within this process; see `dsd_jax.llm.transport.Transport`."""
 
-    Raises:
-        UserError: the provider names another model, as if that one answered.
-    """
+    def __init__(self, provider: ProviderConfig, access: Access = Access()) -> None:  # noqa: ARG002
+        """Needs no key.
 
-    def __init__(self, provider: ProviderConfig) -> None:
+        Raises:
+            UserError: The provider names another model, as if that one answered.
+        """
         if provider.model != MODEL:
             raise UserError(
                 f'kind "toy" has one model, "{MODEL}", got {provider.model!r}; set model = '
@@ -51,24 +53,19 @@ class ToyTransport:
         """Answers at once.
 
         Raises:
-            Failed: a question that is not one of the stages'.
+            Failed: The question is not one of the stages'.
         """
-        return Raw(json.dumps({"text": answer(request)}))
+        return Raw(json.dumps({"text": answer(request)}).encode())
 
     def read(self, raw: Raw) -> Answer:
-        """The answer in a raw one.
-
-        Raises:
-            ValueError: it is not one of ours.
-        """
-        try:
-            text = json.loads(raw.body)["text"]
-        except (KeyError, TypeError):
-            raise ValueError("no text") from None
-        return Answer(str(text), "stop", MODEL)
+        """As `Transport.read`."""
+        body = parsed_body(raw.body)
+        if "text" not in body:
+            raise ValueError("no text")
+        return answer_of(body["text"], "stop", model=MODEL, request_id="", usage=None)
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Nothing is open."""
 
 
 def answer(request: Request) -> str:

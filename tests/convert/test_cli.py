@@ -74,15 +74,37 @@ def test_merged_loras(dsd, tmp_path):
 
 
 def test_lora_between_dialects(dsd, tmp_path):
-    status, out, _ = dsd("lora a.safetensors kohya.safetensors --base_path base --layout kohya")
+    flags = "--base_path base --single_file"
+    status, out, _ = dsd(f"lora a.safetensors kohya.safetensors --layout kohya {flags}")
     assert status == 0
     assert "LoRA: rank 4, alpha " in out
-    status, out, _ = dsd("lora kohya.safetensors back --base_path base")
+    status, out, _ = dsd(f"lora kohya.safetensors back.safetensors {flags}")
     assert status == 0
-    assert "brings a condition embedding, which the model does not have" in out
-    assert "\nkohya LoRA: rank 4, alpha 4, " in out
-    assert new(tmp_path / "back") == ["pytorch_lora_weights.safetensors"]
-    written = (tmp_path / "back" / "pytorch_lora_weights.safetensors").read_bytes()
+    assert "note: the condition embedding comes from kohya.safetensors\n" in out
+    assert "\nnote: kohya LoRA: rank 4, alpha 4, " in out
+    assert "the authors' generate.py and ComfyUI's DSD nodes refuse" in out
+    assert new(tmp_path) == ["back.safetensors", "kohya.safetensors"]
+    written = (tmp_path / "back.safetensors").read_bytes()
+    assert written == (tmp_path / "a.safetensors").read_bytes()
+
+
+def test_a_folder_for_other_programs_and_back(dsd, tmp_path):
+    status, out, _ = dsd("lora a.safetensors out --base_path base")
+    assert status == 0
+    assert out.splitlines()[-2:] == [
+        "wrote out/transformer",
+        "wrote out/pytorch_lora_weights.safetensors",
+    ]
+    assert new(tmp_path / "out") == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+        "transformer",
+    ]
+    status, out, _ = dsd("lora out back.safetensors --base_path base --single_file")
+    assert status == 0
+    assert "note: the condition embedding comes from out/transformer\n" in out
+    written = (tmp_path / "back.safetensors").read_bytes()
     assert written == (tmp_path / "a.safetensors").read_bytes()
 
 
@@ -102,6 +124,15 @@ def test_lora_between_dialects(dsd, tmp_path):
         ),
         ("lora vae out --base_path base", "error: "),
         ("lora a.safetensors out --base_path vae", "vae holds an autoencoder; a FLUX transformer"),
+        (
+            "lora a.safetensors out.safetensors --base_path base",
+            "a transformer/ beside the LoRA: give a folder as target; or --single_file keeps it",
+        ),
+        (
+            "lora b.safetensors out",
+            "b.safetensors was made for a FLUX.1 of another size than 19 double",
+        ),
+        ("to-torch base gs://b/x", "gs://b/x: PyTorch files are written to a local folder"),
     ],
 )
 def test_mistakes(dsd, tmp_path, line, complaint):

@@ -46,15 +46,12 @@ def test_an_id_that_cannot_be(text):
 
 
 def test_buckets(no_hub, monkeypatch):
-    found = dict.fromkeys(["gcsfs"])
-    monkeypatch.setattr(
-        hub.importlib.util, "find_spec", lambda name: name if name in found else None
-    )
+    monkeypatch.setattr("dsd_jax.extras.missing", lambda extra: [])
     path = resolve("gs://bucket/flux-jax")
     assert isinstance(path, epath.Path)
     assert str(path / "params") == "gs://bucket/flux-jax/params"
-    found.clear()
-    with pytest.raises(UserError, match=r"need another library; pip install 'dsd-jax\[gcs\]'"):
+    monkeypatch.setattr("dsd_jax.extras.missing", lambda extra: ["gcsfs"])
+    with pytest.raises(UserError, match=r"needs gcsfs; install it with: pip .*'dsd-jax\[gcs\]'"):
         resolve("gs://bucket/flux-jax")
 
 

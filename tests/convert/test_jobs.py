@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import safetensors
 from dsd_jax.config import FLOAT32
 from dsd_jax.convert import jobs, writer
 from dsd_jax.convert.jobs import MODELS, to_jax, to_torch
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_component
 from dsd_jax.errors import UserError
 from dsd_jax.infer.pipeline import Pipeline
@@ -357,6 +358,6 @@ class TestErrors:
             convert(tmp_path / "empty", tmp_path / "out")
 
     def test_buckets_without_their_library(self, transformer, monkeypatch):
-        monkeypatch.setattr("dsd_jax.convert.hub.importlib.util.find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r"gs://b/x: buckets need another library; pip install"):
+        monkeypatch.setitem(sys.modules, "gcsfs", None)
+        with pytest.raises(UserError, match=r"gs:// paths needs gcsfs; install it with: pip"):
             to_jax(transformer, "gs://b/x")

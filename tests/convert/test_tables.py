@@ -28,6 +28,7 @@ from dsd_jax.convert.flux.bfl import flux_bfl
 from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.io import open_weights
+from dsd_jax.convert.open import open_transformer
 from dsd_jax.convert.packaging import detect_layout
 from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.text import clip_from_json, clip_table, t5_from_json, t5_table
@@ -39,6 +40,7 @@ from dsd_jax.convert.vae import (
 )
 from dsd_jax.convert.writer import write_weights
 from dsd_jax.errors import UserError
+from dsd_jax.parts import with_condition
 from tests.convert.published import CLIP, DEV, SCHNELL, SMALL, T5, VAE, build, parts_for, shapes_of
 
 
@@ -307,13 +309,16 @@ def test_the_release_loads_as_it_is(tmp_path: Path) -> None:
 
 def test_plain_flux_gets_a_condition_embedding_of_zeros(tmp_path: Path) -> None:
     randomised(build(SMALL["dev"]), torch.bfloat16).save_pretrained(tmp_path)
-    with open_weights(tmp_path) as weights:
-        config = flux_from_json(SMALL["dsd"])
-        source = flux_diffusers(config).check(weights, zeros=("cond_in",))
-        assert source.notices == ("the weights have no cond_in; it starts at zero",)
-        assert not source.read("cond_in.kernel").any()
-        with pytest.raises(UserError, match=r"2 missing: c_embedder.weight; c_embedder.bias"):
-            flux_diffusers(config).check(weights)
+    opened = with_condition(open_transformer(tmp_path))
+    assert opened.config.condition_embed
+    assert opened.notices == ()
+    assert not opened.source.read("cond_in.kernel", (slice(None), slice(None))).any()
+    config = flux_from_json(SMALL["dsd"])
+    with (
+        open_weights(tmp_path) as weights,
+        pytest.raises(UserError, match=r"2 missing: c_embedder.weight; c_embedder.bias"),
+    ):
+        flux_diffusers(config).check(weights)
 
 
 def test_dev_weights_do_not_pass_for_schnell(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import io
 import sys
+import time
 
 import pytest
 
 from dsd_jax import progress as module
-from dsd_jax.progress import progress
+from dsd_jax.progress import phase, progress
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def test_lines_at_the_start_every_ten_seconds_and_the_end(capsys, clock):
             advance()
     assert capsys.readouterr().err.splitlines() == [
         "batch: 0/40 images",
-        "batch: 14/40 images, about 20 s left",
-        "batch: 28/40 images, about 9 s left",
+        "batch: 14/40 images, less than 0:01 left",
+        "batch: 28/40 images, less than 0:01 left",
         "batch: 40/40 images in 30.0 s",
     ]
 
@@ -36,12 +37,62 @@ def test_numbers_are_readable(capsys, clock):
         advance(2_975.35)
     assert capsys.readouterr().err.splitlines() == [
         "to JAX: transformer: 0/11,901 M parameters",
-        "to JAX: transformer: 2,975/11,901 M parameters, about 60 s left",
+        "to JAX: transformer: 2,975/11,901 M parameters",
         "to JAX: transformer: 2,975/11,901 M parameters in 20.0 s",
     ]
     with progress("small", 0.3333333):
         pass
     assert capsys.readouterr().err.splitlines()[0] == "small: 0/0.3333"
+
+
+def test_the_time_left_does_not_count_the_first_unit(capsys, clock):
+    """Which waits for the compiler: 10 minutes here, and 30 s for each of the others."""
+    with progress("train", 400, "steps") as advance:
+        clock[0] += 600
+        advance()
+        for _ in range(2):
+            clock[0] += 30
+            advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 0/400 steps",
+        "train: 1/400 steps",
+        "train: 2/400 steps, about 3:19 left",
+        "train: 3/400 steps, about 3:18 left",
+        "train: 3/400 steps in 660.0 s",
+    ]
+
+
+def test_parts_of_a_unit_are_not_shown(capsys, clock):
+    with progress("judge", 2, "parts") as advance:
+        for _ in range(3):
+            clock[0] += 11
+            advance(1 / 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "judge: 0/2 parts",
+        "judge: 0/2 parts",
+        "judge: 0/2 parts, less than 0:01 left",
+        "judge: 1/2 parts, less than 0:01 left",
+        "judge: 1/2 parts in 33.0 s",
+    ]
+
+
+def test_a_phase_says_what_it_is_and_how_long_it_took(capsys, clock):
+    with phase("compiling the step"):
+        clock[0] += 12.34
+    with phase("opening"):
+        pass
+    assert capsys.readouterr().err.splitlines() == [
+        "compiling the step ...",
+        "compiling the step: done in 12.3 s",
+        "opening ...",
+    ]
+
+
+def test_a_long_phase_gives_signs_of_life(capsys, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_SIGNS", 0.05)
+    with phase("compiling"):
+        time.sleep(0.3)
+    assert "compiling: 0:00 so far" in capsys.readouterr().err
 
 
 def test_nothing_to_do(capsys, clock):
@@ -65,5 +116,8 @@ def test_bar_on_a_terminal(monkeypatch):
     with progress("sampling", 1200, "steps") as advance:
         advance(300)
         advance()
+        with phase("compiling"):
+            pass
     assert "sampling" in terminal.getvalue()
+    assert "compiling" in terminal.getvalue()
     assert "301/1,200 steps" in terminal.getvalue()

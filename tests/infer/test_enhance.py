@@ -99,8 +99,8 @@ class TestProviders:
         [
             (Status(401), "the key was refused, status 401"),
             (Status(400, '{"error": {"message": "too long"}}'), "status 400: too long"),
-            (Reply("a cat", "length"), "its answer ended with 'length'"),
-            (Reply("", "blocked"), "its answer ended with 'blocked'"),
+            (Reply("a cat", "length"), "its answer cannot be used: cut_off"),
+            (Reply("", "blocked"), "its answer cannot be used: blocked"),
             (Reply("a cat", model="other"), "`other` answered"),
         ],
     )

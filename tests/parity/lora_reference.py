@@ -6,7 +6,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from diffusers.loaders import SD3LoraLoaderMixin
 from flax import nnx
 
 from dsd_jax.config import FLOAT32
@@ -19,7 +25,7 @@ from dsd_jax.weights import WeightSource
 from tests.lora_dialects import TINY
 from tests.parity.compare import StateDict, randomise
 
-__all__ = ["make_pipeline", "make_transformer", "run_ours", "run_theirs"]
+__all__ = ["AuthorsPipeline", "make_pipeline", "make_transformer", "run_ours", "run_theirs"]
 
 SIDE, TEXT, BATCH = 4, 3, 2  # image tokens per side, text tokens
 
@@ -53,6 +59,16 @@ def make_pipeline(transformer: FluxTransformer2DModel) -> FluxPipeline:
         tokenizer_2=None,
         transformer=transformer,
     )
+
+
+class AuthorsPipeline(DiffusionPipeline, SD3LoraLoaderMixin):
+    """A pipeline that loads LoRA files as the authors' and that of ComfyUI's DSD nodes do."""
+
+    text_encoder = text_encoder_2 = None
+
+    def __init__(self, transformer: FluxTransformer2DModel) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer)
 
 
 @functools.cache

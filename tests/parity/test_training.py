@@ -21,15 +21,16 @@ from flax import nnx
 from peft import LoraConfig as PeftConfig
 
 from dsd_jax.convert.flux.diffusers import flux_diffusers
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.flow import Schedule
 from dsd_jax.layers import JoinedLinear, Linear
 from dsd_jax.lora import Adapter, LoraConfig
 from dsd_jax.train.config import FlowConfig, OptimizerConfig, TrainConfig
-from dsd_jax.train.model import first_state, make_trainee
+from dsd_jax.train.model import Start, first_state, make_trainee
+from dsd_jax.train.objective import Customise, EncodedBatch
 from dsd_jax.train.optimizer import make_optimizer
 from dsd_jax.train.state import Split
-from dsd_jax.train.step import EncodedBatch, Metrics, draw, make_step
+from dsd_jax.train.step import Metrics, make_step
 from dsd_jax.weights import WeightSource
 from tests.parity.compare import StateDict, assert_close, randomise, relative_error
 from tests.tiny_flux import CANVAS, TINY
@@ -102,7 +103,7 @@ def torch_loss(
 ) -> torch.Tensor:
     """Of the draws of our step `step`."""
     key = jax.random.fold_in(jax.random.key(RECIPE.seed), step)
-    noise, t = map(tensor, draw(key, batch.x_0, flow, Schedule()))
+    noise, t = map(tensor, Customise(flow, Schedule(), CANVAS).draw(key, batch.x_0))
     x_0, drop_text, drop_image = map(tensor, (batch.x_0, batch.drop_text, batch.drop_image))
     txt = torch.where(drop_text[:, None, None], tensor(batch.null_txt), tensor(batch.txt))
     vec = torch.where(drop_text[:, None], tensor(batch.null_vec), tensor(batch.vec))
@@ -160,7 +161,7 @@ def lora_split(adapter: Adapter, targets: str, *, scan_layers: bool = True) -> S
     """Our model with these factors, at scale alpha / rank."""
     lora = LoraConfig(RANK, targets=targets)
     config = dataclasses.replace(RECIPE, lora=lora, scan_layers=scan_layers)
-    split = make_trainee(config, in_memory(CONFIG, base()), one_device(), adapter=adapter).split
+    split = make_trainee(config, in_memory(CONFIG, base()), one_device(), Start(adapter)).split
     model = nnx.merge(*split)
     for _, part in nnx.iter_modules(model):
         if isinstance(part, Linear | JoinedLinear) and part.lora_b is not None:
@@ -173,7 +174,7 @@ Run = Callable[..., tuple[Any, Metrics]]
 
 def compiled(split: Split, optimizer: optax.GradientTransformation, flow: FlowConfig) -> Run:
     config = dataclasses.replace(RECIPE, flow=flow)
-    step = make_step(split.graphdef, optimizer, config, Schedule(), CANVAS)
+    step = make_step(split.graphdef, optimizer, Customise(config.flow, Schedule(), CANVAS), config)
     return jax.jit(step, compiler_options=FAST_COMPILE)
 
 

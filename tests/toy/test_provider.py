@@ -56,7 +56,7 @@ def test_answers_are_read_back_as_they_came():
     read = transport.read(asyncio.run(transport.send(asked)))
     assert (read.text, read.finish, read.model) == (answer(asked), "stop", "toy")
     with pytest.raises(ValueError, match="no text"):
-        transport.read(Raw("[]"))
+        transport.read(Raw(b"{}"))
 
 
 def test_captions_with_a_toy_in_them_are_clear():

@@ -8,10 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from dsd_jax.cli import main as dsd
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_component, open_flux
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter, LoraConfig
@@ -19,11 +18,12 @@ from dsd_jax.parts import Component
 from dsd_jax.processes import ClusterConfig, join
 from dsd_jax.runs import read_trained
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.train import cli
+from dsd_jax.train import launch
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.data import open_data
-from dsd_jax.train.model import make_trainee
+from dsd_jax.train.model import Start, make_trainee
 from dsd_jax.train.presets import PRESETS, paper, preset, tiny
+from dsd_jax.train.sheet import cells
 from dsd_jax.weights import TensorSource
 from tests.random_flux import CONDITIONAL, compile_once, random_adapter
 from tests.tiny_pairs import write_pairs
@@ -40,9 +40,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def flags(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """On one device, with short prompts."""
-    fast = functools.partial(cli.Trainer, compiler_options=FAST_COMPILE)
-    monkeypatch.setattr(cli, "Trainer", fast)
-    monkeypatch.setattr(cli, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    fast = functools.partial(launch.StepOptions, compiler=FAST_COMPILE)
+    monkeypatch.setattr(launch, "StepOptions", fast)
+    monkeypatch.setattr(launch, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     return [
         "--data", str(world / "pairs"), "--base_path", str(world / "flux"),
         "--height", "32", "--width", "64", "--max_sequence_length", "8", "--no_tensorboard",
@@ -207,7 +207,7 @@ def test_training_starts_from_an_adapter():
     adapter = random_adapter(CONDITIONAL, full=True)
     config = dataclasses.replace(tiny(), lora=LoraConfig(rank=4))
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    trainee = make_trainee(config, weights, mesh, adapter=adapter)
+    trainee = make_trainee(config, weights, mesh, Start(adapter))
     factor = trainee.split.trained["double_blocks"]["img_attn"]["qkv"]["lora_b"][...]
     np.testing.assert_array_equal(factor[1], adapter.factors["double_blocks.1.img_attn.qkv.lora_b"])
     assert factor.sharding.spec[2] == "fsdp"  # rank 4 on fsdp 4; two more ways do not divide it
@@ -216,16 +216,16 @@ def test_training_starts_from_an_adapter():
 
     wide = dataclasses.replace(config, lora=LoraConfig(rank=8))
     with pytest.raises(UserError, match=r"adapter has rank 4, the run rank 8; give --lora.rank 4"):
-        make_trainee(wide, weights, mesh, adapter=adapter)
+        make_trainee(wide, weights, mesh, Start(adapter))
     scaled = dataclasses.replace(config, lora=LoraConfig(rank=4, alpha=8))
     with pytest.raises(UserError, match=r"so alpha must be the rank; leave out --lora.alpha"):
-        make_trainee(scaled, weights, mesh, adapter=adapter)
+        make_trainee(scaled, weights, mesh, Start(adapter))
     some = {p: f for p, f in adapter.factors.items() if p.startswith("double_blocks")}
     with pytest.raises(UserError, match=r"disagree about single_blocks.qkv; give the targets"):
-        make_trainee(config, weights, mesh, adapter=Adapter(some))
+        make_trainee(config, weights, mesh, Start(Adapter(some)))
     everything = dataclasses.replace(config, lora=None)
     with pytest.raises(UserError, match=r"cannot start a training of all parameters; merge it"):
-        make_trainee(everything, weights, mesh, adapter=adapter)
+        make_trainee(everything, weights, mesh, Start(adapter))
 
 
 # A run, and what becomes of it
@@ -239,8 +239,9 @@ def test_from_data_to_files(
         "train", "tiny", *flags, "--output_dir", str(run), "--steps", "2", "--lora.rank", "4",
         "--lora.alpha", "8", "--eval_data", str(world / "held"), "--eval_every", "2",
         "--eval_samples", "2", "--eval_steps", "2", "--log_every", "1", "--dump_hlo",
-        "--peak_tflops", "0.1",
+        "--peak_tflops", "0.1", "--sample_prompts", str(tmp_path / "prompts.txt"),
     ]  # fmt: skip
+    (tmp_path / "prompts.txt").write_text("a cat on a boat\n\na cat in the snow\na cat at night")
     assert dsd(words) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[-2:] == [
@@ -251,12 +252,21 @@ def test_from_data_to_files(
     assert [row["step"] for row in rows if "eval/loss" in row] == [0, 2]
     assert 0 < rows[-2]["mfu"] < 1
     for step in (0, 2):
-        with Image.open(run / "samples" / f"{step:08d}.png") as grid:
-            assert grid.size == (2 * 64, 2 * 32)  # two pairs, and beside each its sampled canvas
+        # Two pairs, and beside each its sampled canvas; three prompts with borrowed references.
+        pairs, prompts = (cells(run / name / f"{step:08d}.png") for name in ("samples", "prompts"))
+        assert (pairs.shape, prompts.shape) == ((2, 4, 32, 32, 3), (3, 3, 32, 32, 3))
+        np.testing.assert_array_equal(prompts[:2, 0], pairs[:, 0])
+        np.testing.assert_array_equal(prompts[2, 0], pairs[0, 0])
     assert "stablehlo" in next((run / "hlo").glob("step-32x32-*.stablehlo.txt")).read_text()
     assert "ENTRY" in next((run / "hlo").glob("step-32x32-*[0-9].hlo.txt")).read_text()
 
-    assert dsd(words) == 0  # nothing left to do
+    assert "tiny: 2 steps of 8 canvases of 32x64 pixels on" in said.err
+    assert "  pairs    8 from " in said.err
+    assert "a crash loses everything (--save_every 1 would save ten times)" in said.err
+    for line in ("loading the transformer ...", "compiling the step for frames of 32x32 ..."):
+        assert line in said.err
+
+    assert dsd(["train", "--config", str(run / "run.toml")]) == 0  # nothing left to do
     assert "going on from step 2" in capsys.readouterr().err
     assert len(rows) == len((run / "metrics.jsonl").read_text().splitlines())
 
@@ -288,7 +298,7 @@ def test_from_data_to_files(
 
     capsys.readouterr()
     other = ["convert", "lora", str(run), str(tmp_path / "x.safetensors")]
-    assert "the export of a training run is a folder" in refused(other, capsys)
+    assert "step 2 of run holds a condition embedding, which other" in refused(other, capsys)
     lora = str(tmp_path / "out" / "pytorch_lora_weights.safetensors")
     other = ["convert", "lora", lora, str(tmp_path / "y"), "--merge"]
     assert "--step and --merge are for the folder of a training run" in refused(other, capsys)

@@ -15,7 +15,7 @@ from dsd_jax.convert.open import open_flux
 from dsd_jax.data.load.encoded import Embedding, Moments
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import to_mesh
-from dsd_jax.encoders import AutoencoderPrograms, TextPrograms
+from dsd_jax.encoders import ImageCodec, TextEncoder
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas, condition_canvas, unpack_latents
 from dsd_jax.models import abstract, load
@@ -104,7 +104,7 @@ def test_the_condition_is_that_of_sampling(base: FluxParts):
     vae = load(abstract(base.autoencoder.config, precision=FLOAT32), base.autoencoder.source)
     pixels = np.asarray(batch.reference, np.float32) / 255 * 2 - 1
     assert tokens is not None
-    np.testing.assert_allclose(tokens, AutoencoderPrograms(vae).condition(pixels, None), atol=1e-4)
+    np.testing.assert_allclose(tokens, ImageCodec(vae).condition(pixels, None), atol=1e-4)
 
 
 def test_noise_belongs_to_the_step(base: FluxParts, encoded: Any):
@@ -147,7 +147,7 @@ def test_texts_are_padded_to_the_longest_if_asked(base: FluxParts, monkeypatch: 
 
 
 def test_texts_and_the_empty_one(base: FluxParts, encoded: Any):
-    programs = TextPrograms.load(base.text, precision=FLOAT32, execution=Execution())
+    programs = TextEncoder.load(base.text, precision=FLOAT32, execution=Execution())
     expected = programs([*TEXTS, ""])
     for i, text in enumerate(TEXTS):
         np.testing.assert_allclose(encoded.txt[i], expected[text].txt, atol=1e-4)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from dsd_jax.cli import main
 from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.train.config import OptimizerConfig
@@ -125,7 +126,10 @@ def test_bad_batches_are_skipped_only_if_told(
             np.testing.assert_array_equal(one[name], three[name], err_msg=name)
 
 
-def test_sigterm_saves_and_ends_well(world: Path, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_ends_well(
+    world: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+):
     words = [
         "train", "tiny", "--data", str(world / "pairs"), "--base_path", str(world / "flux"),
         "--output_dir", str(tmp_path / "run"), "--steps", "100000", "--save_every", "100000",
@@ -148,9 +152,13 @@ def test_sigterm_saves_and_ends_well(world: Path, tmp_path: Path):
     deadline = time.monotonic() + 120
     while not (ids.exists() and ids.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"another `dsd train` is running in {tmp_path / 'run'} (process {process.pid} on" in said
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+    assert "stopping after this step; once more stops at once" in err
     (saved,) = steps_of(tmp_path / "run")
     assert out.startswith(f"stopped after step {int(saved)}, which is saved; go on with\n  dsd ")
     assert out.strip().endswith(" ".join(words))

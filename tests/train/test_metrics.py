@@ -49,7 +49,7 @@ def test_a_journal_goes_on_behind_its_step(tmp_path: Path, torn: str):
 
 
 def test_a_log_writes_files_and_events(tmp_path: Path):
-    with Log(tmp_path, -1) as log:
+    with Log(tmp_path, -1, tensorboard=True) as log:
         log.batch(1, ["pair-0", "pair-7"])
         log.metrics(1, {"loss": 0.5, "grad_norm": 2.0})
         log.skipped(2, ["pair-3"])
@@ -61,7 +61,7 @@ def test_a_log_writes_files_and_events(tmp_path: Path):
     assert {b"loss", b"grad_norm", b"samples"} <= {
         name for name in (b"loss", b"grad_norm", b"samples") if name in events.read_bytes()
     }
-    with Log(tmp_path, 2, tensorboard=False) as log:
+    with Log(tmp_path, 2) as log:
         assert log.skips == 1
 
 

@@ -19,19 +19,18 @@ from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.sharding import LOGICAL_TO_MESH, MeshConfig, make_mesh
 from dsd_jax.train.config import FlowConfig, OptimizerConfig, TrainConfig
-from dsd_jax.train.model import first_state, make_trainee
+from dsd_jax.train.model import Start, first_state, make_trainee
+from dsd_jax.train.objective import (
+    Customise,
+    EncodedBatch,
+    Objective,
+    Teach,
+    frame_weights,
+    sample_times,
+)
 from dsd_jax.train.optimizer import OPTIMIZERS, make_optimizer
 from dsd_jax.train.state import Split, TrainState, state_shardings
-from dsd_jax.train.step import (
-    EncodedBatch,
-    Metrics,
-    Step,
-    draw,
-    frame_weights,
-    make_step,
-    sample_times,
-    two_frame_loss,
-)
+from dsd_jax.train.step import Metrics, Step, make_step
 from dsd_jax.weights import TensorSource
 from tests.tiny_flux import CANVAS, TINY, random_tensors
 from tests.tiny_training import (
@@ -52,8 +51,16 @@ GRADIENTS = optax.GradientTransformation(
 )
 
 
+def customise(flow: FlowConfig) -> Customise:
+    return Customise(flow, Schedule(), CANVAS)
+
+
+def teach(flow: FlowConfig) -> Teach:
+    return Teach(flow, Schedule(), CANVAS)
+
+
 def compiled(split: Split, config: TrainConfig, optimizer: Any, **options: Any) -> Step:
-    step = make_step(split.graphdef, optimizer, config, Schedule(), CANVAS)
+    step = make_step(split.graphdef, optimizer, customise(config.flow), config)
     return jax.jit(step, compiler_options=FAST_COMPILE, **options)
 
 
@@ -84,26 +91,25 @@ def run(state: TrainState, batch: EncodedBatch | None = None) -> tuple[TrainStat
 
 
 def drawn_loss(
-    trained: Any, graphdef: Any, frozen: Any, flow: FlowConfig, batch: EncodedBatch, key: Any
+    trained: Any, graphdef: Any, frozen: Any, objective: Objective, batch: EncodedBatch, key: Any
 ) -> Any:
-    """The loss with what `draw` draws, outside the step."""
-    noise, t = draw(key, batch.x_0, flow, Schedule())
-    model = nnx.merge(graphdef, trained, frozen)
-    return two_frame_loss(model, batch, noise, t, flow, CANVAS)
+    """The loss outside the step, and the losses of both frames."""
+    losses = objective(nnx.merge(graphdef, trained, frozen), batch, key)
+    return losses.loss, losses[1:]
 
 
 def fast_jit(function: Any, *static: str) -> Any:
     return jax.jit(function, static_argnames=static, compiler_options=FAST_COMPILE)
 
 
-loss_of = fast_jit(drawn_loss, "graphdef", "flow")
-value_and_grad = fast_jit(jax.value_and_grad(drawn_loss, has_aux=True), "graphdef", "flow")
+loss_of = fast_jit(drawn_loss, "graphdef", "objective")
+value_and_grad = fast_jit(jax.value_and_grad(drawn_loss, has_aux=True), "graphdef", "objective")
 
 
 def reference_gradients(batch: EncodedBatch, key: jax.Array) -> tuple[Any, dict[str, np.ndarray]]:
     """The loss with its parts, and its gradients by path."""
     loss, grads = value_and_grad(
-        split().trained, split().graphdef, split().frozen, RECIPE.flow, batch, key
+        split().trained, split().graphdef, split().frozen, customise(RECIPE.flow), batch, key
     )
     return loss, flat(grads)
 
@@ -124,7 +130,7 @@ def test_loss_by_hand(weights: tuple[float, float], guidance: float) -> None:
     """Mean squared error of the velocity, frame by frame; dropped inputs are the null ones."""
     flow = FlowConfig(reference_weight=weights[0], target_weight=weights[1], guidance=guidance)
     batch = make_batch(4)
-    noise, t = map(np.asarray, draw(key_of(0), batch.x_0, flow, Schedule()))
+    noise, t = map(np.asarray, customise(flow).draw(key_of(0), batch.x_0))
     x_0 = np.asarray(batch.x_0)
     assert batch.drop_text.tolist() == [False, False, True, True]
     assert batch.drop_image.tolist() == [False, True, False, True]
@@ -145,7 +151,7 @@ def test_loss_by_hand(weights: tuple[float, float], guidance: float) -> None:
     error = ((velocity - (noise - x_0)) ** 2).reshape(4, CANVAS.height // 2, CANVAS.width // 2, -1)
     left, right = np.split(np.asarray(error), 2, axis=2)
     graphdef, trained, frozen = split()
-    loss, parts = loss_of(trained, graphdef, frozen, flow, batch, key_of(0))
+    loss, parts = loss_of(trained, graphdef, frozen, customise(flow), batch, key_of(0))
     np.testing.assert_allclose(parts, [left.mean(), right.mean()], rtol=1e-5)
     expected = (weights[0] * left.mean() + weights[1] * right.mean()) / sum(weights)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -159,51 +165,11 @@ def test_loss_without_condition() -> None:
     for factor in (1.0, 2.0):
         cond = jax.tree.map(lambda x, f=factor: f * x, model.trained["cond_in"])
         trained = nnx.State({**model.trained, "cond_in": cond})
-        loss, parts = loss_of(trained, model.graphdef, model.frozen, RECIPE.flow, batch, key_of(0))
+        graphdef, _, frozen = model
+        loss, parts = loss_of(trained, graphdef, frozen, teach(RECIPE.flow), batch, key_of(0))
         assert float(loss) == float(parts[0]) == float(parts[1])
         losses.append(float(loss))
     assert losses[0] == losses[1]
-
-
-def test_a_given_frame_is_less_noisy_and_bears_no_loss() -> None:
-    """Inpainting: the left halves of two samples have times of their own."""
-    batch, (graphdef, trained, frozen) = make_batch(4, condition=False), split()
-    noise, t = map(np.asarray, draw(key_of(0), batch.x_0, RECIPE.flow, Schedule()))
-    x_0 = np.asarray(batch.x_0)
-    t_reference = t * np.asarray([1, 0, 0.5, 1], np.float32)
-    left = np.tile([True] * 3 + [False] * 3, TOKENS // 6)
-    given = np.asarray([False, True, True, False])[:, None] & left
-    times = np.where(left, t_reference[:, None], t[:, None])[..., None]
-    velocity = fast_jit(predict, "graphdef")(
-        graphdef,
-        trained,
-        frozen,
-        {
-            "img": (1 - times) * x_0 + times * noise,
-            "txt": np.where(batch.drop_text[:, None, None], batch.null_txt, batch.txt),
-            "vec": np.where(batch.drop_text[:, None], batch.null_vec, batch.vec),
-            "t": t,
-            "guidance": np.full(4, RECIPE.flow.guidance, np.float32),
-        },
-    )
-    error = np.square(np.asarray(velocity) - (noise - x_0))[~given]
-
-    def loss(trained: Any, frozen: Any) -> Any:
-        model = nnx.merge(graphdef, trained, frozen)
-        drawn, times, own = jnp.asarray(noise), jnp.asarray(t), jnp.asarray(t_reference)
-        return two_frame_loss(model, batch, drawn, times, RECIPE.flow, CANVAS, own)
-
-    found, _ = fast_jit(loss)(trained, frozen)
-    np.testing.assert_allclose(found, error.mean(), rtol=1e-5)
-
-
-def test_inpainting_is_for_training_without_condition() -> None:
-    with pytest.raises(UserError, match="inpaint is for training without condition"):
-        dataclasses.replace(RECIPE, flow=FlowConfig(inpaint=0.5))
-    with pytest.raises(UserError, match=r"inpaint must lie in \[0, 1\), got 1"):
-        FlowConfig(inpaint=1.0)
-    with pytest.raises(UserError, match=r"inpaint_noise must lie in \[0, 1\), got -0.1"):
-        FlowConfig(inpaint_noise=-0.1)
 
 
 def test_frame_weights() -> None:
@@ -224,7 +190,8 @@ def test_a_fresh_adapter_starts_as_the_base_model() -> None:
 
     def loss(model: Split, batch: EncodedBatch) -> float:
         graphdef, trained, frozen = model
-        return float(loss_of(trained, graphdef, frozen, RECIPE.flow, batch, key_of(0))[0])
+        objective = teach(RECIPE.flow) if batch.img_cond is None else customise(RECIPE.flow)
+        return float(loss_of(trained, graphdef, frozen, objective, batch, key_of(0))[0])
 
     student, batch = build(TINY), make_batch()
     teacher = build(dataclasses.replace(TINY, condition_embed=False))
@@ -260,10 +227,10 @@ def test_from_scratch_no_velocity_is_predicted() -> None:
     """Modulations and the last Linear are zero (adaLN-Zero), so the loss is that of zeros."""
     config = dataclasses.replace(RECIPE, lora=None)
     weights = in_memory(TINY, TensorSource(random_tensors()))
-    split = make_trainee(config, weights, one_device(), from_scratch=True).split
+    split = make_trainee(config, weights, one_device(), Start(from_scratch=True)).split
     model, batch = nnx.merge(*split), make_batch()
     noise, t = jax.random.normal(jax.random.key(0), batch.x_0.shape), jnp.full(8, 0.3)
-    loss, _ = two_frame_loss(model, batch, noise, t, config.flow, CANVAS)
+    loss = customise(config.flow).at(model, batch, noise, t).loss
     assert float(loss) == pytest.approx(float(jnp.square(noise - batch.x_0).mean()), rel=1e-5)
     drawn = [path for path, array in flat(split.trained).items() if array.std() > 0]
     assert any("qkv.kernel" in path for path in drawn)
@@ -302,7 +269,7 @@ def test_unknown_distribution_of_times() -> None:
 
 
 def test_noise_is_standard_normal_and_each_samples_own() -> None:
-    noise, t = draw(key_of(0), jnp.zeros((64, TOKENS, 16)), FlowConfig(), Schedule())
+    noise, t = customise(FlowConfig()).draw(key_of(0), jnp.zeros((64, TOKENS, 16)))
     assert float(noise.mean()) == pytest.approx(0, abs=0.02)
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
     assert len(np.unique(noise[:, 0, 0])) == len(np.unique(t)) == 64

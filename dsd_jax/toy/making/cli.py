@@ -23,6 +23,7 @@ from dsd_jax.runs import read_trained
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.making import recipes
+from dsd_jax.toy.making.inpaint import Inpaint
 from dsd_jax.toy.making.memory import keep_memory
 from dsd_jax.toy.making.pipeline import write_toy_pipeline
 from dsd_jax.toy.making.recipes import VaeConfig
@@ -33,6 +34,8 @@ from dsd_jax.train.cli import train_recipe
 from dsd_jax.train.config import RunConfig, TrainConfig
 from dsd_jax.train.loop import Outcome
 from dsd_jax.train.loop import train as run_training
+from dsd_jax.train.model import Start
+from dsd_jax.train.ownership import holding
 from dsd_jax.train.record import Origin
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.weights import TensorSource, WeightSource
@@ -68,7 +71,8 @@ def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
     keep_memory()
     mesh = make_mesh(config.mesh)
     source = _pictures("toy_vae", config, mesh)
-    done = run_training(VaeTrainer(config, TOY_VAE, mesh), run, source, preset="toy_vae")
+    with holding(run):
+        done = run_training(VaeTrainer(config, TOY_VAE, mesh), run, source, preset="toy_vae")
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
@@ -103,7 +107,10 @@ def toy_decoder(
         start=base.autoencoder.source,
         origin=Origin(base.path, base.autoencoder.sha256()),
     )
-    done = run_training(trainer, run, _pictures("toy_decoder", config, mesh), preset="toy_decoder")
+    with holding(run):
+        done = run_training(
+            trainer, run, _pictures("toy_decoder", config, mesh), preset="toy_decoder"
+        )
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
@@ -133,8 +140,9 @@ def toy_teacher(
         max_sequence_length=config.max_sequence_length,
         fingerprint=first_process(),
     )
-    trainer = Trainer(config, base, mesh, from_scratch=True)
-    done = run_training(trainer, run, source, preset="toy_teacher")
+    trainer = Trainer(config, base, mesh, start=Start(from_scratch=True), objective=Inpaint)
+    with holding(run):
+        done = run_training(trainer, run, source, preset="toy_teacher")
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)

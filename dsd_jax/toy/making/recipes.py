@@ -70,8 +70,9 @@ def toy_teacher() -> TrainConfig:
     """The toy FLUX from random weights, text to image.
 
     Times lie near noise, where text and neighbouring panels have something to decide
-    (`TOY_SCHEDULE`). Most pairs give their left half, so that the model learns to read one panel
-    for the other. FLUX.1-dev brings that along, and a student builds on it.
+    (`TOY_SCHEDULE`). The loss is `dsd_jax.toy.making.inpaint.Inpaint`: most pairs give their left
+    half, so that the model learns to read one panel for the other. FLUX.1-dev brings that along,
+    and a student builds on it.
     """
     return dataclasses.replace(
         toy(),
@@ -82,7 +83,7 @@ def toy_teacher() -> TrainConfig:
         condition=False,
         pad_to_longest=True,
         dropout=DropoutConfig(text=0.05, image=0.0, both=0.0),
-        flow=FlowConfig(t_mean=2.0, t_std=1.5, inpaint=0.7, inpaint_noise=0.6),
+        flow=FlowConfig(t_mean=2.0, t_std=1.5),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", warmup=100, weight_decay=0.0, b2=0.99, ema=0.998
         ),

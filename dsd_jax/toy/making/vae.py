@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dsd_jax.autoencoder import Autoencoder
 from dsd_jax.config import FLOAT32, AutoencoderConfig
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.models import abstract, load
-from dsd_jax.sharding import LOGICAL_TO_MESH
+from dsd_jax.sharding import batch_sharding, replicated
 from dsd_jax.toy.making.recipes import VaeConfig
 from dsd_jax.train.optimizer import learning_rate, make_optimizer
 from dsd_jax.train.record import Origin
@@ -90,8 +90,8 @@ class VaeTrainer:
         self.graphdef, *states = nnx.split(module, trained, ...)
         loaded, self.frozen = states
         self._start = None if start is None else loaded
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._rows = NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
+        self._everywhere = replicated(mesh)
+        self._rows = batch_sharding(mesh)
         self._step = jax.jit(
             self._step_program,
             in_shardings=(self._everywhere, self._everywhere, self._rows),

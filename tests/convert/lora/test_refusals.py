@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsd_jax.convert.lora.files import read_lora
+from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.errors import UserError
 from tests.lora_dialects import DIALECTS, TINY, random_pairs, save
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dsd_jax.convert.table.engine import Source, Table
+from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.table.rules import Rule, linear
 from dsd_jax.errors import UserError
 
@@ -321,23 +321,9 @@ def test_tied_names_must_agree() -> None:
     assert "embed.weight and embed.copy, which should be equal but differ" in message
 
 
-def test_a_module_can_start_at_zero() -> None:
+def test_a_module_that_the_weights_lack_is_named() -> None:
     table = make_table(absent=())
     tensors = random_tensors(make_table(), ml_dtypes.bfloat16)
     assert "2 missing: extra.weight; extra.bias" in refused(table, tensors)
-    source = table.check(Memory(tensors), zeros=("extra_in",))
-    assert source.notices == ("the weights have no extra_in; it starts at zero",)
-    assert_zero(source, "extra_in.kernel", (4, 6))
-    assert source.read("extra_in.kernel", (slice(1, 3),)).shape == (2, 6)
-    assert dict(source.iter_ours()).keys() == table.our_shapes.keys()
-    # One half of the module is a mistake, not a choice.
     tensors["extra.bias"] = np.ones(6, ml_dtypes.bfloat16)
-    with pytest.raises(UserError, match=r"1 missing: extra.weight"):
-        table.check(Memory(tensors), zeros=("extra_in",))
-
-
-def assert_zero(source: Source, path: str, shape: tuple[int, ...]) -> None:
-    array = source.read(path)
-    assert array.shape == shape
-    assert array.dtype == source.dtypes[path] == ml_dtypes.bfloat16
-    assert not array.any()
+    assert "1 missing: extra.weight" in refused(table, tensors)

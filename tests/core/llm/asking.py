@@ -17,7 +17,7 @@ PICTURE = Picture(bytes(range(256)))
 
 def provider_of(server: Server, kind: str = "openai", **settings: Any) -> ProviderConfig:
     """A provider that is this server."""
-    return ProviderConfig(kind, "m", base_url=getattr(server, kind), **settings)  # type: ignore[arg-type]
+    return ProviderConfig(kind, "m", base_url=getattr(server, kind), **settings)
 
 
 def question(item: object, **settings: Any) -> Request:

@@ -5,12 +5,15 @@ import json
 import pytest
 
 from dsd_jax.errors import UserError
-from dsd_jax.llm import batches, online, waves
+from dsd_jax.llm import batched, online
 from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.dialect import Dialect
+from dsd_jax.llm.gemini_batches import GeminiBatches
 from dsd_jax.llm.ledger import Ledger
+from dsd_jax.llm.openai_batches import OpenAIBatches
 from dsd_jax.llm.session import Session
 from dsd_jax.llm.totals import read_totals
-from dsd_jax.llm.transport import Elsewhere
+from dsd_jax.llm.transport import AnswersPending
 from tests.core.llm.asking import (
     KINDS,
     PICTURE,
@@ -26,7 +29,7 @@ from tests.core.llm.server import Question, Reply, Server, Status
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(waves, "SETTLE_S", 0.05)
+    monkeypatch.setattr(batched, "SETTLE_S", 0.05)
     monkeypatch.setattr(online, "FIRST_WAIT_S", 0.01)
 
 
@@ -35,7 +38,7 @@ def ledger(tmp_path):
     return tmp_path / "judge-00000.sqlite"
 
 
-def batched(server: Server, kind: str, **settings) -> ProviderConfig:
+def by_batch(server: Server, kind: str, **settings) -> ProviderConfig:
     return provider_of(server, kind, mode="batch", **{"poll_seconds": 0.01, **settings})
 
 
@@ -49,7 +52,7 @@ def turns(question: Question) -> str:
 class TestBatches:
     def test_conversations_go_out_turn_by_turn(self, kind, ledger):
         with Server(turns) as server:
-            rows = ask_all(batched(server, kind), ledger, range(20), converse)
+            rows = ask_all(by_batch(server, kind), ledger, range(20), converse)
             assert rows == dict.fromkeys(range(20), "yes 6")
             assert len(server.batches) == 3  # one a turn
             assert server.received == 0
@@ -59,23 +62,23 @@ class TestBatches:
             assert server.paid == 60
 
     def test_split_by_number_and_by_size(self, kind, ledger, monkeypatch):
-        transport = batches.OpenAIBatches if kind == "openai" else batches.GeminiBatches
+        transport = OpenAIBatches if kind == "openai" else GeminiBatches
         size = len(transport.line(_Stub(batched_stub(kind)), "k" * 64, question(1)))  # type: ignore[arg-type]
         monkeypatch.setattr(transport, "most", 4)
         with Server(turns) as server:
-            ask_all(batched(server, kind), ledger, range(10), once)
+            ask_all(by_batch(server, kind), ledger, range(10), once)
             assert len(server.batches) == 3
         monkeypatch.setattr(transport, "most", 50)
         monkeypatch.setattr(transport, "most_bytes", 3 * size + 20)
         with Server(turns) as server:
-            ask_all(batched(server, kind), ledger.with_stem("judge-00001"), range(10), once)
+            ask_all(by_batch(server, kind), ledger.with_stem("judge-00001"), range(10), once)
             assert len(server.batches) == 4
             assert max(map(len, server.files.values())) <= 3 * size + 20
 
     def test_expired_takes_what_came_and_sends_the_rest(self, kind, ledger):
         with Server(turns) as server:
             server.expire_at = 7
-            rows = ask_all(batched(server, kind), ledger, range(20))
+            rows = ask_all(by_batch(server, kind), ledger, range(20))
             assert len(server.batches) == 2
             totals = ledger_agrees(ledger, server)
         assert set(rows) == set(range(20))
@@ -84,13 +87,13 @@ class TestBatches:
     def test_a_submission_without_an_answer_is_found_not_repeated(self, kind, ledger):
         with Server(turns) as server:
             server.lose_submission = True
-            rows = ask_all(batched(server, kind), ledger, range(20))
+            rows = ask_all(by_batch(server, kind), ledger, range(20))
             assert len(server.batches) == 1
             assert server.paid == ledger_agrees(ledger, server).answered == len(rows) == 20
 
     @pytest.mark.parametrize("moment", ["before it is handed over", "before its name is kept"])
     def test_killed_around_the_submission(self, kind, moment, ledger, monkeypatch):
-        transport = batches.OpenAIBatches if kind == "openai" else batches.GeminiBatches
+        transport = OpenAIBatches if kind == "openai" else GeminiBatches
 
         async def killed(self, *given):
             raise KeyError("killed")
@@ -102,21 +105,21 @@ class TestBatches:
                 else:
                     kill.setattr(Ledger, "handed_over", killed)
                 with pytest.raises(KeyError, match="killed"):
-                    ask_all(batched(server, kind), ledger, range(5))
-            assert len(ask_all(batched(server, kind), ledger, range(5))) == 5
+                    ask_all(by_batch(server, kind), ledger, range(5))
+            assert len(ask_all(by_batch(server, kind), ledger, range(5))) == 5
             assert len(server.batches) == 1
             assert server.paid == ledger_agrees(ledger, server).answered == 5
 
     def test_stopped_while_it_waits_is_taken_up_again(self, kind, ledger, monkeypatch):
         with Server(turns) as server:
             server.polls = 10**6
-            provider = batched(server, kind, poll_seconds=0.05)
+            provider = by_batch(server, kind, poll_seconds=0.05)
 
             async def no(self, remote):
                 raise KeyError("stopped here")
 
             with monkeypatch.context() as stop:
-                transport = batches.OpenAIBatches if kind == "openai" else batches.GeminiBatches
+                transport = OpenAIBatches if kind == "openai" else GeminiBatches
                 stop.setattr(transport, "state", no)
                 with pytest.raises(KeyError):
                     ask_all(provider, ledger, range(5))
@@ -136,9 +139,9 @@ class TestBatches:
             return faults.get(question.text, "yes")
 
         with Server(answer) as server:
-            rows = ask_all(batched(server, kind, retries=1), ledger, range(6))
+            rows = ask_all(by_batch(server, kind, retries=1), ledger, range(6))
             ledger_agrees(ledger, server)
-            assert ask_all(batched(server, kind, retries=1), ledger, range(6)) == rows
+            assert ask_all(by_batch(server, kind, retries=1), ledger, range(6)) == rows
         assert rows[0] == rows[3] == rows[5] == "stop: yes"
         assert rows[1].startswith("unanswered: status 400")
         assert rows[2] == "blocked: "
@@ -148,7 +151,7 @@ class TestBatches:
         with Server(turns) as server:
             lines = server._lines
             monkeypatch.setattr(server, "_lines", lambda name: (lines(name)[0][1:], False))
-            rows = ask_all(batched(server, kind, retries=2), ledger, range(4))
+            rows = ask_all(by_batch(server, kind, retries=2), ledger, range(4))
         assert [row for row in rows.values() if row != "stop: yes 2"] == [
             "unanswered: no answer in 3 attempts: the batch ended without it: completed"
         ]
@@ -166,40 +169,40 @@ class TestBatches:
             with monkeypatch.context() as fault:
                 fault.setattr(server, name, busy)
                 with pytest.raises(UserError, match=r"took no batch in 3 attempts, .*busy; start"):
-                    ask_all(batched(server, kind, retries=2), ledger, range(4))
-            assert len(ask_all(batched(server, kind), ledger, range(4))) == 4
+                    ask_all(by_batch(server, kind, retries=2), ledger, range(4))
+            assert len(ask_all(by_batch(server, kind), ledger, range(4))) == 4
             assert server.paid == ledger_agrees(ledger, server).answered == 4
 
     def test_another_model_ends_the_run(self, kind, ledger):
         with Server(lambda question: Reply("yes", model="mini")) as server:
             with pytest.raises(UserError, match="`m` was asked, but `mini` answered"):
-                ask_all(batched(server, kind), ledger, range(3))
+                ask_all(by_batch(server, kind), ledger, range(3))
             assert ledger_agrees(ledger, server).answered == 3  # paid for, so kept
 
     def test_a_cap_is_checked_before_the_batch(self, kind, ledger):
         with Server(turns) as server:
             with pytest.raises(UserError, match="max_calls is 10 calls: 0 are spent"):
-                ask_all(batched(server, kind, max_calls=10), ledger, range(11))
+                ask_all(by_batch(server, kind, max_calls=10), ledger, range(11))
             assert not server.batches
             assert not server.files
 
 
 def batched_stub(kind: str) -> ProviderConfig:
-    return ProviderConfig(kind, "m", mode="batch", base_url="http://localhost/v1")  # type: ignore[arg-type]
+    return ProviderConfig(kind, "m", mode="batch", base_url="http://localhost/v1")
 
 
 class _Stub:
     """Enough of a transport to make a line."""
 
     def __init__(self, provider: ProviderConfig) -> None:
-        self._provider = provider
+        self._provider, self._dialect = provider, Dialect.of(provider)
 
 
 def test_a_batch_is_half_price(ledger, tmp_path):
     prices = tmp_path / "prices.toml"
     prices.write_text('date = "2026-01-01"\nmodels.m = { input = 100.0, output = 1000.0 }')
     with Server() as server:
-        ask_all(batched(server, "openai", prices=prices), ledger, range(4))
+        ask_all(by_batch(server, "openai", prices=prices), ledger, range(4))
     assert read_totals(ledger).cost == pytest.approx(4 * 0.02 / 2)
 
 
@@ -231,7 +234,7 @@ class TestFiles:
 
     def test_three_turns_take_three_files(self, ledger):
         for number in range(3):
-            with pytest.raises(Elsewhere) as waiting:
+            with pytest.raises(AnswersPending) as waiting:
                 ask_all(self.provider(), ledger, range(6), converse)
             path = self.questions(ledger)[-1]
             (path,) = (p for p in self.questions(ledger) if str(p) in str(waiting.value))
@@ -241,7 +244,9 @@ class TestFiles:
             )
             assert "--model org/vlm\nand then this command again" in words
             assert len(self.questions(ledger)) == number + 1
-            with pytest.raises(Elsewhere, match="6 questions wait"):  # asking again changes nothing
+            with pytest.raises(
+                AnswersPending, match="6 questions wait"
+            ):  # asking again changes nothing
                 ask_all(self.provider(), ledger, range(6), converse)
             assert len(self.questions(ledger)) == number + 1
             self.answer(path)
@@ -251,20 +256,22 @@ class TestFiles:
         assert (totals.questions, totals.attempts, totals.answered) == (18, 18, 18)
 
     def test_answers_that_are_still_being_written(self, ledger):
-        with pytest.raises(Elsewhere):
+        with pytest.raises(AnswersPending):
             ask_all(self.provider(), ledger, range(6))
         (path,) = self.questions(ledger)
         self.answer(path, lines=4)
-        with pytest.raises(Elsewhere, match=r"has 4 of 6 answers; wait .*, or remove .*questions"):
+        with pytest.raises(
+            AnswersPending, match=r"has 4 of 6 answers; wait .*, or remove .*questions"
+        ):
             ask_all(self.provider(), ledger, range(6))
         path.unlink()
-        with pytest.raises(Elsewhere, match="2 questions wait"):
+        with pytest.raises(AnswersPending, match="2 questions wait"):
             ask_all(self.provider(), ledger, range(6))
         self.answer(*self.questions(ledger))
         assert len(ask_all(self.provider(), ledger, range(6))) == 6
 
     def test_errors_of_lines(self, ledger):
-        with pytest.raises(Elsewhere):
+        with pytest.raises(AnswersPending):
             ask_all(self.provider(), ledger, range(12))
         self.answer(*self.questions(ledger), status=400)
         with pytest.raises(UserError, match=r"all of the first 10 questions .*: status 400: bad"):

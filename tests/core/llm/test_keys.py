@@ -9,8 +9,10 @@ import traceback
 import pytest
 
 from dsd_jax.errors import UserError
-from dsd_jax.llm import batches, online, waves
+from dsd_jax.llm import batched, online
 from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.gemini_batches import GeminiBatches
+from dsd_jax.llm.openai_batches import OpenAIBatches
 from tests.core.llm.asking import KINDS, ask_all, converse, once
 from tests.core.llm.server import BadJson, Delayed, Drop, Question, Reply, Result, Server, Status
 
@@ -22,7 +24,7 @@ ECHO = f'{{"error": {{"message": "Incorrect API key provided: {CANARY}"}}}}'
 def key(request, monkeypatch, tmp_path_factory):
     """Settings by which the provider finds the key."""
     monkeypatch.setattr(online, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(waves, "SETTLE_S", 0.01)
+    monkeypatch.setattr(batched, "SETTLE_S", 0.01)
     if request.param == "environment":
         monkeypatch.setenv("MY_KEY", CANARY)
         return {"api_key_env": "MY_KEY"}
@@ -87,7 +89,7 @@ def test_the_key_does_not_follow_a_redirect(kind, mode, tmp_path, monkeypatch):
         away = Status(307, headers={"Location": f"{other.gemini}/v1/chat/completions"})
         server.answer = lambda question: away
         if mode == "batch":
-            for transport in (batches.OpenAIBatches, batches.GeminiBatches):
+            for transport in (OpenAIBatches, GeminiBatches):
                 monkeypatch.setattr(transport, "most", 2)
             monkeypatch.setattr(server, "_openai_batches", lambda *given: _redirect(other))
             monkeypatch.setattr(server, "_gemini_batches", lambda *given: _redirect(other))

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dsd_jax.errors import UserError
-from dsd_jax.llm.ledger import Caps, Ledger
+from dsd_jax.llm.ledger import Caps, Kept, Ledger
 from dsd_jax.llm.messages import Answer, Message, Request, Usage
 from dsd_jax.llm.totals import Totals, read_totals
 from dsd_jax.llm.transport import Raw
@@ -29,11 +29,17 @@ async def intend(ledger: Ledger, key: str = "k", tokens: int = 100, cost: float 
     return attempt
 
 
+async def answered(ledger: Ledger, raw: Raw, answer: Answer | None) -> None:
+    attempt = await intend(ledger)
+    await ledger.received(attempt, raw)
+    ledger.noted(attempt, answer)
+
+
 def test_answers_and_totals_survive(path):
     async def fill(ledger: Ledger) -> None:
         await ledger.ended(await intend(ledger), "failed", "status 500")
-        await ledger.answered(await intend(ledger), Raw("{}", "r"), ANSWER)
-        await ledger.answered(await intend(ledger), Raw("{half"), None)
+        await answered(ledger, Raw(b"{}", "r"), ANSWER)
+        await answered(ledger, Raw(b"{half"), None)
         await ledger.ended(await intend(ledger, "k2"), "lost", "dropped")
         await ledger.refused("k2", "too long")
         ledger.parsed("k", '"no"')
@@ -67,7 +73,10 @@ def test_answers_and_totals_survive(path):
     )
     again = Ledger(path)
     assert again.lost == 1
-    assert again.answers("k") == [Raw("{half"), Raw("{}", "r")]
+    assert again.answers("k") == [
+        Kept(3, Raw(b"{half"), noted=False),
+        Kept(2, Raw(b"{}", "r"), noted=True),
+    ]
     assert (again.refusal("k"), again.refusal("k2")) == (None, "too long")
     assert (again.totals().open, again.totals().maybe_charged) == (0, 2)
     again.close()
@@ -107,7 +116,7 @@ class TestCaps:
 
     def test_what_answers_took_replaces_what_they_could(self, path):
         async def fill(ledger: Ledger) -> None:
-            await ledger.answered(await intend(ledger), Raw("{}"), ANSWER)  # 75 tokens, 0.25
+            await answered(ledger, Raw(b"{}"), ANSWER)  # 75 tokens, 0.25
             await ledger.ended(await intend(ledger), "failed", "free")
             await intend(ledger, tokens=125)
             with pytest.raises(UserError, match="200 are spent or under way"):
@@ -162,11 +171,7 @@ def test_batches_outlive_the_process(path):
     assert ledger.lost == 0  # they wait at the provider
     (batch,) = ledger.open_batches()
     assert (batch.tag, batch.remote) == ("tag", "batch-7")
-    results: dict[str, tuple[Raw, Answer | None] | str] = {
-        "a": (Raw("{}"), ANSWER),
-        "b": "status 400",
-    }
-    asyncio.run(ledger.end_batch(batch, results, "expired"))
+    asyncio.run(ledger.end_batch(batch, {"a": Raw(b"{}"), "b": "status 400"}, "expired"))
     totals = ledger.totals()
     assert (totals.answered, totals.failed, totals.open) == (1, 2, 0)
     assert ledger.open_batches() == []

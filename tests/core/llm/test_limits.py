@@ -37,7 +37,7 @@ def sent(pace: Pace, clock: Clock, count: int, tokens: int = 1) -> list[float]:
 
     async def run() -> None:
         for _ in range(count):
-            await pace.turn(tokens)
+            await pace.wait_turn(tokens)
             times.append(clock.now - 100.0)
 
     asyncio.run(run())

@@ -153,16 +153,16 @@ def test_a_full_disk_ends_the_run(ledger):
         except Exception:  # noqa: BLE001
             return "swallowed"
 
-    async def full(self, attempt, raw, answer):
+    async def full(self, attempt, raw):
         def change() -> None:
             self._db.execute("PRAGMA max_page_count = 1")
             self._db.execute("CREATE TABLE more AS SELECT * FROM intents")
-            self._answered(attempt, raw, answer)
+            self._received(attempt, raw)
 
         await self.write(change)
 
     with Server(lambda question: "y" * 100_000) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "answered", full)
+        patch.setattr(Ledger, "received", full)
         with pytest.raises(UserError, match=r"cannot write the ledger .*full"):
             ask_all(provider_of(server), ledger, range(3), work)
     totals = read_totals(ledger)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from dsd_jax import cli
 from dsd_jax.autoencoder import Autoencoder, Tiling
@@ -24,6 +25,7 @@ from dsd_jax.data.load.mixture import Portion
 from dsd_jax.data.load.prefetch import prefetch_to_mesh
 from dsd_jax.data.pairs.report import verify_folder
 from dsd_jax.data.pairs.store import PairStore
+from dsd_jax.encoders import ImageCodec
 from dsd_jax.errors import UserError
 from dsd_jax.images import fit, open_image, to_array
 from dsd_jax.sharding import MeshConfig, make_mesh
@@ -32,7 +34,6 @@ from tests.tiny_modules import random_module
 from tests.tiny_pairs import write_pairs
 
 SIZES = ((32, 32), (32, 48))
-TILING = Tiling(64, 16)
 VAE = AutoencoderConfig(block_channels=(4, 8), layers_per_block=1, norm_groups=2)
 COUNT = 11
 
@@ -52,6 +53,10 @@ def embed(prompts: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @pytest.fixture(scope="module")
 def autoencoder() -> Autoencoder:
     return random_module(lambda rngs: Autoencoder(VAE, precision=FLOAT32, rngs=rngs))
+
+
+def codec(autoencoder: Autoencoder, mesh: Mesh | None = None) -> ImageCodec:
+    return ImageCodec(autoencoder, mesh=mesh, tiling=Tiling(64, 16))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +82,7 @@ def encoded(
     """Encoded over a mesh, with texts."""
     path = tmp_path_factory.mktemp("encode") / "encoded"
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    assert encode_pairs(
-        store, path, binding, autoencoder, tiling=TILING, text=embed, mesh=mesh, batch=4
-    )
+    assert encode_pairs(store, path, binding, codec(autoencoder, mesh), text=embed, batch=4)
     return EncodedStore.open(path)
 
 
@@ -162,7 +165,7 @@ def test_bfloat16_takes_half_the_space(
     tmp_path: Path,
 ):
     half = dataclasses.replace(binding, dtype="bfloat16", text=None, sizes=((32, 32),))
-    assert encode_pairs(store, tmp_path / "half", half, autoencoder, tiling=TILING, batch=3)
+    assert encode_pairs(store, tmp_path / "half", half, codec(autoencoder), batch=3)
     opened = EncodedStore.open(tmp_path / "half")
     mean = opened[4].canvas.mean
     assert mean.dtype == jnp.bfloat16
@@ -185,8 +188,7 @@ def test_parts_and_restarts_give_the_same_folder(
             store,
             target,
             plain,
-            autoencoder,
-            tiling=TILING,
+            codec(autoencoder),
             batch=2,
             shard=shard,
             num_shards=num_shards,
@@ -258,8 +260,7 @@ def test_going_on_with_something_else_is_refused(
             store,
             encoded.path,
             dataclasses.replace(binding, **change),
-            autoencoder,
-            tiling=TILING,
+            codec(autoencoder),
             text=embed,
         )
 
@@ -271,21 +272,18 @@ def test_folders_and_batches_that_cannot_be_are_refused(
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files; choose a new folder"):
-        encode_pairs(store, tmp_path / "papers", plain, autoencoder, tiling=TILING)
+        encode_pairs(store, tmp_path / "papers", plain, codec(autoencoder))
     mesh = make_mesh(MeshConfig(data=8))
     with pytest.raises(UserError, match="the batch must be a multiple of 8 on this mesh, got 4"):
-        encode_pairs(store, tmp_path / "a", plain, autoencoder, tiling=TILING, mesh=mesh, batch=4)
+        encode_pairs(store, tmp_path / "a", plain, codec(autoencoder, mesh), batch=4)
     with pytest.raises(UserError, match="shard must be from 0 to num_shards - 1, got 2 of 2"):
-        encode_pairs(
-            store, tmp_path / "b", plain, autoencoder, tiling=TILING, shard=2, num_shards=2
-        )
+        encode_pairs(store, tmp_path / "b", plain, codec(autoencoder), shard=2, num_shards=2)
     with pytest.raises(UserError, match="being encoded from another dataset, at other sizes"):
         encode_pairs(
             store,
             tmp_path / "a",
             dataclasses.replace(plain, dataset="0"),
-            autoencoder,
-            tiling=TILING,
+            codec(autoencoder),
         )
     with pytest.raises(UserError, match="these weights have no digests"):
         weights_digest({})

@@ -1,14 +1,17 @@
 """A teacher that paints small grids from seeds, and prompts for it."""
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsd_jax.data.make.parts import Parts, Row, part_of
+from dsd_jax.data.make.grids import Teacher
+from dsd_jax.data.make.ids import CaptionId, PromptId
+from dsd_jax.data.make.parts import Parts, part_of
+from dsd_jax.data.make.stages import PROMPTS, Prompt
 
 __all__ = ["SIDE", "Painter", "grid_picture", "tree", "write_prompts"]
 
@@ -34,22 +37,22 @@ def grid_picture(seed: int, side: int = SIDE, gutter: int = 2) -> Image.Image:
 
 
 class Painter:
-    """Paints from seeds; stops by an exception before the batch number `breaks`.
+    """Paints from seeds; raises KeyboardInterrupt before the batch number `breaks`.
 
     Attributes:
-        broken: prompts whose pictures are not finite.
-        batches: prompts of every batch that was painted.
+        teacher: The teacher that paints so.
+        broken: Prompts whose pictures are not finite.
+        batches: Prompts of every batch that was painted.
     """
 
     def __init__(self, batch_size: int = 4, *, breaks: int | None = None, steps: int = 28) -> None:
-        self.batch_size = batch_size
-        self.parameters: Mapping[str, Any] = {"steps": steps, "model": "painter"}
+        self.teacher = Teacher(batch_size, {"steps": steps, "model": "painter"}, self._paint)
         self.broken: set[str] = set()
         self.batches: list[list[str]] = []
         self._breaks = breaks
 
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
-        assert len(prompts) == len(seeds) == self.batch_size
+    def _paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
+        assert len(prompts) == len(seeds) == self.teacher.batch_size
         if len(self.batches) == self._breaks:
             raise KeyboardInterrupt
         self.batches.append(list(prompts))
@@ -59,22 +62,19 @@ class Painter:
         ]
 
 
-def write_prompts(parts: Parts, count: int, *, rejected: int = 1) -> list[str]:
-    """Finished parts of `prompts`; the ids of those that were kept."""
-    rows: list[list[Row]] = [[] for _ in range(parts.count)]
-    kept = []
+def write_prompts(parts: Parts, count: int, *, rejected: int = 1) -> None:
+    """Finishes the parts of `prompts`."""
+    rows: list[list[Prompt]] = [[] for _ in range(parts.count)]
     for number in range(count + rejected):
-        caption = hashlib.sha256(f"caption {number}".encode()).hexdigest()[:16]
-        row: Row = {"id": f"{caption}-identity", "caption_id": caption, "task": "identity"}
+        caption = CaptionId(hashlib.sha256(f"caption {number}".encode()).hexdigest()[:16])
+        row = Prompt(
+            id=PromptId(caption, "identity"), task="identity", wording="v1", status="rejected"
+        )
         if number < count:
-            row |= {"prompt": f"a grid of pot {number}", "status": "kept"}
-            kept.append(str(row["id"]))
-        else:
-            row |= {"prompt": "", "status": "rejected", "reason": "too long"}
+            row = dataclasses.replace(row, prompt=f"a grid of pot {number}", status="kept")
         rows[part_of(caption, parts.count)].append(row)
     for part, own in enumerate(rows):
-        parts.write("prompts", part, own)
-    return sorted(kept)
+        parts.write(PROMPTS, part, own)
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -1,16 +1,19 @@
-"""A model that answers by a script, for stages without a session."""
+"""A model that answers by a script, and pairs to ask it about, for stages without a session."""
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from dsd_jax.data.make.ids import CaptionId, GridId, PairId, PromptId
+from dsd_jax.data.make.stages import Pair
 from dsd_jax.llm.messages import Answer, Request
 
-__all__ = ["MODEL", "Scripted", "blocked", "do", "in_turn", "question_of"]
+__all__ = ["GRID", "MODEL", "Scripted", "blocked", "do", "in_turn", "pair", "panels", "question_of"]
 
 T = TypeVar("T")
 MODEL = "scripted-1"
+GRID = GridId(PromptId(CaptionId("0123456789abcdef"), "identity"), 0)
 
 
 @dataclasses.dataclass
@@ -39,6 +42,26 @@ def blocked(text: str = "") -> Answer:
 def question_of(request: Request) -> str:
     """The words of the last turn."""
     return " ".join(part for part in request.messages[-1].parts if isinstance(part, str))
+
+
+def pair(ends: str, grid: GridId = GRID) -> Pair:
+    """A kept pair of a grid, by the numbers of its panels."""
+    first, second = map(int, ends)
+    return Pair(
+        id=PairId(grid, first, second),
+        grid_id=grid,
+        prompt_id=grid.prompt,
+        task=grid.prompt.task,
+        reference_box=(0, 0, 1, 1),
+        target_box=(0, 0, 1, 1),
+        similarity=0.5,
+        status="kept",
+    )
+
+
+def panels(pairs: Sequence[Pair]) -> list[tuple[bytes, bytes]]:
+    """Files that say which panel they are."""
+    return [(f"png {one.id.reference}".encode(), f"png {one.id.target}".encode()) for one in pairs]
 
 
 def do(work: Coroutine[Any, Any, T]) -> T:

@@ -8,12 +8,13 @@ import pytest
 from dsd_jax.data.make.captions import (
     CaptionFilter,
     CaptionsConfig,
-    caption_id,
     clean_caption,
     sampled,
 )
+from dsd_jax.data.make.ids import CaptionId
 from dsd_jax.data.make.near import NearTexts
-from dsd_jax.data.make.parts import Parts, Row, part_of
+from dsd_jax.data.make.parts import Parts, part_of
+from dsd_jax.data.make.stages import Caption, Source
 from dsd_jax.data.make.wording import load_wording
 from dsd_jax.errors import UserError
 from tests.data.make.scripted import Scripted, blocked, do, in_turn
@@ -33,10 +34,12 @@ def config(*sources: Path, **settings: object) -> CaptionsConfig:
     return CaptionsConfig(sources, **{"count": 10_000} | settings)  # type: ignore[arg-type]
 
 
-def rows_of(folder: Path, config: CaptionsConfig, parts: int = 3) -> tuple[list[Row], dict]:
+def rows_of(
+    folder: Path, config: CaptionsConfig, parts: int = 3
+) -> tuple[list[Caption], dict[str, int]]:
     by_part, counts = sampled(Parts(folder / "root", parts), config)
-    assert all(part_of(row["id"], parts) == n for n, rows in enumerate(by_part) for row in rows)
-    return [row for rows in by_part for row in rows], counts
+    assert all(part_of(row.id, parts) == n for n, rows in enumerate(by_part) for row in rows)
+    return [row for rows in by_part for row in rows], dict(counts)
 
 
 def text_file(path: Path, lines: list[str]) -> Path:
@@ -51,10 +54,10 @@ def test_a_sample_has_no_repeats_and_depends_on_the_seed_alone(tmp_path: Path):
     first, counts = rows_of(tmp_path / "1", config(straight, count=40))
     second, _ = rows_of(tmp_path / "2", config(mixed, count=40))
     other, _ = rows_of(tmp_path / "3", config(straight, count=40, seed=1))
-    ids = {row["id"] for row in first if row["status"] == "kept"}
+    ids = {row.id for row in first if row.kept}
     assert len(ids) == 40
-    assert ids == {row["id"] for row in second if row["status"] == "kept"}
-    assert len(ids & {row["id"] for row in other}) < 40
+    assert ids == {row.id for row in second if row.kept}
+    assert len(ids & {row.id for row in other}) < 40
     assert counts["read"] == 250
 
 
@@ -73,11 +76,11 @@ def test_near_duplicates_stay_as_rejected_rows_that_name_the_other(tmp_path: Pat
         "an old blue tractor stands under a walnut tree",
     ]
     rows, counts = rows_of(tmp_path, config(text_file(tmp_path / "a.txt", lines)))
-    kept = {row["id"] for row in rows if row["status"] == "kept"}
-    (near,) = (row for row in rows if row["status"] == "rejected")
+    kept = {str(row.id) for row in rows if row.kept}
+    (near,) = (row for row in rows if row.status == "rejected")
     assert len(kept) == 2
-    assert near["reason"] == "near_duplicate"
-    assert near["detail"] in kept
+    assert near.reason == "near_duplicate"
+    assert near.detail in kept
     assert counts["repeated"] == 1  # differs in case and spaces alone
 
 
@@ -85,7 +88,7 @@ def test_many_near_duplicates_do_not_make_the_sample_smaller(tmp_path: Path):
     lines = [f"the very same old red fox sleeps under the big oak tree {i}" for i in range(400)]
     source = text_file(tmp_path / "a.txt", lines + captions(20))
     rows, _ = rows_of(tmp_path, config(source, count=20))
-    assert sum(row["status"] == "kept" for row in rows) == 20
+    assert sum(row.kept for row in rows) == 20
 
 
 @pytest.mark.parametrize(
@@ -111,8 +114,8 @@ def test_hostile_lines_are_named(text: str, expected: tuple[str, str]):
 
 
 def test_ids_do_not_see_case_and_spaces():
-    assert caption_id("A  Red Fox") == caption_id("a red fox")
-    assert caption_id("a red fox") != caption_id("a red box")
+    assert CaptionId.of("A  Red Fox") == CaptionId.of("a red fox")
+    assert CaptionId.of("a red fox") != CaptionId.of("a red box")
 
 
 def test_damaged_lines_of_every_format_are_counted_and_the_others_kept(tmp_path: Path):
@@ -128,7 +131,7 @@ def test_damaged_lines_of_every_format_are_counted_and_the_others_kept(tmp_path:
     (tmp_path / "c.txt").write_bytes(b"a paper lantern\n\xff\xfe\xfa broken line\n\n")
     sources = [tmp_path / name for name in ("a.csv", "b.jsonl", "c.txt")]
     rows, counts = rows_of(tmp_path, config(*sources))
-    assert {row["caption"] for row in rows} == {
+    assert {row.caption for row in rows} == {
         "a red fox in the snow",
         "an old blue tractor",
         "a green glass bottle",
@@ -142,8 +145,8 @@ def test_damaged_lines_of_every_format_are_counted_and_the_others_kept(tmp_path:
         "not_text": 1,
         "empty": 3,
     }
-    (fox,) = (row for row in rows if "fox" in row["caption"])
-    assert fox["source"] == {"file": "a.csv", "row": 1, "url": "https://x.org/1"}
+    (fox,) = (row for row in rows if "fox" in row.caption)
+    assert fox.source == Source(file="a.csv", row=1, url="https://x.org/1")
 
 
 def test_parquet_with_laions_columns_is_read(tmp_path: Path):
@@ -157,7 +160,7 @@ def test_parquet_with_laions_columns_is_read(tmp_path: Path):
     table = Table.from_pydict({k: Array(v, DataType.utf8()) for k, v in texts.items()})
     write_parquet(table, str(tmp_path / "part.parquet"))
     rows, _ = rows_of(tmp_path, config(tmp_path / "part.parquet"))
-    assert {row["caption"] for row in rows} == {"a red fox in the snow", "an old blue tractor"}
+    assert {row.caption for row in rows} == {"a red fox in the snow", "an old blue tractor"}
 
 
 @pytest.mark.parametrize(
@@ -195,17 +198,22 @@ def answer(**content: object) -> str:
     return "```json\n" + json.dumps(content) + "\n```"
 
 
-def filtered(ask: Scripted) -> Row:
-    row = {"id": "ab" * 8, "caption": "a red fox", "status": "kept", "source": {}}
+def filtered(ask: Scripted) -> Caption:
+    row = Caption(
+        id=CaptionId("ab" * 8),
+        caption="a red fox",
+        source=Source(file="a.csv", row=1),
+        status="kept",
+    )
     return do(CaptionFilter(load_wording(None, "captions"))(row, ask))
 
 
 def test_the_filter_keeps_the_subject_and_the_reason():
     row = filtered(in_turn(answer(clear=True, subject="a red fox", reason="One animal.")))
-    assert (row["status"], row["subject"], row["detail"]) == ("kept", "a red fox", "One animal.")
+    assert (row.status, row.subject, row.detail) == ("kept", "a red fox", "One animal.")
     row = filtered(in_turn(answer(clear=False, subject="", reason="A mere place.")))
-    assert (row["status"], row["reason"]) == ("rejected", "no_clear_subject")
-    assert row["detail"] == "A mere place."
+    assert (row.status, row.reason) == ("rejected", "no_clear_subject")
+    assert row.detail == "A mere place."
 
 
 @pytest.mark.parametrize(
@@ -221,5 +229,5 @@ def test_the_filter_keeps_the_subject_and_the_reason():
 def test_an_answer_that_is_not_as_asked_is_put_once_more_and_then_undecided(said, reason: str):
     ask = Scripted(lambda request: said)
     row = filtered(ask)
-    assert (row["status"], row["reason"]) == ("undecided", reason)
+    assert (row.status, row.reason) == ("undecided", reason)
     assert [request.sample for request in ask.asked] == [0, 1]

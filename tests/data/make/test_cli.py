@@ -1,18 +1,18 @@
-"""The commands of a making, as they are typed."""
+"""The commands of `dsd data`, as they are typed."""
 
 from pathlib import Path
 
 import pytest
 
 from dsd_jax.cli import main as dsd
-from tests.data.make.made import write_making
+from tests.data.make.made import write_folder
 from tests.data.make.test_config import write
 from tests.tiny_pairs import write_pairs
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    write_making(tmp_path / "made", 6, parts=3)
+    write_folder(tmp_path / "made", 6, parts=3)
     return write(tmp_path)
 
 
@@ -38,7 +38,10 @@ def test_a_plot_of_a_finished_dataset_is_refused(
 ):
     write_pairs(tmp_path / "pairs", 2)
     assert dsd(["data", "stats", str(tmp_path / "pairs"), "--plot", "x.png"]) == 2
-    assert "is no dataset in the making; there is nothing to plot" in capsys.readouterr().err
+    assert (
+        "is not a work folder of `dsd data make`; there is nothing to plot"
+        in capsys.readouterr().err
+    )
 
 
 def test_view_says_how_much_it_shows(config: Path, capsys: pytest.CaptureFixture[str]):
@@ -49,7 +52,7 @@ def test_view_says_how_much_it_shows(config: Path, capsys: pytest.CaptureFixture
 
 def test_a_worker_has_a_number_and_a_count(config: Path, capsys: pytest.CaptureFixture[str]):
     assert dsd(["data", "judge", str(config), "--shard", "1"]) == 2
-    assert "--shard and --num_shards go together" in capsys.readouterr().err
+    assert "the number of workers is not known; give --num_shards" in capsys.readouterr().err
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,10 +1,12 @@
-"""The configuration of a making: what is refused, and what a folder remembers."""
+"""The configuration of `dsd data make`: what is refused, and what a work folder remembers."""
 
 from pathlib import Path
 
 import pytest
 
-from dsd_jax.data.make.config import begin_stage, begun_settings, load_config, open_parts
+from dsd_jax.data.make.config import load_config
+from dsd_jax.data.make.folder import begin_stage, begun_settings, open_parts
+from dsd_jax.data.make.stages import CAPTIONS, PROMPTS, STAGES
 from dsd_jax.errors import UserError
 
 TEXT = """
@@ -86,7 +88,7 @@ def test_texts_of_the_command_line_go_before_those_of_the_file(tmp_path: Path):
         (
             '[prompts]\nprovider = "writer"',
             '[prompts]\nprovider = "writer"\ntasks = { identiy = 1 }',
-            "prompts: tasks: there is no prompt set 'identiy'",
+            "prompts: tasks: no grids are made for 'identiy'; .* did you mean 'identity'",
         ),
         ("parts = 3", "parts = ", "is not TOML"),
     ],
@@ -110,16 +112,16 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path):
 
 
 def test_a_stage_goes_on_with_the_same_settings_alone(tmp_path: Path):
-    begin_stage(load_config(write(tmp_path)), "captions")
-    begin_stage(load_config(write(tmp_path)), "captions")
+    begin_stage(load_config(write(tmp_path)), CAPTIONS)
+    begin_stage(load_config(write(tmp_path)), CAPTIONS)
     with pytest.raises(UserError, match=r"captions was begun with other settings: captions.count"):
-        begin_stage(load_config(write(tmp_path, ("count = 10", "count = 11"))), "captions")
+        begin_stage(load_config(write(tmp_path, ("count = 10", "count = 11"))), CAPTIONS)
     with pytest.raises(UserError, match=r"captions.count was 10 and is 11\. Change the config"):
-        begin_stage(load_config(write(tmp_path, ("count = 10", "count = 11"))), "prompts")
+        begin_stage(load_config(write(tmp_path, ("count = 10", "count = 11"))), PROMPTS)
 
 
 def test_speed_and_places_may_change_and_later_stages_too(tmp_path: Path):
-    begin_stage(load_config(write(tmp_path)), "captions")
+    begin_stage(load_config(write(tmp_path)), CAPTIONS)
     changed = write(
         tmp_path,
         ('kind = "openai"', 'kind = "openai"\nmax_in_flight = 3\nmode = "batch"'),
@@ -127,16 +129,16 @@ def test_speed_and_places_may_change_and_later_stages_too(tmp_path: Path):
         ("[judge]", '[judge]\nmode = "scores"'),
     )
     with pytest.raises(UserError, match=r"captions\.caption_column was None and is 'TEXT'"):
-        begin_stage(load_config(changed), "captions")
+        begin_stage(load_config(changed), CAPTIONS)
     changed.write_text(changed.read_text().replace("caption_column = 'TEXT'", ""))
-    begin_stage(load_config(changed), "prompts")
+    begin_stage(load_config(changed), PROMPTS)
 
 
 def test_a_stage_before_its_time_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(
         UserError, match=r"`captions` has not been begun .* run `dsd data captions`"
     ):
-        begin_stage(load_config(write(tmp_path)), "prompts")
+        begin_stage(load_config(write(tmp_path)), PROMPTS)
     assert not (tmp_path / "made" / "prompts").exists()
 
 
@@ -144,36 +146,36 @@ def test_the_wording_of_an_earlier_stage_may_have_come_from_its_command(tmp_path
     texts = tmp_path / "w.toml"
     texts.write_text('name = "mine"\n[prompts]\nsystem = "Write."\n')
     path = write(tmp_path)
-    begin_stage(load_config(path), "captions")
-    parts = begin_stage(load_config(path, texts), "prompts")
-    for stage in ("grids", "pairs", "judge", "caption"):
+    begin_stage(load_config(path), CAPTIONS)
+    parts = begin_stage(load_config(path, texts), PROMPTS)
+    for stage in STAGES[2:]:
         begin_stage(load_config(path), stage)
-    assert begun_settings(parts)["prompts"]["wording"].startswith("mine@")
+    assert str(begun_settings(parts)["prompts"]["wording"]).startswith("mine@")
 
 
 def test_a_stage_remembers_what_came_before_it(tmp_path: Path):
-    begin_stage(load_config(write(tmp_path)), "captions")
-    begin_stage(load_config(write(tmp_path)), "prompts")
+    begin_stage(load_config(write(tmp_path)), CAPTIONS)
+    begin_stage(load_config(write(tmp_path)), PROMPTS)
     (tmp_path / "made" / "captions" / "settings.json").unlink()
     other = load_config(write(tmp_path, ("count = 10", "count = 11")))
-    begin_stage(other, "captions")
+    begin_stage(other, CAPTIONS)
     with pytest.raises(UserError, match=r"prompts was begun .* a stage before it has other settin"):
-        begin_stage(other, "prompts")
+        begin_stage(other, PROMPTS)
 
 
 def test_another_model_or_wording_is_another_setting(tmp_path: Path):
-    begin_stage(load_config(write(tmp_path)), "captions")
-    begin_stage(load_config(write(tmp_path)), "prompts")
+    begin_stage(load_config(write(tmp_path)), CAPTIONS)
+    begin_stage(load_config(write(tmp_path)), PROMPTS)
     with pytest.raises(UserError, match=r"prompts.model was 'gpt-4o-2024-11-20' and is 'llama'"):
-        begin_stage(load_config(write(tmp_path, ("gpt-4o-2024-11-20", "llama"))), "prompts")
+        begin_stage(load_config(write(tmp_path, ("gpt-4o-2024-11-20", "llama"))), PROMPTS)
     texts = tmp_path / "w.toml"
     texts.write_text('name = "mine"\n[prompts]\nsystem = "Write."\n')
     with pytest.raises(UserError, match=r"prompts.wording was 'v1@\w+' and is 'mine@"):
-        begin_stage(load_config(write(tmp_path), texts), "prompts")
+        begin_stage(load_config(write(tmp_path), texts), PROMPTS)
 
 
 def test_the_number_of_parts_stays(tmp_path: Path):
-    begin_stage(load_config(write(tmp_path)), "captions")
+    begin_stage(load_config(write(tmp_path)), CAPTIONS)
     with pytest.raises(UserError, match=r"begun with 3 parts, but the configuration says 4; set"):
         open_parts(load_config(write(tmp_path, ("parts = 3", "parts = 4"))))
 
@@ -182,4 +184,4 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds other files; choose a new folder as root"):
-        begin_stage(load_config(write(tmp_path)), "captions")
+        begin_stage(load_config(write(tmp_path)), CAPTIONS)

@@ -1,29 +1,36 @@
 """The judge: what counts as a verdict, and what becomes of everything else."""
 
 import json
-from collections.abc import Sequence
 
 import pytest
 
-from dsd_jax.data.make.judge import ASPECTS, Judge, JudgeConfig, verdict_of
-from dsd_jax.data.make.parts import Row
+from dsd_jax.data.make.ids import CaptionId, GridId, PromptId
+from dsd_jax.data.make.judge import Judge, JudgeConfig, verdict_of
+from dsd_jax.data.make.stages import Judgement
 from dsd_jax.data.make.wording import load_wording
 from dsd_jax.errors import UserError
 from dsd_jax.llm.messages import Answer, Picture, Request, Unanswered
-from tests.data.make.scripted import MODEL, Scripted, blocked, do, in_turn, question_of
+from dsd_jax.tasks import task_named
+from tests.data.make.scripted import (
+    GRID,
+    MODEL,
+    Scripted,
+    blocked,
+    do,
+    in_turn,
+    pair,
+    panels,
+    question_of,
+)
 
-GRID = "0123456789abcdef-identity-0"
 WORDING = load_wording(None, "judge")
+ASPECTS = task_named("identity").question.aspects
 
 
-def panels(pairs: Sequence[Row]) -> list[tuple[bytes, bytes]]:
-    return [(f"png {pair['id'][-2]}".encode(), f"png {pair['id'][-1]}".encode()) for pair in pairs]
-
-
-def judge(ask: Scripted, *pairs: str, **settings: object) -> list[Row]:
+def judge(ask: Scripted, *pairs: str, **settings: object) -> list[Judgement]:
     config = JudgeConfig("viewer", **settings)  # type: ignore[arg-type]
     judge = Judge(config, WORDING, panels, lambda grid: f"png {grid}".encode())
-    return do(judge([{"id": f"{GRID}-{ends}"} for ends in pairs or ("12",)], ask))
+    return do(judge([pair(ends) for ends in pairs or ("12",)], ask))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,7 @@ def test_the_verdict_is_the_last_word_of_the_last_line(text: str, verdict: str |
 def test_three_turns_of_one_conversation_with_both_panels_in_the_first():
     ask = in_turn("A red fox.", "Both have one white paw.", "It is the same fox. yes")
     (row,) = judge(ask, "31")
-    assert (row["id"], row["status"], row["verdict"]) == (f"{GRID}-31", "kept", "yes")
+    assert (row.id, row.status, row.verdict) == (pair("31").id, "kept", "yes")
     assert [len(request.messages) for request in ask.asked] == [1, 3, 5]
     third = ask.asked[2].messages
     assert [turn.role for turn in third] == ["user", "assistant"] * 2 + ["user"]
@@ -62,18 +69,18 @@ def test_three_turns_of_one_conversation_with_both_panels_in_the_first():
     assert [picture.data for picture in shown] == [b"png 3", b"png 1"]  # reference first
     assert third[1].parts == ("A red fox.",)
     assert "as strictly as you can" in question_of(ask.asked[2])
-    assert [turn["answer"] for turn in row["turns"]] == [
+    assert [turn.answer for turn in row.turns] == [
         "A red fox.",
         "Both have one white paw.",
         "It is the same fox. yes",
     ]
-    assert row["model"] == MODEL
-    assert row["wording"] == WORDING.id
+    assert row.model == MODEL
+    assert row.wording == WORDING.id
 
 
 def test_no_is_a_reject():
     (row,) = judge(in_turn("a", "b", "Another tail. No"))
-    assert (row["status"], row["reason"], row["verdict"]) == ("rejected", "no", "no")
+    assert (row.status, row.reason, row.verdict) == ("rejected", "no", "no")
 
 
 @pytest.mark.parametrize(
@@ -89,29 +96,29 @@ def test_no_is_a_reject():
 def test_anything_else_is_asked_once_more_and_is_never_a_no(third, reason: str):
     ask = in_turn("a", "b", third, third)
     (row,) = judge(ask)
-    assert (row["status"], row["reason"]) == ("undecided", reason)
-    assert "verdict" not in row
+    assert (row.status, row.reason) == ("undecided", reason)
+    assert row.verdict is None
     assert [request.sample for request in ask.asked] == [0, 0, 0, 1]
     assert ask.asked[2].messages == ask.asked[3].messages
-    assert len(row["turns"]) == 4
+    assert len(row.turns) == 4
 
     (row,) = judge(in_turn("a", "b", third, "yes"))
-    assert (row["status"], len(row["turns"])) == ("kept", 4)
+    assert (row.status, len(row.turns)) == ("kept", 4)
 
 
 def test_an_endless_answer_is_neither_kept_whole_nor_sent_back():
     (row,) = judge(in_turn("a" * 10**7, "b", "c", "yes"))
-    assert row["status"] == "kept"
+    assert row.kept
     (row,) = judge(in_turn("a", "a" * 10**7, "a" * 10**7))
-    assert (row["status"], row["reason"]) == ("undecided", "too_long")
-    assert max(len(turn["answer"]) for turn in row["turns"]) == 50_000
+    assert (row.status, row.reason) == ("undecided", "too_long")
+    assert max(len(turn.answer) for turn in row.turns) == 50_000
 
 
 def test_a_blocked_first_turn_takes_the_one_chance_of_a_pair():
     (row,) = judge(in_turn(blocked(), "a", "b", "unclear"))
-    assert (row["status"], row["reason"]) == ("undecided", "neither_yes_nor_no")
+    assert (row.status, row.reason) == ("undecided", "neither_yes_nor_no")
     (row,) = judge(in_turn("a", blocked(), blocked()))
-    assert (row["status"], row["reason"]) == ("undecided", "blocked")
+    assert (row.status, row.reason) == ("undecided", "blocked")
 
 
 def test_a_question_that_cannot_be_answered_keeps_the_turns_before_it():
@@ -121,8 +128,8 @@ def test_a_question_that_cannot_be_answered_keeps_the_turns_before_it():
         return "a fox"
 
     (row,) = judge(Scripted(answer))
-    assert (row["status"], row["reason"]) == ("failed", "unanswered")
-    assert [turn["answer"] for turn in row["turns"]] == ["a fox"]
+    assert (row.status, row.reason) == ("failed", "unanswered")
+    assert [turn.answer for turn in row.turns] == ["a fox"]
 
 
 def scores(**changed: object) -> str:
@@ -131,10 +138,10 @@ def scores(**changed: object) -> str:
 
 def test_scores_decide_by_their_least():
     (row,) = judge(in_turn(scores(colour=8)), mode="scores", least=8)
-    assert row["status"] == "kept"
-    assert row["scores"] == {**dict.fromkeys(ASPECTS, 9), "colour": 8}
+    assert row.kept
+    assert row.scores == {**dict.fromkeys(ASPECTS, 9), "colour": 8}
     (row,) = judge(in_turn(scores(colour=7)), mode="scores", least=8)
-    assert (row["status"], row["reason"]) == ("rejected", "no")
+    assert (row.status, row.reason) == ("rejected", "no")
 
 
 @pytest.mark.parametrize(
@@ -156,11 +163,11 @@ def test_scores_decide_by_their_least():
 def test_scores_out_of_range_are_no_scores(bad):
     ask = in_turn(bad, bad)
     (row,) = judge(ask, mode="scores")
-    assert row["status"] == "undecided"
-    assert "scores" not in row
+    assert row.status == "undecided"
+    assert row.scores is None
     assert ask.asked[0].schema is not None
     (row,) = judge(in_turn(bad, scores()), mode="scores")
-    assert row["status"] == "kept"
+    assert row.kept
 
 
 def groups(*found: list[int]) -> str:
@@ -170,18 +177,18 @@ def groups(*found: list[int]) -> str:
 def test_a_grid_is_judged_by_one_question():
     ask = in_turn(groups([1, 2, 4], [3]))
     rows = judge(ask, "12", "13", "24", mode="grid", audit=0)
-    assert [row["verdict"] for row in rows] == ["yes", "no", "yes"]
+    assert [row.verdict for row in rows] == ["yes", "no", "yes"]
     (request,) = ask.asked
-    assert request.item == GRID
+    assert request.item == str(GRID)
     assert Picture(f"png {GRID}".encode()) in request.messages[0].parts
 
 
 def test_an_audited_pair_has_both_verdicts_and_its_own_decides():
     ask = in_turn(groups([1, 2, 3, 4]), "a", "b", "Another nose: no")
     (row,) = judge(ask, mode="grid", audit=1)
-    assert (row["verdict"], row["grid_verdict"], row["status"]) == ("no", "yes", "rejected")
-    assert [turn["step"] for turn in row["turns"]] == ["grid", "step_1", "step_2", "step_3"]
-    assert row["mode"] == "grid"
+    assert (row.verdict, row.grid_verdict, row.status) == ("no", "yes", "rejected")
+    assert [turn.step for turn in row.turns] == ["grid", "step_1", "step_2", "step_3"]
+    assert row.mode == "grid"
 
 
 def test_the_audit_takes_its_share():
@@ -190,7 +197,8 @@ def test_the_audit_takes_its_share():
     for k in range(40):
         ask = Scripted(lambda request: groups([1, 2, 3, 4]) if request.schema else "so: yes")
         config = JudgeConfig("viewer", mode="grid", audit=0.25)
-        rows = [{"id": f"{k:016x}-identity-0-{ends}"} for ends in pairs]
+        grid = GridId(PromptId(CaptionId(f"{k:016x}"), "identity"), 0)
+        rows = [pair(ends, grid) for ends in pairs]
         do(Judge(config, WORDING, panels, lambda grid: b"png")(rows, ask))
         asked += sum(request.schema is None for request in ask.asked) // 3
     assert 80 < asked < 160  # of 480 pairs
@@ -201,7 +209,7 @@ def test_the_audit_takes_its_share():
 )
 def test_groups_that_miss_or_repeat_a_panel_are_undecided(bad: str):
     rows = judge(in_turn(bad, bad), "12", "34", mode="grid", audit=0)
-    assert [row["reason"] for row in rows] == ["no_valid_groups"] * 2
+    assert [row.reason for row in rows] == ["no_valid_groups"] * 2
 
 
 def test_wrong_settings_are_refused():

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from benchmarks.grids.scenes import STYLES, draw
+from dsd_jax.data.make.ids import CaptionId, GridId, PanelId, PromptId
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
-from dsd_jax.data.make.pairs import PairsConfig
+from dsd_jax.tasks import task_named
 
-CEILING = PairsConfig().max_similarity
+CEILING = task_named("identity").similarity.most
 GOLDEN = "80021f3f3f3e7c38113516917d17156558958d57197598997d981d75d79d8dd7"
 
 
@@ -40,8 +41,16 @@ def other_face(image: Image.Image) -> Image.Image:
     return changed
 
 
+def grid(number: int) -> GridId:
+    return GridId(PromptId(CaptionId(f"{number:016x}"), "identity"), 0)
+
+
+def panel(number: int, which: int) -> PanelId:
+    return PanelId(grid(number), which)
+
+
 def alike(a: str, b: str) -> bool:
-    return bool(duplicates({"0": [a], "1": [b]}))
+    return bool(duplicates({grid(0): [a], grid(1): [b]}))
 
 
 class TestTwoPictures:
@@ -87,26 +96,27 @@ class TestTwoPictures:
 class TestCorpus:
     def test_the_smallest_id_stays(self):
         one, other = hashes(scene("photo", 1)), hashes(scene("comic", 2))
-        grids = {"c-0": [one, other], "a-0": [other, "f" * 64], "b-0": ["0" * 64, one]}
-        assert duplicates(grids) == {"c-0-1": "b-0-2", "c-0-2": "a-0-1"}
+        grids = {grid(2): [one, other], grid(0): [other, "f" * 64], grid(1): ["0" * 64, one]}
+        assert duplicates(grids) == {panel(2, 1): panel(1, 2), panel(2, 2): panel(0, 1)}
         assert duplicates(dict(reversed(grids.items()))) == duplicates(grids)
 
     def test_panels_of_one_grid_are_not_compared(self):
-        assert duplicates({"a-0": ["0" * 64] * 4}) == {}
-        assert duplicates({"a-0": ["0" * 64] * 2, "b-0": ["0" * 64]}) == {"b-0-1": "a-0-1"}
+        assert duplicates({grid(0): ["0" * 64] * 4}) == {}
+        found = duplicates({grid(0): ["0" * 64] * 2, grid(1): ["0" * 64]})
+        assert found == {panel(1, 1): panel(0, 1)}
 
     def test_a_copy_of_a_copy_that_went_stays(self):
         bits = [0, 0b111, 0b111111]  # the second is near both others, which are far apart
-        grids = {f"{n}-0": [f"{structure:016x}" + "8" * 48] for n, structure in enumerate(bits)}
-        assert duplicates(grids) == {"1-0-1": "0-0-1"}
+        grids = {grid(n): [f"{structure:016x}" + "8" * 48] for n, structure in enumerate(bits)}
+        assert duplicates(grids) == {panel(1, 1): panel(0, 1)}
 
     def test_nothing(self):
         assert duplicates({}) == {}
-        assert duplicates({"a-0": []}) == {}
+        assert duplicates({grid(0): []}) == {}
 
     def test_agrees_with_comparing_all(self):
         rng = np.random.default_rng(0)
-        grids: dict[str, list[str]] = {}
+        grids: dict[GridId, list[str]] = {}
         seeds = [(int(rng.integers(2**63)), rng.integers(0, 16, 48)) for _ in range(60)]
         for n in range(150):
             own = []
@@ -116,16 +126,16 @@ class TestCorpus:
                     structure ^= 1 << int(bit)
                 moved = (shades + rng.integers(-1, 2, 48) * (rng.random() < 0.5)).clip(0, 15)
                 own.append(f"{structure:016x}" + "".join(f"{v:x}" for v in moved))
-            grids[f"{n:03d}-0"] = own
-        expected: dict[str, str] = {}
-        kept: list[tuple[str, str, str]] = []
-        for grid, own in grids.items():
+            grids[grid(n)] = own
+        expected: dict[PanelId, PanelId] = {}
+        kept: list[tuple[GridId, PanelId, str]] = []
+        for name, own in grids.items():
             for n, look in enumerate(own, start=1):
-                first = next((k for k in kept if k[0] != grid and near(k[2], look)), None)
+                first = next((k for k in kept if k[0] != name and near(k[2], look)), None)
                 if first:
-                    expected[f"{grid}-{n}"] = first[1]
+                    expected[PanelId(name, n)] = first[1]
                 else:
-                    kept.append((grid, f"{grid}-{n}", look))
+                    kept.append((name, PanelId(name, n), look))
         assert 100 < len(expected) < 550
         assert duplicates(grids) == expected
 

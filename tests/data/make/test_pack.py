@@ -1,5 +1,6 @@
 """Packing: kept pairs both ways, with their whole story; the same bytes however it went."""
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +8,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dsd_jax.data.make.crops import panels_of
+from dsd_jax.data.make.ids import PairId
 from dsd_jax.data.make.pack import PackConfig, pack
-from dsd_jax.data.make.parts import Parts, Row
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import DESCRIPTIONS, JUDGEMENTS, PAIRS, Pair, Words
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
-from tests.data.make.made import cropped, write_making
+from tests.data.make.made import write_folder
 
 SETTINGS = {"judge": {"mode": "steps", "wording": "v1@0123"}}
 
 
 def packed(parts: Parts, **settings: object) -> PairStore:
-    pack(parts, PackConfig(**settings), cropped(parts), SETTINGS)  # type: ignore[arg-type]
+    pack(parts, PackConfig(**settings), panels_of(parts), SETTINGS)  # type: ignore[arg-type]
     return PairStore.open(parts.root / "dataset")
 
 
@@ -26,7 +30,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_kept_pairs_are_stored_both_ways_with_their_story(tmp_path: Path):
-    parts = write_making(tmp_path, 6)
+    parts = write_folder(tmp_path, 6)
     store = packed(parts)
     assert len(store) == 6 * 2 * 2
     records = {record.id: record for record in store}
@@ -48,29 +52,31 @@ def test_kept_pairs_are_stored_both_ways_with_their_story(tmp_path: Path):
 
 
 def test_a_pair_judged_in_both_orders_is_not_turned_round(tmp_path: Path):
-    parts = write_making(tmp_path, 1, parts=1)
-    for stage in ("pairs", "judge", "caption"):
+    parts = write_folder(tmp_path, 1, parts=1)
+    for stage in (PAIRS, JUDGEMENTS, DESCRIPTIONS):
         rows = parts.read(stage, 0)
-        (first,) = (row for row in rows if row["id"].endswith("-12"))
-        turned: Row = {**first, "id": first["id"][:-2] + "21"}
-        parts.write(stage, 0, [*rows, turned])
+        (first,) = (row for row in rows if str(row.id).endswith("-12"))
+        assert isinstance(first.id, PairId)
+        parts.write(stage, 0, [*rows, dataclasses.replace(first, id=first.id.flipped())])
     assert len(packed(parts)) == 4  # 12 and 21, and 24 both ways
 
 
 def test_a_way_without_words_is_left_out(tmp_path: Path):
-    parts = write_making(tmp_path, 2, parts=1)
-    rows = parts.read("caption", 0)
-    rows[0]["forward"] = {"no_caption": "blocked", "no_instruction": "blocked"}
-    rows[-1]["reverse"] = {"caption": "a pot", "no_instruction": "blocked"}
-    parts.write("caption", 0, rows)
+    parts = write_folder(tmp_path, 2, parts=1)
+    rows = parts.read(DESCRIPTIONS, 0)
+    lost = Words(no_caption="blocked", no_instruction="blocked")
+    rows[0] = dataclasses.replace(rows[0], forward=lost)
+    pot = Words(caption="a pot", no_instruction="blocked")
+    rows[-1] = dataclasses.replace(rows[-1], reverse=pot)
+    parts.write(DESCRIPTIONS, 0, rows)
     store = packed(parts)
     assert len(store) == 2 * 2 * 2 - 1
-    (pot,) = (record for record in store if record.caption == "a pot")
-    assert pot.instruction == ""
+    (record,) = (record for record in store if record.caption == "a pot")
+    assert record.instruction == ""
 
 
 def test_panels_are_resized_if_asked(tmp_path: Path):
-    store = packed(write_making(tmp_path, 1), size=(48, 32))
+    store = packed(write_folder(tmp_path, 1), size=(48, 32))
     record = store[0]
     assert record.target_size == (48, 32)
     with Image.open(io.BytesIO(record.target)) as image:
@@ -79,13 +85,13 @@ def test_panels_are_resized_if_asked(tmp_path: Path):
 
 
 def test_a_stopped_packing_ends_with_the_same_bytes(tmp_path: Path):
-    calm = packed(write_making(tmp_path / "calm", 8), shard_bytes=4_000)
+    calm = packed(write_folder(tmp_path / "calm", 8), shard_bytes=4_000)
     assert len(calm.manifest.shards) > 3
-    parts = write_making(tmp_path / "stopped", 8)
-    whole = cropped(parts)
+    parts = write_folder(tmp_path / "stopped", 8)
+    whole = panels_of(parts)
     calls = 0
 
-    def breaks(pairs: Sequence[Row]) -> list[tuple[bytes, bytes]]:
+    def breaks(pairs: Sequence[Pair]) -> list[tuple[bytes, bytes]]:
         nonlocal calls
         calls += 1
         if calls % 5 == 0:
@@ -102,7 +108,7 @@ def test_a_stopped_packing_ends_with_the_same_bytes(tmp_path: Path):
 
 
 def test_the_card_counts_what_was_kept_and_why_not(tmp_path: Path):
-    parts = write_making(tmp_path, 6)
+    parts = write_folder(tmp_path, 6)
     manifest = packed(parts).manifest
     assert manifest.origin["yields"]["judge"] == {
         "rows": 30,
@@ -121,19 +127,23 @@ def test_the_card_counts_what_was_kept_and_why_not(tmp_path: Path):
 
 
 def test_a_packed_folder_of_other_settings_is_refused(tmp_path: Path):
-    parts = write_making(tmp_path, 2)
+    parts = write_folder(tmp_path, 2)
     packed(parts)
     with pytest.raises(UserError, match="dataset"):
         packed(parts, size=(16, 16))
 
 
 def test_an_unfinished_stage_and_an_empty_yield_are_named(tmp_path: Path):
-    parts = write_making(tmp_path, 2, parts=1)
-    rows = parts.read("caption", 0)
-    parts.path("caption", 0).unlink()
+    parts = write_folder(tmp_path, 2, parts=1)
+    rows = parts.read(DESCRIPTIONS, 0)
+    parts.path(DESCRIPTIONS, 0).unlink()
     with pytest.raises(UserError, match="1 of 1 parts of `caption` are not finished"):
         packed(parts)
-    parts.write("caption", 0, [{**row, "status": "rejected", "reason": "blocked"} for row in rows])
+    parts.write(
+        DESCRIPTIONS,
+        0,
+        [dataclasses.replace(row, status="rejected", reason="blocked") for row in rows],
+    )
     with pytest.raises(UserError, match=r"no pair was kept; `dsd data stats .*` shows where"):
         packed(parts)
     assert not (tmp_path / "dataset").exists()

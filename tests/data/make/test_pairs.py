@@ -1,5 +1,6 @@
 """Grids become pairs: whoever cuts them, whatever was put in their place, and each copy once."""
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -12,18 +13,22 @@ import pytest
 from PIL import Image
 
 from dsd_jax.data.make import pairs
-from dsd_jax.data.make.crops import grid_file
+from dsd_jax.data.make.crops import panel_png
 from dsd_jax.data.make.grids import GridsConfig, paint_grids
-from dsd_jax.data.make.pairs import PairsConfig, make_pairs, panel_png
-from dsd_jax.data.make.parts import Parts, Row
+from dsd_jax.data.make.ids import CaptionId, GridId, PanelId, PromptId
+from dsd_jax.data.make.pairs import PairsConfig, make_pairs
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair
 from dsd_jax.errors import UserError
+from dsd_jax.shares import WorkerShare
+from dsd_jax.tasks import task_named
 from tests.data.make.painted import Painter, grid_picture, tree, write_prompts
 
 
 def painted(root: Path, grids: int = 9, parts: int = 3) -> Parts:
     made = Parts(root, parts)
     write_prompts(made, grids)
-    paint_grids(made, GridsConfig(), Painter)
+    paint_grids(made, GridsConfig(), lambda: Painter().teacher)
     return made
 
 
@@ -33,60 +38,77 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def with_files(root: Path, files: dict[str, bytes]) -> Parts:
-    """A folder of one part with these pictures as grids, by id."""
+A, B = (GridId(PromptId(CaptionId(letter * 16), "identity"), 0) for letter in "ab")
+
+
+def with_files(root: Path, files: dict[GridId, bytes]) -> Parts:
+    """A folder of one part with these pictures as grids."""
     made = Parts(root, 1)
-    rows: list[Row] = []
+    rows: list[Grid] = []
     for name, data in files.items():
-        path = grid_file(made, name)
+        path = made.picture(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        row = {"id": name, "prompt_id": name.rpartition("-")[0], "task": "identity"}
-        rows.append({**row, "status": "kept", "sha256": hashlib.sha256(data).hexdigest()})
-    made.write("grids", 0, rows)
+        rows.append(
+            Grid(
+                id=name,
+                prompt_id=name.prompt,
+                task=name.prompt.task,
+                prompt="a grid of pots",
+                seed=0,
+                sha256=hashlib.sha256(data).hexdigest(),
+                status="kept",
+            )
+        )
+    made.write(GRIDS, 0, rows)
     return made
 
 
-def only(made: Parts) -> list[Row]:
+def only(made: Parts) -> list[Pair | CutGrid]:
     assert make_pairs(made, PairsConfig()) == []
-    return list(made.rows("pairs"))
+    return list(made.rows(PAIRS))
+
+
+def only_pairs(made: Parts) -> list[Pair]:
+    rows = [row for row in only(made) if isinstance(row, Pair)]
+    assert len(rows) == len(list(made.rows(PAIRS)))
+    return rows
 
 
 def test_six_pairs_of_every_grid(tmp_path):
     made = painted(tmp_path)
-    rows = only(made)
-    grids = {row["id"]: row for row in made.rows("grids")}
+    rows = only_pairs(made)
+    grids = {row.id: row for row in made.rows(GRIDS)}
     assert len(rows) == 6 * len(grids) == 54
     for row in rows:
-        grid, _, ends = row["id"].rpartition("-")
-        assert (row["grid_id"], row["prompt_id"]) == (grid, grids[grid]["prompt_id"])
-        assert (row["task"], row["status"]) == ("identity", "kept")
-        assert 0 <= row["similarity"] <= PairsConfig().max_similarity
+        assert (row.grid_id, row.prompt_id) == (row.id.grid, grids[row.id.grid].prompt_id)
+        assert (row.task, row.status) == ("identity", "kept")
+        assert 0 <= row.similarity <= task_named("identity").similarity.most
         boxes = [(0, 0, 31, 31), (33, 0, 64, 31), (0, 33, 31, 64), (33, 33, 64, 64)]
-        assert tuple(row["reference_box"]) == boxes[int(ends[0]) - 1]
-        assert tuple(row["target_box"]) == boxes[int(ends[1]) - 1]
-    unordered = {(row["grid_id"], *sorted(row["id"][-2:])) for row in rows}
+        assert row.reference_box == boxes[row.id.reference - 1]
+        assert row.target_box == boxes[row.id.target - 1]
+    unordered = {frozenset(row.id.panels) for row in rows}
     assert len(unordered) == 54
-    forward = sum(row["id"][-2] < row["id"][-1] for row in rows)
+    forward = sum(row.id.reference < row.id.target for row in rows)
     assert 12 < forward < 42  # no panel is always the reference
 
 
 def test_both_directions(tmp_path):
     made = painted(tmp_path, grids=2)
     make_pairs(made, PairsConfig(both_directions=True))
-    rows = list(made.rows("pairs"))
-    grids = {row["grid_id"] for row in rows}
+    rows = list(made.rows(PAIRS))
+    grids = [row.id for row in made.rows(GRIDS)]
     ends = [f"{a}{b}" for a, b in itertools.permutations((1, 2, 3, 4), 2)]
-    assert sorted(row["id"] for row in rows) == sorted(f"{g}-{e}" for g in grids for e in ends)
+    assert sorted(str(row.id) for row in rows) == sorted(f"{g}-{e}" for g in grids for e in ends)
 
 
 def test_panel_of_a_pair(tmp_path):
     made = painted(tmp_path)
-    row = only(made)[0]
-    data = panel_png(made, row["grid_id"], tuple(row["target_box"]))
-    assert data == panel_png(made, row["grid_id"], tuple(row["target_box"]))
-    with Image.open(grid_file(made, row["grid_id"])) as image, Image.open(io.BytesIO(data)) as own:
-        np.testing.assert_array_equal(np.asarray(own), np.asarray(image.crop(row["target_box"])))
+    row = only_pairs(made)[0]
+    data = panel_png(made, row.grid_id, row.target_box)
+    assert data == panel_png(made, row.grid_id, row.target_box)
+    with Image.open(made.picture(row.grid_id)) as image, Image.open(io.BytesIO(data)) as own:
+        np.testing.assert_array_equal(np.asarray(own), np.asarray(image.crop(row.target_box)))
 
 
 @pytest.mark.parametrize("workers", [2, 7])
@@ -95,55 +117,62 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, workers):
     for count in (1, workers):
         made = painted(tmp_path / str(count), parts=5)
         copy_a_panel(made)
-        waiting = [make_pairs(made, PairsConfig(), (worker, count)) for worker in range(count)]
+        waiting = [
+            make_pairs(made, PairsConfig(), WorkerShare(worker, count)) for worker in range(count)
+        ]
         last = min(count, made.count) - 1  # whoever cuts the last part can go on
         assert [bool(parts) for parts in waiting] == [worker < last for worker in range(count)]
         for worker in range(count):
-            assert make_pairs(made, PairsConfig(), (worker, count)) == []
+            assert make_pairs(made, PairsConfig(), WorkerShare(worker, count)) == []
         trees.append(tree(made.root))
     assert trees[0] == trees[1]
     assert sum(b'"duplicate"' in data for data in trees[0].values()) >= 1
 
 
-def copy_a_panel(made: Parts) -> tuple[str, str]:
+def copy_a_panel(made: Parts) -> tuple[GridId, GridId]:
     """The first grid's top left panel, put into the last grid; their ids."""
-    rows = sorted(made.rows("grids"), key=lambda row: row["id"])
-    first, last = rows[0]["id"], rows[-1]["id"]
-    source, target = (Image.open(grid_file(made, name)) for name in (first, last))
+    first, *_, last = sorted((row.id for row in made.rows(GRIDS)), key=str)
+    source, target = (Image.open(made.picture(name)) for name in (first, last))
     target.paste(source.crop((0, 0, 31, 31)), (33, 33))
-    grid_file(made, last).write_bytes(encoded(target))
+    made.picture(last).write_bytes(encoded(target))
     for part in range(made.count):
-        held = made.read("grids", part)
-        for row in held:
-            row["sha256"] = hashlib.sha256(grid_file(made, row["id"]).read_bytes()).hexdigest()
-        made.write("grids", part, held)
+        held = made.read(GRIDS, part)
+        made.write(GRIDS, part, [hashed(made, row) for row in held])
     return first, last
+
+
+def hashed(made: Parts, row: Grid) -> Grid:
+    """The row with the digest of the file as it is now."""
+    digest = hashlib.sha256(made.picture(row.id).read_bytes()).hexdigest()
+    return dataclasses.replace(row, sha256=digest)
 
 
 def test_of_copies_across_the_corpus_the_first_stays(tmp_path):
     made = painted(tmp_path, parts=4)
     first, last = copy_a_panel(made)
-    rejected = {row["id"]: row for row in only(made) if row["status"] != "kept"}
-    assert {name.rpartition("-")[0] for name in rejected} == {last}
-    assert {"".join(sorted(name[-2:])) for name in rejected} == {"14", "24", "34"}
+    rejected = {row.id: row for row in only_pairs(made) if not row.kept}
+    assert {name.grid for name in rejected} == {last}
+    assert all(PanelId(last, 4) in name.panels for name in rejected)
+    assert len(rejected) == 3
     for row in rejected.values():
-        assert (row["status"], row["reason"]) == ("rejected", "duplicate")
-        assert row["detail"] == f"panel 4 is {first}-1"
+        assert (row.status, row.reason) == ("rejected", "duplicate")
+        assert row.detail == f"panel 4 is {first}-1"
 
 
 def test_copies_within_a_grid(tmp_path):
     image = grid_picture(0)
     image.paste(image.crop((0, 0, 31, 31)), (33, 0))
-    rows = only(with_files(tmp_path, {"a-identity-0": encoded(image)}))
-    reasons = {"".join(sorted(row["id"][-2:])): row.get("reason") for row in rows}
-    assert reasons == dict.fromkeys(["13", "14", "23", "24", "34"]) | {"12": "near_copy"}
+    rows = only_pairs(with_files(tmp_path, {A: encoded(image)}))
+    reasons = {frozenset((row.id.reference, row.id.target)): row.reason for row in rows}
+    assert reasons.pop(frozenset((1, 2))) == "near_copy"
+    assert [*reasons.values()] == [None] * 5
 
 
 def test_a_floor_on_similarity(tmp_path):
     made = painted(tmp_path, grids=3)
     make_pairs(made, PairsConfig(min_similarity=0.93))
-    rows = list(made.rows("pairs"))
-    assert {row["reason"] for row in rows} == {"unlike"}
+    rows = list(made.rows(PAIRS))
+    assert {row.reason for row in rows} == {"unlike"}
 
 
 @pytest.mark.parametrize("breaks", [0, 4, 11])
@@ -161,7 +190,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch, breaks):
     with pytest.raises(KeyboardInterrupt):
         make_pairs(disturbed, PairsConfig())
     monkeypatch.undo()
-    assert not any(disturbed.done("pairs", part) for part in range(3))
+    assert not any(disturbed.done(PAIRS, part) for part in range(3))
     only(disturbed)
     assert tree(disturbed.root) == tree(calm.root)
 
@@ -173,11 +202,11 @@ def test_grids_come_first(tmp_path):
 
 def test_a_damaged_half_names_the_command(tmp_path):
     made = painted(tmp_path)
-    make_pairs(made, PairsConfig(), (0, 2))
-    path = made.path("panels", 0)
+    make_pairs(made, PairsConfig(), WorkerShare(0, 2))
+    path = made.path(PANELS, 0)
     path.write_text(path.read_text().replace("kept", "lost"))
     with pytest.raises(UserError, match=r"panels/part-00000\.jsonl is damaged.*`dsd data pairs`"):
-        make_pairs(made, PairsConfig(), (1, 2))
+        make_pairs(made, PairsConfig(), WorkerShare(1, 2))
 
 
 def test_failed_and_rejected_grids(tmp_path):
@@ -185,19 +214,16 @@ def test_failed_and_rejected_grids(tmp_path):
     write_prompts(made, 4)
     painter = Painter()
     painter.broken = {"a grid of pot 0"}
-    paint_grids(made, GridsConfig(), lambda: painter)
-    rows = made.read("grids", 0)
-    kept = [row["id"] for row in rows if row["status"] == "kept"]
+    paint_grids(made, GridsConfig(), lambda: painter.teacher)
+    rows = made.read(GRIDS, 0)
+    first = next(row.id for row in rows if row.kept)
     blank = encoded(Image.new("RGB", (64, 64), "#204060"))
-    grid_file(made, kept[0]).write_bytes(blank)
-    for row in rows:
-        if row["id"] == kept[0]:
-            row["sha256"] = hashlib.sha256(blank).hexdigest()
-    made.write("grids", 0, rows)
+    made.picture(first).write_bytes(blank)
+    made.write(GRIDS, 0, [hashed(made, row) if row.id == first else row for row in rows])
     found = only(made)
     assert len(found) == 2 * 6 + 1  # the failed one has a row in `grids` already
-    (rejected,) = [row for row in found if row["status"] == "rejected"]
-    assert (rejected["id"], rejected["reason"]) == (kept[0], "no_separator")
+    (rejected,) = [row for row in found if row.status == "rejected"]
+    assert (rejected.id, rejected.reason) == (first, "no_separator")
 
 
 def png_header(height: int, width: int) -> bytes:
@@ -229,11 +255,11 @@ class TestHostilePictures:
         ids=["cut", "empty", "svg", "pdf", "ppm", "bomb", "huge", "tiny", "floats"],
     )
     def test_what_cannot_be_read_is_a_rejected_row(self, tmp_path, data, detail):
-        rows = only(with_files(tmp_path, {"a-identity-0": data, "b-identity-0": encoded(good())}))
+        rows = only(with_files(tmp_path, {A: data, B: encoded(good())}))
         assert len(rows) == 7  # the others go on
-        assert (rows[0]["id"], rows[0]["status"]) == ("a-identity-0", "rejected")
-        assert rows[0]["reason"] == "unreadable"
-        assert detail in rows[0]["detail"]
+        assert (rows[0].id, rows[0].status) == (A, "rejected")
+        assert rows[0].reason == "unreadable"
+        assert detail in str(rows[0].detail)
 
     @pytest.mark.parametrize("kind", ["cmyk", "sixteen bits", "alpha", "palette", "gray", "gif"])
     def test_other_modes_are_cut_like_any(self, tmp_path, kind):
@@ -249,10 +275,10 @@ class TestHostilePictures:
             "gray": encoded(image.convert("L")),
             "gif": encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)]),
         }[kind]
-        made = with_files(tmp_path, {"a-identity-0": data})
-        rows = only(made)
-        assert [row["status"] for row in rows] == ["kept"] * 6
-        panel = panel_png(made, "a-identity-0", tuple(rows[0]["reference_box"]))
+        made = with_files(tmp_path, {A: data})
+        rows = only_pairs(made)
+        assert [row.status for row in rows] == ["kept"] * 6
+        panel = panel_png(made, A, rows[0].reference_box)
         assert Image.open(io.BytesIO(panel)).mode == "RGB"
 
     def test_boxes_lie_in_the_picture_as_it_is_seen(self, tmp_path):
@@ -261,25 +287,25 @@ class TestHostilePictures:
         exif = Image.Exif()
         exif[0x0112] = 6
         data = encoded(upright.rotate(90, expand=True), "JPEG", exif=exif, quality=95)
-        made = with_files(tmp_path, {"a-identity-0": data})
-        row = next(row for row in only(made) if row["id"].endswith(("-14", "-41")))
-        boxes = sorted((row["reference_box"], row["target_box"]))
+        made = with_files(tmp_path, {A: data})
+        row = next(row for row in only_pairs(made) if {row.id.reference, row.id.target} == {1, 4})
+        boxes = sorted((row.reference_box, row.target_box))
         assert boxes[1][0] > 128
         assert 160 < boxes[1][1] < boxes[1][3] <= 320
-        panel = Image.open(io.BytesIO(panel_png(made, "a-identity-0", tuple(boxes[1]))))
+        panel = Image.open(io.BytesIO(panel_png(made, A, boxes[1])))
         true = np.asarray(upright.crop(boxes[1])).astype(int)
         assert np.abs(np.asarray(panel) - true).mean() < 4
 
     def test_a_file_that_was_changed(self, tmp_path):
         made = painted(tmp_path, grids=2, parts=1)
-        name = made.read("grids", 0)[0]["id"]
-        grid_file(made, name).write_bytes(encoded(good()))
-        row = next(row for row in only(made) if row["id"] == name)
-        assert (row["status"], row["reason"]) == ("rejected", "changed")
+        name = made.read(GRIDS, 0)[0].id
+        made.picture(name).write_bytes(encoded(good()))
+        row = next(row for row in only(made) if row.id == name)
+        assert (row.status, row.reason) == ("rejected", "changed")
 
     def test_a_file_that_is_gone(self, tmp_path):
         made = painted(tmp_path, grids=2, parts=1)
-        grid_file(made, made.read("grids", 0)[0]["id"]).unlink()
+        made.picture(made.read(GRIDS, 0)[0].id).unlink()
         expected = (
             r"cannot read .*\.png: No such file.*remove .*part-00000\.jsonl and run `dsd data g"
         )

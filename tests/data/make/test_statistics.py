@@ -1,22 +1,26 @@
-"""Statistics of a making: counts that add up, and measures that see repetition."""
+"""Statistics of a work folder: counts that add up, and measures that see repetition."""
 
+import dataclasses
 import io
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from dsd_jax.data.make.parts import Row
+from dsd_jax.data.make.folder import begun_folder
+from dsd_jax.data.make.ids import CaptionId, PromptId
+from dsd_jax.data.make.overview import plot_yields, tables
+from dsd_jax.data.make.stages import DESCRIPTIONS, JUDGEMENTS, Judgement, Prompt
 from dsd_jax.data.make.statistics import (
     diversity,
     judging,
-    making_folder,
-    tally,
+    yield_of,
 )
-from dsd_jax.data.make.tables import plot_making, tables
 from dsd_jax.errors import UserError
-from tests.data.make.made import write_making
+from tests.data.make.made import write_folder
+from tests.data.make.scripted import pair
 
 
 def shown(root: Path) -> str:
@@ -29,14 +33,14 @@ def shown(root: Path) -> str:
 
 
 def test_rows_are_counted_by_status_and_reason(tmp_path: Path):
-    counts = tally(write_making(tmp_path, 6), "judge")
+    counts = yield_of(write_folder(tmp_path, 6), JUDGEMENTS)
     assert (counts.rows, counts.kept, counts.finished) == (30, 12, 2)
     assert counts.reasons["undecided", "neither_yes_nor_no"] == 6
     assert counts.models == {"model-1": 30}
 
 
 def test_the_tables_tell_yields_judgements_diversity_and_subjects(tmp_path: Path):
-    write_making(tmp_path, 6)
+    write_folder(tmp_path, 6)
     text = shown(tmp_path)
     for words in (
         "near_copy",
@@ -51,15 +55,22 @@ def test_the_tables_tell_yields_judgements_diversity_and_subjects(tmp_path: Path
 
 
 def test_an_unfinished_folder_is_shown_as_far_as_it_is(tmp_path: Path):
-    parts = write_making(tmp_path, 6)
-    for stage in ("judge", "caption"):
+    parts = write_folder(tmp_path, 6)
+    for stage in (JUDGEMENTS, DESCRIPTIONS):
         for part in range(parts.count):
             parts.path(stage, part).unlink()
     assert "0/2" in shown(tmp_path)
 
 
-def prompt(text: str, subject: str) -> Row:
-    return {"id": "x", "status": "kept", "prompt": text, "subject": subject}
+def prompt(text: str | None, subject: str = "") -> Prompt:
+    return Prompt(
+        id=PromptId(CaptionId("0" * 16), "identity"),
+        task="identity",
+        wording="v1",
+        status="kept" if text else "rejected",
+        prompt=text,
+        subject=subject,
+    )
 
 
 def test_repetition_lowers_every_measure_of_diversity():
@@ -79,26 +90,31 @@ def test_repetition_lowers_every_measure_of_diversity():
 
 
 def test_rejected_prompts_do_not_count():
-    assert diversity([{"id": "x", "status": "rejected", "reason": "too_long"}]).prompts == 0
+    assert diversity([prompt(None)]).prompts == 0
 
 
 def test_the_judges_doubts_are_counted(tmp_path: Path):
-    judged = judging(write_making(tmp_path, 6).rows("judge"))
+    judged = judging(write_folder(tmp_path, 6).rows(JUDGEMENTS))
     assert judged.verdicts == {"yes": 12, "no": 6, "undecided": 6, "failed": 6}
     assert judged.undecided_share == 0.2
     assert judged.asked_again == 6
-    audit = {"status": "kept", "verdict": "yes", "turns": []}
-    judged = judging([{**audit, "grid_verdict": "yes"}, {**audit, "grid_verdict": "no"}, audit])
+    audit = Judgement(
+        id=pair("12").id, mode="grid", wording="v1", turns=(), verdict="yes", status="kept"
+    )
+    verdicts: tuple[Literal["yes", "no"] | None, ...] = ("yes", "no", None)
+    judged = judging(dataclasses.replace(audit, grid_verdict=one) for one in verdicts)
     assert (judged.audited, judged.agreed) == (2, 1)
 
 
 def test_a_plot_is_drawn(tmp_path: Path):
-    write_making(tmp_path / "made", 6)
-    plot_making(tmp_path / "made", tmp_path / "plot.png")
+    write_folder(tmp_path / "made", 6)
+    plot_yields(tmp_path / "made", tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width > 1000
 
 
 def test_a_folder_of_something_else_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match="is no dataset in the making: it has no readable making"):
-        making_folder(tmp_path)
+    with pytest.raises(
+        UserError, match="is no work folder of `dsd data make`: it has no readable making"
+    ):
+        begun_folder(tmp_path)

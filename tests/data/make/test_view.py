@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dsd_jax.data.make.stages import DESCRIPTIONS, GRIDS, JUDGEMENTS, PAIRS, CutGrid
 from dsd_jax.data.make.view import write_page
 from dsd_jax.errors import UserError
-from tests.data.make.made import EVIL, write_making
+from tests.data.make.made import EVIL, write_folder
 
 
 class Elements(HTMLParser):
@@ -30,7 +31,7 @@ class Elements(HTMLParser):
 
 
 def page(folder: Path, limit: int = 100, **made: object) -> str:
-    parts = write_making(folder / "made", **made)  # type: ignore[arg-type]
+    parts = write_folder(folder / "made", **made)  # type: ignore[arg-type]
     write_page(parts, folder / "page.html", limit, "foxes")
     return (folder / "page.html").read_text(encoding="utf-8")
 
@@ -91,10 +92,22 @@ def test_of_many_grids_a_sample_is_shown(tmp_path: Path):
 
 
 def test_a_rejected_grid_is_shown_with_its_reason(tmp_path: Path):
-    parts = write_making(tmp_path, 1, parts=1)
-    (grid,) = parts.read("grids", 0)
-    parts.write("pairs", 0, [{"id": grid["id"], "status": "rejected", "reason": "uneven"}])
-    parts.write("judge", 0, [])
+    parts = write_folder(tmp_path, 1, parts=1)
+    (grid,) = parts.read(GRIDS, 0)
+    parts.write(
+        PAIRS,
+        0,
+        [
+            CutGrid(
+                id=grid.id,
+                prompt_id=grid.prompt_id,
+                task=grid.task,
+                status="rejected",
+                reason="uneven",
+            )
+        ],
+    )
+    parts.write(JUDGEMENTS, 0, [])
     write_page(parts, tmp_path / "page.html", 10, "foxes")
     found = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
     (row,) = (attributes for _, attributes in found.tags if attributes.get("class") == "pair")
@@ -103,15 +116,15 @@ def test_a_rejected_grid_is_shown_with_its_reason(tmp_path: Path):
 
 
 def test_an_unfinished_folder_shows_what_there_is(tmp_path: Path):
-    parts = write_making(tmp_path, 4)
-    for stage in ("pairs", "judge", "caption"):
+    parts = write_folder(tmp_path, 4)
+    for stage in (PAIRS, JUDGEMENTS, DESCRIPTIONS):
         parts.path(stage, 0).unlink()
     write_page(parts, tmp_path / "page.html", 10, "foxes")
     assert (tmp_path / "page.html").read_text().count("<article") == 4
 
 
 def test_without_grids_there_is_no_page(tmp_path: Path):
-    parts = write_making(tmp_path, 1, parts=1)
-    parts.path("grids", 0).unlink()
+    parts = write_folder(tmp_path, 1, parts=1)
+    parts.path(GRIDS, 0).unlink()
     with pytest.raises(UserError, match="no finished part of `grids` to look at"):
         write_page(parts, tmp_path / "page.html", 10, "foxes")

@@ -1,4 +1,4 @@
-"""`dsd data grids` and `dsd data pairs`, with a small random FLUX as the teacher."""
+"""FLUX as the teacher: `dsd data grids` and `dsd data pairs` with small random weights."""
 
 import shutil
 from pathlib import Path
@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from dsd_jax.cli import main
-from dsd_jax.data.cli_grids import PipelineTeacher
-from dsd_jax.data.make.config import begin_stage, load_config
-from dsd_jax.data.make.crops import grid_file
+from dsd_jax.data.make.config import load_config
+from dsd_jax.data.make.folder import begin_stage
 from dsd_jax.data.make.grids import GridsConfig
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.teacher import Teacher
+from dsd_jax.data.make.stages import CAPTIONS, GRIDS, PAIRS, PROMPTS
+from dsd_jax.data.make.teacher import teacher_of
 from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, read_parameters
 from dsd_jax.infer.pipeline import Pipeline
@@ -65,8 +65,8 @@ def begun(folder: Path, flux: Path | None = None) -> tuple[str, Parts]:
     path = folder / "make.toml"
     path.write_text(CONFIG, encoding="utf-8")
     config = load_config(path)
-    for stage in ("captions", "prompts"):
-        parts = begin_stage(config, stage)
+    begin_stage(config, CAPTIONS)
+    parts = begin_stage(config, PROMPTS)
     write_prompts(parts, 5)
     return str(path), parts
 
@@ -75,11 +75,11 @@ def test_pictures_are_sampled_and_cut(tmp_path, flux, capsys):
     config, parts = begun(tmp_path, flux)
     assert main(["data", "grids", config]) == 0
     assert "grids: 2 of 2 parts, 5 of 5 rows kept" in capsys.readouterr().out
-    rows = list(parts.rows("grids"))
-    made = read_parameters(grid_file(parts, rows[0]["id"]))
+    rows = list(parts.rows(GRIDS))
+    made = read_parameters(parts.picture(rows[0].id))
     assert made == {
-        "prompt": rows[0]["prompt"],
-        "seed": rows[0]["seed"],
+        "prompt": rows[0].prompt,
+        "seed": rows[0].seed,
         "height": 32,
         "width": 32,
         "steps": 1,
@@ -92,7 +92,7 @@ def test_pictures_are_sampled_and_cut(tmp_path, flux, capsys):
 
     before = tree(parts.root)
     shutil.rmtree(parts.root / "grids" / "part-00001")
-    parts.path("grids", 1).unlink()
+    parts.path(GRIDS, 1).unlink()
     assert main(["data", "grids", config, "--shard", "1", "--num_shards", "2"]) == 0
     assert tree(parts.root) == before
 
@@ -105,9 +105,9 @@ def test_pictures_are_sampled_and_cut(tmp_path, flux, capsys):
 
 def test_workers_wait_for_each_other(tmp_path, capsys):
     config, parts = begun(tmp_path)
-    begin_stage(load_config(Path(config)), "grids")
+    begin_stage(load_config(Path(config)), GRIDS)
     for part in range(2):
-        parts.write("grids", part, [])
+        parts.write(GRIDS, part, [])
     first, second = (["data", "pairs", config, "--shard", n, "--num_shards", "2"] for n in "01")
     with pytest.raises(SystemExit) as ended:
         main(first)
@@ -115,15 +115,18 @@ def test_workers_wait_for_each_other(tmp_path, capsys):
     assert "run the same command again" in capsys.readouterr().out
     assert main(second) == 0
     assert main(first) == 0
-    assert list(parts.rows("pairs")) == []
+    assert list(parts.rows(PAIRS)) == []
 
 
 @pytest.mark.parametrize("stage", ["grids", "pairs"])
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--shard", "2", "--num_shards", "2"], "shard 2 of 2: shards are numbered from 0"),
-        (["--shard", "1"], "--shard and --num_shards go together"),
+        (
+            ["--shard", "2", "--num_shards", "2"],
+            "shard 2 does not exist among 2; shards are numbered from 0",
+        ),
+        (["--shard", "1"], "the number of workers is not known; give --num_shards"),
     ],
 )
 def test_wrong_shards(tmp_path, capsys, stage, flags, complaint):
@@ -135,8 +138,8 @@ def test_wrong_shards(tmp_path, capsys, stage, flags, complaint):
 @pytest.mark.parametrize(("stage", "before"), [("grids", "prompts"), ("pairs", "grids")])
 def test_the_stage_before_is_missing(tmp_path, capsys, stage, before):
     config, parts = begun(tmp_path)
-    begin_stage(load_config(Path(config)), "grids")
-    parts.path("prompts", 0).unlink()
+    begin_stage(load_config(Path(config)), GRIDS)
+    parts.path(PROMPTS, 0).unlink()
     assert main(["data", stage, config]) == 2
     assert f"run `dsd data {before}` first" in capsys.readouterr().err
 
@@ -159,9 +162,8 @@ class Unfinite(Pipeline):
 
 def test_one_picture_that_is_not_finite_spares_the_others():
     pipeline = Unfinite()
-    teacher = PipelineTeacher(pipeline, GridsConfig(height=64, width=64), 3)
-    assert isinstance(teacher, Teacher)
-    made = teacher(["a", "broken", "b"], [1, 2, 3])
+    teacher = teacher_of(pipeline, GridsConfig(height=64, width=64), 3)
+    made = teacher.paint(["a", "broken", "b"], [1, 2, 3])
     assert made[1] is None
     for picture, seed in ((made[0], 1), (made[2], 3)):
         assert isinstance(picture, Image.Image)
@@ -179,4 +181,4 @@ def test_one_picture_that_is_not_finite_spares_the_others():
 )
 def test_settings_that_cannot_be_used(config, batch_size, complaint):
     with pytest.raises(UserError, match=complaint):
-        PipelineTeacher(Unfinite(), config, batch_size)
+        teacher_of(Unfinite(), config, batch_size)

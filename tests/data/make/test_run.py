@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kill.make import contents, run_stage, said, write_world
-from dsd_jax.data.make.config import load_config, open_parts
-from dsd_jax.data.make.parts import STAGES
+from benchmarks.kill.make import contents, pack_dataset, run_stage, said, write_world
+from dsd_jax.data.make.config import load_config
+from dsd_jax.data.make.folder import open_parts
+from dsd_jax.data.make.stages import CAPTIONS, PAIRS, PROMPTS, STAGES
 from dsd_jax.data.pairs.report import verify_folder
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
+from dsd_jax.shares import WorkerShare
 from tests.core.llm.server import Question, Server
 
-CAPTIONS, PARTS = 4, 7
+COUNT, PARTS = 4, 7
 TEXT = """
 root = "{root}"
 base_path = "flux"
@@ -66,7 +68,7 @@ def hash_of(question: Question) -> int:
 def write(world: Path, root: str, server: Server) -> Path:
     path = world / f"{root}.toml"
     path.write_text(
-        TEXT.format(root=root, url=server.openai, parts=PARTS, captions=CAPTIONS), encoding="utf-8"
+        TEXT.format(root=root, url=server.openai, parts=PARTS, captions=COUNT), encoding="utf-8"
     )
     return path
 
@@ -74,16 +76,16 @@ def write(world: Path, root: str, server: Server) -> Path:
 def run(config: Path, workers: int) -> None:
     for stage in STAGES:
         for worker in reversed(range(workers)):
-            run_stage(config, stage, (worker, workers))
-        if stage == "pairs":  # its second half needs the first of all workers
+            run_stage(config, stage, WorkerShare(worker, workers))
+        if stage is PAIRS:  # its second half needs the first of all workers
             for worker in range(workers):
-                run_stage(config, stage, (worker, workers))
-    run_stage(config, "pack")
+                run_stage(config, stage, WorkerShare(worker, workers))
+    pack_dataset(config)
 
 
 def test_any_number_of_workers_makes_the_same_files_and_nothing_is_asked_twice(tmp_path: Path):
     world = tmp_path / "world"
-    write_world(world, CAPTIONS)
+    write_world(world, COUNT)
     with Server(answer) as server:
         found, paid = {}, {}
         for workers in (1, 2, 7):
@@ -108,7 +110,7 @@ def test_any_number_of_workers_makes_the_same_files_and_nothing_is_asked_twice(t
 @pytest.mark.slow
 def test_batches_make_the_same_rows(tmp_path: Path):
     world = tmp_path / "world"
-    write_world(world, CAPTIONS)
+    write_world(world, COUNT)
     with Server(answer) as server:
         server.polls = 0
         run(write(world, "online", server), 1)
@@ -126,66 +128,66 @@ def test_batches_make_the_same_rows(tmp_path: Path):
 
 
 def test_without_a_provider_captions_are_taken_as_they_are(tmp_path: Path):
-    write_world(tmp_path / "world", CAPTIONS)
+    write_world(tmp_path / "world", COUNT)
     with Server(answer) as server:
         config = write(tmp_path / "world", "made", server)
     config.write_text(config.read_text().replace('4\nprovider = "writer"', "4", 1))
-    run_stage(config, "captions")
-    rows = list(open_parts(load_config(config)).rows("captions"))
-    assert [row["status"] for row in rows] == ["kept"] * CAPTIONS
+    run_stage(config, CAPTIONS)
+    rows = list(open_parts(load_config(config)).rows(CAPTIONS))
+    assert [row.status for row in rows] == ["kept"] * COUNT
     assert not (tmp_path / "world" / "made" / "ledgers").exists()
 
 
 def test_a_stage_out_of_order_says_what_is_missing(tmp_path: Path):
-    write_world(tmp_path / "world", CAPTIONS)
+    write_world(tmp_path / "world", COUNT)
     with Server(answer) as server:
         config = write(tmp_path / "world", "made", server)
         with pytest.raises(UserError, match="`captions` has not been begun"):
-            run_stage(config, "prompts")
-        run_stage(config, "captions", (0, 2))
+            run_stage(config, PROMPTS)
+        run_stage(config, CAPTIONS, WorkerShare(0, 2))
         with pytest.raises(UserError, match=r"part-00001.jsonl is not there; run `dsd data captio"):
-            run_stage(config, "prompts", (1, 2))
+            run_stage(config, PROMPTS, WorkerShare(1, 2))
 
 
 def test_parts_of_others_are_left_to_them(tmp_path: Path):
-    write_world(tmp_path / "world", CAPTIONS)
+    write_world(tmp_path / "world", COUNT)
     with Server(answer) as server:
         config = write(tmp_path / "world", "made", server)
-        run_stage(config, "captions", (1, 3))
+        run_stage(config, CAPTIONS, WorkerShare(1, 3))
         parts = open_parts(load_config(config))
-        done = [part for part in range(parts.count) if parts.done("captions", part)]
+        done = [part for part in range(parts.count) if parts.done(CAPTIONS, part)]
         assert done == [1, 4]
 
 
 def test_a_server_that_answers_nothing_leaves_no_part(tmp_path: Path):
-    write_world(tmp_path / "world", CAPTIONS)
+    write_world(tmp_path / "world", COUNT)
     with Server(answer) as server:
         config = write(tmp_path / "world", "made", server)
     config.write_text(config.read_text().replace('kind = "openai"', 'kind = "openai"\nretries = 0'))
     with pytest.raises(UserError, match="gave no answer"):
-        run_stage(config, "captions")
+        run_stage(config, CAPTIONS)
     assert not list((tmp_path / "world" / "made" / "captions").glob("part-*"))
 
 
 def test_files_for_another_program_are_written_for_all_parts_at_once(tmp_path: Path):
-    write_world(tmp_path / "world", CAPTIONS)
+    write_world(tmp_path / "world", COUNT)
     with Server(answer) as server:
         config = write(tmp_path / "world", "made", server)
     text = config.read_text()
     config.write_text(text.replace('kind = "openai"', 'kind = "openai"\nmode = "file"'))
     with pytest.raises(UserError) as raised:
-        run_stage(config, "captions")
+        run_stage(config, CAPTIONS)
     commands = re.findall(r"vllm run-batch -i (\S+) -o (\S+) --model", str(raised.value))
     parts = open_parts(load_config(config))
-    waiting = [part for part in range(PARTS) if not parts.done("captions", part)]
+    waiting = [part for part in range(PARTS) if not parts.done(CAPTIONS, part)]
     assert len(commands) == len(waiting) > 1
 
     verdict = '{"clear": true, "subject": "a cat", "reason": "it is one"}'
     for questions, answers in commands:
         lines = [json.loads(line) for line in Path(questions).read_text().splitlines()]
         Path(answers).write_text("".join(json.dumps(reply(line, verdict)) + "\n" for line in lines))
-    run_stage(config, "captions")
-    assert [row["status"] for row in parts.rows("captions")] == ["kept"] * CAPTIONS
+    run_stage(config, CAPTIONS)
+    assert [row.status for row in parts.rows(CAPTIONS)] == ["kept"] * COUNT
 
 
 def reply(line: dict[str, Any], text: str) -> dict[str, Any]:

@@ -1,35 +1,36 @@
-"""What the statistics of a making look like: tables for a terminal, and a plot."""
+"""Shows the statistics of a work folder: lines and tables for a terminal, and a plot."""
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsd_jax.data.make.parts import STAGES, Parts, Shard
+from dsd_jax.data.make.folder import begun_folder
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import JUDGEMENTS, PROMPTS, STAGES, STATUSES, Stage, StageRow
 from dsd_jax.data.make.statistics import (
-    STATUSES,
     Diversity,
     Judging,
-    Tally,
+    Yield,
     diversity,
     finished_rows,
     judging,
     ledger_totals,
-    making_folder,
     source_counts,
-    tally,
+    yield_of,
 )
-from dsd_jax.errors import UserError
+from dsd_jax.extras import require
 from dsd_jax.files import replacing
 from dsd_jax.llm.totals import Totals
+from dsd_jax.shares import WorkerShare
 
-__all__ = ["plot_making", "summary", "tables"]
+__all__ = ["plot_yields", "summary", "tables"]
 
 
-def summary(parts: Parts, stage: str, shard: Shard) -> str:
-    """How far one worker's part of a stage is, and what was not kept for which reason."""
-    mine = parts.mine(shard)
-    counts = tally(parts, stage, mine)
+def summary(parts: Parts, stage: Stage[StageRow], share: WorkerShare) -> str:
+    """The progress of one worker in a stage, and the reasons of rows that were not kept."""
+    mine = share.of(parts.count)
+    counts = yield_of(parts, stage, mine)
     kept = f"{counts.kept:,} of {counts.rows:,} rows kept"
     lines = [f"{stage}: {counts.finished} of {len(mine)} parts, {kept}"]
     for (status, reason), count in counts.reasons.most_common():
@@ -38,19 +39,19 @@ def summary(parts: Parts, stage: str, shard: Shard) -> str:
 
 
 def tables(root: Path) -> list[Any]:
-    """All of it as tables of rich.
+    """All statistics of a work folder, as tables of rich.
 
     Raises:
-        UserError: no such folder, or a part is damaged.
+        UserError: There is no such folder, or a part is damaged.
     """
-    parts = making_folder(root)
+    parts = begun_folder(root)
     found = [_yields(parts)]
     if counts := source_counts(root):
         found.insert(0, _source_table(counts))
-    judged = judging(finished_rows(parts, "judge"))
+    judged = judging(finished_rows(parts, JUDGEMENTS))
     if judged.verdicts.total():
         found.append(_judging_table(judged))
-    measured = diversity(finished_rows(parts, "prompts"))
+    measured = diversity(finished_rows(parts, PROMPTS))
     if measured.prompts:
         found += [_diversity_table(measured), _subjects_table(measured)]
     totals = ledger_totals(root)
@@ -73,9 +74,9 @@ def _table(title: str, *columns: str) -> Any:
 def _yields(parts: Parts) -> Any:
     table = _table("Yields", "stage", "parts", *STATUSES, "share")
     for stage in STAGES:
-        counts = tally(parts, stage)
+        counts = yield_of(parts, stage)
         table.add_row(
-            stage,
+            stage.name,
             f"{counts.finished}/{parts.count}",
             *(f"{counts.statuses[status]:,}" for status in STATUSES),
             _share(counts.kept, counts.rows),
@@ -156,36 +157,36 @@ def _safe(text: str) -> Any:
     return Text(shown[:60])  # brackets in foreign words are no markup
 
 
-def plot_making(root: Path, path: Path) -> None:
-    """Draws yields, reasons, subjects and costs.
+def plot_yields(root: Path, path: Path) -> None:
+    """Draws yields, reasons, subjects and costs of a work folder.
 
     Args:
-        root: folder of the dataset in the making.
-        path: PNG to write.
+        root: The work folder.
+        path: PNG file to write.
 
     Raises:
-        UserError: no such folder, or matplotlib is not installed, or the file cannot be written.
+        UserError: There is no such folder, matplotlib is not installed, or the file cannot be
+            written.
     """
-    parts = making_folder(root)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError:
-        raise UserError("drawing needs matplotlib; pip install 'dsd-jax[plot]'") from None
-    tallies = {stage: tally(parts, stage) for stage in STAGES}
+    require("plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    parts = begun_folder(root)
+    found = {stage.name: yield_of(parts, stage) for stage in STAGES}
     figure = Figure(figsize=(13, 8), layout="constrained")
     FigureCanvasAgg(figure)
     yields, reasons, subjects, costs = figure.subplots(2, 2).ravel()
-    _draw_yields(yields, tallies)
+    _draw_yields(yields, found)
     lost = Counter(
         {
             f"{stage}: {reason}": count
-            for stage, counts in tallies.items()
+            for stage, counts in found.items()
             for (_, reason), count in counts.reasons.items()
         }
     )
     _bars(reasons, "Why rows were not kept", lost.most_common(12), "#c8553d")
-    measured = diversity(finished_rows(parts, "prompts"))
+    measured = diversity(finished_rows(parts, PROMPTS))
     title = f"Subjects of {measured.prompts:,} prompts ({len(measured.subjects):,} different)"
     _bars(subjects, title, measured.subjects.most_common(12), "#588b8b")
     dollars = [(stage, seen.cost) for stage, seen in ledger_totals(root).items()]
@@ -195,12 +196,12 @@ def plot_making(root: Path, path: Path) -> None:
         figure.savefig(partial, format="png", dpi=110)
 
 
-def _draw_yields(axes: Any, tallies: Mapping[str, Tally]) -> None:
+def _draw_yields(axes: Any, yields: Mapping[str, Yield]) -> None:
     colours = {"kept": "#588b8b", "rejected": "#c8553d", "undecided": "#f2c14e", "failed": "#555"}
-    stages = list(tallies)
+    stages = list(yields)
     left = [0] * len(stages)
     for status, colour in colours.items():
-        counts = [tallies[stage].statuses[status] for stage in stages]
+        counts = [yields[stage].statuses[status] for stage in stages]
         axes.barh(stages, counts, left=left, color=colour, label=status)
         left = [a + b for a, b in zip(left, counts, strict=True)]
     axes.invert_yaxis()

@@ -1,0 +1,198 @@
+"""Exports adapters for the programs that read them: from a LoRA file, or from a training run.
+
+A folder for other programs holds the LoRA in `pytorch_lora_weights.safetensors`, whose names all
+say "lora", and the condition embedding in `transformer/`: the authors' program and ComfyUI's DSD
+nodes read both there and refuse them in one file.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from dsd_jax.config import FluxConfig, flux_dev
+from dsd_jax.convert.folder import new_folder
+from dsd_jax.convert.jobs import to_torch
+from dsd_jax.convert.lora.read import read_lora
+from dsd_jax.convert.lora.write import layers_of, write_lora
+from dsd_jax.convert.open import open_transformer, transformer_folder
+from dsd_jax.convert.readers import lora_notices, model_notices
+from dsd_jax.errors import UserError
+from dsd_jax.lora import Adapter
+from dsd_jax.parts import Component, with_condition
+from dsd_jax.runs import read_trained
+from dsd_jax.types import DTypeLike
+
+__all__ = ["Exported", "LoraForm", "convert_lora", "export_run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraForm:
+    """How an adapter is written.
+
+    Attributes:
+        layout: "peft" or "kohya".
+        dtype: cast to it; by default everything keeps its dtype, and what was trained in float32
+            stays in float32.
+        single_file: keep the condition embedding in the LoRA file, and write no `transformer/`.
+    """
+
+    layout: str = "peft"
+    dtype: DTypeLike | None = None
+    single_file: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written, and what the user should know of it, one sentence each."""
+
+    paths: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+def convert_lora(
+    source: epath.PathLike,
+    target: str,
+    form: LoraForm | None = None,
+    *,
+    base: epath.PathLike | None = None,
+) -> Exported:
+    """Writes a LoRA file of any dialect for other programs.
+
+    Args:
+        source: LoRA file or folder.
+        target: new folder; or a file ending in `.safetensors`.
+        form: how it is written.
+        base: the transformer it adapts, alone or in a pipeline; default: one of FLUX.1-dev's size.
+            Its weights are needed only for an adapter with a condition embedding.
+
+    Raises:
+        UserError: an adapter that cannot be read or does not fit, or a condition embedding that
+            the form has no place for; nothing is left behind.
+    """
+    form = form or LoraForm()
+    config = flux_dev() if base is None else open_transformer(epath.Path(base)).config
+    advice = "give that model as --base_path" if base is None else ""
+    adapter, report = read_lora(source, config, other_size=advice)
+    written = _write(adapter, target, form, config, base)
+    return dataclasses.replace(written, notices=(*report.notices, str(report), *written.notices))
+
+
+def export_run(
+    checkpoints: epath.PathLike,
+    target: str,
+    form: LoraForm | None = None,
+    *,
+    base: epath.PathLike | None = None,
+    step: int | None = None,
+    merge: bool = False,
+) -> Exported:
+    """Writes what a run has trained for other programs.
+
+    A run of all parameters, and `merge`, give a `transformer/` without a LoRA.
+
+    Args:
+        checkpoints: folder of the run's checkpoints.
+        target: new folder; a file ending in `.safetensors` only where that can hold everything.
+        form: how it is written.
+        base: the base of the run, if it has moved since.
+        step: which checkpoint; default: the newest.
+        merge: add the LoRA to the weights of the transformer.
+
+    Raises:
+        UserError: no such checkpoint, another base than the run's, or a target that cannot hold
+            what was trained; nothing is left behind.
+    """
+    form = form or LoraForm()
+    trained, run = read_trained(checkpoints, step)
+    adapter = _adapter_of(trained, run, checkpoints)
+    root = base if base is not None else run["base"]["path"]
+    component = with_condition(_base_of(run, root), [(adapter, 1.0)])
+    whole = not adapter.factors
+    if form.single_file and (merge or whole):
+        what = "--merge" if merge else "a run of all parameters"
+        raise UserError(f"--single_file writes a LoRA; {what} gives a transformer without one")
+    if merge or whole:
+        if target.endswith(".safetensors"):
+            raise UserError(f"{target}: this export holds a transformer; give a folder")
+        with new_folder(target) as work:
+            notices = to_torch(
+                component.path, work / "transformer", dtype=form.dtype, adapters=[(adapter, 1.0)]
+            )
+            notices += model_notices("diffusers") if component.config.condition_embed else []
+        return Exported((f"{target}/transformer",), tuple(notices))
+    return _write(adapter, target, form, component.config, component.path)
+
+
+def _adapter_of(
+    trained: Mapping[str, np.ndarray], run: Mapping[str, Any], checkpoints: epath.PathLike
+) -> Adapter:
+    """The trained parameters as an adapter at scale 1; alpha / rank is folded into B."""
+    lora = run["config"]["lora"]
+    scale = 1.0 if lora is None or not lora["alpha"] else lora["alpha"] / lora["rank"]
+    factors = {
+        path: tensor * np.float32(scale) if path.endswith(".lora_b") and scale != 1 else tensor
+        for path, tensor in trained.items()
+        if ".lora_" in path
+    }
+    full = {path: tensor for path, tensor in trained.items() if path not in factors}
+    folder = Path(checkpoints)
+    name = folder.parent.name if folder.name == "checkpoints" else folder.name
+    return Adapter(factors, full, name=f"step {run['step']} of {name}")
+
+
+def _base_of(run: Mapping[str, Any], path: epath.PathLike) -> Component[FluxConfig]:
+    """The base of a run, checked against the digests that the run has recorded."""
+    component = open_transformer(epath.Path(path), fingerprint=True)
+    held, given = run["base"]["sha256"], component.sha256()
+    if held and given and held != given:
+        raise UserError(
+            f"{path} is not the base that this run was trained on; give that one as --base_path"
+        )
+    return component
+
+
+def _write(
+    adapter: Adapter,
+    target: str,
+    form: LoraForm,
+    config: FluxConfig,
+    base: epath.PathLike | None,
+) -> Exported:
+    """Writes an adapter: one file, or a folder with what belongs into `transformer/`."""
+    single = target.endswith(".safetensors")
+    layers = layers_of(adapter, config, form.layout)
+    kept = form.single_file and bool(adapter.full)
+    notices = lora_notices(layers, form.layout, embedding=kept)
+    if not form.single_file and adapter.full and (single or base is None):
+        way = (
+            f"give a folder as target{' and the base as --base_path' if base is None else ''}"
+            if single
+            else "give the base as --base_path"
+        )
+        raise UserError(
+            f"{adapter.name} holds a condition embedding, which other programs read from a "
+            f"transformer/ beside the LoRA: {way}; or --single_file keeps it in the LoRA file"
+        )
+    if single:
+        file = write_lora(target, adapter, config, form.layout, form.dtype)
+        return Exported((str(file),), tuple(notices))
+    paths = []
+    with new_folder(target) as work:
+        if adapter.full and not form.single_file:
+            assert base is not None  # refused above
+            own = Adapter({}, adapter.full, name=adapter.name)
+            transformer = transformer_folder(epath.Path(base))
+            notices += to_torch(
+                transformer, work / "transformer", dtype=form.dtype, adapters=[(own, 1.0)]
+            )
+            notices += model_notices("diffusers")
+            adapter = dataclasses.replace(adapter, full={})
+            paths.append(f"{target}/transformer")
+        if layers or not paths:
+            file = write_lora(work, adapter, config, form.layout, form.dtype)
+            paths.append(f"{target}/{file.name}")
+    return Exported(tuple(paths), tuple(notices))

@@ -1,0 +1,198 @@
+"""Runs the stages: part by part, rows of the stage before become rows of this one."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Generic, TypeVar
+
+from dsd_jax.data.make.captions import CaptionFilter, sampled
+from dsd_jax.data.make.config import MakeConfig
+from dsd_jax.data.make.crops import panels_of
+from dsd_jax.data.make.describe import Describer
+from dsd_jax.data.make.folder import begin_stage
+from dsd_jax.data.make.grids import Teacher, paint_grids
+from dsd_jax.data.make.judge import Judge
+from dsd_jax.data.make.pairs import make_pairs
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.prompts import PromptWriter
+from dsd_jax.data.make.stages import (
+    CAPTIONS,
+    GRIDS,
+    JUDGEMENTS,
+    PAIRS,
+    PROMPTS,
+    Caption,
+    Pair,
+    Stage,
+    StageRow,
+)
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.messages import Ask
+from dsd_jax.llm.session import Session
+from dsd_jax.llm.transport import AnswersPending
+from dsd_jax.progress import progress
+from dsd_jax.shares import WorkerShare
+
+__all__ = ["CountTokens", "OthersFirst", "Tools", "run_stage"]
+
+T = TypeVar("T")
+CountTokens = Callable[[str], int]
+"""CLIP tokens of a text, start and end included."""
+
+
+class OthersFirst(Exception):  # noqa: N818 - nothing is wrong
+    """This worker has done what it can until other workers are done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What stages use besides language models; each is opened only if it is needed.
+
+    Attributes:
+        teacher: Opens the text-to-image model.
+        count_tokens: Opens the tokenizer.
+    """
+
+    teacher: Callable[[], Teacher]
+    count_tokens: Callable[[], CountTokens]
+
+
+def run_stage(
+    config: MakeConfig, stage: Stage[StageRow], share: WorkerShare, tools: Tools
+) -> Parts:
+    """Finishes this worker's parts of a stage.
+
+    Returns:
+        The work folder.
+
+    Raises:
+        UserError: The stage before is not finished, or the stage cannot go on; what was made and
+            answered is kept.
+        OthersFirst: Pairs are compared across all grids, and other workers have not cut theirs.
+        AnswersPending: Another program has to answer the files of some parts; the others are done.
+    """
+    parts = begin_stage(config, stage)
+    if stage is GRIDS:
+        paint_grids(parts, config.grids, tools.teacher, share)
+    elif stage is PAIRS:
+        if waiting := make_pairs(parts, config.pairs, share):
+            raise OthersFirst(
+                f"the grids of this worker are cut; {len(waiting)} of {parts.count} parts of other "
+                "workers are not. Pairs are compared across all of them, so run the same command "
+                "again when those are done"
+            )
+    else:
+        todo = [part for part in share.of(parts.count) if not parts.done(stage, part)]
+        if todo:
+            _ask(parts, _asking(config, stage, parts, tools), todo)
+    return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asking(Generic[T]):
+    """A stage that asks a language model.
+
+    Attributes:
+        provider: Whom it asks. None: nobody.
+        items: Rows of a part that need no question, and the items that are asked about.
+        work: Asks about an item and makes its rows.
+    """
+
+    stage: Stage[StageRow]
+    provider: ProviderConfig | None
+    items: Callable[[int], tuple[Sequence[StageRow], Sequence[T]]]
+    work: Callable[[T, Ask], Awaitable[Sequence[StageRow]]]
+
+
+def _ask(parts: Parts, asking: _Asking[T], todo: Sequence[int]) -> None:
+    waiting: list[AnswersPending] = []
+    with progress(asking.stage.name, len(todo), "parts") as advance:
+        for part in todo:
+            # A part that waits for answers of another program does not keep the others waiting.
+            with parts.writing(asking.stage, part), _collected(waiting):
+                ready, asked = asking.items(part)
+                rows = list(ready)
+                if asked:
+                    advance_item = functools.partial(advance, 1 / len(asked))
+                    rows += _answered(parts, asking, part, asked, advance_item)
+                else:
+                    advance()
+                parts.write(asking.stage, part, rows)
+    if waiting:
+        raise AnswersPending("\n".join(map(str, waiting)))
+
+
+@contextlib.contextmanager
+def _collected(waiting: list[AnswersPending]) -> Iterator[None]:
+    try:
+        yield
+    except AnswersPending as error:
+        waiting.append(error)
+
+
+def _answered(
+    parts: Parts, asking: _Asking[T], part: int, items: Sequence[T], advance: Callable[[], None]
+) -> list[StageRow]:
+    assert asking.provider is not None  # without one nothing is asked
+    session = Session(asking.provider, parts.ledger(asking.stage, part))
+    rows: list[StageRow] = []
+    for _, made in session.run(items, asking.work):
+        for row in made:
+            session.note(row.status == "undecided")
+        rows += made
+        advance()
+    return rows
+
+
+def _asking(config: MakeConfig, stage: Stage[StageRow], parts: Parts, tools: Tools) -> _Asking[Any]:
+    wording, provider = config.wording(stage), config.provider(stage)
+    if stage is CAPTIONS:
+        by_part, _ = sampled(parts, config.captions)
+
+        def sample(part: int) -> tuple[list[Caption], list[Caption]]:
+            settled = [row for row in by_part[part] if not (row.kept and provider)]
+            return settled, [row for row in by_part[part] if row.kept and provider]
+
+        return _Asking(stage, provider, sample, _single(CaptionFilter(wording)))
+    if stage is PROMPTS:
+        writer = PromptWriter(config.prompts, wording, tools.count_tokens())
+        return _Asking(
+            stage, provider, lambda part: ((), parts.kept(CAPTIONS, part)), _single(writer)
+        )
+    if stage is JUDGEMENTS:
+        judge = Judge(
+            config.judge,
+            wording,
+            panels_of(parts),
+            lambda grid: parts.picture(grid).read_bytes(),
+        )
+        return _Asking(stage, provider, lambda part: ((), _by_grid(_pairs(parts, part))), judge)
+    describer = Describer(config.caption, wording, tools.count_tokens(), panels_of(parts))
+    return _Asking(stage, provider, lambda part: ((), _by_grid(_judged(parts, part))), describer)
+
+
+def _single(
+    work: Callable[[T, Ask], Awaitable[StageRow]],
+) -> Callable[[T, Ask], Awaitable[Sequence[StageRow]]]:
+    async def listed(item: T, ask: Ask) -> Sequence[StageRow]:
+        return [await work(item, ask)]
+
+    return listed
+
+
+def _pairs(parts: Parts, part: int) -> list[Pair]:
+    """Pairs that passed the filters."""
+    return [row for row in parts.kept(PAIRS, part) if isinstance(row, Pair)]
+
+
+def _judged(parts: Parts, part: int) -> list[Pair]:
+    """Pairs whose judgement is yes."""
+    yes = {row.id for row in parts.kept(JUDGEMENTS, part)}
+    return [pair for pair in _pairs(parts, part) if pair.id in yes]
+
+
+def _by_grid(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Pairs of the same grid together; they follow each other in the order of their ids."""
+    return [list(each) for _, each in groupby(pairs, key=lambda pair: pair.grid_id)]

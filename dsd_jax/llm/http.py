@@ -1,0 +1,209 @@
+"""HTTP as all providers are asked over it: bounded answers, no redirects, no retries."""
+
+import abc
+import json
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import httpx2
+
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.dialect import Dialect
+from dsd_jax.llm.messages import Answer, Request
+from dsd_jax.llm.reading import MOST_BYTES
+from dsd_jax.llm.transport import Access, Failed, Raw, failure_of
+
+__all__ = ["MOST_RESULTS", "HttpTransport", "http_client", "http_failure"]
+
+MOST_RESULTS = 1 << 30
+"""Bytes of the results of a batch."""
+
+_PACKED = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # encoding -> window bits of zlib
+
+
+class _TooLargeError(httpx2.RequestError):
+    """A response with more bytes than an answer may have, before or after decompression."""
+
+
+class _StatusError(httpx2.RequestError):
+    """A response with an error status, or a redirect.
+
+    Attributes:
+        failure: What it means.
+    """
+
+    def __init__(self, failure: Failed) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class _BadPackingError(httpx2.RequestError):
+    """A response that is compressed in an unknown or broken way."""
+
+
+def _bounded(most: int) -> Callable[[httpx2.Response], Awaitable[None]]:
+    """A hook that reads each response up to a size, and decompresses it up to the same size.
+
+    The library itself would read without a limit, and decompress a small response to any size. A
+    response that is no success raises `_StatusError` here, before a client looks at it.
+    """
+
+    async def read(response: httpx2.Response) -> None:
+        stream, portions, size = response.stream, [], 0
+        assert isinstance(stream, httpx2.AsyncByteStream)
+        try:
+            async for portion in stream:
+                size += len(portion)
+                _check(size, most)
+                portions.append(portion)
+        finally:
+            await stream.aclose()
+        content = b"".join(portions)
+        for encoding in reversed(response.headers.get("content-encoding", "").split(",")):
+            content = _unpacked(content, encoding.strip().lower(), most)
+        response.headers.pop("content-encoding", None)
+        if not response.is_success:
+            raise _StatusError(failure_of(response.status_code, content, response.headers))
+        response.stream = httpx2.ByteStream(content)
+
+    return read
+
+
+def _unpacked(content: bytes, encoding: str, most: int) -> bytes:
+    if encoding in {"", "identity"} or not content:
+        return content
+    if encoding not in _PACKED:
+        raise _BadPackingError(f"unknown encoding {encoding[:20]!r}")
+    try:
+        unpacker = zlib.decompressobj(_PACKED[encoding])
+        unpacked = unpacker.decompress(content, most + 1)
+    except zlib.error:
+        raise _BadPackingError("broken compression") from None
+    _check(len(unpacked), most)
+    if not unpacker.eof:
+        raise _BadPackingError("the compressed data is cut off")
+    return unpacked
+
+
+def _check(size: int, most: int) -> None:
+    if size > most:
+        raise _TooLargeError(f"the answer has more than {most >> 20} MiB")
+
+
+def http_client(
+    provider: ProviderConfig,
+    *,
+    headers: Mapping[str, str] | None = None,
+    most: int = MOST_BYTES,
+) -> httpx2.AsyncClient:
+    """A client that follows no redirect, which would carry the key to another host.
+
+    Args:
+        provider: Whose host, timeout and number of connections it uses.
+        headers: Sent with every request.
+        most: Bytes of a response.
+    """
+    in_flight = provider.max_in_flight
+    limits = httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
+    return httpx2.AsyncClient(
+        base_url=provider.url,
+        headers={"Accept-Encoding": "gzip, deflate", **(headers or {})},
+        timeout=provider.timeout,
+        follow_redirects=False,
+        limits=limits,
+        event_hooks={"response": [_bounded(most)]},
+    )
+
+
+def http_failure(error: Exception) -> Failed:
+    """The failure that an exception of the HTTP library, or of a client above it, means.
+
+    Only the exception's type is repeated, since its text may hold headers.
+    """
+    if not isinstance(error, httpx2.HTTPError) and isinstance(error.__cause__, httpx2.HTTPError):
+        error = error.__cause__  # of OpenAI's client
+    if isinstance(error, _StatusError):
+        return error.failure
+    if isinstance(error, _TooLargeError):
+        return Failed("invalid", str(error), maybe_charged=True)
+    if isinstance(error, _BadPackingError):
+        return Failed("retry", f"the answer cannot be unpacked: {error}", maybe_charged=True)
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        return Failed("retry", f"no connection: {type(error).__name__}")
+    if isinstance(error, httpx2.TimeoutException):
+        return Failed("retry", "the server took too long", maybe_charged=True)
+    what = "connection" if isinstance(error, httpx2.HTTPError | OSError) else "client"
+    words = f"the {what} failed: {type(error).__name__}"
+    return Failed("retry", words, maybe_charged=True)
+
+
+class HttpTransport(abc.ABC):
+    """Questions one by one, as JSON over HTTP; a subclass knows the form of one provider.
+
+    The bodies of answers reach the ledger as bytes that nothing has looked at.
+    """
+
+    id_header = ""
+    """Header that names the exchange."""
+
+    def __init__(self, provider: ProviderConfig, access: Access) -> None:
+        self._provider, self._dialect = provider, Dialect.of(provider)
+        self._client = http_client(provider, headers=self.headers(provider, access))
+
+    @abc.abstractmethod
+    def headers(self, provider: ProviderConfig, access: Access) -> Mapping[str, str]:
+        """The headers that hold the key."""
+
+    @abc.abstractmethod
+    def path(self) -> str:
+        """Where questions go, relative to the provider's address."""
+
+    @abc.abstractmethod
+    def body(self, request: Request, dialect: Dialect) -> Mapping[str, Any]:
+        """A question as JSON."""
+
+    @abc.abstractmethod
+    def read(self, raw: Raw) -> Answer:
+        """As `Transport.read`."""
+
+    async def send(self, request: Request) -> Raw:
+        """As `Transport.send`; after a refusal of a spelling, the next one is tried.
+
+        A refused spelling costs nothing. The one that the server takes is used from then on.
+        """
+        dialect = self._dialect
+        tried = {dialect}
+        try:
+            return await self._post(self.body(request, dialect))
+        except Failed as error:
+            failure = error
+        while (refused := dialect.refused(failure)) and (other := dialect.after(refused)):
+            if other in tried:
+                break
+            tried.add(other)
+            try:
+                raw = await self._post(self.body(request, other))
+            except Failed as again:
+                dialect = other
+                if other.refused(again) != refused:  # else the first refusal says why
+                    failure = again
+            else:
+                self._dialect = other
+                return raw
+        raise failure
+
+    async def _post(self, body: Mapping[str, Any]) -> Raw:
+        try:
+            response = await self._client.post(
+                self.path(),
+                content=json.dumps(body, ensure_ascii=False).encode(),
+                headers={"Content-Type": "application/json"},
+            )
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise http_failure(error) from None
+        return Raw(response.content, response.headers.get(self.id_header, ""))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()

@@ -1,0 +1,74 @@
+"""Batches as JSON Lines: a question's line for OpenAI and vLLM, and lines of results."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.dialect import Dialect
+from dsd_jax.llm.messages import Request
+from dsd_jax.llm.openai import chat_body
+from dsd_jax.llm.reading import parsed_body
+from dsd_jax.llm.transport import Failed, Raw, failure_of
+
+__all__ = ["Results", "chat_line", "chat_results", "read_results"]
+
+Results = dict[str, Raw | Failed]
+
+
+def chat_line(key: str, request: Request, provider: ProviderConfig, dialect: Dialect) -> bytes:
+    """A question as a line of OpenAI's batch files, which `vllm run-batch` reads too."""
+    line = {
+        "custom_id": key,
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": chat_body(request, provider, dialect),
+    }
+    return json.dumps(line, ensure_ascii=False).encode()
+
+
+def chat_results(content: bytes) -> Results:
+    """Outcomes in a file of results of OpenAI's form."""
+    return read_results(content, "custom_id", _chat_failure)
+
+
+def read_results(
+    content: bytes, name: str, failure: Callable[[dict[str, Any]], Failed | None]
+) -> Results:
+    """Outcomes of questions, by key. Each line has its own fate.
+
+    A line that is not JSON is an answer that cannot be read, if it names its question. A last line
+    without an end is passed over unless it is complete.
+
+    Args:
+        content: A file of results.
+        name: Name of the key in a line.
+        failure: The failure that a line means, or None if it holds an answer.
+    """
+    found: Results = {}
+    naming = re.compile(rb'"' + name.encode() + rb'"\s*:\s*"([^"\\]{1,200})"')
+    for ended in io.BytesIO(content):
+        line = ended.rstrip(b"\r\n")
+        try:
+            parsed = parsed_body(line)
+        except ValueError:
+            key = naming.search(line)
+            if key is not None and ended.endswith(b"\n"):
+                found[key[1].decode(errors="replace")] = Raw(line)
+            continue
+        if isinstance(key := parsed.get(name), str):
+            found[key] = failure(parsed) or Raw(line)
+    return found
+
+
+def _chat_failure(line: dict[str, Any]) -> Failed | None:
+    response = line.get("response")
+    response = response if isinstance(response, dict) else {}
+    if (status := response.get("status_code")) == 200:
+        return None
+    # Some servers give the reason beside the response, without a status.
+    words = {"error": line["error"]} if line.get("error") else response.get("body")
+    code = status if isinstance(status, int) and 100 <= status < 600 else 500
+    return failure_of(code, json.dumps(words), {})

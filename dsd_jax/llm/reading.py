@@ -1,0 +1,236 @@
+"""The one reader of answers: text, thoughts, JSON, usage and the reason of the end.
+
+Every provider's form ends here, and so does every stage that makes something of an answer.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dsd_jax.llm.messages import Answer, Finish, Usage
+from dsd_jax.structured import Limits, MalformedError, parse_json
+
+__all__ = [
+    "LONGEST",
+    "MOST_BYTES",
+    "answer_of",
+    "finish_of",
+    "json_of",
+    "parsed_body",
+    "problem_of",
+    "usage_of",
+]
+
+LONGEST = 50_000
+"""Characters of an answer's text; no question of this package needs a tenth of it."""
+MOST_BYTES = 32 << 20
+"""Bytes of one answer as a provider sends it."""
+
+_ENVELOPE = Limits(size=MOST_BYTES, depth=64, lenient=True)
+_OBJECT = Limits(size=4 * LONGEST, depth=32)
+_MOST_TOKENS = 100_000_000  # more than any model reads or writes; a larger count is absurd
+_LONGEST_NAME = 200  # characters of a model's name or a request's id
+_OBJECTS_TRIED = 64  # opening braces at which a JSON object is looked for
+_TEXT_TYPES = (None, "text", "output_text")
+_THOUGHT_TYPES = ("thinking", "redacted_thinking", "thought", "reasoning", "reasoning_text")
+# The tags of thoughts: of most models, of Kimi, and of Mistral.
+_THOUGHT_TAG = re.compile(
+    r"[<◁](/?)(?:\w{1,20}:)?(?i:think|thinking|thoughts?|reasoning|reflection)[>▷]|\[(/?)THINK\]"
+)
+
+_FINISHES: dict[str, Finish] = {
+    **dict.fromkeys(
+        """stop eos eos_token end end_turn stop_sequence stop_token complete completed finished done
+        success""".split(),
+        "stop",
+    ),
+    **dict.fromkeys(
+        """length max_tokens max_output_tokens max_completion_tokens max_length model_length
+        token_limit context_length model_context_window_exceeded""".split(),
+        "length",
+    ),
+    **dict.fromkeys(
+        """content_filter content_filtered safety refusal refused blocked blocklist moderation
+        recitation prohibited_content spii language image_safety image_prohibited_content
+        image_recitation model_armor""".split(),
+        "blocked",
+    ),
+}
+
+
+def parsed_body(body: bytes) -> dict[str, Any]:
+    """The JSON object that a provider sent.
+
+    Raises:
+        ValueError: It is not a JSON object, or too deep or large to be an answer.
+    """
+    return parse_json(body, "the answer", dict, _ENVELOPE)
+
+
+def answer_of(
+    content: object,
+    finish: Finish,
+    *,
+    model: object,
+    request_id: object,
+    usage: Usage | None,
+) -> Answer:
+    """An answer from the parts of a provider's form.
+
+    Args:
+        content: What the form holds as the content: a text, a list of parts, or None.
+        finish: Why the answer ended, by `finish_of`.
+        model: Name of the answering model, unchecked.
+        request_id: The provider's name of the exchange, unchecked.
+        usage: Tokens, by `usage_of`.
+    """
+    text = _text_of(content)
+    if text is None and finish in {"stop", "length", "other"}:
+        finish = "not_text"
+    return Answer(
+        text=_without_thoughts(text or ""),
+        finish=finish,
+        model=_name(model),
+        request_id=_name(request_id),
+        usage=usage,
+    )
+
+
+def finish_of(word: object, content: object, words: Mapping[str, Finish]) -> Finish:
+    """Why an answer ended, by a provider's word for it.
+
+    Many servers say nothing (null) when an answer is complete; this counts as `stop` if there is
+    content.
+
+    Args:
+        word: The provider's word, unchecked.
+        content: The content of the answer.
+        words: Words of this server and what they mean, before the known ones.
+    """
+    if not isinstance(word, str) or not word:
+        return "stop" if content and word in (None, "") else "other"
+    return words.get(word) or _FINISHES.get(word.lower(), "other")
+
+
+def usage_of(read: object, cached: object, written: object) -> Usage | None:
+    """Tokens from three counts of a provider; None if a count is missing or absurd.
+
+    Args:
+        read: Tokens of the question.
+        cached: Tokens of the question that the provider had cached; None if it does not say.
+        written: Tokens of the answer.
+    """
+    counts = [_count(each) for each in (read, 0 if cached is None else cached, written)]
+    if None in counts:
+        return None
+    made = Usage(*(int(each or 0) for each in counts))
+    return made if made.cached <= made.input else None
+
+
+def problem_of(answer: Answer) -> str | None:
+    """Why there is no complete text: blocked, cut_off, not_text, ended_oddly, too_long, empty."""
+    if answer.finish != "stop":
+        known = {"blocked": "blocked", "length": "cut_off", "not_text": "not_text"}
+        return known.get(answer.finish, "ended_oddly")
+    if len(answer.text) > LONGEST:
+        return "too_long"
+    return None if answer.text.strip() else "empty"
+
+
+def json_of(text: str) -> dict[str, Any] | None:
+    """The one JSON object in a text, with whatever words stand around it.
+
+    None if there is no object, or if there are different ones.
+    """
+    if len(text) > LONGEST:
+        return None
+    found: list[dict[str, Any]] = []
+    decoder = json.JSONDecoder()
+    position = tried = 0
+    while (position := text.find("{", position)) >= 0 and tried < _OBJECTS_TRIED:
+        tried += 1
+        try:
+            _, end = decoder.raw_decode(text, position)
+            found.append(parse_json(text[position:end], "the answer", dict, _OBJECT))
+        except MalformedError:
+            return None
+        except (ValueError, RecursionError):
+            position += 1
+        else:
+            position = end
+    return found[0] if found and all(each == found[0] for each in found) else None
+
+
+def _text_of(content: object) -> str | None:
+    """The text of a content; None if it is not text, or not one that UTF-8 can hold."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        content = _joined(content)
+    if not isinstance(content, str):
+        return None
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        return None
+    return content
+
+
+def _joined(parts: list[Any]) -> str | None:
+    """The texts of a list of parts; thoughts and pictures beside them are passed over."""
+    texts: list[str] = []
+    others = 0
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif not isinstance(part, dict):
+            return None
+        elif part.get("thought") or part.get("type") in _THOUGHT_TYPES:
+            continue
+        elif part.get("type") in _TEXT_TYPES and "text" in part:
+            if not isinstance(part["text"], str):
+                return None
+            texts.append(part["text"])
+        else:
+            others += 1
+    return None if others and not texts else "".join(texts)
+
+
+def _without_thoughts(text: str) -> str:
+    """A text without what a model wrote as its thoughts before the answer.
+
+    A closing tag without an opening one ends thoughts that began with the text, since some
+    templates write the opening tag themselves. An opening tag without a closing one starts thoughts
+    that never ended.
+    """
+    kept: list[str] = []
+    position, thinking = 0, False
+    for tag in _THOUGHT_TAG.finditer(text):
+        if not (tag[1] or tag[2]):
+            if not thinking:
+                kept.append(text[position : tag.start()])
+            thinking = True
+        else:
+            if not thinking:
+                kept.clear()
+            position, thinking = tag.end(), False
+    if not position and not thinking:
+        return text
+    return "".join([*kept, "" if thinking else text[position:]]).strip()
+
+
+def _count(value: object) -> int | None:
+    """A number of tokens; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value) or value != int(value) or not 0 <= value <= _MOST_TOKENS:
+        return None
+    return int(value)
+
+
+def _name(value: object) -> str:
+    """A short printable name that UTF-8 can hold; empty for what is no text."""
+    text = value if isinstance(value, str) else ""
+    return "".join(x if x.isprintable() else "\ufffd" for x in text[:_LONGEST_NAME])

@@ -1,0 +1,238 @@
+"""Keeps a key out of everything that is stored or said, however a server spells it.
+
+A server can repeat the key that it was sent: as it is, with JSON escapes, in the quoting of
+addresses, in base64 or hexadecimal digits, or in parts. A text is decoded and searched, and the key
+is blotted out where it is found. A text that still holds it afterwards is withheld as a whole.
+"""
+
+import base64
+import bisect
+import contextlib
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["WITHHELD", "Scrubber", "guard_logs"]
+
+BLOT = "[key]"
+WITHHELD = "[withheld: it repeats the key]"
+_SHORTEST = 8  # a shorter key, such as `none` for a local server, is no secret but an ordinary word
+_SHORTEST_HALVED = 16
+_LEVELS = 4  # escapes inside escapes
+# Escapes of JSON, Python, addresses and HTML, also when their own marks were escaped again; line
+# breaks, which base64 may be wrapped at.
+_ESCAPE = re.compile(
+    r"""\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|[nr]|([^nr]))
+    |%(?:25)*([0-9a-fA-F]{2})
+    |&\#(?:[xX]([0-9a-fA-F]{1,6})|([0-9]{1,7}));?
+    |[\r\n]+[\ \t]*""",
+    re.VERBOSE | re.DOTALL,
+)
+_ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
+
+Span = tuple[int, int]
+
+
+class Scrubber:
+    """Finds and blots out one key. Without a key it changes nothing."""
+
+    def __init__(self, secret: str | None) -> None:
+        self._needles = () if secret is None or len(secret) < _SHORTEST else tuple(_needles(secret))
+
+    def text(self, text: str) -> str:
+        """A text without the key."""
+        if not (spans := self._find(text)):
+            return text
+        parts, position = [], 0
+        for start, end in spans:
+            parts += [text[position:start], BLOT]
+            position = end
+        cleaned = "".join([*parts, text[position:]])
+        return WITHHELD if self.holds(cleaned) else cleaned
+
+    def body(self, body: bytes) -> bytes:
+        """The body of an answer without the key; bytes that are not UTF-8 stay as they are."""
+        if not self._needles:
+            return body
+        text = body.decode("utf-8", "surrogateescape")
+        if b"\0" in body and self.holds(text.replace("\0", "")):  # UTF-16 or UTF-32
+            return WITHHELD.encode()
+        cleaned = self.text(text)
+        return body if cleaned is text else cleaned.encode("utf-8", "surrogateescape")
+
+    def holds(self, text: str) -> bool:
+        """Whether the key, or half of it, is in a text."""
+        return bool(self._find(text))
+
+    def _find(self, text: str) -> list[Span]:
+        """Where the key is, in order and without overlaps."""
+        if not self._needles:
+            return []
+        spans = list(self._direct(text))
+        maps: list[_Map] = []
+        level = text
+        for _ in range(_LEVELS):
+            decoded, positions = _decoded(level)
+            if decoded == level:
+                break
+            maps.append(positions)
+            for span in self._direct(decoded):
+                for each in reversed(maps):
+                    span = each.back(span)  # noqa: PLW2901 - level by level
+                spans.append(span)
+            level = decoded
+        return _merged(spans)
+
+    def _direct(self, text: str) -> Iterator[Span]:
+        """Where a spelling of the key, or enough of it, stands without escapes.
+
+        A run of `window` characters of a needle holds at least one of its `anchors`; these are
+        searched for, and extended as far as the needle goes on.
+        """
+        lowered = text.lower()
+        if len(lowered) != len(text):
+            lowered = text.translate(_ASCII_LOWER)
+        for needle, window in self._needles:
+            size = max(1, window // 2)
+            for offset in (*range(0, len(needle) - size + 1, size), len(needle) - size):
+                anchor = needle[offset : offset + size]
+                position = lowered.find(anchor)
+                while position >= 0:
+                    start, first = position, offset
+                    while first and start and lowered[start - 1] == needle[first - 1]:
+                        start, first = start - 1, first - 1
+                    end, last = position + size, offset + size
+                    while last < len(needle) and lowered[end : end + 1] == needle[last]:
+                        end, last = end + 1, last + 1
+                    if end - start >= window:
+                        yield start, end
+                    position = lowered.find(anchor, end)
+
+
+def _needles(secret: str) -> Iterator[tuple[str, int]]:
+    """Spellings of a key in lower case, and how many characters in a row give it away."""
+    halved = len(secret) >= _SHORTEST_HALVED
+    window = len(secret) // 2 if halved else len(secret)
+    yield secret.lower(), window
+    data = secret.encode()
+    digits = data.hex()
+    yield digits, 2 * window if halved else len(digits)
+    for offset in range(3):  # of the key within the bytes that are encoded, in threes
+        encoded = base64.b64encode(b"\0" * offset + data).decode()
+        # Without the letters that hold bits of what stands before and after.
+        core = encoded[-(-8 * offset // 6) : 8 * (offset + len(data)) // 6]
+        least = (8 * window - 10) // 6 if halved else len(core)
+        for spelling in {core, core.replace("+", "-").replace("/", "_")}:
+            yield spelling.lower(), least
+
+
+class _Map:
+    """From positions in a decoded text back to the text before."""
+
+    def __init__(self) -> None:
+        self.decoded: list[int] = []  # where each piece starts in the decoded text
+        self.before: list[Span] = []  # where it was
+        self.escaped: list[bool] = []
+
+    def add(self, decoded: int, before: Span, *, escaped: bool) -> None:
+        self.decoded.append(decoded)
+        self.before.append(before)
+        self.escaped.append(escaped)
+
+    def back(self, span: Span) -> Span:
+        """Where a span of the decoded text was."""
+        return self._at(span[0])[0], self._at(span[1] - 1)[1]
+
+    def _at(self, position: int) -> Span:
+        piece = bisect.bisect_right(self.decoded, position) - 1
+        start, end = self.before[piece]
+        if self.escaped[piece]:
+            return start, end
+        start += position - self.decoded[piece]
+        return start, start + 1
+
+
+def _decoded(text: str) -> tuple[str, _Map]:
+    """A text with its escapes replaced, once."""
+    parts: list[str] = []
+    positions = _Map()
+    length = before = 0
+    for match in _ESCAPE.finditer(text):
+        if match.start() > before:
+            positions.add(length, (before, match.start()), escaped=False)
+            parts.append(text[before : match.start()])
+            length += match.start() - before
+        if letter := _letter(match):
+            positions.add(length, match.span(), escaped=True)
+            parts.append(letter)
+            length += len(letter)
+        before = match.end()
+    if before < len(text):
+        positions.add(length, (before, len(text)), escaped=False)
+        parts.append(text[before:])
+    return "".join(parts), positions
+
+
+def _letter(match: re.Match[str]) -> str:
+    wide, short, plain, quoted, hexadecimal, decimal = match.groups()
+    if plain is not None:
+        return str(plain)
+    if decimal is not None:
+        code = int(decimal)
+    else:
+        code = int(wide or short or quoted or hexadecimal or "110000", 16)
+    return chr(code) if code < 0x110000 else ""
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+# Logs
+
+_guarding: list[Scrubber] = []
+
+
+def guard_logs(scrubber: Scrubber) -> None:
+    """Scrubs all log records of this process from now on.
+
+    The clients of OpenAI and Gemini, and the HTTP library below them, log headers and bodies at
+    level DEBUG, and a server may repeat the key in any of them.
+    """
+    if not _guarding:
+        logging.setLogRecordFactory(_scrubbing(logging.getLogRecordFactory()))
+    if scrubber not in _guarding:
+        _guarding.append(scrubber)
+
+
+def _scrubbing(make: Callable[..., logging.LogRecord]) -> Callable[..., logging.LogRecord]:
+    def scrubbed(*given: Any, **named: Any) -> logging.LogRecord:
+        record = make(*given, **named)
+        with contextlib.suppress(Exception):  # a record with a wrong format fails where it is shown
+            _scrub(record)
+        return record
+
+    return scrubbed
+
+
+def _scrub(record: logging.LogRecord) -> None:
+    message = record.getMessage()
+    if record.exc_info and record.exc_info[0] is not None:
+        trace = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+    else:
+        trace = ""
+    for scrubber in _guarding:
+        if scrubber.holds(message):
+            message = scrubber.text(message)
+            record.msg, record.args = message, ()
+        if trace and scrubber.holds(trace):
+            trace = scrubber.text(trace)
+            record.exc_info, record.exc_text = None, trace

@@ -1,0 +1,120 @@
+"""Tasks: what the two frames of a pair share, and what each stage needs to know about that.
+
+Data making, training and evaluation read these objects; nothing branches on a task's name. To add
+a task, add an object to `TASKS`, and the texts that it names to `data/make/wordings/v1.toml`.
+"""
+
+import dataclasses
+import re
+
+from dsd_jax.errors import UserError, did_you_mean
+
+__all__ = ["DEPTH", "TASKS", "FrameWeights", "Question", "Similarity", "Task", "task_named"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # no hyphen: ids are joined by hyphens
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """How the judge is asked about a pair; texts are named as in `[judge]` of the wordings.
+
+    Attributes:
+        steps: texts of the turns of one conversation; the last answer ends in yes or no.
+        scores: text that asks for a mark per aspect.
+        grid: text that asks which panels of a grid belong together.
+        aspects: names of the marks that `scores` asks for.
+    """
+
+    steps: tuple[str, ...] = ("step_1", "step_2", "step_3")
+    scores: str = "scores"
+    grid: str = "grid"
+    aspects: tuple[str, ...] = ("form", "colour", "material", "details", "identity")
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """Bounds of the similarity of a pair's two frames: 0 for opposite pixels, 1 for equal ones.
+
+    Attributes:
+        least: Frames below it have too little in common.
+        most: Frames above it are copies, which teach a model to copy.
+    """
+
+    least: float = 0.0
+    most: float = 0.94
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least < self.most <= 1:
+            raise UserError(
+                "0 <= min_similarity < max_similarity <= 1 must hold, got "
+                f"{self.least} and {self.most}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameWeights:
+    """Weights of the reference and the target frame in the training loss."""
+
+    reference: float = 1.0
+    target: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One kind of edit.
+
+    Attributes:
+        name: A lower-case word; it stands in ids and records.
+        grid: Text in `[prompts]` that asks for the prompt of a grid. None: pairs of this task do
+            not come from grids.
+        question: How the judge is asked about a pair.
+        similarity: Bounds of the similarity of a pair's frames, unless `[pairs]` sets others.
+        description: Text in `[caption]` that asks for a description of the target.
+        instruction: Text in `[caption]` that asks for the edit from reference to target.
+        frame_weights: Weights of the two frames in the loss of a model trained on this task alone.
+        metric: Name of the score that compares models on this task.
+    """
+
+    name: str
+    grid: str | None = None
+    question: Question = Question()
+    similarity: Similarity = Similarity()
+    description: str = "target"
+    instruction: str = "instruction"
+    frame_weights: FrameWeights = FrameWeights()
+    metric: str = "identity"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(
+                f"the name of a task must be a lower-case word without hyphens, got {self.name!r}"
+            )
+
+
+IDENTITY = Task("identity", grid="identity")
+"""The paper's: the same subject in another scene."""
+RELIGHT = Task("relight", grid="relight")
+"""The same scene under another light."""
+EXPRESSION = Task("expression", grid="expression")
+"""The same character in another mood."""
+FREE = Task("free", grid="free")
+"""Four panels that belong together in a way that the language model chooses."""
+DEPTH = Task("depth", frame_weights=FrameWeights(reference=0.0), metric="depth")
+"""A photograph for a depth map. The map is given, so only the target's frame is in the loss."""
+INSTRUCTION = Task("instruction", metric="instruction")
+"""The picture that an instruction makes of the reference."""
+
+TASKS = {task.name: task for task in (IDENTITY, RELIGHT, EXPRESSION, FREE, DEPTH, INSTRUCTION)}
+
+
+def task_named(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        UserError: There is no such task.
+    """
+    if name not in TASKS:
+        raise UserError(
+            f"there is no task {name!r}; expected {', '.join(TASKS)}{did_you_mean(name, TASKS)}"
+        )
+    return TASKS[name]

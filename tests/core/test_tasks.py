@@ -1,0 +1,33 @@
+"""Tasks: what they name exists, and what cannot be a task is refused."""
+
+import pytest
+
+from dsd_jax.data.make.wording import load_wording
+from dsd_jax.errors import UserError
+from dsd_jax.tasks import TASKS, Similarity, Task, task_named
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_text_that_a_task_names_is_in_our_wordings(task: Task):
+    question = task.question
+    assert {*question.steps, question.scores, question.grid} <= {*load_wording(None, "judge").texts}
+    assert {task.description, task.instruction} <= {*load_wording(None, "caption").texts}
+    if task.grid is not None:
+        assert task.grid in load_wording(None, "prompts").texts
+
+
+def test_an_unknown_task_is_named_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"no task 'relihgt'; .*did you mean 'relight'"):
+        task_named("relihgt")
+
+
+@pytest.mark.parametrize("name", ["", "Relight", "re-light", "1st", "a" * 65])
+def test_a_name_that_cannot_stand_in_an_id_is_refused(name: str):
+    with pytest.raises(UserError, match="lower-case word without hyphens"):
+        Task(name)
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 0.4), (0.0, 1.2), (-0.1, 0.9)])
+def test_bounds_of_similarity_are_checked(bounds: tuple[float, float]):
+    with pytest.raises(UserError, match="0 <= min_similarity < max_similarity <= 1 must hold"):
+        Similarity(*bounds)

@@ -1,0 +1,131 @@
+"""The folder of a run: held once, also across machines; what a dead owner leaves is explained."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dsd_jax.errors import UserError
+from dsd_jax.train import ownership
+from dsd_jax.train.ownership import OWNER, Owner, owned
+
+# A process that is stopped shows whether it lives; one on another host shows it by renewing.
+ELSEWHERE = Owner("token", "node7", "another boot", 17, "99", "2026-01-01 10:00:00")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "RENEWED_EVERY", 0.05)
+    monkeypatch.setattr(ownership, "WAIT", 0.5)
+
+
+def write(folder: Path, owner: Owner) -> None:
+    (folder / OWNER).write_text(json.dumps(dataclasses.asdict(owner)))
+
+
+def test_a_second_run_is_refused_and_the_folder_is_free_afterwards(tmp_path: Path) -> None:
+    with owned(tmp_path):
+        with pytest.raises(UserError) as error, owned(tmp_path):
+            pass
+        assert f"another `dsd train` is running in {tmp_path} (process {os.getpid()} on" in str(
+            error.value
+        )
+        assert "wait for it, stop it, or choose another output_dir" in str(error.value)
+        first = json.loads((tmp_path / OWNER).read_text())
+        time.sleep(0.3)
+        assert json.loads((tmp_path / OWNER).read_text())["beat"] > first["beat"]
+    assert not (tmp_path / OWNER).exists()
+    with owned(tmp_path):
+        pass
+
+
+def test_a_run_that_leaves_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with owned(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert not (tmp_path / "run").exists()
+    with owned(tmp_path / "run"):
+        (tmp_path / "run" / "kept").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(UserError, match=r"cannot write .*owner.json: "), owned(folder):
+            pass
+
+
+def test_a_dead_owner_on_this_machine_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    number = process.pid
+    process.join()
+    assert number is not None
+    here = Owner.this()
+    write(tmp_path, dataclasses.replace(here, process=number, token="dead"))
+    start = time.monotonic()
+    with owned(tmp_path):
+        assert json.loads((tmp_path / OWNER).read_text())["process"] == os.getpid()
+    assert time.monotonic() - start < 0.4  # nothing to wait for
+    said = capsys.readouterr().err
+    assert f"ended without a word (process {number} on {here.host}, since" in said
+    assert "taking over its folder" in said
+
+
+def test_a_number_that_was_given_again_is_no_owner(tmp_path: Path) -> None:
+    write(tmp_path, dataclasses.replace(Owner.this(), started="1"))
+    with owned(tmp_path):
+        pass
+
+
+def test_a_dead_owner_on_another_machine_shows_no_sign_of_life(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, ELSEWHERE)
+    with owned(tmp_path):
+        pass
+    said = capsys.readouterr().err
+    assert "belongs to a run (process 17 on node7, since 2026-01-01 10:00:00); waiting" in said
+    assert "taking over its folder" in said
+
+
+def test_an_owner_on_another_machine_that_renews_is_respected(tmp_path: Path) -> None:
+    write(tmp_path, ELSEWHERE)
+    lives = multiprocessing.get_context("spawn").Process(target=_renew, args=(tmp_path,))
+    lives.start()
+    try:
+        while json.loads((tmp_path / OWNER).read_text())["beat"] == 0:
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=r"is running in .* on node7"), owned(tmp_path):
+            pass
+    finally:
+        lives.kill()
+        lives.join()
+
+
+def _renew(folder: Path) -> None:
+    owner = ELSEWHERE
+    while True:
+        owner = dataclasses.replace(owner, beat=owner.beat + 1)
+        partial = folder / "new"
+        partial.write_text(json.dumps(dataclasses.asdict(owner)))
+        partial.replace(folder / OWNER)
+        time.sleep(0.05)
+
+
+def test_a_damaged_file_is_nobody(tmp_path: Path) -> None:
+    (tmp_path / OWNER).write_text("{")
+    with owned(tmp_path):
+        pass
+
+
+def test_an_error_in_the_run_frees_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), owned(tmp_path):
+        _ = 1 / 0
+    assert not (tmp_path / OWNER).exists()

@@ -1,0 +1,173 @@
+"""What training minimises: the squared error of the velocity, on what each objective draws.
+
+`Customise` is the method (paper, section 3.2): reference and target lie on one canvas, are noised
+at one time and denoised together, given the condition. `Teach` is plain text-to-image training of
+a whole canvas, by which a teacher is made.
+"""
+
+import abc
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsd_jax.errors import UserError
+from dsd_jax.flow import Schedule, interpolate, velocity
+from dsd_jax.flux import Flux
+from dsd_jax.frames import Canvas, FluxInputs
+from dsd_jax.train.config import FlowConfig, TrainConfig
+from dsd_jax.types import Array, Bool, Float, Float32
+
+__all__ = [
+    "Customise",
+    "EncodedBatch",
+    "Losses",
+    "Objective",
+    "Teach",
+    "frame_weights",
+    "method_of",
+    "sample_times",
+]
+
+
+class EncodedBatch(NamedTuple):
+    """A batch as the transformer takes it, on the mesh.
+
+    Attributes:
+        x_0: packed clean latents of the canvases.
+        img_cond: condition tokens; None when there is no condition (training a teacher).
+        txt, vec: embeddings of the texts.
+        drop_text: samples trained without text: the null text stands in, as in sampling.
+        drop_image: samples trained without condition: zero tokens stand in, as in sampling.
+        null_txt, null_vec: embeddings of the empty text.
+    """
+
+    x_0: Float[Array, "B L C"]
+    img_cond: Float[Array, "B L C"] | None
+    txt: Float[Array, "B Lt Dt"]
+    vec: Float[Array, "B Dv"]
+    drop_text: Bool[Array, " B"]
+    drop_image: Bool[Array, " B"]
+    null_txt: Float[Array, "Lt Dt"]
+    null_vec: Float[Array, " Dv"]
+
+    def inputs(self, guidance: float) -> FluxInputs:
+        """What the model sees, with the null inputs where a sample's own are dropped."""
+        drop = self.drop_text[:, None, None]
+        img_cond = self.img_cond
+        if img_cond is not None:
+            img_cond = jnp.where(self.drop_image[:, None, None], 0, img_cond)
+        return FluxInputs(
+            txt=jnp.where(drop, self.null_txt[None].astype(self.txt.dtype), self.txt),
+            vec=jnp.where(drop[:, 0], self.null_vec[None].astype(self.vec.dtype), self.vec),
+            guidance=jnp.full(len(self.vec), guidance, jnp.float32),
+            img_cond=img_cond,
+        )
+
+
+class Losses(NamedTuple):
+    """What is minimised, and the plain errors of both frames; float32 scalars."""
+
+    loss: Array
+    reference: Array
+    target: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(abc.ABC):
+    """A loss of the model on batches of one canvas."""
+
+    flow: FlowConfig
+    schedule: Schedule
+    canvas: Canvas
+
+    def __call__(self, model: Flux, batch: EncodedBatch, key: Array) -> Losses:
+        """The losses of a batch with noise and times from `key`."""
+        return self.at(model, batch, *self.draw(key, batch.x_0))
+
+    @abc.abstractmethod
+    def at(
+        self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
+    ) -> Losses:
+        """The losses with given noise and times."""
+
+    def draw(
+        self, key: Array, x_0: Float[Array, "B L C"]
+    ) -> tuple[Float32[Array, "B L C"], Float32[Array, " B"]]:
+        """Noise, and one time per sample."""
+        time_key, noise_key = jax.random.split(key)
+        t = sample_times(time_key, len(x_0), self.flow, self.schedule, self.canvas.tokens)
+        return jax.random.normal(noise_key, x_0.shape, jnp.float32), t
+
+    def error(
+        self,
+        model: Flux,
+        batch: EncodedBatch,
+        x_t: Float[Array, "B L C"],
+        noise: Float[Array, "B L C"],
+        t: Float[Array, " B"],
+    ) -> Float32[Array, "B L"]:
+        """Squared error of the predicted velocity, averaged over the channels of a token."""
+        predicted = model(x_t, t, batch.inputs(self.flow.guidance), self.canvas)
+        difference = predicted.astype(jnp.float32) - velocity(batch.x_0, noise)
+        return jnp.square(difference).mean(-1)
+
+
+class Customise(Objective):
+    """Both frames at one time, given the condition; the error of each frame has its weight."""
+
+    def at(
+        self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
+    ) -> Losses:
+        error = self.error(model, batch, interpolate(batch.x_0, noise, t), noise, t)
+        frames = (frame_weights(self.canvas) * error.mean(0, keepdims=True)).mean(-1)
+        reference, target = frames
+        shares = self.flow.reference_weight, self.flow.target_weight
+        loss = (shares[0] * reference + shares[1] * target) / sum(shares)
+        return Losses(loss, reference, target)
+
+
+class Teach(Objective):
+    """The whole canvas at one time, without a reference."""
+
+    def at(
+        self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
+    ) -> Losses:
+        loss = self.error(model, batch, interpolate(batch.x_0, noise, t), noise, t).mean()
+        return Losses(loss, loss, loss)
+
+
+def method_of(config: TrainConfig) -> type[Objective]:
+    """The objective of a recipe: with or without a condition."""
+    return Customise if config.condition else Teach
+
+
+def sample_times(
+    key: Array, count: int, config: FlowConfig, schedule: Schedule, num_tokens: int
+) -> Float32[Array, " {count}"]:
+    """Times in (0, 1), one per sample.
+
+    Raises:
+        UserError: an unknown distribution.
+    """
+    if config.t_sampling == "logit_normal":
+        normal = jax.random.normal(key, (count,), jnp.float32)
+        return jax.nn.sigmoid(config.t_mean + config.t_std * normal)
+    if config.t_sampling not in ("uniform", "shifted"):
+        raise UserError(
+            f"unknown t_sampling {config.t_sampling!r}; choose one of logit_normal, uniform, "
+            "shifted"
+        )
+    uniform = jax.random.uniform(key, (count,), jnp.float32)
+    return schedule.warp(uniform, num_tokens) if config.t_sampling == "shifted" else uniform
+
+
+def frame_weights(canvas: Canvas) -> Float32[Array, "2 L"]:
+    """Which tokens are the reference's and which the target's, each row with mean weight 1.
+
+    The mean of `weights * error` over tokens is the mean error of that frame.
+    """
+    column = canvas.image_ids[:, 2]
+    reference = (column < (column.max() + 1) // 2).astype(jnp.float32)
+    return jnp.stack([2 * reference, 2 * (1 - reference)])

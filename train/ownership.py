@@ -1,0 +1,196 @@
+"""One run, one folder: the folder of a run belongs to the processes that train in it.
+
+The first process writes `owner.json` into the folder and renews it while it lives. Another
+`dsd train` that finds the file decides whether its writer still lives: on the same machine by the
+process, on another one by whether the file changes. No clocks are compared.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from dsd_jax.errors import UserError
+from dsd_jax.files import write_object
+from dsd_jax.processes import first_process, on_first, say
+from dsd_jax.train.config import RunConfig
+
+__all__ = ["OWNER", "holding", "owned"]
+
+OWNER = "owner.json"
+RENEWED_EVERY = 10.0  # seconds
+WAIT = 35.0  # for a sign of life: three renewals and the delay of a network file system
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """Who trains in a folder.
+
+    Attributes:
+        token: different for every start.
+        host: name of the machine of the first process.
+        boot: identifies the machine's last start, so that process numbers mean something.
+        process: its number there.
+        started: of the process, in the system's own unit; numbers are given again.
+        since: when it began, for people.
+        beat: how often it has been renewed.
+    """
+
+    token: str
+    host: str
+    boot: str
+    process: int
+    started: str
+    since: str
+    beat: int = 0
+
+    @classmethod
+    def this(cls) -> "Owner":
+        """This process."""
+        return cls(
+            token=secrets.token_hex(8),
+            host=socket.gethostname(),
+            boot=_boot(),
+            process=os.getpid(),
+            started=_started(os.getpid()),
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, since {self.since}"
+
+
+@contextlib.contextmanager
+def owned(folder: str | Path) -> Iterator[None]:
+    """Holds a folder, local or `gs://`, for the run of this process and those that belong to it.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    root = epath.Path(folder)
+    own = Owner.this()
+
+    def take() -> None:
+        found = _read(root)
+        if found is not None:
+            if _lives(root, found):
+                raise UserError(
+                    f"another `dsd train` is running in {root} ({found}); wait for it, stop it, or "
+                    "choose another output_dir"
+                )
+            say(f"the run before this one ended without a word ({found}); taking over its folder")
+        _write(root, own)  # makes the folder too
+        if _token(root) != own.token:
+            raise UserError(f"another `dsd train` has just started in {root}; let one of them run")
+
+    on_first(take)
+    if not first_process():
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_renew, args=(root, own, ended), name="owner", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=RENEWED_EVERY)
+        if _token(root) == own.token:
+            with contextlib.suppress(OSError):
+                (root / OWNER).unlink()
+                if "://" not in str(root):
+                    Path(root).rmdir()  # only if the run has left nothing in it
+
+
+@contextlib.contextmanager
+def holding(run: RunConfig) -> Iterator[None]:
+    """Holds the folders that a run writes to.
+
+    Raises:
+        UserError: another run holds one of them, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in dict.fromkeys((str(run.output_dir), run.checkpoint_dir)):
+            if folder is not None:
+                stack.enter_context(owned(folder))
+        yield
+
+
+def _renew(root: epath.Path, own: Owner, ended: threading.Event) -> None:
+    while not ended.wait(RENEWED_EVERY):
+        if _token(root) != own.token:
+            return  # removed, or taken over after this process had seemed dead
+        own = dataclasses.replace(own, beat=own.beat + 1)
+        with contextlib.suppress(OSError, UserError):  # a full disk is another's message
+            _write(root, own)
+
+
+def _write(root: epath.Path, own: Owner) -> None:
+    write_object(root / OWNER, json.dumps(dataclasses.asdict(own), indent=1) + "\n")
+
+
+def _read(root: epath.Path) -> Owner | None:
+    """Who is written down; None for nobody, or for a file that is damaged."""
+    try:
+        held = json.loads((root / OWNER).read_text())
+        return Owner(**held)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _token(root: epath.Path) -> str | None:
+    found = _read(root)
+    return None if found is None else found.token
+
+
+def _lives(root: epath.Path, found: Owner) -> bool:
+    """Whether the writer of the file is still there."""
+    here = Owner.this()
+    if (found.host, found.boot) == (here.host, here.boot):
+        return bool(found.started) and _started(found.process) == found.started
+    say(f"{root} belongs to a run ({found}); waiting {WAIT:.0f} s for a sign of life")
+    deadline = time.monotonic() + WAIT
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, WAIT / 10))
+        now = _read(root)
+        if now is None:
+            return False  # it has ended meanwhile
+        if now != found:
+            return True
+    return False
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""  # no Linux: the host's name must do
+
+
+def _started(process: int) -> str:
+    """When a process started, in ticks since the boot; empty if there is none."""
+    try:
+        # The name in parentheses may hold spaces; the start is the 20th field behind it.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        return "" if Path("/proc/self/stat").exists() else _without_proc(process)
+    except (OSError, IndexError):
+        return ""
+
+
+def _without_proc(process: int) -> str:
+    """`there` where a system without `/proc` has such a process."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        pass
+    return "there"
