@@ -10,11 +10,13 @@ from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 __all__ = ["Advance", "clock_time", "phase", "progress"]
 
 SECONDS_BETWEEN_LINES = 10.0
+MOST_SECONDS_BETWEEN_LINES = 60.0  # of a long job, whose log is read later
 SECONDS_BETWEEN_SIGNS = 60.0  # of life, from a phase that takes long
 
 
@@ -87,8 +89,12 @@ def _on_terminal() -> Iterator[Progress]:
         yield _bar
         return
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counted]}")
-    with Progress(*columns, _Elapsed(), console=console) as _bar:
+    words, counted = (
+        TextColumn(text, table_column=Column(no_wrap=True))  # where there is no room, the bar yields
+        for text in ("{task.description}", "{task.fields[counted]}")
+    )
+    columns = words, BarColumn(bar_width=None), counted, _Elapsed()
+    with Progress(*columns, console=console, expand=True) as _bar:
         try:
             yield _bar
         finally:
@@ -96,16 +102,34 @@ def _on_terminal() -> Iterator[Progress]:
 
 
 @contextmanager
-def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
-    """Shows how far a job of `total` units is, on standard error.
+def progress(title: str, total: float, unit: str = "", first: str = "") -> Iterator[Advance]:
+    """Shows the progress of a job of `total` units, on standard error.
 
     On a terminal this is a bar with the time left; elsewhere a line at the start, every ten
-    seconds, and at the end.
+    seconds (every minute of a long job), and at the end.
+
+    Args:
+        title: what is done.
+        total: how many units there are.
+        unit: what is counted.
+        first: a phase that lasts until the first units are done, such as "compiling".
     """
-    job = _Job(total, unit)
+    with contextlib.ExitStack() as before, _counted(title, _Job(total, unit)) as advance:
+        if first:
+            before.enter_context(phase(first))
+
+        def step(amount: float = 1.0) -> None:
+            before.close()
+            advance(amount)
+
+        yield step
+
+
+@contextmanager
+def _counted(title: str, job: _Job) -> Iterator[Advance]:
     if sys.stderr.isatty():
         with _on_terminal() as bar:
-            task = bar.add_task(title, total=total, counted=job.counted, job=job)
+            task = bar.add_task(title, total=job.total, counted=job.counted, job=job)
 
             def show(amount: float = 1.0) -> None:
                 job.advance(amount)
@@ -123,7 +147,8 @@ def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
         nonlocal last
         job.advance(amount)
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES and 0 < job.done < total:
+        pause = max(SECONDS_BETWEEN_LINES, min(MOST_SECONDS_BETWEEN_LINES, (now - start) / 60))
+        if now - last >= pause and 0 < job.done < job.total:
             last = now
             say(f", {job.left}" if job.left else "")
 

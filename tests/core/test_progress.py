@@ -95,6 +95,28 @@ def test_a_long_phase_gives_signs_of_life(capsys, monkeypatch):
     assert "compiling: 0:00 so far" in capsys.readouterr().err
 
 
+def test_the_first_phase_ends_with_the_first_units(capsys, clock):
+    with progress("sampling", 2, "steps", first="compiling") as advance:
+        clock[0] += 5
+        advance()
+        clock[0] += 5
+        advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "sampling: 0/2 steps",
+        "compiling ...",
+        "compiling: done in 5.0 s",
+        "sampling: 2/2 steps in 10.0 s",
+    ]
+
+
+def test_the_log_of_a_long_job_has_a_line_a_minute(capsys, clock):
+    with progress("train", 10_000, "steps") as advance:
+        for _ in range(10_000):
+            clock[0] += 3.6
+            advance()
+    assert 600 < len(capsys.readouterr().err.splitlines()) < 900
+
+
 def test_nothing_to_do(capsys, clock):
     with progress("batch", 0, "images") as advance:
         clock[0] += 60
@@ -108,16 +130,40 @@ def test_an_error_is_not_reported_as_an_end(capsys, clock):
     assert capsys.readouterr().err == "batch: 0/2\n"
 
 
-def test_bar_on_a_terminal(monkeypatch):
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
+def terminal(monkeypatch, columns=80):
+    """A terminal that keeps what is drawn on it; no fixture, as pytest sets stderr after those."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return screen
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    screen = terminal(monkeypatch)
     with progress("sampling", 1200, "steps") as advance:
         advance(300)
         advance()
         with phase("compiling"):
             pass
-    assert "sampling" in terminal.getvalue()
-    assert "compiling" in terminal.getvalue()
-    assert "301/1,200 steps" in terminal.getvalue()
+    assert "sampling" in screen.getvalue()
+    assert "compiling" in screen.getvalue()
+    assert "301/1,200 steps" in screen.getvalue()
+
+
+def test_a_narrow_terminal_loses_neither_title_nor_count(monkeypatch):
+    screen = terminal(monkeypatch, columns=45)
+    with progress("to JAX: transformer", 1200, "steps") as advance:
+        advance(300)
+    assert "to JAX: transformer" in screen.getvalue()
+    assert "300/1,200 steps" in screen.getvalue()
+
+
+def test_no_color_means_none(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = terminal(monkeypatch)
+    with progress("sampling", 2, "steps") as advance:
+        advance()
+    assert "sampling" in screen.getvalue()
+    assert "\x1b[3" not in screen.getvalue()
