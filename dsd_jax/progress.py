@@ -90,7 +90,7 @@ def _on_terminal() -> Iterator[Progress]:
         return
     console = Console(stderr=True)
     words, counted = (
-        TextColumn(text, table_column=Column(no_wrap=True))  # where there is no room, the bar yields
+        TextColumn(text, table_column=Column(no_wrap=True))  # the bar yields
         for text in ("{task.description}", "{task.fields[counted]}")
     )
     columns = words, BarColumn(bar_width=None), counted, _Elapsed()

@@ -252,7 +252,7 @@ class _Run:
         start = time.monotonic()
         self._remove_partial({row.id for row in rows})
         todo = [row for row in rows if self._is_open(row, retry_failed=retry_failed)]
-        with progress("batch", len(todo), "images") as advance:
+        with progress("batch", len(todo), "images", "compiling") as advance:
             size = batch_size or self.pipeline.group
             if self.pipeline.offload != "none":
                 size = max(size, _ROWS_PER_LOAD)

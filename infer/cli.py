@@ -19,7 +19,7 @@ from dsd_jax.infer.batch import read_manifest, run_batch
 from dsd_jax.infer.cli_enhance import EnhanceFlags, enhanced
 from dsd_jax.infer.pipeline import Offload, Pipeline
 from dsd_jax.infer.settings import Settings
-from dsd_jax.progress import progress
+from dsd_jax.progress import phase, progress
 from dsd_jax.sharding import MeshConfig, make_mesh
 
 __all__ = ["batch", "generate"]
@@ -56,15 +56,16 @@ def _pipeline(
     dtype: Dtype,
     **options: Any,
 ) -> Pipeline:
-    return Pipeline.load(
-        base_path,
-        model_path=model_path,
-        lora_path=lora_path,
-        lora_scale=lora_scale or 1.0,
-        max_sequence_length=max_sequence_length,
-        precision=PRECISIONS[dtype],
-        **options,
-    )
+    with phase(f"loading {base_path}"):
+        return Pipeline.load(
+            base_path,
+            model_path=model_path,
+            lora_path=lora_path,
+            lora_scale=lora_scale or 1.0,
+            max_sequence_length=max_sequence_length,
+            precision=PRECISIONS[dtype],
+            **options,
+        )
 
 
 def _offload(model_offload: bool, sequential_offload: bool) -> Offload:
@@ -156,7 +157,8 @@ def generate(
         offload=_offload(model_offload, sequential_offload),
         mesh=_mesh(mesh, device),
     )
-    with progress("sampling", steps * _batches(num_images, pipeline.group), "steps") as advance:
+    total = steps * _batches(num_images, pipeline.group)
+    with progress("sampling", total, "steps", "compiling") as advance:
 
         def callback(done: int, count: int, img: jax.Array) -> None:
             del done, count

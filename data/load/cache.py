@@ -113,7 +113,7 @@ def encode_pairs(
     mine = [i for i in range(shard, len(shards), num_shards) if _encoded(folder, i) is None]
     starts = np.cumsum([0, *(own.count for own in shards)])
     total = sum(shards[i].count for i in mine)
-    with progress("encode", total, "pairs") as advance:
+    with progress("encode", total, "pairs", "compiling") as advance:
         for i in mine:
             numbers = range(int(starts[i]), int(starts[i + 1]))
             _encode_shard(folder, i, store, numbers, binding, encoder, advance)

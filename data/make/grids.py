@@ -105,8 +105,8 @@ def paint_grids(
             cannot be written.
     """
     todo = [part for part in share.of(parts.count) if not parts.done(GRIDS, part)]
-    prompts = sum(len(parts.kept(PROMPTS, part)) for part in todo)
-    with progress(GRIDS.name, prompts * config.per_prompt, "grids") as advance:
+    total = config.per_prompt * sum(len(parts.kept(PROMPTS, part)) for part in todo)
+    with progress(GRIDS.name, total, "grids", "loading and compiling") as advance:
         opened: Teacher | None = None
         for part in todo:
             with parts.writing(GRIDS, part):
