@@ -1,4 +1,4 @@
-"""What a program needs on machines that are not here, read off the compiler.
+"""What a program needs on hardware that you do not have yet, read off the compiler.
 
 For TPU slices the real compiler runs on this machine (`libtpu`, without a TPU) and its own account
 of memory decides. For GPUs there is no such compiler without a GPU: the program is compiled for as
@@ -27,9 +27,11 @@ __all__ = [
     "Chip",
     "Job",
     "Plan",
+    "Topology",
     "bytes_per_chip",
     "compile_job",
     "devices_of",
+    "stand_in",
 ]
 
 GIB = 2**30
@@ -53,6 +55,7 @@ CHIPS: dict[str, Chip] = {
     "h200": Chip(141, 989),
 }
 GPUS = ("a100", "h100", "h200")
+MOST_CHIPS = 8192  # the largest pod has 8,960; a process has memory for so many stand-ins
 
 
 class Job(NamedTuple):
@@ -103,21 +106,67 @@ class Plan:
     problem: str | None = None
 
 
-def devices_of(topology: str) -> list[jax.Device]:
-    """Devices of `v5e:4x8`, or CPU devices standing in for `h100:8`.
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Accelerators to plan for.
+
+    Attributes:
+        kind: a key of `CHIPS`.
+        shape: how many there are along each axis of their network.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Topology":
+        """`v5e:8x8` or `h100:8`.
+
+        Raises:
+            UserError: an unknown kind, or a number of chips that nobody has.
+        """
+        kind, _, shape = text.partition(":")
+        if kind not in CHIPS or not re.fullmatch(r"\d{1,6}(x\d{1,6})*", shape):
+            raise UserError(
+                f"unknown topology {text!r}; write KIND:SHAPE as in v5e:8x8, v5p:4x4x4 or h100:8, "
+                f"with KIND one of {', '.join(CHIPS)}"
+            )
+        topology = cls(kind, tuple(map(int, shape.split("x"))))
+        if not 1 <= topology.chips <= MOST_CHIPS:
+            raise UserError(
+                f"the topology {text!r} has {topology.chips:,} chips; give 1 to {MOST_CHIPS:,}"
+            )
+        return topology
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether CPU devices stand in for them."""
+        return self.kind in GPUS
+
+
+def stand_in(topology: Topology) -> None:
+    """Gives this process the CPU devices that stand in for GPUs, before JAX looks for devices."""
+    if topology.is_gpu:
+        jax.config.update("jax_num_cpu_devices", topology.chips)
+
+
+def devices_of(topology: Topology) -> list[jax.Device]:
+    """The devices of a topology, or CPU devices standing in for GPUs.
 
     Raises:
-        UserError: an unknown topology, or a compiler that is not installed.
+        UserError: a compiler that is not installed or does not know the topology, or too few
+            stand-ins.
     """
-    kind, _, shape = topology.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
-        raise UserError(
-            f"unknown topology {topology!r}; write KIND:SHAPE as in v5e:8x8, v5p:4x4x4 or h100:8, "
-            f"with KIND one of {', '.join(CHIPS)}"
-        )
-    if kind in GPUS:
-        count = math.prod(map(int, shape.split("x")))
-        devices = jax.devices("cpu")
+    if topology.is_gpu:
+        devices, count = jax.devices("cpu"), topology.chips
         if len(devices) < count:
             raise UserError(
                 f"{count} devices are needed to stand in for {topology}, this process has "
@@ -128,7 +177,9 @@ def devices_of(topology: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return list(
+            topologies.get_topology_desc(platform="tpu", topology_name=str(topology)).devices
+        )
     except Exception as error:  # noqa: BLE001 - the compiler's loader raises what it likes
         require("tpu")
         reason = str(error).strip().split("\n")[0][:200]
@@ -143,15 +194,14 @@ def bytes_per_chip(tree: Any) -> int:
     )
 
 
-def compile_job(build: Callable[[Mesh], Job], topology: str, mesh: MeshConfig) -> Plan:
+def compile_job(build: Callable[[Mesh], Job], topology: Topology, mesh: MeshConfig) -> Plan:
     """Compiles a job for a topology and says what it needs.
 
     Args:
         build: makes the job for a mesh.
         mesh: how the topology's devices are used.
     """
-    kind = topology.partition(":")[0]
-    chip, gpu = CHIPS[kind], kind in GPUS
+    chip, gpu = CHIPS[topology.kind], topology.is_gpu
     devices = devices_of(topology)
     real = make_mesh(mesh, devices)
     job = build(real)
@@ -179,7 +229,7 @@ def compile_job(build: Callable[[Mesh], Job], topology: str, mesh: MeshConfig) -
     total = sum(memory.values())
     flops = job.flops / len(devices)
     return Plan(
-        topology=topology,
+        topology=str(topology),
         mesh=dict(real.shape),
         memory={name: round(size / GIB, 2) for name, size in memory.items()},
         total=round(total / GIB, 2),

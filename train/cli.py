@@ -8,26 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import tyro
-from jax.sharding import Mesh
 
-from dsd_jax.aot import GPUS, Job, Plan, compile_job, devices_of
-from dsd_jax.config import Execution, flux_dev
+from dsd_jax.aot import Topology, stand_in
 from dsd_jax.errors import UserError
-from dsd_jax.infer.job import SampleSize, sample_job
+from dsd_jax.files import write_file
 from dsd_jax.processes import ClusterConfig, first_process, join
 from dsd_jax.train.config import BaseConfig, DataConfig, RunConfig, TrainConfig
-from dsd_jax.train.job import (
-    attention_for,
-    candidates,
-    canvas_of,
-    cheaper,
-    forward_flops,
-    plan_training,
-    report,
-)
 from dsd_jax.train.launch import Launch, launch
+from dsd_jax.train.plan import Question, plans_of, report, searched
 from dsd_jax.train.plot import plot_run
 from dsd_jax.train.presets import PRESETS, preset
 from dsd_jax.train.runfile import flags_of, preset_of
@@ -187,42 +176,15 @@ def plan(words: Sequence[str]) -> None:
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    kind, _, shape = flags.topology.partition(":")
-    if kind in GPUS and shape.isdigit():
-        jax.config.update("jax_num_cpu_devices", int(shape))
-    plans = _search(flags) if flags.search else [("as configured", _plan(flags, flags.config))]
-    if not flags.search and not plans[0][1].fits and flags.job == "train":
-        for change, config in cheaper(flags.config):
-            print(f"does not fit; trying {change}", flush=True)
-            plans.append((change, _plan(flags, config)))
-            if plans[-1][1].fits:
-                break
+    topology = Topology.parse(flags.topology)
+    stand_in(topology)
+    question = Question(topology, flags.config, flags.job, flags.guided, flags.encoded)
+    plans = (searched if flags.search else plans_of)(question, _say)
     print(report(plans))
     if flags.json is not None:
         rows = [{"change": change, **dataclasses.asdict(made)} for change, made in plans]
-        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_file(flags.json, json.dumps(rows, indent=1) + "\n")
 
 
-def _plan(flags: PlanFlags, config: TrainConfig) -> Plan:
-    flux = flux_dev(condition_embed=config.condition)
-    if flags.job == "train":
-        return plan_training(config, flux, flags.topology, encoded=flags.encoded)
-    size = SampleSize(
-        config.batch_size, canvas_of(config), config.max_sequence_length, flags.guided
-    )
-    forward = forward_flops(flux, size.canvas.tokens, size.text)
-
-    def build(mesh: Mesh) -> Job:
-        execution = Execution(scan_layers=config.scan_layers, attention=attention_for(mesh))
-        return sample_job(flux, mesh, size, execution, forward)
-
-    return compile_job(build, flags.topology, config.mesh)
-
-
-def _search(flags: PlanFlags) -> list[tuple[str, Plan]]:
-    """Every candidate that compiles, those that fit first, the least collective traffic first."""
-    made = []
-    for change, config in candidates(flags.config, len(devices_of(flags.topology))):
-        print(f"trying {change}", flush=True)
-        made.append((change, _plan(flags, config)))
-    return sorted(made, key=lambda item: (not item[1].fits, sum(item[1].collectives.values())))
+def _say(text: str) -> None:
+    print(text, flush=True)

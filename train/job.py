@@ -1,7 +1,5 @@
 """The training step as a job to plan: abstract weights, real program, arithmetic of the rest."""
 
-import dataclasses
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from dsd_jax.aot import Job, Plan, bytes_per_chip, compile_job
+from dsd_jax.aot import Job, bytes_per_chip
 from dsd_jax.config import (
     BFLOAT16,
     AutoencoderConfig,
@@ -19,12 +17,11 @@ from dsd_jax.config import (
     Precision,
     T5Config,
 )
-from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.lora import add_factors, select
 from dsd_jax.models import abstract, abstract_state
-from dsd_jax.sharding import MeshConfig, activation_spec, batch_ways
+from dsd_jax.sharding import activation_spec, batch_ways
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.flops import step_flops
 from dsd_jax.train.model import train_state_shapes
@@ -34,16 +31,7 @@ from dsd_jax.train.state import split_model
 from dsd_jax.train.step import make_step
 from dsd_jax.weights import param_shapes
 
-__all__ = [
-    "attention_for",
-    "candidates",
-    "canvas_of",
-    "cheaper",
-    "forward_flops",
-    "plan_training",
-    "report",
-    "train_job",
-]
+__all__ = ["abstract_batch", "attention_for", "canvas_of", "forward_flops", "train_job"]
 
 
 def canvas_of(config: TrainConfig) -> Canvas:
@@ -151,87 +139,8 @@ def _saved(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:
     return depth * kept[config.remat] * _stream(config, flux, mesh)
 
 
-def plan_training(
-    config: TrainConfig, flux: FluxConfig, topology: str, *, encoded: bool = False
-) -> Plan:
-    """Compiles the step of a config for a topology (see `dsd_jax.aot`)."""
-
-    def build(mesh: Mesh) -> Job:
-        return train_job(config, flux, mesh, encoded=encoded)
-
-    return compile_job(build, topology, config.mesh)
-
-
-def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
-    """Changes that need less memory, the cheapest in speed first, each on top of the last."""
-    for remat in ("attention+qkv", "attention", "full"):
-        order = ("none", "dots", "attention+qkv", "attention", "full")
-        if order.index(remat) > order.index(config.remat):
-            config = dataclasses.replace(config, remat=remat)
-            yield f"--remat {remat}", config
-    if config.mesh.fsdp == 1:
-        config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=-1))
-        yield "--mesh.data 1 --mesh.fsdp -1", config
-    for _ in range(6):
-        accumulate = config.optimizer.accumulate * 2
-        if config.batch_size % accumulate:
-            return
-        optimizer = dataclasses.replace(config.optimizer, accumulate=accumulate)
-        config = dataclasses.replace(config, optimizer=optimizer)
-        yield f"--optimizer.accumulate {accumulate}", config
-
-
-def candidates(config: TrainConfig, chips: int) -> Iterator[tuple[str, TrainConfig]]:
-    """Meshes and rematerialisation policies that are worth compiling for a number of chips.
-
-    A canvas is shared by as few chips as the batch allows.
-
-    Raises:
-        UserError: the batch cannot be spread over so many chips.
-    """
-    rows = next((r for c in (1, 2, 4, 8, 16) if (r := _rows(config, chips, c))), 0)
-    if not rows:
-        raise UserError(
-            f"a batch of {config.batch_size} cannot be spread over {chips} chips, with at most 16 "
-            "to a sample; give another --batch_size"
-        )
-    for fsdp in sorted({1, 4, 8, rows}):
-        if rows % fsdp:
-            continue
-        mesh = MeshConfig(data=rows // fsdp, fsdp=fsdp, context=chips // rows)
-        for remat in ("attention", "full"):
-            label = f"data {mesh.data} x fsdp {fsdp} x context {mesh.context}, remat {remat}"
-            yield label, dataclasses.replace(config, mesh=mesh, remat=remat)
-
-
-def _rows(config: TrainConfig, chips: int, context: int) -> int:
-    """Groups of `context` chips that share the batch evenly; 0: they do not."""
-    rows = chips // context
-    return (
-        0 if chips % context or config.batch_size % (config.optimizer.accumulate * rows) else rows
-    )
-
-
 def forward_flops(flux: FluxConfig, image: int, text: int) -> float:
     """Matrix-product FLOPs of one sample's forward pass, by its numbers of tokens."""
     shapes = param_shapes(abstract(flux, precision=BFLOAT16))
     flops = step_flops(shapes, frozenset(), flux, image, text)
     return flops.frozen + flops.attention
-
-
-def report(plans: Sequence[tuple[str, Plan]]) -> str:
-    """Plans as text: memory by kind, and what decides."""
-    lines = []
-    for change, plan in plans:
-        mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
-        verdict = "fits" if plan.fits else "does not fit"
-        lines += [
-            f"{plan.topology}, {mesh or 'one device'} ({change}): {verdict}",
-            f"  {plan.total} of {plan.available} GiB per chip, memory by {plan.source}",
-            *(f"    {name:12}{size:8.2f} GiB" for name, size in plan.memory.items()),
-            f"  {plan.tflops} TFLOP per chip and step, at least {plan.step_floor_s} s at its peak",
-            *(f"    {op:20}{size:8.3f} GiB per step" for op, size in plan.collectives.items()),
-        ]
-        if plan.problem:
-            lines.append(f"  the compiler: {plan.problem}")
-    return "\n".join(lines)

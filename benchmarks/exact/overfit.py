@@ -23,6 +23,7 @@ from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import make_cases
 from dsd_jax.toy.world import PANEL
+from dsd_jax.train.sheet import cells
 
 SECTIONS = {
     "": (
@@ -51,9 +52,11 @@ def write_pairs(folder: Path) -> None:
 
 
 def differences(grid: np.ndarray) -> np.ndarray:
-    """Mean difference of every sampled target (rows) from every target (columns), `[8, 8]`."""
-    rows = grid.reshape(PAIRS, PANEL, 4, PANEL, 3).astype(float)
-    targets, sampled = rows[:, :, 1], rows[:, :, 3]
+    """Mean difference of every sampled target (rows) from every target (columns), `[8, 8]`.
+
+    `grid` holds the pictures of a sheet, `[8, 4, h, w, 3]`.
+    """
+    targets, sampled = grid[:, 1].astype(float), grid[:, 3].astype(float)
     return np.abs(sampled[:, None] - targets[None]).mean((2, 3, 4))
 
 
@@ -88,9 +91,8 @@ def main() -> None:
     if dsd(["train", "toy", *words, "--from_scratch", "--no_tensorboard"]):
         raise SystemExit(1)
     figure = folder / "run" / "samples" / f"{arguments.steps:08d}.png"
-    with Image.open(figure) as image:
-        found = differences(np.asarray(image.convert("RGB")))
-        image.resize((image.width * 3, image.height * 3), Image.Resampling.NEAREST).save(FIGURE)
+    found = differences(cells(figure))
+    shutil.copy(figure, FIGURE)
     rows = [
         {
             "pair": number,

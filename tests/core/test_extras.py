@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from dsd_jax import extras
-from dsd_jax.aot import devices_of
+from dsd_jax.aot import Topology, devices_of
 from dsd_jax.convert.hub import check_scheme
 from dsd_jax.data.make.overview import plot_yields
 from dsd_jax.errors import UserError
@@ -94,7 +94,7 @@ def test_buckets_need_their_extra(without):
 def test_tpu_topologies_need_their_extra(without):
     without("tpu")
     with pytest.raises(UserError, match=r"needs libtpu; .*dsd-jax\[tpu\]"):
-        devices_of("v5e:2x2")
+        devices_of(Topology.parse("v5e:2x2"))
 
 
 def test_an_export_is_not_tried_without_pytorch(without, tmp_path: Path):

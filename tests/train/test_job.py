@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dsd_jax.aot import Job, bytes_per_chip, compile_job, devices_of
+from dsd_jax.aot import Job, Topology, bytes_per_chip, compile_job, devices_of
+from dsd_jax.cli import main
 from dsd_jax.config import FluxConfig
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas
@@ -17,18 +18,16 @@ from dsd_jax.infer.job import SampleSize, abstract_inputs
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.job import (
-    abstract_batch,
-    candidates,
-    cheaper,
-    forward_flops,
-    plan_training,
-)
+from dsd_jax.train.job import abstract_batch, forward_flops
+from dsd_jax.train.plan import Question, candidates, cheaper, make_plan
 from dsd_jax.train.presets import preset
 
 TINY = FluxConfig(
     num_heads=8, head_dim=16, axes_dim=(4, 6, 6), double_depth=1, single_depth=2, txt_width=64
 )
+
+
+H100 = Topology("h100", (8,))
 
 
 def tiny_config(**changes) -> TrainConfig:
@@ -119,7 +118,7 @@ def test_a_chip_holds_its_shards():
 
 
 def test_plan_of_gpus_counts_by_arithmetic_and_says_so():
-    plan = plan_training(tiny_config(), TINY, "h100:8")
+    plan = make_plan(Question(H100, tiny_config()), TINY)
     assert plan.source == "arithmetic"
     assert plan.fits
     assert plan.mesh == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
@@ -127,7 +126,7 @@ def test_plan_of_gpus_counts_by_arithmetic_and_says_so():
     kinds = {"base", "trained", "moments", "batch", "encoders", "activations", "temporary"}
     assert set(plan.memory) == kinds
     assert plan.total == pytest.approx(sum(plan.memory.values()), abs=0.05)
-    lean = plan_training(tiny_config(), TINY, "h100:8", encoded=True)
+    lean = make_plan(Question(H100, tiny_config(), encoded=True), TINY)
     assert lean.memory["encoders"] == 0
     assert plan.memory["encoders"] == pytest.approx(1.5, abs=0.1)  # 4.76 + 0.2 B parameters over 8
 
@@ -148,7 +147,7 @@ def test_memory_that_does_not_fit_is_said():
         kinds={"base": jax.ShapeDtypeStruct((2**37,), jnp.int8, sharding=NamedSharding(mesh, P()))},
         flops=1e12,
     )
-    plan = compile_job(mesh_of, "h100:8", MeshConfig())
+    plan = compile_job(mesh_of, H100, MeshConfig())
     assert not plan.fits
     assert plan.total == 128
 
@@ -179,12 +178,28 @@ def test_a_search_tries_meshes_that_the_batch_divides():
         list(candidates(paper, 7))
 
 
-@pytest.mark.parametrize("name", ["v7x:2x2", "v5e", "h100:two"])
+@pytest.mark.parametrize(
+    "name", ["v7x:2x2", "v5x:8", "v5e", "h100:two", "h100:-1", "h100:", "", "h100:9999999"]
+)
 def test_unknown_topologies_are_refused(name):
     with pytest.raises(UserError, match="write KIND:SHAPE as in v5e:8x8"):
-        devices_of(name)
+        Topology.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "chips"), [("h100:0", "0"), ("v5e:8x0", "0"), ("h100:9999", "9,999")]
+)
+def test_topologies_that_nobody_has_are_refused(name, chips, capsys):
+    assert main(["plan", "tiny", "--topology", name]) == 2
+    message = f"error: the topology '{name}' has {chips} chips; give 1 to 8,192"
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_topology_is_a_message_of_the_command(capsys):
+    assert main(["plan", "tiny", "--topology", "v5x:8"]) == 2
+    assert "unknown topology 'v5x:8'; write KIND:SHAPE" in capsys.readouterr().err
 
 
 def test_too_few_stand_ins_are_said():
     with pytest.raises(UserError, match="--xla_force_host_platform_device_count=64"):
-        devices_of("h200:64")
+        devices_of(Topology.parse("h200:64"))

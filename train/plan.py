@@ -1,0 +1,160 @@
+"""What a recipe needs on hardware that you do not have yet, and which meshes suit it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from dsd_jax.aot import Job, Plan, Topology, compile_job
+from dsd_jax.config import Execution, FluxConfig, flux_dev
+from dsd_jax.errors import UserError
+from dsd_jax.infer.job import SampleSize, sample_job
+from dsd_jax.sharding import MeshConfig
+from dsd_jax.train.config import TrainConfig
+from dsd_jax.train.job import attention_for, canvas_of, forward_flops, train_job
+
+__all__ = ["Question", "candidates", "cheaper", "make_plan", "plans_of", "report", "searched"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is planned, and for what.
+
+    Attributes:
+        topology: the hardware.
+        config: the recipe.
+        job: the training step, or one sampling step of `batch_size` images.
+        guided: sample with true guidance, in three passes.
+        encoded: train on encoded data, with neither VAE nor text encoders in memory.
+    """
+
+    topology: Topology
+    config: TrainConfig
+    job: Literal["train", "sample"] = "train"
+    guided: bool = False
+    encoded: bool = False
+
+
+def make_plan(question: Question, flux: FluxConfig | None = None) -> Plan:
+    """Compiles the step for the topology.
+
+    Args:
+        question: what is planned.
+        flux: size of the model; by default FLUX.1-dev's.
+    """
+    config = question.config
+    flux = flux or flux_dev(condition_embed=config.condition)
+
+    def train(mesh: Mesh) -> Job:
+        return train_job(config, flux, mesh, encoded=question.encoded)
+
+    def sample(mesh: Mesh) -> Job:
+        execution = Execution(scan_layers=config.scan_layers, attention=attention_for(mesh))
+        canvas, text = canvas_of(config), config.max_sequence_length
+        size = SampleSize(config.batch_size, canvas, text, question.guided)
+        forward = forward_flops(flux, canvas.tokens, text)
+        return sample_job(flux, mesh, size, execution, forward)
+
+    build = train if question.job == "train" else sample
+    return compile_job(build, question.topology, config.mesh)
+
+
+def plans_of(question: Question, say: Callable[[str], None]) -> list[tuple[str, Plan]]:
+    """The plan as configured; where that does not fit, cheaper ones until one does.
+
+    Args:
+        question: what is planned.
+        say: told what is tried.
+    """
+    plans = [("as configured", make_plan(question))]
+    if plans[0][1].fits or question.job != "train":
+        return plans
+    for change, config in cheaper(question.config):
+        say(f"does not fit; trying {change}")
+        plans.append((change, make_plan(dataclasses.replace(question, config=config))))
+        if plans[-1][1].fits:
+            break
+    return plans
+
+
+def searched(question: Question, say: Callable[[str], None]) -> list[tuple[str, Plan]]:
+    """Every candidate that compiles, those that fit first, the least collective traffic first.
+
+    Args:
+        question: what is planned.
+        say: told what is tried.
+    """
+    made = []
+    for change, config in candidates(question.config, question.topology.chips):
+        say(f"trying {change}")
+        made.append((change, make_plan(dataclasses.replace(question, config=config))))
+    return sorted(made, key=lambda item: (not item[1].fits, sum(item[1].collectives.values())))
+
+
+def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+    """Changes that need less memory, the cheapest in speed first, each on top of the last."""
+    for remat in ("attention+qkv", "attention", "full"):
+        order = ("none", "dots", "attention+qkv", "attention", "full")
+        if order.index(remat) > order.index(config.remat):
+            config = dataclasses.replace(config, remat=remat)
+            yield f"--remat {remat}", config
+    if config.mesh.fsdp == 1:
+        config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=-1))
+        yield "--mesh.data 1 --mesh.fsdp -1", config
+    for _ in range(6):
+        accumulate = config.optimizer.accumulate * 2
+        if config.batch_size % accumulate:
+            return
+        optimizer = dataclasses.replace(config.optimizer, accumulate=accumulate)
+        config = dataclasses.replace(config, optimizer=optimizer)
+        yield f"--optimizer.accumulate {accumulate}", config
+
+
+def candidates(config: TrainConfig, chips: int) -> Iterator[tuple[str, TrainConfig]]:
+    """Meshes and rematerialisation policies that are worth compiling for a number of chips.
+
+    A canvas is shared by as few chips as the batch allows.
+
+    Raises:
+        UserError: the batch cannot be spread over so many chips.
+    """
+    rows = next((r for c in (1, 2, 4, 8, 16) if (r := _rows(config, chips, c))), 0)
+    if not rows:
+        raise UserError(
+            f"a batch of {config.batch_size} cannot be spread over {chips} chips, with at most 16 "
+            "to a sample; give another --batch_size"
+        )
+    for fsdp in sorted({1, 4, 8, rows}):
+        if rows % fsdp:
+            continue
+        mesh = MeshConfig(data=rows // fsdp, fsdp=fsdp, context=chips // rows)
+        for remat in ("attention", "full"):
+            label = f"data {mesh.data} x fsdp {fsdp} x context {mesh.context}, remat {remat}"
+            yield label, dataclasses.replace(config, mesh=mesh, remat=remat)
+
+
+def _rows(config: TrainConfig, chips: int, context: int) -> int:
+    """Groups of `context` chips that share the batch evenly; 0: they do not."""
+    rows = chips // context
+    return (
+        0 if chips % context or config.batch_size % (config.optimizer.accumulate * rows) else rows
+    )
+
+
+def report(plans: Sequence[tuple[str, Plan]]) -> str:
+    """Plans as text: memory by kind, and what decides."""
+    lines = []
+    for change, plan in plans:
+        mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
+        verdict = "fits" if plan.fits else "does not fit"
+        lines += [
+            f"{plan.topology}, {mesh or 'one device'} ({change}): {verdict}",
+            f"  {plan.total} of {plan.available} GiB per chip, memory by {plan.source}",
+            *(f"    {name:12}{size:8.2f} GiB" for name, size in plan.memory.items()),
+            f"  {plan.tflops} TFLOP per chip and step, at least {plan.step_floor_s} s at its peak",
+            *(f"    {op:20}{size:8.3f} GiB per step" for op, size in plan.collectives.items()),
+        ]
+        if plan.problem:
+            lines.append(f"  the compiler: {plan.problem}")
+    return "\n".join(lines)
