@@ -1,10 +1,10 @@
 """`dsd train` and `dsd train plot`: the flags, and the other rooms handed to the loop."""
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from json import dumps as to_json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +29,7 @@ _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--config.steps`; but `--lora.
 def train(words: Sequence[str]) -> None:
     """`dsd train PRESET [FLAGS]`: the preset decides about the defaults of the flags."""
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())
+        print(_presets("usage: dsd train PRESET --data PAIRS --output_dir RUN [FLAGS]", "train"))
         return
     name, *rest = words
     if name.startswith("-"):
@@ -116,12 +116,13 @@ def _names() -> str:
     return ", ".join(PRESETS)
 
 
-def _usage() -> str:
-    lines = ["usage: dsd train PRESET --data PAIRS --output_dir RUN [FLAGS]", "", "presets:"]
+def _presets(usage: str, command: str) -> str:
+    """Usage of a command that takes a preset first, with the presets."""
+    lines = [usage, "", "presets:"]
     for name, make in PRESETS.items():
         first = (make.__doc__ or "").split("\n")[0].replace("`", "")
         lines.append(f"  {name:14}{first}")
-    lines += ["", "`dsd train PRESET --help` lists the flags with the values of that preset."]
+    lines += ["", f"`dsd {command} PRESET --help` lists the flags with the values of that preset."]
     return "\n".join(lines)
 
 
@@ -140,50 +141,52 @@ def plot(
     print(f"wrote {path}")
 
 
-@dataclasses.dataclass(frozen=True)
-class PlanFlags:
-    """What a run needs on machines that are not here; compiled, not estimated, for TPU slices.
-
-    Attributes:
-        topology: KIND:SHAPE, such as v5e:8x8, v5p:4x4x4, v6e:16x16 or h100:8.
-        job: the training step, or one sampling step of `batch_size` images.
-        guided: sampling with true guidance: three passes.
-        encoded: training on encoded data: neither VAE nor text encoders in memory.
-        search: try meshes and rematerialisation policies, and rank what fits.
-        json: write the plans here too.
-    """
-
-    topology: str
-    config: Annotated[TrainConfig, _PLAIN]
-    job: Literal["train", "sample"] = "train"
-    guided: bool = False
-    encoded: bool = False
-    search: bool = False
-    json: Path | None = None
-
-
 def plan(words: Sequence[str]) -> None:
     """`dsd plan PRESET --topology v5p:4x4x4 [FLAGS]`: the flags of the preset, and its own."""
     if not words or words[0].startswith("-"):
-        print("usage: dsd plan PRESET --topology KIND:SHAPE [FLAGS]; presets: " + _names())
+        print(_presets("usage: dsd plan PRESET --topology KIND:SHAPE [FLAGS]", "plan"))
         return
     name, *rest = words
-    flags = tyro.cli(
-        PlanFlags,
+    tyro.cli(
+        _plan_command(preset(name)),
         args=rest,
-        default=PlanFlags(topology=tyro.MISSING, config=preset(name)),
         prog=f"dsd plan {name}",
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    topology = Topology.parse(flags.topology)
-    stand_in(topology)
-    question = Question(topology, flags.config, flags.job, flags.guided, flags.encoded)
-    plans = (searched if flags.search else plans_of)(question, _say)
-    print(report(plans))
-    if flags.json is not None:
-        rows = [{"change": change, **dataclasses.asdict(made)} for change, made in plans]
-        write_file(flags.json, json.dumps(rows, indent=1) + "\n")
+
+
+def _plan_command(recipe: TrainConfig) -> Callable[..., None]:
+    def command(
+        topology: str,
+        config: Annotated[TrainConfig, _PLAIN] = recipe,
+        job: Literal["train", "sample"] = "train",
+        guided: bool = False,
+        encoded: bool = False,
+        search: bool = False,
+        json: Path | None = None,
+    ) -> None:
+        """Say what a recipe needs on hardware that you do not have yet.
+
+        Args:
+            topology: Kind and shape, such as v5e:8x8, v5p:4x4x4, v6e:16x16 or h100:8.
+            config: The recipe.
+            job: Plan the training step, or one sampling step of `batch_size` images.
+            guided: Sample with true guidance, in three passes.
+            encoded: Train on encoded data, with neither VAE nor text encoders in memory.
+            search: Try meshes and rematerialisation policies, and rank what fits.
+            json: File to write the plans to as well.
+        """
+        chips = Topology.parse(topology)
+        stand_in(chips)
+        question = Question(chips, config, job, guided, encoded)
+        plans = (searched if search else plans_of)(question, _say)
+        print(report(plans))
+        if json is not None:
+            rows = [{"change": change, **dataclasses.asdict(made)} for change, made in plans]
+            write_file(json, to_json(rows, indent=1) + "\n")
+
+    return command
 
 
 def _say(text: str) -> None:
