@@ -1,5 +1,6 @@
-"""`dsd data`: import, stats, verify and encode."""
+"""`dsd data import`, `stats`, `verify` and `encode`."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from dsd_jax.data.pairs.report import statistics, verify_folder
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, batch_ways, make_mesh
+from dsd_jax.shares import ShareFlags
 
 __all__ = ["encode", "import_dataset", "stats", "verify"]
 
@@ -73,7 +75,7 @@ def verify(folder: tyro.conf.Positional[Path], workers: int | None = None) -> No
 
     Args:
         folder: Dataset folder, or a folder that `dsd data encode` wrote.
-        workers: Threads; default: one per core.
+        workers: Threads. Default: one per core.
     """
     problems = verify_folder(folder, workers=workers or os.cpu_count() or 1)
     for problem in problems:
@@ -84,20 +86,37 @@ def verify(folder: tyro.conf.Positional[Path], workers: int | None = None) -> No
     print(f"{folder} is whole")
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodeFlags:
+    """What is encoded, and by which weights.
+
+    Attributes:
+        base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
+        sizes: Height and width of a frame, one pair or several (aspect ratio buckets), as the
+            training will ask for.
+        text: Also encode captions and instructions by T5 and CLIP.
+        max_sequence_length: T5 tokens that a text is padded or cut to. Fewer are faster to train
+            on. A model trained with fewer is sampled with as many.
+        dtype: Type of the weights, of the computation and of what is stored.
+        batch_size: Canvases encoded together. Default: one per device that shares the batch.
+    """
+
+    base_path: str = FLUX_DEV
+    sizes: tuple[tuple[int, int], ...] = ((512, 512),)
+    text: bool = False
+    max_sequence_length: int = 512
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    batch_size: int | None = None
+
+
 def encode(
     dataset: tyro.conf.Positional[Path],
     target: tyro.conf.Positional[Path],
-    base_path: str = FLUX_DEV,
-    sizes: tuple[tuple[int, int], ...] = ((512, 512),),
-    text: bool = False,
-    max_sequence_length: int = 512,
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
-    batch_size: int | None = None,
-    shard: int = 0,
-    num_shards: int = 1,
+    flags: tyro.conf.OmitArgPrefixes[EncodeFlags] = EncodeFlags(),
+    worker: tyro.conf.OmitArgPrefixes[ShareFlags] = ShareFlags(),
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
 ) -> None:
-    """Encode a dataset by the VAE once, so that training need not; stopped, it goes on.
+    """Encode a dataset by the VAE once, for training. If it was stopped, start it again to go on.
 
     A pair of two 512 x 512 frames takes 1 MB in bfloat16, and 4.2 MB more for each text of 512
     tokens of T5-XXL.
@@ -105,29 +124,23 @@ def encode(
     Args:
         dataset: Dataset folder.
         target: New folder for the moments.
-        base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
-        sizes: Height and width of a frame, one pair or several (aspect ratio buckets), as the
-            training will ask for.
-        text: Also encode captions and instructions by T5 and CLIP.
-        max_sequence_length: T5 tokens that a text is padded or cut to; fewer are faster to train
-            on, and what was trained with fewer is sampled with as many.
-        dtype: Of the weights, the computation and what is stored.
-        batch_size: Canvases encoded together; default: one per device that shares the batch.
-        shard: Encode only this part of the dataset's shards.
-        num_shards: Number of parts; the last to finish completes the folder.
-        mesh: Devices to use along each axis; -1: all that the other axes leave.
+        flags: What is encoded, and by which weights.
+        worker: Shards of the dataset that this worker encodes; the last to finish completes the
+            folder.
+        mesh: Devices to use along each axis; -1 takes all that the other axes leave.
     """
     from dsd_jax.convert.open import open_autoencoder, open_text
     from dsd_jax.data.load.cache import encode_pairs
     from dsd_jax.encoders import ImageCodec, TextEncoder
 
+    share = worker.share()
     store = PairStore.open(dataset)
-    vae = open_autoencoder(base_path, fingerprint=True)
-    precision = PRECISIONS[dtype]
+    vae = open_autoencoder(flags.base_path, fingerprint=True)
+    precision = PRECISIONS[flags.dtype]
     devices = make_mesh(mesh)
     encode_text, digest, tokens = None, None, None
-    if text:
-        parts = open_text(base_path, max_sequence_length, fingerprint=True)
+    if flags.text:
+        parts = open_text(flags.base_path, flags.max_sequence_length, fingerprint=True)
         execution = default_execution(jax.default_backend())
         encode_text = TextEncoder.load(
             parts, precision=precision, execution=execution, mesh=devices
@@ -135,17 +148,18 @@ def encode(
         digest = text_digest(parts.t5.sha256(), parts.clip.sha256())
         tokens = parts.tokenizers.t5_length
     weights = weights_digest(vae.sha256())
-    binding = Binding(store.fingerprint, sizes, dtype, weights, digest, tokens)
+    binding = Binding(store.fingerprint, flags.sizes, flags.dtype, weights, digest, tokens)
     complete = encode_pairs(
         store,
         target,
         binding,
         ImageCodec.load(vae, precision=precision, mesh=devices),
         text=encode_text,
-        batch=batch_size or batch_ways(devices),
-        shard=shard,
-        num_shards=num_shards,
+        batch=flags.batch_size or batch_ways(devices),
+        share=share,
     )
     print(
-        f"{target} is complete" if complete else f"part {shard} of {num_shards} of {target} is done"
+        f"{target} is complete"
+        if complete
+        else f"worker {share.number} of {share.count} has encoded its part of {target}"
     )

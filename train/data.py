@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from dsd_jax.data.load.encoded import EncodedStore, text_digest, weights_digest
-from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch
+from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch, Reading
 from dsd_jax.data.load.mixture import Portion
 from dsd_jax.data.load.prefetch import mesh_rows, to_mesh
 from dsd_jax.data.pairs.store import PairStore
@@ -61,8 +61,7 @@ def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: FluxParts
         ),
         batch=config.batch_size,
         rows=mesh_rows(mesh, config.batch_size),
-        threads=data.threads,
-        skip_bad=data.skip_bad_records,
+        reading=Reading(threads=data.threads, skip_bad=data.skip_bad_records),
     )
 
 
@@ -76,6 +75,6 @@ def held_out(path: str, config: TrainConfig, count: int, mesh: Mesh) -> PairBatc
         LoaderConfig(sizes=(frame_of(config),)),
         batch=size,
         rows=mesh_rows(mesh, size),
-        threads=0,
+        reading=Reading(threads=0),
     )
     return to_mesh(next(iter(loader)), mesh)

@@ -37,7 +37,7 @@ from dsd_jax.data.load.encoded import (
     pack_encoded,
     write_encoded_manifest,
 )
-from dsd_jax.data.load.loader import Loader, LoaderConfig
+from dsd_jax.data.load.loader import Loader, LoaderConfig, Reading
 from dsd_jax.data.load.mixture import Portion
 from dsd_jax.data.pairs.record import PairRecord
 from dsd_jax.data.pairs.shards import ShardWriter, shard_name
@@ -119,7 +119,7 @@ def ours(root: Path, name: str, threads: int) -> Iterator[Any]:
     else:
         portion = Portion(PairStore.open(root / f"{name}-pairs"))
     config = LoaderConfig(sizes=((SIDE, SIDE),))
-    return iter(Loader([portion], config, batch=BATCH, threads=threads))
+    return iter(Loader([portion], config, batch=BATCH, reading=Reading(threads)))
 
 
 def theirs(root: Path, name: str, workers: int) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Encoding a dataset once: VAE moments of both canvases, and text embeddings if wanted.
+"""Encodes a dataset once: VAE moments of both canvases, and text embeddings if wanted.
 
 One shard of the dataset gives one encoded shard, so that an interrupted run goes on with the next
 shard, and several machines can share the work. Within a shard, records of one size are encoded a
@@ -44,13 +44,14 @@ from dsd_jax.frames import check_size
 from dsd_jax.images import fit, open_image, to_array
 from dsd_jax.progress import progress
 from dsd_jax.sharding import batch_ways
+from dsd_jax.shares import ALL, WorkerShare
 from dsd_jax.threads import in_order
 from dsd_jax.types import Float32
 
 __all__ = ["TextEncode", "encode_pairs"]
 
-TextEncode = Callable[[Sequence[str]], Mapping[str, Any]]
-"""Prompts to a pair of arrays for each distinct one: `txt` [Lt, Dt] and `vec` [Dv]."""
+TextEncode = Callable[[Sequence[str]], Mapping[str, tuple[Any, Any]]]
+"""Encodes prompts: for each distinct one, the arrays `txt` [Lt, Dt] and `vec` [Dv]."""
 
 Size = tuple[int, int]
 _BINDING = "binding.json"  # what an unfinished folder is being encoded from, and with
@@ -76,8 +77,7 @@ def encode_pairs(
     *,
     text: TextEncode | None = None,
     batch: int = 8,
-    shard: int = 0,
-    num_shards: int = 1,
+    share: WorkerShare = ALL,
 ) -> bool:
     """Encodes the shards of a dataset that are not encoded yet.
 
@@ -88,8 +88,8 @@ def encode_pairs(
         images: encodes pictures; its mesh splits every batch.
         text: encodes prompts; needed if the binding names text encoders.
         batch: canvases encoded together, a multiple of that split.
-        shard, num_shards: encode only every `num_shards`-th shard of the dataset; whoever finds all
-            of them done completes the folder.
+        share: the dataset's shards that this worker encodes. The worker that finds all of them done
+            completes the folder.
 
     Returns:
         Whether the folder is complete.
@@ -100,8 +100,6 @@ def encode_pairs(
     """
     for height, width in binding.sizes:
         check_size(height, width, images.config.downscale)
-    if not 0 <= shard < num_shards:
-        raise UserError(f"shard must be from 0 to num_shards - 1, got {shard} of {num_shards}")
     folder = Path(target)
     if _begin(folder, binding):
         return True
@@ -110,7 +108,7 @@ def encode_pairs(
         write_null(folder, lambda: Embedding(*encode_null([""])[""]), binding.dtype)
     encoder = _Encoder(images, text, batch)
     shards = store.shards.shards
-    mine = [i for i in range(shard, len(shards), num_shards) if _encoded(folder, i) is None]
+    mine = [i for i in share.of(len(shards)) if _encoded(folder, i) is None]
     starts = np.cumsum([0, *(own.count for own in shards)])
     total = sum(shards[i].count for i in mine)
     with progress("encode", total, "pairs", "compiling") as advance:
@@ -127,7 +125,7 @@ def encode_pairs(
 
 
 def _begin(folder: Path, binding: Binding) -> bool:
-    """Takes or continues the folder; whether it is complete already."""
+    """Takes or continues the folder, and returns whether it is complete already."""
     wanted = json.dumps(dataclasses.asdict(binding), indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +212,7 @@ def _decoded(
 
 
 class _Encoder:
-    """Frames and words of some records of one size to what is stored of them."""
+    """Encodes the frames and words of records of one size."""
 
     def __init__(self, images: ImageCodec, text: TextEncode | None, batch: int) -> None:
         ways = 1 if images.mesh is None else batch_ways(images.mesh)

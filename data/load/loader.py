@@ -28,7 +28,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.images import fit, open_image
 from dsd_jax.types import Bool, Int, UInt8
 
-__all__ = ["Loader", "LoaderConfig", "PairBatch"]
+__all__ = ["Loader", "LoaderConfig", "PairBatch", "Reading"]
 
 Size = tuple[int, int]
 _ENDLESS = 2**60  # samples; Grain wants a length
@@ -36,10 +36,10 @@ _ENDLESS = 2**60  # samples; Grain wants a length
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What is made of the pairs; part of what fixes the numbers of a run.
+    """How pairs become samples; part of what fixes the numbers of a run.
 
     Attributes:
-        seed: of the order and of the draws.
+        seed: seed of the order and of the draws.
         sizes: height and width of a frame in pixels. A batch has one of them; a record the one
             nearest to its target's aspect ratio.
         instruction: how often a pair that has both texts shows its instruction, not its caption.
@@ -63,17 +63,33 @@ class LoaderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reading:
+    """How records are read, which decides nothing about the numbers of a run.
+
+    Attributes:
+        threads: threads that read and decode. With 0, a record is read when it is asked for.
+        buffer: samples that are read ahead.
+        skip_bad: put the next record of the stream in the place of one that cannot be read, and
+            list it in the batch, instead of stopping the run.
+    """
+
+    threads: int = 16
+    buffer: int = 32
+    skip_bad: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class PairBatch:
     """This host's part of the batch of a step: `b` samples of `global_size`.
 
-    Behind `prefetch_to_mesh` arrays are of the whole batch; ids and texts stay those of the host.
+    After `prefetch_to_mesh`, arrays hold the whole batch; ids and texts stay those of the host.
 
     Attributes:
-        step: whose batch it is.
+        step: step that it belongs to.
         global_size: samples of the batch over all hosts.
-        rows: which of them these are, in ascending order.
+        rows: which of those samples these are, in ascending order.
         size: height and width of a frame in pixels.
-        ids: of the records of these rows.
+        ids: ids of these records.
         texts: caption or instruction, as drawn; also where the text is dropped.
         drop_text: samples to be trained with the empty prompt instead.
         drop_image: samples to be trained with zero condition tokens instead.
@@ -130,11 +146,9 @@ class Loader:
         hosts: int = 1,
         rows: Sequence[int] | Int[np.ndarray, " b"] | None = None,
         start_step: int = 0,
-        threads: int = 16,
-        buffer: int = 32,
-        skip_bad: bool = False,
+        reading: Reading = Reading(),
     ) -> None:
-        """Opens nothing but indices.
+        """Opens the indices alone.
 
         Args:
             stores: datasets, or parts of them with weights.
@@ -144,10 +158,7 @@ class Loader:
             rows: instead, the samples of every batch that it loads (see
                 `dsd_jax.data.load.prefetch.mesh_rows`).
             start_step: first step.
-            threads: that read and decode; 0: none, everything happens when it is asked for.
-            buffer: samples that are read ahead.
-            skip_bad: a record that cannot be read is replaced by the next of its stream and listed
-                in the batch, instead of stopping the run.
+            reading: how records are read.
 
         Raises:
             UserError: the batch does not divide over the hosts, or what `Mixture` refuses, or
@@ -158,13 +169,13 @@ class Loader:
         self.mixture = Mixture(portions, config.sizes, seed=config.seed, batch=batch)
         self.portions = self.mixture.portions
         self.rows = _rows(batch, host, hosts) if rows is None else np.asarray(rows, np.int64)
-        self._options = grain.ReadOptions(threads, buffer if threads else 0)
-        self._skip_bad = skip_bad
+        self._options = grain.ReadOptions(reading.threads, reading.buffer if reading.threads else 0)
+        self._skip_bad = reading.skip_bad
         self._encoded, self._embedded = _check_encoded(self.portions, config.sizes)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides what a step loads; JSON. Two loaders with the same load the same."""
+    def identity(self) -> dict[str, object]:
+        """Everything that decides what a step loads, as JSON: equal identities load the same."""
         return {
             "order_version": ORDER_VERSION,
             "batch": self.batch,
@@ -177,8 +188,8 @@ class Loader:
         """SHA-256 of `identity`."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Refuses to go on where a run stopped that was loading something else.
+    def check_resume(self, saved: Mapping[str, object]) -> None:
+        """Refuses to continue a run that was loading something else.
 
         Args:
             saved: `identity` of that run.
@@ -251,7 +262,9 @@ class Loader:
             return self._load(step, plan.size, portion, record)
         except UserError as error:
             if not self._skip_bad:
-                raise UserError(f"step {step}: {error} (skip_bad goes on without it)") from None
+                raise UserError(
+                    f"step {step}: {error}; --skip_bad_records puts the next record in its place"
+                ) from None
         skipped = [self._id(portion, record)]
         for portion, record in self.mixture.neighbours(step, row).tolist():
             try:

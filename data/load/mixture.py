@@ -1,4 +1,4 @@
-"""Which records make up the batch of a step: datasets and tasks by weight, one size per batch.
+"""Chooses the records of a step's batch: datasets and tasks by weight, one size per batch.
 
 A *portion* is a dataset, or one task of it. A *stream* is the records of one size of a portion, in
 an order that is shuffled anew in every epoch; an epoch of a stream holds each of its records once.
@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,8 +79,8 @@ class Portion:
             raise UserError(f"{text!r}: the weight behind = must be a number") from None
         return cls(PairStore.open(parts["path"]), parts["task"], weight)
 
-    def describe(self) -> dict[str, Any]:
-        """What decides about the order; JSON."""
+    def describe(self) -> dict[str, object]:
+        """What decides the order, as JSON."""
         return {"dataset": self.store.fingerprint, "task": self.task, "weight": self.weight}
 
     def records(self) -> Int[np.ndarray, " n"]:

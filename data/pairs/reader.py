@@ -269,7 +269,9 @@ class RowReader:
             raise UserError(f"cannot read {value}: {error.strerror}") from None
 
     def _provenance(self, row: Row) -> dict[str, object]:
-        kept = {name: lookup(row.fields, name) for name in self._settings.provenance_columns}
+        kept: dict[str, object] = {
+            name: lookup(row.fields, name) for name in self._settings.provenance_columns
+        }
         own = lookup(row.fields, _PROVENANCE)
         if own is not None and _PROVENANCE not in kept:
             if isinstance(own, str) and own.startswith("{"):

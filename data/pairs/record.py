@@ -12,6 +12,7 @@ from PIL import Image
 
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
+from dsd_jax.text.plain import check_text, text_fault
 
 __all__ = ["PairRecord", "checked_image", "png_bytes"]
 
@@ -26,14 +27,14 @@ class PairRecord:
     """A pair as it is stored.
 
     Attributes:
-        id: unique in its dataset.
+        id: unique name in the dataset.
         reference, target: image files (PNG, JPEG or WebP) as they came.
         reference_size, target_size: height and width in pixels, after EXIF rotation.
         caption: what the target shows; may be empty if there is an instruction.
         instruction: how to get from reference to target; may be empty if there is a caption.
         subject: what both show, in a few words; may be empty.
         task: `identity`, `relight`, `depth`, `instruction`, or another lower-case word.
-        provenance: where it came from; JSON types.
+        provenance: where the pair came from, in JSON types.
     """
 
     id: str
@@ -59,23 +60,53 @@ class PairRecord:
         for name in ("caption", "instruction", "subject"):
             if len(getattr(self, name)) > MAX_TEXT:
                 raise UserError(f"the {name} is longer than {MAX_TEXT:,} characters")
+            check_text(getattr(self, name), f"the {name}")
+        if fault := text_fault(self.provenance):
+            raise UserError(f"the provenance cannot be stored: {fault}")
+        try:
+            msgpack.packb(self.provenance)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            raise UserError(
+                "the provenance must hold texts, numbers of 64 bits, lists and objects"
+            ) from None
 
     @classmethod
-    def from_images(cls, *, id: str, reference: bytes, target: bytes, **words: Any) -> "PairRecord":  # noqa: A002 - the field's name
-        """A record from two image files, which are decoded in full to check and measure them.
+    def from_images(
+        cls,
+        *,
+        id: str,  # noqa: A002 - the field's name
+        reference: bytes,
+        target: bytes,
+        caption: str = "",
+        instruction: str = "",
+        subject: str = "",
+        task: str = "identity",
+        provenance: Mapping[str, object] | None = None,
+    ) -> "PairRecord":
+        """Makes a record of two image files, and decodes them in full to check and measure them.
 
         Args:
-            id: as the attribute.
-            reference, target: any format that `open_image` reads; what is neither PNG, JPEG nor
-                WebP is stored as PNG.
-            words: the other attributes.
+            id, caption, instruction, subject, task, provenance: as the attributes.
+            reference, target: any format that `open_image` reads. A file that is neither PNG, JPEG
+                nor WebP is stored as PNG.
 
         Raises:
             UserError: an image is damaged, too small or too large, or an attribute is not valid.
         """
         reference, reference_size = checked_image(reference, "reference")
         target, target_size = checked_image(target, "target")
-        return cls(id, reference, target, reference_size, target_size, **words)
+        return cls(
+            id=id,
+            reference=reference,
+            target=target,
+            reference_size=reference_size,
+            target_size=target_size,
+            caption=caption,
+            instruction=instruction,
+            subject=subject,
+            task=task,
+            provenance=provenance or {},
+        )
 
     def pack(self) -> bytes:
         """The record as msgpack, with the digest of each image."""

@@ -1,4 +1,4 @@
-"""What is in a dataset, and whether all of it is still what was written."""
+"""Counts what is in a dataset, and checks that all of it is still what was written."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from dsd_jax.data.load.encoded import MANIFEST as ENCODED_MANIFEST
 from dsd_jax.data.load.encoded import EncodedStore
 from dsd_jax.data.pairs.record import checked_image
 from dsd_jax.data.pairs.shards import Shards, file_sha256
-from dsd_jax.data.pairs.store import INDEX_COLUMNS, PairStore, index_row
+from dsd_jax.data.pairs.store import PairStore, index_row
 from dsd_jax.errors import UserError
 from dsd_jax.progress import progress
 from dsd_jax.threads import in_order
@@ -34,12 +34,13 @@ def statistics(store: PairStore) -> str:
         *_table("task", list(manifest.tasks.items())),
         "",
     ]
-    for name in ("target", "reference"):
-        sizes = collections.Counter(f"{width}x{height}" for height, width in index[f"{name}_size"])
+    for name, shapes in (("target", index["target_size"]), ("reference", index["reference_size"])):
+        sizes = collections.Counter(f"{width}x{height}" for height, width in shapes)
         lines += [*_table(f"{name} (width x height)", _top(sizes, TOP_SIZES)), ""]
     lines += [f"{'words':28}{'texts':>9}{'min':>7}{'median':>8}{'95 %':>7}{'max':>7}"]
-    for name in ("caption", "instruction"):
-        words = np.asarray([count for count in index[f"{name}_words"] if count])
+    texts = {"caption": index["caption_words"], "instruction": index["instruction_words"]}
+    for name, counts in texts.items():
+        words = np.asarray([count for count in counts if count])
         if len(words):
             low, middle, high, top = np.percentile(words, [0, 50, 95, 100])
             lines += [f"{name:28}{len(words):9,}{low:7.0f}{middle:8.0f}{high:7.0f}{top:7.0f}"]
@@ -73,7 +74,7 @@ def verify_folder(path: str | Path, *, workers: int) -> list[str]:
         workers: threads.
 
     Returns:
-        What is wrong, a line each; nothing if all is well.
+        The problems, a line each.
 
     Raises:
         UserError: there is no such folder, or its JSON cannot be read.
@@ -89,7 +90,7 @@ def verify_folder(path: str | Path, *, workers: int) -> list[str]:
         index = store.index
     except UserError as error:
         return [*problems, str(error)]
-    rows = list(zip(*(index[name] for name in INDEX_COLUMNS), strict=True))
+    rows = list(zip(*index.values(), strict=True))
     twice = [name for name, count in collections.Counter(index["id"]).items() if count > 1]
     problems += [f"the id {name!r} is there more than once" for name in twice]
     return problems + _each(lambda number: _check(store, rows, number), len(store), workers)

@@ -14,7 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,7 @@ __all__ = [
     "SCHEMA",
     "STEM",
     "WRITING",
+    "Index",
     "Manifest",
     "PairStore",
     "card",
@@ -44,15 +45,21 @@ SCHEMA = 1
 MANIFEST = "dataset.json"
 WRITING = "writing.json"  # there while a dataset is being written
 STEM = "pairs"
-INDEX_COLUMNS = (
-    "id",
-    "task",
-    "subject",
-    "reference_size",
-    "target_size",
-    "caption_words",
-    "instruction_words",
-)
+
+
+class Index(TypedDict):
+    """Columns of an index: one entry per record. Sizes are height and width in pixels."""
+
+    id: list[str]
+    task: list[str]
+    subject: list[str]
+    reference_size: list[tuple[int, int]]
+    target_size: list[tuple[int, int]]
+    caption_words: list[int]
+    instruction_words: list[int]
+
+
+INDEX_COLUMNS = tuple(Index.__annotations__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +217,8 @@ class PairStore:
         return (self[number] for number in range(len(self)))
 
     @functools.cached_property
-    def index(self) -> dict[str, list[Any]]:
-        """Columns `INDEX_COLUMNS` of all records.
+    def index(self) -> Index:
+        """What the shards' indices say about every record.
 
         Raises:
             UserError: an index file is missing or damaged.
@@ -221,7 +228,7 @@ class PairStore:
             held = self._shards.index(shard)["columns"]
             for name in columns:
                 columns[name] += held[name]
-        return columns
+        return Index(**columns)  # type: ignore[typeddict-item] # its names are INDEX_COLUMNS
 
     @functools.cached_property
     def target_sizes(self) -> Int[np.ndarray, "N 2"]:

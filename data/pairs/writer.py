@@ -1,4 +1,4 @@
-"""Writing a pair store so that a crash at any moment leaves whole shards or nothing.
+"""Writes a pair store so that a crash at any moment leaves whole shards or nothing.
 
 Shards are cut by size alone, so the same records give the same files, byte for byte, in one go or
 in many.
@@ -54,8 +54,9 @@ class PairWriter:
     writer with the same origin goes on behind them.
 
     Attributes:
-        position: of the last record in a whole shard, as given to `add`; None at the start.
-        complete: whether the dataset was there already; then there is nothing to write.
+        position: position of the last record in a whole shard, as given to `add`; None at the
+            start.
+        complete: whether the dataset was there already, so that there is nothing to write.
         count, rejected: records and refused rows, those of earlier runs included.
     """
 
@@ -63,15 +64,15 @@ class PairWriter:
         self,
         path: str | Path,
         *,
-        origin: Mapping[str, Any] | None = None,
+        origin: Mapping[str, object] | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        """Takes the folder, alone.
+        """Takes the folder for this process alone.
 
         Args:
-            path: of the dataset, new or unfinished.
-            origin: what it is made from and how; JSON. An unfinished dataset is continued only if
-                it has the same.
+            path: dataset folder, new or unfinished.
+            origin: what the dataset is made from and how, in JSON types. An unfinished dataset is
+                continued only if it has the same origin.
             shard_bytes: size of a shard.
 
         Raises:
@@ -161,12 +162,12 @@ class PairWriter:
         """Whether there is a record of this id."""
         return name in self._ids
 
-    def add(self, *records: PairRecord, position: Any = None) -> None:
+    def add(self, *records: PairRecord, position: int | list[int] | None = None) -> None:
         """Adds the records of one row of a source.
 
         Args:
             records: kept in one shard, so that none of them is lost or repeated by a restart.
-            position: where to go on after these; any JSON.
+            position: where in the source to go on after these.
 
         Raises:
             UserError: an id is there already (nothing is added then), or the disk is full.
@@ -191,8 +192,8 @@ class PairWriter:
         if self._writer.bytes >= self._shard_bytes:
             self._close_shard()
 
-    def reject(self, reason: str, **where: Any) -> None:
-        """Notes a row that cannot be taken."""
+    def reject(self, reason: str, **where: str | int) -> None:
+        """Lists a row that cannot be taken, with the reason and where it is."""
         assert self._rejects is not None  # a complete dataset takes nothing
         line = json.dumps({**where, "reason": reason}, ensure_ascii=False)
         # The reason may repeat the text that it complains about.

@@ -29,6 +29,7 @@ from dsd_jax.encoders import ImageCodec
 from dsd_jax.errors import UserError
 from dsd_jax.images import fit, open_image, to_array
 from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.shares import ALL, WorkerShare
 from dsd_jax.toy.making.random_pipeline import write_random_pipeline
 from tests.tiny_modules import random_module
 from tests.tiny_pairs import write_pairs
@@ -183,24 +184,23 @@ def test_parts_and_restarts_give_the_same_folder(
     assert len(store.manifest.shards) > 2
     whole, parts = tmp_path / "whole", tmp_path / "parts"
 
-    def run(target: Path, shard: int = 0, num_shards: int = 1) -> bool:
+    def run(target: Path, share: WorkerShare = ALL) -> bool:
         return encode_pairs(
             store,
             target,
             plain,
             codec(autoencoder),
             batch=2,
-            shard=shard,
-            num_shards=num_shards,
+            share=share,
         )
 
     assert run(whole)
-    assert not run(parts, 1, 2)
+    assert not run(parts, WorkerShare(1, 2))
     with pytest.raises(UserError, match=r"an unfinished folder of encoded pairs; run `dsd data en"):
         EncodedStore.open(parts)
     kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("encoded-*")}
     (parts / "encoded-00000.array_record").write_bytes(b"what a kill left")
-    assert run(parts, 0, 2)
+    assert run(parts, WorkerShare(0, 2))
     assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in parts.iterdir()}.items()
     contents = [
         {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (whole, parts)
@@ -276,8 +276,6 @@ def test_folders_and_batches_that_cannot_be_are_refused(
     mesh = make_mesh(MeshConfig(data=8))
     with pytest.raises(UserError, match="the batch must be a multiple of 8 on this mesh, got 4"):
         encode_pairs(store, tmp_path / "a", plain, codec(autoencoder, mesh), batch=4)
-    with pytest.raises(UserError, match="shard must be from 0 to num_shards - 1, got 2 of 2"):
-        encode_pairs(store, tmp_path / "b", plain, codec(autoencoder), shard=2, num_shards=2)
     with pytest.raises(UserError, match="being encoded from another dataset, at other sizes"):
         encode_pairs(
             store,

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch
+from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch, Reading
 from dsd_jax.data.load.mixture import Portion
 from dsd_jax.data.load.prefetch import mesh_rows, prefetch_to_mesh, to_mesh
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
@@ -169,8 +169,7 @@ def test_resuming_on_other_hosts_and_threads_loads_the_same(
                 host=host,
                 hosts=hosts,
                 start_step=5,
-                threads=threads,
-                buffer=4,
+                reading=Reading(threads, buffer=4),
             ),
             7,
         )
@@ -222,7 +221,7 @@ def test_a_sample_is_its_record(store: PairStore):
 
 def test_going_on_with_other_data_is_refused(store: PairStore, other: PairStore):
     saved = Loader([store], CONFIG, batch=6).identity
-    Loader([store], CONFIG, batch=6, host=1, hosts=2, threads=0).check_resume(saved)
+    Loader([store], CONFIG, batch=6, host=1, hosts=2, reading=Reading(0)).check_resume(saved)
     for loader, difference in (
         (Loader([other], CONFIG, batch=6), "portions was .*, now it is"),
         (Loader([store], CONFIG, batch=8), "batch was 6, now it is 8"),
@@ -318,7 +317,7 @@ def test_a_damaged_record_stops_the_run_and_is_named(damaged: PairStore):
 
 
 def test_a_damaged_record_is_skipped_only_if_told_to(store: PairStore, damaged: PairStore):
-    loader = Loader([damaged], CONFIG, batch=7, skip_bad=True)
+    loader = Loader([damaged], CONFIG, batch=7, reading=Reading(skip_bad=True))
     healthy = take(Loader([store], CONFIG, batch=7), 7)
     for batch, whole in zip(take(loader, 7), healthy, strict=True):
         if "pair-5" not in whole.ids:
@@ -346,11 +345,11 @@ def test_memory_stays_bounded_with_large_images(tmp_path: Path):
             writer.add(PairRecord(str(i), image, image, (1500, 1500), (1500, 1500), "a plain"))
     script = """
 import resource, sys
-from dsd_jax.data.load.loader import Loader, LoaderConfig
+from dsd_jax.data.load.loader import Loader, LoaderConfig, Reading
 from dsd_jax.data.pairs.store import PairStore
 
 config = LoaderConfig(sizes=((64, 64),))
-loader = Loader([PairStore.open(sys.argv[1])], config, batch=8, threads=4, buffer=16)
+loader = Loader([PairStore.open(sys.argv[1])], config, batch=8, reading=Reading(4, 16))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 next(iter(loader))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
@@ -426,7 +425,7 @@ def test_prefetching_is_bounded_and_ends_with_its_threads(
     with pytest.raises(UserError, match="size must be at least 1, got 0"):
         prefetch_to_mesh([], mesh, size=0)
     before = threading.active_count()
-    source = Endless(Loader([store], CONFIG, batch=4, threads=2, buffer=4))
+    source = Endless(Loader([store], CONFIG, batch=4, reading=Reading(2, 4)))
     batches = prefetch_to_mesh(source, mesh, size=2)
     next(batches)
     deadline = time.monotonic() + 10

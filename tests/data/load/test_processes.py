@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsd_jax.data.load.loader import Loader, LoaderConfig
+from dsd_jax.data.load.loader import Loader, LoaderConfig, Reading
 from tests.tiny_pairs import write_pairs
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from dsd_jax.data.load.loader import Loader, LoaderConfig
+from dsd_jax.data.load.loader import Loader, LoaderConfig, Reading
 from dsd_jax.data.load.prefetch import mesh_rows, prefetch_to_mesh
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.sharding import MESH_AXES
@@ -66,7 +66,7 @@ def test_two_processes_hold_the_global_batch(tmp_path: Path):
     ]
     results = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     config = LoaderConfig(sizes=((32, 32),))
-    whole = next(iter(Loader([store], config, batch=8, start_step=3, threads=0)))
+    whole = next(iter(Loader([store], config, batch=8, start_step=3, reading=Reading(threads=0))))
     assert whole.target is not None
     digests = [hashlib.sha256(np.asarray(row).tobytes()).hexdigest() for row in whole.target]
     shares = []
