@@ -71,11 +71,9 @@ class Fields:
 class Sizes:
     """Shapes of named tensors, with a plain message for one that is not there."""
 
-    def __init__(self, title: str, weights: Tensors, prefix: str = "") -> None:
+    def __init__(self, title: str, weights: Tensors) -> None:
         self._title = title
-        self._shapes = {
-            name.removeprefix(prefix): tuple(spec.shape) for name, spec in weights.tensors.items()
-        }
+        self._shapes = {name: tuple(spec.shape) for name, spec in weights.tensors.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes

@@ -22,7 +22,7 @@ from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.lora.read import read_lora
-from dsd_jax.convert.packaging import detect_layout
+from dsd_jax.convert.packaging import unpack
 from dsd_jax.convert.schedule import schedule_from_json
 from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.text import (
@@ -159,24 +159,29 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
         return Component(str(path), config, orbax, "orbax", digests=lambda: _origin(root))
 
     weights = open_weights(str(path), fingerprint=fingerprint)
-    names = list(weights.tensors)
+    held = unpack(weights, str(path))
+    names = list(held.weights.tensors)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / "config.json").exists():
         where = folder / "config.json"
-        config, layout = _config_from_json(read_json(where), names, str(where)), "diffusers"
+        data = read_json(where)
+        if held.quantised:  # undone by now
+            data.pop("quantization_config", None)
+        config, layout = _config_from_json(data, names, str(where)), "diffusers"
         if isinstance(config, FluxConfig | AutoencoderConfig):
-            layout = detect_layout(names)
+            layout = held.expect_known().layout
     else:
-        layout = detect_layout(names)
+        layout = held.expect_known().layout
         if layout == "diffusers":
             raise UserError(f"{folder} has no config.json, which tells the size of the model")
-        if any(name.startswith(("encoder.", "decoder.")) for name in names):
-            config = autoencoder_from_tensors(weights)
+        if held.model == "autoencoder":
+            config = autoencoder_from_tensors(held.weights)
         else:
-            config = flux_from_tensors(weights)
-    source = table_for(config, layout).check(weights)
+            config = flux_from_tensors(held.weights)
+    source = table_for(config, layout).check(held.weights)
+    notices = (*held.notices, *source.notices)
     return Component(
-        str(path), config, source, layout, source.notices, lambda: weights.fingerprint().files
+        str(path), config, source, layout, notices, lambda: weights.fingerprint().files
     )
 
 

@@ -80,12 +80,11 @@ _RULES = (
 
 
 def flux_bfl(config: FluxConfig) -> Table:
-    """The table for a FLUX transformer of this size, with or without ComfyUI's name prefix."""
+    """The table for a FLUX transformer of this size."""
     return Table(
         "FLUX transformer in BFL layout",
         _RULES,
         flux_dims(config),
         flux_depths(config),
         absent=flux_absent(config),
-        respell=lambda name: name.removeprefix("model.diffusion_model."),
     )

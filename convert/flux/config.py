@@ -127,7 +127,7 @@ def flux_from_tensors(weights: Tensors, axes_dim: tuple[int, ...] | None = None)
     Raises:
         UserError: the tensors that tell the size are missing, or the RoPE axes must be given.
     """
-    shapes = Sizes("FLUX transformer in BFL layout", weights, "model.diffusion_model.")
+    shapes = Sizes("FLUX transformer in BFL layout", weights)
     width, in_channels = shapes["img_in.weight"]
     (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
     if axes_dim is None and head_dim != 128:
