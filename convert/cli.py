@@ -6,9 +6,9 @@ from typing import Literal
 from dsd_jax.convert import export, jobs
 from dsd_jax.convert.export import LoraForm
 from dsd_jax.convert.hub import resolve
-from dsd_jax.convert.open import open_loras, open_transformer
+from dsd_jax.convert.lora.edits import Mergeable, read_mergeables
+from dsd_jax.convert.open import open_transformer
 from dsd_jax.errors import UserError
-from dsd_jax.parts import ScaledAdapter
 from dsd_jax.runs import find_checkpoints
 
 __all__ = ["lora", "to_jax", "to_torch"]
@@ -50,16 +50,17 @@ def to_torch(
         source: Pipeline folder, folder or file of one model (Orbax, diffusers or BFL), or hub id.
         target: New folder; or, for one model, a file ending in .safetensors.
         layout: A folder for from_pretrained, or one file per model as Black Forest Labs ship them.
-        lora_path: LoRA files to merge into the transformer.
+        lora_path: LoRA files to merge into the transformer; DoRA, LoKr, LoHa, and files with
+            differences or biases too.
         lora_scale: Scale of each LoRA; default 1.
         dtype: Cast to it; by default every tensor keeps its dtype.
         overwrite: Replace a single target file that exists.
     """
     path = resolve(source)
-    adapters: list[ScaledAdapter] = []
+    adapters: list[tuple[Mergeable, float]] = []
     if lora_path:
         config = open_transformer(path).config
-        adapters, notices = open_loras(lora_path, lora_scale or 1.0, config)
+        adapters, notices = read_mergeables(lora_path, lora_scale, config)
         _say(notices)
     _say(
         jobs.to_torch(

@@ -1,6 +1,7 @@
 """The conversions: whole pipelines or single models, to JAX and back, streamed tensor by tensor."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from etils import epath
 from dsd_jax.checkpoint import save_params
 from dsd_jax.config import ClipConfig, FluxConfig, T5Config
 from dsd_jax.convert.folder import new_folder
+from dsd_jax.convert.lora.edits import EditedSource, Edits, Mergeable
 from dsd_jax.convert.open import (
     ORIGIN,
     PARAMS,
@@ -25,7 +27,7 @@ from dsd_jax.convert.table.engine import Source
 from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weights
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_object
-from dsd_jax.lora import MergedSource
+from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.models import Config
 from dsd_jax.parts import Component, ScaledAdapter, with_condition
 from dsd_jax.progress import progress
@@ -128,7 +130,9 @@ def _to_orbax(
 
 
 def _finish(
-    component: Component[Config], folder: epath.Path, adapters: Sequence[ScaledAdapter] = ()
+    component: Component[Config],
+    folder: epath.Path,
+    adapters: Sequence[tuple[Mergeable, float]] = (),
 ) -> None:
     """The small files of a converted model; `config.json` last, which makes it complete."""
     origin: dict[str, Any] = {"path": component.path, "sha256": component.sha256()}
@@ -153,7 +157,7 @@ def to_torch(
     *,
     layout: str = "diffusers",
     dtype: DTypeLike | None = None,
-    adapters: Sequence[ScaledAdapter] = (),
+    adapters: Sequence[tuple[Mergeable, float]] = (),
     overwrite: bool = False,
 ) -> list[str]:
     """Converts a pipeline folder, or one model in any layout, to PyTorch's files.
@@ -163,7 +167,7 @@ def to_torch(
         target: new folder; or, for one model, a file ending in `.safetensors`.
         layout: "diffusers" (a folder for `from_pretrained`) or "bfl" (one file per model).
         dtype: cast to it; by default every tensor keeps its dtype.
-        adapters: merged into the transformer, each with its scale.
+        adapters: merged into the transformer one after another, each with its scale.
 
     Returns:
         Notices for the user.
@@ -212,17 +216,41 @@ class _Form:
 
     layout: str
     dtype: DTypeLike | None
-    adapters: tuple[ScaledAdapter, ...]
+    adapters: tuple[tuple[Mergeable, float], ...]
 
 
-def _open(path: epath.PathLike, adapters: Sequence[ScaledAdapter]) -> Component[Config]:
+def _open(path: epath.PathLike, adapters: Sequence[tuple[Mergeable, float]]) -> Component[Config]:
     """One model, with room for what the adapters bring."""
     component = open_component(path, fingerprint=True)
     if not adapters:
         return component
     if not isinstance(component.config, FluxConfig):
         raise UserError(f"{path} is not a FLUX transformer; a LoRA can only be merged into one")
-    return with_condition(component.expect(FluxConfig), adapters)
+    return with_condition(component.expect(FluxConfig), _plain(adapters))
+
+
+def _plain(adapters: Sequence[tuple[Mergeable, float]]) -> list[ScaledAdapter]:
+    """Those that are factors and whole tensors."""
+    return [(adapter, scale) for adapter, scale in adapters if isinstance(adapter, Adapter)]
+
+
+def _exact(
+    base: WeightSource, adapters: Sequence[tuple[Mergeable, float]]
+) -> tuple[WeightSource, set[str]]:
+    """The weights with every adapter, in float32, and the paths that change.
+
+    LoRAs in a row are summed together.
+    """
+    source: WeightSource = base
+    paths: set[str] = set()
+    for edited, group in itertools.groupby(adapters, lambda pair: isinstance(pair[0], Edits)):
+        for run in [[pair] for pair in group] if edited else [list(group)]:
+            made: MergedSource | EditedSource = MergedSource(source, _plain(run), np.float32)
+            if isinstance(run[0][0], Edits):
+                made = EditedSource(source, run[0][0], run[0][1])
+            paths |= made.sums
+            source = made
+    return source, paths
 
 
 def _to_safetensors(
@@ -262,8 +290,8 @@ class _Merged:
 
     def __init__(self, base: WeightSource, form: _Form) -> None:
         self._base = base
-        self._kept = MergedSource(base, form.adapters)
-        self._exact = MergedSource(base, form.adapters, np.float32)
+        self._kept = MergedSource(base, _plain(form.adapters))
+        self._exact, self._sums = _exact(base, form.adapters)
         self.dtypes = (
             self._kept.dtypes
             if form.dtype is None
@@ -274,7 +302,7 @@ class _Merged:
     def read(self, path: str) -> np.ndarray:
         whole = tuple(slice(0, size) for size in self._base.shapes[path])
         dtype = self.dtypes[path]
-        if path not in self._exact.sums:
+        if path not in self._sums:
             return _cast(self._kept.read(path, whole), dtype, path)
         exact = self._exact.read(path, whole)
         written = _cast(exact, dtype, path)
@@ -289,7 +317,7 @@ class _Merged:
         if not self._loss:
             return []
         share = 100 * math.sqrt(self._loss / self._change) if self._change else math.inf
-        kinds = sorted({str(self.dtypes[path]) for path in self._exact.sums})
+        kinds = sorted({str(self.dtypes[path]) for path in self._sums})
         notice = (
             f"rounding the merged weights to {' and '.join(kinds)} changes them by {share:.2g} % "
             "of what the LoRA does; --dtype float32 keeps all of it"

@@ -15,6 +15,9 @@ from dsd_jax.errors import UserError
 __all__ = ["Inventory"]
 
 _SHOWN = 4  # names listed per heading
+_ADDED = ("difference", "bias")  # kinds that change nothing where they are zero
+_MERGEABLE = {"dora", "lycoris", "bias", "difference"}
+_ROWS = 1024
 _HEADINGS = {
     "unknown": "tensors of layers that this model lacks",
     "shape": "tensors of wrong shape",
@@ -35,17 +38,19 @@ class Inventory:
         layers: name of a dense layer -> {"a": tensor name, "b": tensor name}.
         spelling: name of a dense layer -> what the file calls it, without prefix.
         alphas: name of a dense layer -> alpha, where it has a tensor for it.
+        edits: name of a dense layer -> part of a change -> tensor name (see `edits`).
         condition: name of a tensor of the condition embedding in the tables -> tensor name.
         dialects: dialect -> number of tensors in it.
         aside: what is left out -> number of such tensors.
     """
 
-    def __init__(self, names: Vocabulary, weights: Weights) -> None:
+    def __init__(self, names: Vocabulary, weights: Weights, *, merging: bool = False) -> None:
         self._names, self._weights = names, weights
         self._wrong: dict[str, list[str]] = collections.defaultdict(list)
         self.layers: dict[str, dict[str, str]] = {}
         self.spelling: dict[str, str] = {}
         self.alphas: dict[str, float] = {}
+        self.edits: dict[str, dict[str, str]] = {}
         self.condition: dict[str, str] = {}
         self.dialects: collections.Counter[str] = collections.Counter()
         self.aside: collections.Counter[str] = collections.Counter()
@@ -58,6 +63,13 @@ class Inventory:
                 self.aside[name.layer] += 1
             elif name.kind == "condition":
                 self._add_condition(actual, name.layer)
+            elif name.kind in _ADDED and self._is_zero(actual):
+                self.aside["that are zero differences"] += 1
+            elif merging and name.part and name.layer in names.spelled:
+                dense = names.spelled[name.layer]
+                self.spelling.setdefault(dense.name, name.layer)
+                self._add(self.edits.setdefault(dense.name, {}), name.part, actual)
+                self._check_dtype(actual)
             elif name.kind in REFUSED:
                 self._wrong[name.kind].append(actual)
             elif name.layer not in names.spelled:
@@ -100,8 +112,22 @@ class Inventory:
             shown = ", ".join("rank" if size is None else str(size) for size in expected)
             self._wrong["shape"].append(f"{actual} {list(info.shape)}, expected [{shown}]")
             self._widths |= set(info.shape)
-        if not jnp.issubdtype(info.dtype, jnp.floating):
-            self._wrong["dtype"].append(f"{actual} {info.dtype}")
+        self._check_dtype(actual)
+
+    def _check_dtype(self, actual: str) -> None:
+        dtype = self._weights.tensors[actual].dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            self._wrong["dtype"].append(f"{actual} {dtype}")
+
+    def _is_zero(self, actual: str) -> bool:
+        """Whether a tensor changes nothing; it is read a part at a time."""
+        rows = max(1, (self._weights.tensors[actual].shape or (1,))[0])
+        if not self._weights.tensors[actual].shape:
+            return not self._weights.read(actual).any()
+        return not any(
+            self._weights.read(actual, slice(start, start + _ROWS)).any()
+            for start in range(0, rows, _ROWS)
+        )
 
     def _pair(self) -> None:
         """Every A needs a B of the same rank, and no slot of ours may be adapted twice."""
@@ -121,12 +147,13 @@ class Inventory:
         self._wrong["twice"] += twice
 
     def _add_alpha(self, layer: str, actual: str) -> None:
-        value = self._weights.read(actual)
-        alpha = float(value.reshape(-1)[0]) if value.size == 1 else math.nan
-        if layer not in self.layers:
+        shape = self._weights.tensors[actual].shape
+        single = math.prod(shape) == 1
+        alpha = float(self._weights.read(actual).reshape(-1)[0]) if single else math.nan
+        if layer not in self.layers and layer not in self.edits:
             self._wrong["partner"].append(actual)
         elif not 0 < alpha < math.inf:
-            given = f"has shape {list(value.shape)}" if value.size != 1 else f"is {alpha:g}"
+            given = f"is {alpha:g}" if single else f"has shape {list(shape)}"
             self._wrong["alpha"].append(f"{actual} {given}")
         else:
             self.alphas[layer] = alpha
@@ -151,7 +178,8 @@ class Inventory:
                 f"{file} was made for a FLUX.1 of another size than {config.double_depth} double "
                 f"and {config.single_depth} single blocks of width {config.width}; {other_size}"
             )
-        if not self.layers and not self.condition and wrong.keys() <= {"unknown", "full"}:
+        held = self.layers or self.condition or self.edits
+        if not held and wrong.keys() <= {"unknown", "full"}:
             given = ", ".join([*foreign, *self._weights.tensors][:3]) or "no tensors"
             what = f"is for {other}, not FLUX.1" if other else "is not a LoRA of FLUX.1"
             raise UserError(
@@ -168,4 +196,9 @@ class Inventory:
             if names := wrong.get(kind):
                 more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
                 text.append(f"  {len(names)} {heading}: {'; '.join(names[:_SHOWN])}{more}")
+        if wrong.keys() <= _MERGEABLE:
+            text.append(
+                "  merge it into full weights instead: dsd convert to-torch BASE OUT --lora_path "
+                f"{file}"
+            )
         raise UserError("\n".join(text))

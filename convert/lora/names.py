@@ -88,12 +88,14 @@ class Name:
             tensors; "aside" for what belongs to another model; else a key of `REFUSED`.
         layer: name of the dense layer; of the tensor for "condition"; what it is for "aside".
         adapter: PEFT's name of the adapter where the name has one.
+        part: which part of a change it is, for what can be merged but is no factor.
     """
 
     dialect: str
     kind: str
     layer: str
     adapter: str = ""
+    part: str = ""
 
 
 _PREFIXES = {
@@ -107,6 +109,14 @@ _PREFIXES = {
 }
 _KINDS = dict.fromkeys(("lora_A", "lora_down", "down"), "a")
 _KINDS |= dict.fromkeys(("lora_B", "lora_up", "up"), "b")
+# diffusers before PEFT: `attn.to_q.lora.down`, `attn.processor.to_q_lora.down`.
+_OLD = re.compile(r"(?P<stem>.+)\.processor\.(?P<name>(to|add)_\w+)_lora")
+# Parts of changes that `edits` can merge: ending -> our name of the part.
+_PARTS = {
+    r"(dora_scale|lora_magnitude_vector(\.\w+)??(\.weight)?)": "magnitude",
+    r"(lokr_w[12](_[ab])?|hada_w[12]_[ab]|diff_b|diff)": "",
+    r"(lora_B|lora_up|up)(\.\w+)?\.bias": "bias",
+}
 _FACTOR = re.compile(rf"(?P<layer>.+)\.(?P<kind>{'|'.join(_KINDS)})(\.(?P<adapter>\w+))?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+)\.alpha")
 _CONDITION = re.compile(
@@ -122,11 +132,11 @@ _ASIDE = (
 REFUSED = {
     "dora": (
         r".*\.(dora_scale|lora_magnitude_vector)\b",
-        "magnitudes of DoRA, which factors cannot hold; merge it into a model where it was trained",
+        "magnitudes of DoRA, which factors cannot hold",
     ),
     "lycoris": (
         r".*\.(lokr_\w+|hada_\w+|oft_\w+|boft_\w+|glora\w*|lora_mid|[ab][12])\b",
-        "LyCORIS (LoKr, LoHa, OFT, ...), which is no product of A and B; save it as plain LoRA",
+        "LyCORIS (LoKr, LoHa, OFT, ...), which is no product of A and B",
     ),
     "bias": (
         rf".*\.({'|'.join(_KINDS)})(\.\w+)?\.bias$",
@@ -137,8 +147,12 @@ REFUSED = {
         "scales of norms, for which an adapter has no place (control LoRAs have them)",
     ),
     "difference": (
-        r".*\.(diff|diff_b|set_weight|reshape_weight|w_norm|b_norm)$",
+        r".*\.(diff|diff_b|w_norm|b_norm)$",
         "whole differences of weights or biases, for which an adapter has no place",
+    ),
+    "replacement": (
+        r".*\.(set_weight|reshape_weight)$",
+        "whole weights that replace the model's, for which an adapter has no place",
     ),
     "full": (
         r".*\.(weight|bias)$",
@@ -163,16 +177,30 @@ def parse_name(name: str) -> Name:
     if match := _CONDITION.fullmatch(bare):
         return Name(dialect, "condition", f"{CANVAS.module}{match['tail']}")
     if match := _FACTOR.fullmatch(bare):
-        if not prefix and ".processor." in match["layer"]:
+        layer = _modern(match["layer"])
+        if layer != match["layer"]:
+            dialect = "diffusers before PEFT"
+        elif not prefix and ".processor." in layer:
             dialect = "XLabs"
         elif not prefix and match["adapter"]:
             dialect = "raw PEFT"
         kind = _KINDS[match["kind"]]
-        return Name(dialect, kind, match["layer"], match["adapter"] or "")
+        return Name(dialect, kind, layer, match["adapter"] or "")
     if match := _ALPHA.fullmatch(bare):
-        return Name(dialect, "alpha", match["layer"])
+        return Name(dialect, "alpha", _modern(match["layer"]))
     kind = next(kind for kind, (pattern, _) in REFUSED.items() if re.match(pattern, bare))
+    for ending, part in _PARTS.items():
+        if match := re.fullmatch(rf"(?P<layer>.+?)\.(?P<part>{ending})", bare):
+            return Name(dialect, kind, match["layer"], part=part or match["part"])
     return Name(dialect, kind, bare)
+
+
+def _modern(layer: str) -> str:
+    """The name of a layer, also where diffusers before PEFT wrote it."""
+    if match := _OLD.fullmatch(layer):
+        name = {"to_out": "to_out.0"}.get(match["name"], match["name"])
+        return f"{match['stem']}.{name}"
+    return layer.removesuffix(".lora")
 
 
 _MODELS = (

@@ -26,7 +26,7 @@ from dsd_jax.convert.lora.settings import PEFT_CONFIG, find_settings
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter
 
-__all__ = ["DIFFUSERS_FILE", "PEFT_FILE", "read_lora"]
+__all__ = ["DIFFUSERS_FILE", "PEFT_FILE", "find_file", "read_lora"]
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
@@ -54,7 +54,7 @@ def read_lora(
     """
     names = vocabulary(config)
     folder = Path(path)
-    with open_weights(_find(folder)) as weights:
+    with open_weights(find_file(folder)) as weights:
         file = weights.files[0]
         held = Inventory(names, weights)
         held.refuse(file, config, other_size)
@@ -84,7 +84,7 @@ def read_lora(
     return Adapter(_assemble(slots), full, name=file.name), report
 
 
-def _find(path: Path) -> Path:
+def find_file(path: Path) -> Path:
     """The LoRA file of a folder by its usual names; else the path itself."""
     usual = [path / name for name in (DIFFUSERS_FILE, PEFT_FILE)]
     return next((file for file in usual if file.is_file()), path)

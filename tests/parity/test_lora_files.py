@@ -17,6 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 
 from dsd_jax.config import FluxConfig, flux_dev
+from dsd_jax.convert.jobs import to_torch as convert_to_torch
+from dsd_jax.convert.lora.edits import read_mergeables
 from dsd_jax.convert.lora.names import vocabulary
 from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.lora.write import write_lora
@@ -381,3 +383,26 @@ def test_the_attention_of_flux_dev(tmp_path: Path) -> None:
     assert {name: tuple(t.shape) for name, t in written.items()} == {
         name: tensor.shape for name, tensor in tensors.items()
     }
+
+
+# What only full weights can hold
+
+
+@pytest.mark.filterwarnings("ignore:.*LoRA tensor.* have invalid shape")  # PEFT of its own biases
+@pytest.mark.parametrize("kind", ["use_dora", "lora_bias"])
+def test_dora_and_biases_as_peft_merges_them(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(1)
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ATTENTION, kind: True}
+    model = get_peft_model(make_transformer(), LoraConfig(init_lora_weights=False, **settings))
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name or name.endswith("lora_B.default.bias"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(tmp_path / "adapter")
+    make_transformer().save_pretrained(tmp_path / "base")
+    adapters, _ = read_mergeables([tmp_path / "adapter"], [], TINY)
+    convert_to_torch(tmp_path / "base", tmp_path / "merged", adapters=adapters)
+    ours = safetensors.torch.load_file(tmp_path / "merged/diffusion_pytorch_model.safetensors")
+    theirs = model.merge_and_unload().state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert_close(to_numpy(ours[name]), to_numpy(tensor), 1e-5, name)

@@ -66,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "DoRA of PEFT": (
         {f"{Q}.lora_magnitude_vector.weight": np.ones(32)},
-        r"1 tensors are magnitudes of DoRA, which factors cannot hold; merge it .*: transformer",
+        r"1 tensors are magnitudes of DoRA, .*\n  merge it into full weights instead: dsd conv",
     ),
     "DoRA of kohya": (
         {f"{Q}.dora_scale": np.ones((32, 1))},
@@ -74,7 +74,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "LoKr": (
         {f"lycoris_transformer_blocks_0_attn_to_k.lokr_{x}": np.ones((4, 4)) for x in ("w1", "w2")},
-        r"2 tensors are LyCORIS .*, which is no product of A and B; save it as plain LoRA: lyc",
+        r"2 tensors are LyCORIS .*, which is no product of A and B: lyc",
     ),
     "LoHa": (
         {"lora_unet_single_blocks_0_linear1.hada_w1_a": np.ones((4, 4))},
@@ -87,6 +87,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "differences": (
         {"diffusion_model.double_blocks.0.img_attn.proj.diff_b": np.ones(32)},
         r"1 tensors are whole differences of weights or biases",
+    ),
+    "replacements": (
+        {"diffusion_model.double_blocks.0.img_attn.proj.set_weight": np.zeros((32, 32))},
+        r"1 tensors are whole weights that replace the model's, for which",
     ),
     "other full tensors": (
         {"transformer.x_embedder.weight": np.ones((32, 8))},
