@@ -109,7 +109,7 @@ def lora(
     elif step is not None or merge:
         raise UserError(f"--step and --merge are for the folder of a training run, not {source}")
     else:
-        done = export.convert_lora(resolve(source), target, form, base=base)
+        done = export.convert_lora(resolve(source, kind="lora"), target, form, base=base)
     _say(done.notices)
     for path in done.paths:
         print(f"wrote {path}")

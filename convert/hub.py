@@ -1,4 +1,4 @@
-"""Finds weights and datasets: a folder, a file, a bucket, or a repository on the hub."""
+"""Finds weights and datasets: a folder, a file, a bucket, a repository on the hub, or the toy."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,8 +15,13 @@ from huggingface_hub.errors import (
 
 from dsd_jax.errors import UserError
 from dsd_jax.extras import require
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 
-__all__ = ["check_scheme", "resolve"]
+__all__ = ["TOY", "check_scheme", "resolve"]
+
+TOY = "toy"
+"""Name of what ships with the package: the toy FLUX, and the LoRA that makes a customiser of it."""
+_SHIPPED = {"model": toy_flux_path, "lora": toy_lora_path}
 
 
 def check_scheme(path: epath.PathLike) -> None:
@@ -36,32 +41,36 @@ def check_scheme(path: epath.PathLike) -> None:
 def resolve(
     path_or_id: epath.PathLike,
     patterns: Sequence[str] | None = None,
-    repository: Literal["model", "dataset"] = "model",
+    kind: Literal["model", "lora", "dataset"] = "model",
 ) -> epath.Path:
-    """A path on disk or in a bucket.
+    """Finds a model, a LoRA or a dataset on disk or in a bucket.
 
-    What exists on disk is taken as it is, and so is the URL of a bucket. Otherwise `owner/name` is
-    looked up in the Hugging Face cache, and fetched where the network allows it.
+    A path that exists, and the URL of a bucket, are returned as they are. `toy` is the model, or
+    the LoRA, that ships with the package. Anything else is the id of a repository, which comes from
+    the Hugging Face cache, or from the hub where the network allows it.
 
     Args:
-        path_or_id: folder, file, `gs://` path, or hub id.
-        patterns: files of a repository that are needed, as globs; default: all.
-        repository: kind of repository that a hub id names.
+        path_or_id: A folder, a file, a `gs://` path, a hub id or `toy`.
+        patterns: Globs of the files of a repository that are needed; by default all are.
+        kind: What is looked for.
 
     Raises:
-        UserError: neither a path nor a repository that can be had.
+        UserError: There is neither such a path nor such a repository.
     """
     text = str(path_or_id)
     check_scheme(text)
     path = epath.Path(text).expanduser()
     if "://" in text or path.exists():
         return path
+    if text == TOY and kind in _SHIPPED:
+        return epath.Path(_SHIPPED[kind]())
     parts = text.split("/")
     if len(parts) != 2 or not all(parts) or text.startswith((".", "~")):
         raise UserError(f"there is no folder or file {text}")
 
     try:
         wanted = None if patterns is None else list(patterns)
+        repository = "dataset" if kind == "dataset" else "model"
         return epath.Path(snapshot_download(text, repo_type=repository, allow_patterns=wanted))
     except HFValidationError:
         raise UserError(f"there is no folder or file {text}") from None

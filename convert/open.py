@@ -226,7 +226,7 @@ def open_loras(
     each = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
     if len(each) != len(paths):
         raise UserError(f"{len(paths)} LoRA files but {len(each)} scales; give as many")
-    read = [read_lora(resolve(path), config) for path in paths]
+    read = [read_lora(resolve(path, kind="lora"), config) for path in paths]
     adapters = [(adapter, scale) for (adapter, _), scale in zip(read, each, strict=True)]
     return adapters, [notice for _, report in read for notice in report.notices]
 

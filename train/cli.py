@@ -43,19 +43,22 @@ def train(words: Sequence[str]) -> None:
     train_recipe(name, preset(name), rest)
 
 
-def train_recipe(name: str, recipe: TrainConfig, words: Sequence[str]) -> None:
+def train_recipe(
+    name: str, recipe: TrainConfig, words: Sequence[str], base: BaseConfig = BaseConfig()
+) -> None:
     """Runs `dsd train NAME [FLAGS]`.
 
     Args:
         name: Name of the recipe.
-        recipe: Defaults of the flags.
+        recipe: Defaults of its flags.
         words: The flags.
+        base: Defaults of the flags that say which weights it starts from.
     """
     file = _config_file(words)
     groups = DataConfig, RunConfig, BaseConfig, ClusterConfig, recipe
     from_file = [] if file is None else flags_of(file, name, groups)
     given, cluster = tyro.cli(
-        _command(name, recipe),
+        _command(name, recipe, base),
         args=[*from_file, *words],  # of a flag that comes twice the second counts
         prog=f"dsd train {name}",
         use_underscores=True,
@@ -75,12 +78,14 @@ def train_recipe(name: str, recipe: TrainConfig, words: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-def _command(name: str, recipe: TrainConfig) -> Callable[..., tuple[Launch, ClusterConfig]]:
+def _command(
+    name: str, recipe: TrainConfig, base: BaseConfig
+) -> Callable[..., tuple[Launch, ClusterConfig]]:
     def command(
         data: Annotated[DataConfig, _PLAIN],
         run: Annotated[RunConfig, _PLAIN],
         recipe: Annotated[TrainConfig, _PLAIN] = recipe,
-        base: Annotated[BaseConfig, _PLAIN] = BaseConfig(),
+        base: Annotated[BaseConfig, _PLAIN] = base,
         cluster: Annotated[ClusterConfig, _PLAIN] = ClusterConfig(),
         config: Path | None = None,
     ) -> tuple[Launch, ClusterConfig]:

@@ -99,7 +99,7 @@ def _open(base: BaseConfig, config: TrainConfig) -> FluxParts:
 def _start(base: BaseConfig, parts: FluxParts) -> Start:
     adapter = None
     if base.lora_path is not None:
-        adapter, _ = read_lora(resolve(base.lora_path), parts.transformer.config)
+        adapter, _ = read_lora(resolve(base.lora_path, kind="lora"), parts.transformer.config)
     return Start(adapter, base.from_scratch)
 
 

@@ -71,7 +71,7 @@ def _place(source: str | Path) -> Path:
     """Where a source lies on disk, after it has been fetched if it is a hub id."""
     path = Path(source)
     is_id = len(path.parts) == 2 and not path.is_absolute() and path.suffix not in ENDINGS
-    return Path(resolve(str(source), repository="dataset")) if is_id and not path.exists() else path
+    return Path(resolve(str(source), kind="dataset")) if is_id and not path.exists() else path
 
 
 def _copy(table: Table, reader: RowReader, writer: PairWriter, workers: int) -> None:

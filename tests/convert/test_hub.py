@@ -31,6 +31,15 @@ def test_what_is_on_disk_is_taken_as_it_is(tmp_path, no_hub, monkeypatch):
     assert Path(resolve("~/owner")) == tmp_path / "owner"
 
 
+def test_the_toy_that_ships_has_a_name(no_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (resolve("toy") / "model_index.json").is_file()
+    assert (resolve("toy", ["vae/*"]) / "vae" / "config.json").is_file()
+    assert (resolve("toy", kind="lora") / "pytorch_lora_weights.safetensors").is_file()
+    (tmp_path / "toy").mkdir()  # a folder of the user comes first
+    assert Path(resolve("toy")) == Path(resolve("toy", kind="lora")) == Path("toy")
+
+
 @pytest.mark.parametrize(
     "text", ["nothing", "a/b/c", "./owner/name", "../x", "/no/where", "a/", "~/x"]
 )

@@ -15,6 +15,7 @@ import tyro
 from jax.sharding import Mesh
 
 from dsd_jax.config import FLOAT32
+from dsd_jax.convert.hub import TOY
 from dsd_jax.convert.open import open_flux
 from dsd_jax.data.load.prefetch import mesh_rows
 from dsd_jax.models import abstract, load
@@ -31,7 +32,7 @@ from dsd_jax.toy.making.sizes import TOY_VAE
 from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
 from dsd_jax.toy.making.vae import VaeTrainer, latent_statistics
 from dsd_jax.train.cli import train_recipe
-from dsd_jax.train.config import RunConfig, TrainConfig
+from dsd_jax.train.config import BaseConfig, RunConfig, TrainConfig
 from dsd_jax.train.loop import Outcome
 from dsd_jax.train.loop import train as run_training
 from dsd_jax.train.model import Start
@@ -53,12 +54,12 @@ _UNSEEN = 10**6  # the first of them, a step that no training reaches
 
 def toy(words: Sequence[str]) -> None:
     """`dsd train toy [FLAGS]`."""
-    train_recipe("toy", recipes.toy(), words)
+    train_recipe("toy", recipes.toy(), words, BaseConfig(base_path=TOY))
 
 
 def toy_student(words: Sequence[str]) -> None:
     """`dsd train toy_student [FLAGS]`."""
-    train_recipe("toy_student", recipes.toy_student(), words)
+    train_recipe("toy_student", recipes.toy_student(), words, BaseConfig(base_path=TOY))
 
 
 def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
