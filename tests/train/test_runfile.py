@@ -21,7 +21,7 @@ GROUPS = DataConfig, RunConfig, BaseConfig
 
 def parsed(words: list[str], recipe: TrainConfig, name: str) -> Launch:
     given, _ = tyro.cli(
-        _command(name, recipe),
+        _command(name, recipe, BaseConfig()),
         args=words,
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands,),
