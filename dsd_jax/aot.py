@@ -82,7 +82,7 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one chip needs. Sizes in GiB; collectives in GiB sent or received per chip and step.
+    """Memory, work and traffic of one chip and step, with sizes in GiB.
 
     Attributes:
         memory: by kind; "temporary" is what the compiler adds (workspace, gradients, copies).
@@ -143,7 +143,7 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """How many there are."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property
@@ -195,7 +195,7 @@ def bytes_per_chip(tree: Any) -> int:
 
 
 def compile_job(build: Callable[[Mesh], Job], topology: Topology, mesh: MeshConfig) -> Plan:
-    """Compiles a job for a topology and says what it needs.
+    """Compiles a job for a topology and reads what it needs.
 
     Args:
         build: makes the job for a mesh.
@@ -244,7 +244,7 @@ def compile_job(build: Callable[[Mesh], Job], topology: Topology, mesh: MeshConf
 
 
 def _memory_words(message: str) -> str | None:
-    """The sentence of the compiler about memory, or None if it failed for another reason."""
+    """The compiler's sentence about memory; None if it failed for another reason."""
     found = re.search(r"Used [\d.]+[GMK] of [\d.]+[GMK] hbm[^\n]*", message) or re.search(
         r"total memory required for [^\n]* exceeds available HBM[^\n.]*[\d.]*\w*\)", message
     )
@@ -252,7 +252,10 @@ def _memory_words(message: str) -> str | None:
 
 
 def _refused_bytes(words: str, argued: int) -> int:
-    """Temporary bytes that the compiler wanted; one of its sentences counts the arguments too."""
+    """Temporary bytes that the compiler asked for.
+
+    One of its sentences counts the arguments too.
+    """
     found = re.search(r"([\d.]+)([GMK])", words)
     if not found:
         return 0

@@ -43,7 +43,7 @@ def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _locate(path: epath.PathLike) -> epath.Path:
-    """Orbax wants absolute paths, which those of buckets are."""
+    """Makes a local path absolute, as Orbax wants it."""
     return epath.Path(path if "://" in str(path) else Path(path).absolute())
 
 

@@ -28,7 +28,7 @@ FLUX_DEV = "black-forest-labs/FLUX.1-dev"
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Which dtype is used where; the only place that decides it.
+    """Dtypes of parameters and computation; nothing else decides about them.
 
     Parameters of a frozen base are kept in `param_dtype`; matrix products, convolutions and the
     residual stream run in `compute_dtype`. Whatever these two say, norms, softmax, RoPE angles,
@@ -47,12 +47,12 @@ class Precision:
 FLOAT32 = Precision(jnp.float32, jnp.float32)
 BFLOAT16 = Precision()
 PRECISIONS = {"bfloat16": BFLOAT16, "float32": FLOAT32}
-"""By the names that flags and configs use."""
+"""Precisions by the names that flags and configs use."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model runs, without changing what it computes.
+    """How a model runs. Nothing here changes what it computes.
 
     Attributes:
         scan_layers: one stacked array per parameter of a block and a `lax.scan` over the depth

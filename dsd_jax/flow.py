@@ -27,10 +27,10 @@ Times = TypeVar("Times", np.ndarray, Array)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How sampling times are spaced (defaults: FLUX.1-dev).
+    """Spacing of the sampling times (defaults: FLUX.1-dev).
 
     Attributes:
-        dynamic: shift by `mu`, which grows with the number of image tokens; else by `shift`.
+        dynamic: shift by `mu`, which grows with the number of image tokens; otherwise by `shift`.
         base_shift, max_shift: `mu` at `base_tokens` and at `max_tokens`, linear in between and
             beyond.
         shift: factor of the static shift; 1 leaves the times evenly spaced (FLUX.1-schnell).

@@ -55,7 +55,13 @@ FACTOR_NAMES = ("lora_a", "lora_a_attn", "lora_a_mlp", "lora_b")
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Size of a new adapter. `targets`: a key of `TARGETS`, or regular expressions of paths."""
+    """Size of a new adapter.
+
+    Attributes:
+        rank: Rank of the factors.
+        alpha: Scale times rank; by default the rank, which is a scale of 1.
+        targets: What is adapted: attention, attention+ff, all, or regular expressions of paths.
+    """
 
     rank: int = 512
     alpha: float | None = None
@@ -63,7 +69,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """alpha / rank; 1 where no alpha is given."""
+        """`alpha / rank`; 1 without alpha."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
@@ -83,7 +89,7 @@ class Adapter:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Module path -> rank."""
+        """Rank of every adapted module, by path."""
         return {
             path.removesuffix(".lora_b"): factor.shape[_rank_axis(path)]
             for path, factor in self.factors.items()
@@ -240,7 +246,7 @@ def combine(
 
 
 def _misfits(adapter: Adapter, linears: Mapping[str, Linear | JoinedLinear]) -> Iterator[str]:
-    """What is wrong with an adapter for a model with these (per-layer) Linears."""
+    """Yields the problems of an adapter with a model that has these (per-layer) Linears."""
     for path in adapter.factors:
         module = path.rpartition(".")[0]
         if f"{module}.lora_b" not in adapter.factors:
@@ -311,7 +317,7 @@ def unmerge(module: nnx.Module) -> None:
 
 
 class MergedSource:
-    """A source of base weights plus its adapters: summed in float32 while they are read.
+    """Base weights with adapters merged in: the sum is formed in float32 while it is read.
 
     Args:
         base: the weights.
@@ -390,7 +396,7 @@ def _kernel_shapes(adapter: Adapter) -> dict[str, Shape]:
 
 
 def _delta(adapter: Adapter, kernel_path: str, index: Index) -> np.ndarray | None:
-    """A slice of A B for one kernel, float32, or None where the adapter leaves it alone."""
+    """Slice of A B for one kernel, float32; None if the adapter does not touch it."""
     module, _, kernel = kernel_path.rpartition(".")
     a_name = next((name for name, adapted in _KERNELS.items() if adapted == kernel), "")
     a = adapter.factors.get(f"{module}.{a_name}")

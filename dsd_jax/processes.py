@@ -19,12 +19,12 @@ __all__ = ["ClusterConfig", "agree", "barrier", "busy", "first_process", "join",
 
 @dataclasses.dataclass(frozen=True)
 class ClusterConfig:
-    """The processes of a run; all three, or none: found from SLURM, GKE or the TPU VM.
+    """The processes of a run. Give all three, or none if SLURM, GKE or the TPU VM tells them.
 
     Attributes:
-        coordinator_address: host and port of process 0.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
+        coordinator_address: Host and port of process 0.
+        num_processes: Number of processes.
+        process_id: Number of this process, from 0.
     """
 
     coordinator_address: str | None = None
@@ -40,7 +40,7 @@ class ClusterConfig:
 
 
 def join(config: ClusterConfig) -> None:
-    """Connects to the other processes, if there are any; before JAX looks at its devices.
+    """Connects to the other processes, if there are any. Call it before JAX looks for devices.
 
     Raises:
         UserError: the others cannot be reached.
@@ -77,12 +77,12 @@ def _in_cluster(environment: os._Environ[str] | dict[str, str]) -> bool:
 
 
 def first_process() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is the process that writes files and messages."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """A line on standard error, from the first process alone."""
+    """Prints a line on standard error, from the first process alone."""
     if first_process():
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress of a long job
 
@@ -95,20 +95,20 @@ def busy(title: str) -> Iterator[None]:
 
 
 def agree(number: int) -> int:
-    """The first process's number, on every process."""
+    """Gives every process the number of the first one."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has come to this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def on_first(check: Callable[[], None]) -> None:
-    """Runs a check on the first process; where it fails, it fails on all.
+    """Runs a check on the first process. If it fails there, it fails on all.
 
     Raises:
         UserError: the check did, here or on the first process.

@@ -71,7 +71,7 @@ def digests(folder: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def verify(folder: str | Path | epath.Path) -> str | None:
-    """What is wrong with a checkpoint, or None.
+    """Says what is wrong with a checkpoint; None if nothing is.
 
     Raises:
         UserError: it was written by a newer program.
@@ -127,7 +127,7 @@ def folders(root: epath.PathLike) -> list[tuple[int, epath.Path]]:
 
 
 def folder_of(root: epath.PathLike, step: int) -> epath.Path:
-    """Where the checkpoint of a step lies."""
+    """Folder of the checkpoint of a step."""
     return epath.Path(root) / f"{step:08d}"
 
 
@@ -150,7 +150,7 @@ def read_run(folder: epath.Path) -> dict[str, Any]:
 def read_trained(
     root: epath.PathLike, step: int | None = None, *, ema: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Trained parameters by per-layer path, on the host, and `run.json`.
+    """Reads the trained parameters, by per-layer path, and `run.json`.
 
     Args:
         root: folder of a run's checkpoints.

@@ -125,13 +125,13 @@ AUTOENCODER_RULES: Rules = ((r".*", ()),)
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1: whatever the other three leave.
+    """Sizes of the mesh axes. One may be -1, which takes the devices that the others leave.
 
     Attributes:
-        data: replicas of the model, each with its part of the batch.
-        fsdp: shards of the parameters along the width; the batch is split too.
-        tensor: shards of heads and mlp channels.
-        context: shards of the image tokens.
+        data: Replicas of the model, each with its part of the batch.
+        fsdp: Shards of the parameters along the width; the batch is split too.
+        tensor: Shards of the attention heads and mlp channels.
+        context: Shards of the image tokens.
     """
 
     data: int = -1
@@ -160,7 +160,7 @@ class MeshConfig:
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Mesh over `devices` (default: all), its axes laid out for the interconnect.
+    """Makes a mesh over `devices` (by default all), laid out for their interconnect.
 
     Raises:
         UserError: the sizes do not divide the devices, or the slices divide neither axis.
@@ -172,7 +172,7 @@ def make_mesh(
 
 
 def device_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Devices in the shape of a mesh.
+    """Arranges devices in the shape of a mesh.
 
     Between slices, or GPU hosts without a common link, lies the axis `data` if they divide it,
     otherwise `fsdp`.
@@ -208,7 +208,7 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def activation_spec(mesh: Mesh | AbstractMesh, shape: Shape, axes: Sequence[Axis]) -> PartitionSpec:
-    """Spec of an activation; mesh axes that do not divide their dimension are left out."""
+    """Partition spec of an activation, without the mesh axes that do not divide a dimension."""
     spec = [
         _dividing(mesh, size, LOGICAL_TO_MESH[axis] if axis else ()) or None
         for size, axis in zip(shape, axes, strict=True)
@@ -217,7 +217,7 @@ def activation_spec(mesh: Mesh | AbstractMesh, shape: Shape, axes: Sequence[Axis
 
 
 def _dividing(mesh: Mesh | AbstractMesh, size: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Those mesh axes that together divide `size`, each kept if it can be, in order."""
+    """Keeps, in order, the mesh axes that together divide `size`."""
     kept: list[str] = []
     for name in names:
         if size % (math.prod(mesh.shape[k] for k in kept) * mesh.shape[name]) == 0:
@@ -226,17 +226,17 @@ def _dividing(mesh: Mesh | AbstractMesh, size: int, names: Sequence[str]) -> tup
 
 
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Number of parts that a batch is cut into."""
+    """Number of parts that the mesh cuts a batch into."""
     return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"])
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Where an array lies whose first axis is the batch."""
+    """Sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Where an array lies that every device holds."""
+    """Sharding of an array that every device holds."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -256,7 +256,7 @@ def param_specs(
     *,
     spare: Rules = (),
 ) -> dict[str, PartitionSpec]:
-    """Partition spec of every parameter.
+    """Finds the partition spec of every parameter.
 
     Args:
         shapes: parameter path -> shape; paths as in either layout of `dsd_jax.stack`.

@@ -1,4 +1,4 @@
-"""A stack of equal blocks: built, run, and renamed between its two layouts.
+"""Stacks of equal blocks: how they are built and run, and the names of their two layouts.
 
 Unrolled, the stack is a list and a parameter's path is `double_blocks.3.img_mod.lin.kernel`.
 Scanned, it is one block whose arrays have a leading layer axis, at
@@ -35,7 +35,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 def build_stack(
     make: Callable[[nnx.Rngs], Block], depth: int, *, scan: bool, rngs: nnx.Rngs
 ) -> Any:
-    """`depth` blocks from `make`, each from its own key.
+    """Builds `depth` blocks, each from its own key.
 
     Returns:
         Unrolled, an `nnx.List` of blocks; scanned, one block with stacked arrays. Callers know
@@ -103,5 +103,5 @@ def layer_paths(path: str, stacks: Mapping[str, int]) -> list[str]:
 
 
 def without_layers(path: str) -> str:
-    """A path without its layer numbers, which is how patterns of paths name a parameter."""
+    """Removes the layer numbers from a path, as patterns of paths expect."""
     return re.sub(r"\.\d+(?=\.|$)", "", path)

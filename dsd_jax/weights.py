@@ -1,4 +1,4 @@
-"""From a source of weights to a module on devices, a tensor (slice) at a time.
+"""Fills a module on devices from a source of weights, one tensor (or slice) at a time.
 
 Weights enter through one protocol. A source knows parameters by their per-layer paths
 (`double_blocks.3.img_mod.lin.kernel`) and reads any slice of one; `materialise` asks for exactly
@@ -29,7 +29,7 @@ READERS = 4  # tensors in flight: enough to overlap reading, reordering and the 
 
 @runtime_checkable
 class WeightSource(Protocol):
-    """Something that holds parameters under per-layer paths."""
+    """Anything that holds parameters under per-layer paths."""
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -37,14 +37,14 @@ class WeightSource(Protocol):
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype]:
-        """The dtype that each is read in."""
+        """Dtype in which each parameter is read."""
 
     def read(self, path: str, index: Index) -> np.ndarray:
         """One slice of one parameter, in the dtype of the source; may be a strided view."""
 
 
 class TensorSource:
-    """Parameters in memory, which must stay as they are: devices of the CPU may share them."""
+    """Parameters in memory. Nothing may change them: CPU devices may share the memory."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.tensors = tensors
@@ -74,7 +74,7 @@ class Zeros:
 
 
 class Layered:
-    """Several sources as one; where two hold a path, the earlier one is read."""
+    """Several sources as one. If two hold a path, the earlier one is read."""
 
     def __init__(self, *sources: WeightSource) -> None:
         self._owner: dict[str, WeightSource] = {}

@@ -34,7 +34,7 @@ class TrueGuidance(NamedTuple):
 
 
 def with_null(inputs: FluxInputs, guidance: TrueGuidance) -> FluxInputs:
-    """The inputs of the three passes [u, v, c] of every image as one batch of 3 B.
+    """Makes the inputs of the three passes [u, v, c] of every image, as one batch of 3 B.
 
     The three of one image stay neighbours, so that a batch sharded over devices is not moved.
     """
@@ -55,7 +55,7 @@ def with_null(inputs: FluxInputs, guidance: TrueGuidance) -> FluxInputs:
 
 
 def guided(velocity_of_three: VelocityFn, guidance: TrueGuidance) -> VelocityFn:
-    """Velocity with true guidance, from a velocity function over the batch of `with_null`."""
+    """Wraps a velocity function over the batch of `with_null` with true guidance."""
     image, text = (x[:, None, None] for x in (guidance.image_scale, guidance.text_scale))
 
     def velocity(img: Array, t: Array) -> Array:

@@ -21,7 +21,7 @@ __all__ = ["SampleSize", "abstract_inputs", "sample_job"]
 
 @dataclasses.dataclass(frozen=True)
 class SampleSize:
-    """How large a sampling step is.
+    """Size of a sampling step.
 
     Attributes:
         batch: images sampled together.
@@ -39,7 +39,7 @@ class SampleSize:
 def abstract_inputs(
     flux: FluxConfig, mesh: Mesh, size: SampleSize
 ) -> tuple[jax.ShapeDtypeStruct, SamplerInputs]:
-    """Packed latents and inputs, with shapes and shardings only."""
+    """Makes packed latents and inputs of shapes and shardings only."""
 
     def array(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
         spec = activation_spec(mesh, shape, ("batch", *(None,) * (len(shape) - 1)))
@@ -57,7 +57,7 @@ def abstract_inputs(
 def sample_job(
     flux: FluxConfig, mesh: Mesh, size: SampleSize, execution: Execution, flops: float
 ) -> Job:
-    """One sampling step of a batch; `flops` are those of one image's forward pass."""
+    """Builds one sampling step of a batch; `flops` are those of one image's forward pass."""
     model = abstract(flux, precision=BFLOAT16, execution=execution)
     programs = Programs(nnx.graphdef(model), size.canvas)
     state = abstract_state(model, mesh)

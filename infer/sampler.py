@@ -33,7 +33,7 @@ class SamplerInputs(NamedTuple):
 
 
 def initial_noise(seeds: np.ndarray, canvas: Canvas, channels: int) -> Float32[Array, "B h w C"]:
-    """Standard normal latents; the noise of an image depends on its own seed (32 bits) alone."""
+    """Draws standard normal latents; an image's depend on its own seed (32 bits) alone."""
     shape = canvas.height, canvas.width, channels
     draw = functools.partial(jax.random.normal, shape=shape)
     return jax.vmap(lambda seed: draw(jax.random.key(seed)))(jnp.asarray(seeds, jnp.uint32))
@@ -57,7 +57,7 @@ def _step(solver: Solver, velocity: VelocityFn, carry: Carry, t_cur: Array, t_ne
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What is computed with a model on one canvas, ready to be traced.
+    """The computations of sampling with a model on one canvas, ready to be traced.
 
     The weights are an argument, not a part: what is compiled must not keep them alive.
     """
@@ -75,12 +75,12 @@ class Programs:
         *,
         true_guidance: bool,
     ) -> Carry:
-        """One step of the solver, from the first of `times` to the second."""
+        """Takes one step of the solver, from the first of `times` to the second."""
         make = self._guided if true_guidance else self._plain
         return _step(self.solver, make(state, inputs), carry, *times)
 
     def loop(self, state: nnx.State, img: Array, inputs: SamplerInputs, timesteps: Array) -> Array:
-        """All steps; true guidance, if any, from step `FIRST_STEP`."""
+        """Takes all steps, with true guidance from step `FIRST_STEP` on if there is any."""
         carry = img, self.solver.init(img)
         plain = self._plain(state, inputs)
         if inputs.true_guidance is None:

@@ -51,13 +51,13 @@ __all__ = ["Checkpoints", "Keep"]
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which finished checkpoints stay: the last few, and those of round steps."""
+    """Finished checkpoints that stay: the last few, and those of round steps."""
 
     last: int = 2
     every: int = 0
 
     def drops(self, steps: list[int]) -> list[int]:
-        """Of ascending `steps`, those to delete."""
+        """Chooses, among ascending `steps`, those to delete."""
         old = steps[: -self.last]
         return [step for step in old if not (self.every and step % self.every == 0)]
 
@@ -91,7 +91,7 @@ class Checkpoints:
 
     @property
     def last(self) -> str:
-        """The newest finished checkpoint, in words; waits for a save under way."""
+        """Names the newest finished checkpoint for a message; waits for a save under way."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         steps = steps_of(self.root)
@@ -153,7 +153,7 @@ class Checkpoints:
             folder.rmtree()
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, is finished.
+        """Waits for the save under way, if there is one.
 
         Raises:
             UserError: it could not be written.
@@ -191,7 +191,7 @@ class Checkpoints:
             log.disabled = was
 
     def newest(self) -> int | None:
-        """Step of the newest whole checkpoint, the same on every process; None: there is none.
+        """Finds the step of the newest whole checkpoint, the same on every process, or None.
 
         What a cut-off save left is removed; a damaged checkpoint is set aside with a line on
         standard error, and the one before it is taken.
@@ -204,7 +204,7 @@ class Checkpoints:
         return None if step == -1 else step
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """A checkpoint on the devices of `like`.
+        """Loads a checkpoint onto the devices of `like`.
 
         Args:
             step: from `newest`.
@@ -228,7 +228,7 @@ class Checkpoints:
         return read_run(folder_of(self.root, step))
 
     def _choose(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Finds the step of the newest whole checkpoint."""
         problem = None
         for step, folder in reversed(folders(self.root)):
             if not (folder / MANIFEST).exists():

@@ -1,4 +1,4 @@
-"""`dsd train` and `dsd train plot`: the flags, and the other rooms handed to the loop."""
+"""`dsd train`, `dsd train plot` and `dsd plan`: their flags, and what they print."""
 
 import dataclasses
 import shlex
@@ -107,7 +107,7 @@ def _command(
 
 
 def _config_file(words: Sequence[str]) -> Path | None:
-    """The file after `--config`, if there is one."""
+    """Finds the file after `--config`, if there is one."""
     for number, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag == "--config":
@@ -122,7 +122,7 @@ def _names() -> str:
 
 
 def _presets(usage: str, command: str) -> str:
-    """Usage of a command that takes a preset first, with the presets."""
+    """Lists the presets under the usage of a command that takes one first."""
     lines = [usage, "", "presets:"]
     for name, make in PRESETS.items():
         first = (make.__doc__ or "").split("\n")[0].replace("`", "")

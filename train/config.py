@@ -1,4 +1,4 @@
-"""What a training run is made of: the recipe, which fixes the numbers, and how it is run.
+"""Settings of a training run: the recipe, which fixes the numbers, and how it is run.
 
 Presets are in `dsd_jax.train.presets`.
 """
@@ -264,7 +264,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on.
+    """The data that a run trains on.
 
     Attributes:
         data: Datasets: PATH, PATH#TASK, PATH=WEIGHT or PATH#TASK=WEIGHT.

@@ -34,7 +34,7 @@ def _digests(base: FluxParts, folders: Sequence[str]) -> dict[str, str]:
 
 
 def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: FluxParts) -> Loader:
-    """The loader of this process's rows.
+    """Opens the loader of this process's rows.
 
     Raises:
         UserError: no such data, or encoded by other weights than the base's.
@@ -66,7 +66,7 @@ def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: FluxParts
 
 
 def held_out(path: str, config: TrainConfig, count: int, mesh: Mesh) -> PairBatch:
-    """One batch of held-out pairs on the mesh, always the same, nothing dropped."""
+    """Loads one batch of held-out pairs onto the mesh: always the same, with nothing dropped."""
     store = PairStore.open(path)
     ways = batch_ways(mesh)
     size = -(-min(count, len(store)) // ways) * ways

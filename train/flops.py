@@ -1,4 +1,4 @@
-"""FLOPs of a training step, for MFU: the convention, stated once.
+"""FLOPs of a training step, by the one convention that MFU uses.
 
 Matrix products only, two FLOPs per multiplication; what rematerialisation computes again is never
 counted. Frozen weights: forward and the gradient of their input (2x their forward). Adapters and
@@ -42,7 +42,7 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class StepFlops:
-    """Per sample."""
+    """FLOPs of one sample's forward pass, by what they are spent on."""
 
     frozen: float
     trained: float
@@ -50,14 +50,14 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """Forward and backward."""
+        """FLOPs of forward and backward pass."""
         return 2 * self.frozen + 3 * (self.trained + self.attention)
 
 
 def step_flops(
     shapes: Mapping[str, Shape], trained: frozenset[str], config: FluxConfig, image: int, text: int
 ) -> StepFlops:
-    """Forward FLOPs of one sample by what they are spent on.
+    """Counts the forward FLOPs of one sample.
 
     Args:
         shapes: path -> shape of every parameter, in either layout of `dsd_jax.stack`.
@@ -82,7 +82,7 @@ def step_flops(
 
 
 def peak_tflops(device_kind: str) -> float | None:
-    """Dense bfloat16 peak of a device, or None where it is not known.
+    """Dense bfloat16 peak of a device in TFLOP/s; None if it is not known.
 
     The name does not always tell the variant: an H100 counts as SXM, whose peak is the higher one.
     """

@@ -40,7 +40,7 @@ def canvas_of(config: TrainConfig) -> Canvas:
 
 
 def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: bool = False) -> Job:
-    """The training step of a config over a mesh, with abstract arguments.
+    """Builds the training step of a config over a mesh, with abstract arguments.
 
     Args:
         encoded: the data brings latents and embeddings, so that no encoder is in memory.
@@ -80,7 +80,7 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
 
 
 def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
-    """VAE, T5-XXL and CLIP-L, which stay in memory beside the step."""
+    """Abstract weights of VAE, T5-XXL and CLIP-L, which stay in memory beside the step."""
     execution = Execution(scan_layers=config.scan_layers)
     texts = [
         abstract(c, precision=BFLOAT16, execution=execution) for c in (T5Config(), ClipConfig())
@@ -91,7 +91,7 @@ def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
 
 
 def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> EncodedBatch:
-    """An encoded batch with shapes and shardings only."""
+    """Makes an encoded batch of shapes and shardings only."""
     size, text = config.batch_size, config.max_sequence_length
     tokens = canvas_of(config).tokens
 
@@ -115,7 +115,7 @@ def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> Encoded
 
 
 def attention_for(mesh: Mesh) -> str:
-    """The implementation that the devices of a topology can compile."""
+    """Attention implementation that the devices of a topology can compile."""
     return "splash" if mesh.devices.flat[0].platform == "tpu" else "xla"
 
 

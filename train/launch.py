@@ -1,4 +1,4 @@
-"""From the settings of a run to the run: opens what they name, and hands it to the loop."""
+"""Starts a run from its settings: opens what they name and hands it to the loop."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ def _start(base: BaseConfig, parts: FluxParts) -> Start:
 
 
 def _validation(given: Launch, trainer: Trainer, mesh: Mesh) -> Validation | None:
-    """What the run looks at from time to time, or None."""
+    """Prepares the checks of the run; None if there are none."""
     config, run, data = given.config, given.run, given.data
     pairs, sheets = None, {}
     if not run.eval_every:

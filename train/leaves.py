@@ -1,4 +1,4 @@
-"""A state's leaves by per-layer name, whatever the layout in memory: how checkpoints store them."""
+"""Leaves of a state by per-layer name, as checkpoints store them for any layout in memory."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ __all__ = ["join_layers", "names_of", "nest", "split_layers", "split_shapes"]
 
 
 def names_of(tree: Any) -> list[str]:
-    """`opt_state.1.0.mu.double_blocks.img_attn.qkv.lora_a` and so on, in order of the leaves."""
+    """Names of the leaves in order, such as `opt_state.1.0.mu.single_blocks.qkv.lora_a`."""
 
     def name(key: Any) -> str:
         return str(
@@ -33,7 +33,7 @@ def _layers(name: str, shape: tuple[int, ...], stacks: Mapping[str, int]) -> lis
 
 
 def split_layers(tree: Any, stacks: Mapping[str, int]) -> dict[str, jax.Array]:
-    """Copies of the leaves by per-layer name. Copies: the next step takes over the leaves."""
+    """Copies the leaves by per-layer name, since the next step takes over the leaves themselves."""
     flat: dict[str, jax.Array] = {}
     for name, leaf in zip(names_of(tree), jax.tree.leaves(tree), strict=True):
         layers = _layers(name, leaf.shape, stacks)
@@ -55,7 +55,7 @@ def join_layers(flat: Mapping[str, jax.Array], like: Any, stacks: Mapping[str, i
 
 
 def split_shapes(like: Any, stacks: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `split_layers` makes of `like`, with shardings."""
+    """Shapes and shardings of what `split_layers` makes of `like`."""
     flat: dict[str, jax.ShapeDtypeStruct] = {}
     for name, leaf in zip(names_of(like), jax.tree.leaves(like), strict=True):
         layers = _layers(name, leaf.shape, stacks)
@@ -70,7 +70,7 @@ def split_shapes(like: Any, stacks: Mapping[str, int]) -> dict[str, jax.ShapeDty
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of dictionaries from dotted names."""
+    """Builds a tree of dictionaries from dotted names."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, leaf = name.split(".")

@@ -35,7 +35,7 @@ __all__ = ["BatchSource", "Outcome", "Program", "train"]
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """What the loop asks of the data: files (`dsd_jax.data.load.loader.Loader`), or drawn pictures.
+    """Batches for the loop, from files (`dsd_jax.data.load.loader.Loader`) or drawn on the way.
 
     Attributes:
         start_step: where iterating begins.
@@ -61,7 +61,7 @@ class BatchSource(Protocol):
 
 @runtime_checkable
 class Program(Counted, Protocol):
-    """What the loop asks of what is trained.
+    """A model and the programs that train it.
 
     A transformer (`dsd_jax.train.trainer.Trainer`) or an autoencoder trains by the same loop.
 
@@ -89,7 +89,7 @@ class Program(Counted, Protocol):
     def step(
         self, state: TrainState, batch: PairBatch, step: int
     ) -> tuple[TrainState, StepMetrics]:
-        """One update; `state` is used up."""
+        """Makes one update; `state` is used up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _due(step: int, every: int) -> bool:
 def _restore(
     checkpoints: Checkpoints, step: int, trainer: Program, run: RunConfig, source: BatchSource
 ) -> Callable[[TrainState], TrainState]:
-    """Restores a checkpoint of this run.
+    """Prepares to restore a checkpoint of this run.
 
     Raises:
         UserError: it is another run's, or none is to be gone on from.

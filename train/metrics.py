@@ -1,4 +1,4 @@
-"""What a run writes down while it trains, and how it notices that it goes wrong.
+"""The log files of a run, and the watch that notices when training goes wrong.
 
     metrics.jsonl      one line per logged step: {"step": 120, "loss": ...}
     batch_ids.jsonl    one line per step: {"step": 120, "ids": [...]}
@@ -65,7 +65,7 @@ class Journal:
         self._file.flush()
 
     def count(self) -> int:
-        """Lines in the file."""
+        """Counts the lines of the file."""
         with self.path.open("rb") as file:
             return sum(1 for _ in file)
 
@@ -75,7 +75,7 @@ class Journal:
 
 
 def _end_of(file: Any, step: int) -> int:
-    """Number of bytes of the lines up to `step`."""
+    """Counts the bytes of the lines up to `step`."""
     end = 0
     for line in file:
         try:
@@ -89,7 +89,7 @@ def _end_of(file: Any, step: int) -> int:
 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, in order; one that was cut off is left out.
+    """Reads the lines of `metrics.jsonl` in order, without one that was cut off.
 
     Raises:
         UserError: there is no such file, or nothing in it.
@@ -158,18 +158,18 @@ class Log:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 
     def batch(self, step: int, ids: Sequence[str]) -> None:
-        """Which records update `step` was made with."""
+        """Logs the records that update `step` was made with."""
         if self._active:
             self._ids.write(step, ids=list(ids))
 
     def skipped(self, step: int, ids: Sequence[str]) -> None:
-        """An update that was left out."""
+        """Logs an update that was left out."""
         self.skips += 1
         if self._active:
             self._skipped.write(step, ids=list(ids))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name."""
+        """Logs numbers by name."""
         if not self._active:
             return
         self._metrics.write(step, **values)
@@ -180,7 +180,7 @@ class Log:
             self._wandb.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """A picture, uint8 `[h, w, 3]`, for the services; files are the caller's."""
+        """Sends a picture, uint8 `[h, w, 3]`, to the services; the caller writes files."""
         if self._board is not None:
             self._board.add_image(name, pixels, step, dataformats="HWC")
         if self._wandb is not None:
@@ -218,7 +218,7 @@ class Watch:
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
     def problem(self, values: Mapping[str, float]) -> str | None:
-        """What is wrong with the numbers of a step, or None."""
+        """Says what is wrong with the numbers of a step; None if nothing is."""
         for name, value in values.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
@@ -232,7 +232,7 @@ class Watch:
 
 
 def memory(devices: Sequence[Any]) -> dict[str, float]:
-    """Bytes in use and at most so far, of the fullest local device; empty where it is not told."""
+    """GiB in use, and at most so far, on the fullest local device; empty if devices do not tell."""
     found = [stats for d in devices if (stats := d.memory_stats())]
     names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
     return {

@@ -1,4 +1,4 @@
-"""From opened weights to what is trained and what is frozen, each where it belongs on the mesh."""
+"""Takes opened weights apart into what is trained and what is frozen, both on the mesh."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What the parameters start from.
+    """Origin of the parameters beside the base.
 
     Attributes:
         adapter: where the factors start instead of at random; its full tensors replace the base's.
@@ -48,7 +48,7 @@ BASE = Start()  # the base as it is, with a new adapter
 
 
 class Trainee(NamedTuple):
-    """The model taken apart, on the mesh.
+    """A model taken apart, on the mesh.
 
     `stacks` are path and depth of its stacks of blocks; parameters of checkpoints have per-layer
     paths.
@@ -60,7 +60,7 @@ class Trainee(NamedTuple):
 
 
 def _precision(config: TrainConfig) -> Precision:
-    """Of the transformer: masters in float32, the rest in the dtype of the base."""
+    """Precision of the transformer: masters in float32, the rest in the dtype of the base."""
     base = jnp.dtype(config.base_dtype)
     return Precision(jnp.float32 if config.lora is None else base, base)
 
@@ -136,7 +136,7 @@ def _check_targets(model: Flux, lora: LoraConfig | None) -> None:
 
 
 def _start_condition(model: Flux) -> None:
-    """A zero kernel of the condition embedding becomes that of the canvas's own embedding."""
+    """Copies the kernel that embeds the canvas to a condition embedding that is zero."""
     assert model.cond_in is not None  # checked by the config
     kernel = model.cond_in.kernel
     if not jnp.any(kernel[...]):
@@ -148,7 +148,7 @@ _ZERO = {"img_mod", "txt_mod", "modulation", "final_layer"}
 
 
 def _random(empty: Flux, config: TrainConfig, mesh: Mesh) -> Flux:
-    """Random weights with which every block starts as the identity (adaLN-Zero; DiT, section 3.2).
+    """Draws weights with which every block starts as the identity (adaLN-Zero; DiT, section 3.2).
 
     The kernels of all modulations and of the last Linear are zero, and so are all biases.
     """
@@ -168,7 +168,7 @@ def _random(empty: Flux, config: TrainConfig, mesh: Mesh) -> Flux:
 
 
 def _add_fresh(model: Flux, lora: LoraConfig, seed: int, mesh: Mesh) -> None:
-    """New factors, made on the devices that keep them; the same numbers on any mesh."""
+    """Draws new factors on the devices that keep them: the same numbers on any mesh."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.state(model))
     graphdef = nnx.graphdef(model)
 
@@ -193,7 +193,7 @@ def _spread(model: Flux, mesh: Mesh) -> None:
 
 
 def _by_path(state: nnx.State, shardings: Mapping[str, Sharding]) -> nnx.State:
-    """Shardings as a tree of the shape of `state`."""
+    """Arranges shardings as a tree of the structure of `state`."""
     return nnx.from_flat_state(
         [
             (path, variable.replace(shardings[".".join(map(str, path))]))
@@ -218,7 +218,7 @@ def train_state_shapes(
 def first_state(
     split: Split, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
-    """The state before the first step, on the mesh; takes over the arrays of `split.trained`."""
+    """Makes the state before the first step; takes over the arrays of `split.trained`."""
     shapes = train_state_shapes(split, optimizer, mesh, ema=ema)
     where = jax.tree.map(lambda x: x.sharding, shapes)
     init = functools.partial(init_state, optimizer=optimizer, ema=ema)

@@ -1,4 +1,4 @@
-"""What training minimises: the squared error of the velocity, on what each objective draws.
+"""The losses that training minimises, all of them squared errors of the velocity.
 
 `Customise` is the method (paper, section 3.2): reference and target lie on one canvas, are noised
 at one time and denoised together, given the condition. `Teach` is plain text-to-image training of
@@ -53,7 +53,7 @@ class EncodedBatch(NamedTuple):
     null_vec: Float[Array, " Dv"]
 
     def inputs(self, guidance: float) -> FluxInputs:
-        """What the model sees, with the null inputs where a sample's own are dropped."""
+        """Inputs of the model, with the null ones where a sample's own are dropped."""
         drop = self.drop_text[:, None, None]
         img_cond = self.img_cond
         if img_cond is not None:
@@ -67,7 +67,7 @@ class EncodedBatch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What is minimised, and the plain errors of both frames; float32 scalars."""
+    """The loss, and the plain errors of both frames; float32 scalars."""
 
     loss: Array
     reference: Array
@@ -76,26 +76,26 @@ class Losses(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """A loss of the model on batches of one canvas."""
+    """A loss on batches of one canvas."""
 
     flow: FlowConfig
     schedule: Schedule
     canvas: Canvas
 
     def __call__(self, model: Flux, batch: EncodedBatch, key: Array) -> Losses:
-        """The losses of a batch with noise and times from `key`."""
+        """Takes the losses of a batch with noise and times from `key`."""
         return self.at(model, batch, *self.draw(key, batch.x_0))
 
     @abc.abstractmethod
     def at(
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
     ) -> Losses:
-        """The losses with given noise and times."""
+        """Takes the losses with given noise and times."""
 
     def draw(
         self, key: Array, x_0: Float[Array, "B L C"]
     ) -> tuple[Float32[Array, "B L C"], Float32[Array, " B"]]:
-        """Noise, and one time per sample."""
+        """Draws noise, and one time per sample."""
         time_key, noise_key = jax.random.split(key)
         t = sample_times(time_key, len(x_0), self.flow, self.schedule, self.canvas.tokens)
         return jax.random.normal(noise_key, x_0.shape, jnp.float32), t
@@ -115,7 +115,7 @@ class Objective(abc.ABC):
 
 
 class Customise(Objective):
-    """Both frames at one time, given the condition; the error of each frame has its weight."""
+    """The error over both frames at one time, given the condition; each frame has its weight."""
 
     def at(
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
@@ -129,7 +129,7 @@ class Customise(Objective):
 
 
 class Teach(Objective):
-    """The whole canvas at one time, without a reference."""
+    """The error over the whole canvas at one time, without a reference."""
 
     def at(
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
@@ -139,14 +139,14 @@ class Teach(Objective):
 
 
 def method_of(config: TrainConfig) -> type[Objective]:
-    """The objective of a recipe: with or without a condition."""
+    """Chooses the objective of a recipe: with or without a condition."""
     return Customise if config.condition else Teach
 
 
 def sample_times(
     key: Array, count: int, config: FlowConfig, schedule: Schedule, num_tokens: int
 ) -> Float32[Array, " {count}"]:
-    """Times in (0, 1), one per sample.
+    """Draws times in (0, 1), one per sample.
 
     Raises:
         UserError: an unknown distribution.
@@ -164,7 +164,7 @@ def sample_times(
 
 
 def frame_weights(canvas: Canvas) -> Float32[Array, "2 L"]:
-    """Which tokens are the reference's and which the target's, each row with mean weight 1.
+    """Weights of the tokens that select the reference and the target, each with mean 1.
 
     The mean of `weights * error` over tokens is the mean error of that frame.
     """

@@ -31,7 +31,7 @@ def _adamw(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransforma
 
 
 def _adafactor(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransformation:
-    """Without momentum, and with the rate as it is.
+    """Adafactor without momentum, and with the rate as it is.
 
     Scaled by the size of a parameter, as in the paper, a new adapter's B, zero, would hardly move.
     """
@@ -44,7 +44,7 @@ def _lion(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransformat
 
 
 def _prodigy(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransformation:
-    """Finds its own rate; `learning_rate` is a factor on it, usually 1.
+    """Prodigy, which finds its own rate; `learning_rate` is a factor on it, usually 1.
 
     Its estimate divides by the rate, which is zero when a warm-up starts, unless it is told so.
     """
@@ -55,7 +55,7 @@ def _prodigy(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransfor
 
 
 def _sgd(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransformation:
-    """With momentum `b1`."""
+    """SGD with momentum `b1`."""
     return _decayed(optax.trace(c.b1), rate, c)
 
 
@@ -97,7 +97,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then the optimiser.
+    """Builds the optimiser, behind clipping by global norm.
 
     Raises:
         UserError: an unknown optimizer or schedule.

@@ -32,7 +32,7 @@ WAIT = 35.0  # for a sign of life: three renewals and the delay of a network fil
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who trains in a folder.
+    """The process that trains in a folder.
 
     Attributes:
         token: different for every start.
@@ -54,7 +54,7 @@ class Owner:
 
     @classmethod
     def this(cls) -> "Owner":
-        """This process."""
+        """Describes this process."""
         return cls(
             token=secrets.token_hex(8),
             host=socket.gethostname(),
@@ -138,7 +138,7 @@ def _write(root: epath.Path, own: Owner) -> None:
 
 
 def _read(root: epath.Path) -> Owner | None:
-    """Who is written down; None for nobody, or for a file that is damaged."""
+    """Reads the owner; None if there is none, or the file is damaged."""
     try:
         held = json.loads((root / OWNER).read_text())
         return Owner(**held)
@@ -152,7 +152,7 @@ def _token(root: epath.Path) -> str | None:
 
 
 def _lives(root: epath.Path, found: Owner) -> bool:
-    """Whether the writer of the file is still there."""
+    """Finds out whether the owner still lives."""
     here = Owner.this()
     if (found.host, found.boot) == (here.host, here.boot):
         return bool(found.started) and _started(found.process) == found.started
@@ -175,7 +175,7 @@ def _boot() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process started, in ticks since the boot; empty if there is none."""
+    """Start of a process in ticks since the boot; empty if there is no such process."""
     try:
         # The name in parentheses may hold spaces; the start is the 20th field behind it.
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]

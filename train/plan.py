@@ -1,4 +1,4 @@
-"""What a recipe needs on hardware that you do not have yet, and which meshes suit it."""
+"""Plans a recipe for hardware that you do not have yet, and searches meshes that suit it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ __all__ = ["Question", "candidates", "cheaper", "make_plan", "plans_of", "report
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is planned, and for what.
+    """A step to plan, and the hardware to plan it for.
 
     Attributes:
         topology: the hardware.
@@ -40,7 +40,7 @@ def make_plan(question: Question, flux: FluxConfig | None = None) -> Plan:
     """Compiles the step for the topology.
 
     Args:
-        question: what is planned.
+        question: the step and the hardware.
         flux: size of the model; by default FLUX.1-dev's.
     """
     config = question.config
@@ -61,7 +61,7 @@ def make_plan(question: Question, flux: FluxConfig | None = None) -> Plan:
 
 
 def plans_of(question: Question, say: Callable[[str], None]) -> list[tuple[str, Plan]]:
-    """The plan as configured; where that does not fit, cheaper ones until one does.
+    """Plans as configured; if that does not fit, tries cheaper settings until one does.
 
     Args:
         question: what is planned.
@@ -79,7 +79,7 @@ def plans_of(question: Question, say: Callable[[str], None]) -> list[tuple[str, 
 
 
 def searched(question: Question, say: Callable[[str], None]) -> list[tuple[str, Plan]]:
-    """Every candidate that compiles, those that fit first, the least collective traffic first.
+    """Plans every candidate; those that fit come first, then the least collective traffic.
 
     Args:
         question: what is planned.
@@ -93,7 +93,7 @@ def searched(question: Question, say: Callable[[str], None]) -> list[tuple[str, 
 
 
 def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
-    """Changes that need less memory, the cheapest in speed first, each on top of the last."""
+    """Yields changes that need less memory, each on top of the last, the fastest first."""
     for remat in ("attention+qkv", "attention", "full"):
         order = ("none", "dots", "attention+qkv", "attention", "full")
         if order.index(remat) > order.index(config.remat):
@@ -112,7 +112,7 @@ def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 
 
 def candidates(config: TrainConfig, chips: int) -> Iterator[tuple[str, TrainConfig]]:
-    """Meshes and rematerialisation policies that are worth compiling for a number of chips.
+    """Yields meshes and rematerialisation policies worth compiling for a number of chips.
 
     A canvas is shared by as few chips as the batch allows.
 
@@ -135,7 +135,7 @@ def candidates(config: TrainConfig, chips: int) -> Iterator[tuple[str, TrainConf
 
 
 def _rows(config: TrainConfig, chips: int, context: int) -> int:
-    """Groups of `context` chips that share the batch evenly; 0: they do not."""
+    """Number of groups of `context` chips that share the batch evenly; 0 if they cannot."""
     rows = chips // context
     return (
         0 if chips % context or config.batch_size % (config.optimizer.accumulate * rows) else rows
@@ -143,7 +143,7 @@ def _rows(config: TrainConfig, chips: int, context: int) -> int:
 
 
 def report(plans: Sequence[tuple[str, Plan]]) -> str:
-    """Plans as text: memory by kind, and what decides."""
+    """Writes plans as text: the memory by kind, and the verdict."""
     lines = []
     for change, plan in plans:
         mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)

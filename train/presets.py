@@ -1,4 +1,4 @@
-"""Recipes as small functions; each says how it differs from the one it is made from.
+"""Recipes as small functions. Each says how it differs from the one it starts from.
 
 A preset fixes the recipe and a mesh that it fits on. Every field can be set from the command line.
 """
@@ -28,7 +28,9 @@ def paper() -> TrainConfig:
 
 
 def h200() -> TrainConfig:
-    """`paper` on 8 GPUs of 141 GB: every one holds the base, so no weight is gathered in a step.
+    """`paper` on 8 GPUs of 141 GB, without sharding the base.
+
+    Every GPU holds the base, so no weight is gathered in a step.
 
     The outputs of attention are kept too, which are not computed again.
     """
@@ -48,7 +50,9 @@ def v5e_64() -> TrainConfig:
 
 
 def v5p_64() -> TrainConfig:
-    """`v5e_64` on 64 chips of v5p, 95 GB each: every chip holds the base, nothing is gathered.
+    """`v5e_64` on 64 chips of v5p, 95 GB each, without sharding the base.
+
+    Every chip holds the base, so no weight is gathered in a step.
 
     There is room for the outputs of attention too, which are not computed again.
     """
@@ -56,12 +60,15 @@ def v5p_64() -> TrainConfig:
 
 
 def v6e_64() -> TrainConfig:
-    """`v5e_64` on a v6e-64 slice, 32 GB a chip: the outputs of attention are kept."""
+    """`v5e_64` on a v6e-64 slice, 32 GB a chip.
+
+    The outputs of attention are kept, so that they are not computed again.
+    """
     return _change(v5e_64(), remat="attention")
 
 
 def depth() -> TrainConfig:
-    """`paper` for structure instead of identity: the reference is a depth map, the target a photo.
+    """`paper` for structure: from a depth map to a photo.
 
     The target says everything about what is wanted, so only its frame is in the loss; rank 128
     and 20k steps, since the map's layout is already the target's.
@@ -78,7 +85,7 @@ def depth() -> TrainConfig:
 
 
 def grid_teacher() -> TrainConfig:
-    """The paper's ablation: `paper` on whole pictures of consistent grids, without reference.
+    """`paper` on whole grids, without reference (an ablation).
 
     It teaches the text-to-image model to paint more consistent grids (at a price in diversity,
     as the paper found). A grid is the target of its pair, 1024 x 1024, and there is no condition.
@@ -93,7 +100,7 @@ def grid_teacher() -> TrainConfig:
 
 
 def full() -> TrainConfig:
-    """`paper` without adapter: every parameter in float32, at a tenth of the learning rate.
+    """`paper` without adapter: every parameter in float32.
 
     Parameters, gradients and moments take about 190 GB, sharded over all devices.
     """
@@ -105,7 +112,7 @@ def full() -> TrainConfig:
 
 
 def tiny() -> TrainConfig:
-    """A few steps of 64 px frames with an adapter of rank 8, to see that everything works."""
+    """A few steps of 64 px frames, to see that everything works."""
     return _change(
         paper(),
         steps=20,
@@ -129,7 +136,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
 
 
 def preset(name: str) -> TrainConfig:
-    """The recipe of a name.
+    """Finds the recipe of a name.
 
     Raises:
         UserError: there is none of this name.

@@ -33,7 +33,7 @@ class Prompt:
 
 
 def read_prompts(path: Path, pairs: str, *, condition: bool) -> list[Prompt]:
-    """Prompts of a file.
+    """Reads the prompts of a file.
 
     Args:
         path: a manifest as of `dsd batch` (`.jsonl` or `.csv`) with the columns text, image and
@@ -75,7 +75,7 @@ def read_prompts(path: Path, pairs: str, *, condition: bool) -> list[Prompt]:
 
 
 def prompts_on_mesh(prompts: Sequence[Prompt], frame: tuple[int, int], mesh: Mesh) -> PairBatch:
-    """Prompts as a batch with black targets, filled up by repetition to what the mesh divides.
+    """Makes a batch of prompts with black targets, repeated up to what the mesh divides.
 
     Args:
         prompts: all of them with a reference, or none.

@@ -1,4 +1,4 @@
-"""What a run is, as its checkpoints hold it, and whether another run may go on from them."""
+"""The description of a run in its checkpoints, and the check whether a run may go on from them."""
 
 import dataclasses
 import datetime as dt
@@ -43,7 +43,7 @@ class Origin(NamedTuple):
 
 
 def record(config: Recipe, origin: Origin, data: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """Enough to tell, years later, what the numbers of a checkpoint are; JSON.
+    """Describes a run well enough to tell, years later, how its numbers were made; JSON.
 
     Args:
         config: the recipe.
@@ -107,7 +107,7 @@ def check_base(saved: Mapping[str, Any], path: str, given: Mapping[str, str]) ->
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names; sequences as JSON has them."""
+    """Flattens a config to dotted names, with sequences as JSON has them."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

@@ -44,7 +44,7 @@ def write_run_file(path: Path, preset: str, groups: Iterable[Any]) -> None:
 
 
 def preset_of(path: Path) -> str | None:
-    """The preset that a settings file names, if it names one.
+    """Reads the preset that a settings file names, if it names one.
 
     Raises:
         UserError: the file cannot be read.
@@ -54,7 +54,7 @@ def preset_of(path: Path) -> str | None:
 
 
 def flags_of(path: Path, preset: str, groups: Iterable[Any]) -> list[str]:
-    """A settings file as words of the command line.
+    """Turns a settings file into words of the command line.
 
     Args:
         path: TOML file.

@@ -20,14 +20,14 @@ _TEXT, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
 class Sheet(NamedTuple):
-    """A picture of samples, and where they are in it (JSON, kept in the PNG)."""
+    """A picture of samples, and their places in it (JSON, kept in the PNG)."""
 
     image: Image.Image
     layout: dict[str, Any]
 
 
 def layout_of(heads: Sequence[str], rows: int, height: int, width: int) -> dict[str, Any]:
-    """Where the pictures of a sheet are.
+    """Describes the places of the pictures of a sheet.
 
     Args:
         heads: of the columns.
@@ -45,7 +45,7 @@ def layout_of(heads: Sequence[str], rows: int, height: int, width: int) -> dict[
 def draw_sheet(
     rows: UInt8[np.ndarray, "n H W 3"], heads: Sequence[str], captions: Sequence[str]
 ) -> Sheet:
-    """A sheet of pictures.
+    """Draws a sheet of pictures.
 
     Args:
         rows: a picture per row, which is one picture per head side by side.
@@ -71,7 +71,7 @@ def draw_sheet(
 
 
 def cells(path: Path) -> UInt8[np.ndarray, "n columns h w 3"]:
-    """The pictures of a sheet that was saved with its layout, as they were.
+    """Cuts the pictures out of a sheet that was saved with its layout.
 
     Raises:
         UserError: the file is no such sheet.
@@ -102,7 +102,7 @@ def _boxes(layout: dict[str, Any]) -> list[list[tuple[int, int, int, int]]]:
 
 
 def _wrapped(text: str, pen: ImageDraw.ImageDraw, font: Any, width: int) -> list[str]:
-    """At most `LINES` lines that are no wider than `width` pixels."""
+    """Breaks a text into at most `LINES` lines no wider than `width` pixels."""
     lines, words = [""], text.split()
     for number, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()

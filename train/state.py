@@ -1,4 +1,4 @@
-"""What training changes (float32) and what it leaves alone (the frozen base)."""
+"""The trained parameters (float32) and the frozen base."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Split(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that a checkpoint holds; `ema` is None where none is kept."""
+    """Everything that a checkpoint holds; `ema` is None if no average is kept."""
 
     step: Array
     params: nnx.State
@@ -35,12 +35,12 @@ class TrainState(NamedTuple):
 
 
 def is_adapter(path: tuple[Any, ...], variable: Any) -> bool:
-    """What LoRA training trains: the factors, and the condition embedding in full."""
+    """Selects what LoRA trains: the factors, and the condition embedding in full."""
     return isinstance(variable, LoraParam) or CANVAS.owns(".".join(map(str, path)))
 
 
 def split_model(model: Flux, *, full: bool) -> Split:
-    """Trained and frozen parameters; those to be trained become float32.
+    """Takes a model apart; the parameters to be trained become float32.
 
     Args:
         model: with arrays or abstract.
@@ -60,7 +60,7 @@ def split_model(model: Flux, *, full: bool) -> Split:
 def init_state(
     params: nnx.State, optimizer: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
-    """The state before the first step; no two of its arrays share memory, so it can be donated."""
+    """Makes the state before the first step; no two of its arrays share memory."""
     average = jax.tree.map(jnp.copy, params) if ema else None
     start = jax.tree.map(jnp.copy, params)  # prodigy keeps where it started
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(start), average)
@@ -74,7 +74,7 @@ def state_shardings(
     *,
     ema: bool,
 ) -> TrainState:
-    """Shardings of a whole state: moments lie as their parameters do.
+    """Finds the shardings of a whole state: moments lie as their parameters do.
 
     What has no parameter's shape (counters, adafactor's row and column means) lies everywhere.
 

@@ -36,7 +36,7 @@ def make_step(
     objective: Objective,
     config: TrainConfig,
 ) -> Step:
-    """The training step of an objective.
+    """Builds the training step of an objective.
 
     Randomness is a function of (seed, step) alone, so that a resumed run takes the steps that an
     uninterrupted one would have taken.
@@ -81,7 +81,7 @@ def make_step(
 
 
 def guarded(step: Step) -> Step:
-    """The step, but numbers that are not finite leave all but the counter as it was."""
+    """Wraps a step so that numbers that are not finite leave all but the counter as it was."""
 
     def run(
         state: TrainState, frozen: nnx.State, batch: EncodedBatch
@@ -95,7 +95,7 @@ def guarded(step: Step) -> Step:
 
 
 def _micro_batch(batch: EncodedBatch, index: Array, count: int) -> EncodedBatch:
-    """Every `count`-th sample, so that each device keeps its share of every micro-batch."""
+    """Takes every `count`-th sample, so that each device keeps its share of a micro-batch."""
 
     def take(x: Array) -> Array:
         return jax.lax.dynamic_index_in_dim(

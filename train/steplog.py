@@ -33,7 +33,7 @@ class StepMetrics(Protocol):
 
 @runtime_checkable
 class Counted(Protocol):
-    """What the log asks of the program that takes the steps.
+    """A program that takes the steps and can say how much work they are.
 
     Attributes:
         compiled_in: seconds that the last step spent on compiling.
@@ -75,7 +75,7 @@ class StepLog:
         self._peak = run.peak_tflops or peak_tflops(kind)
 
     def timed(self, batches: Iterator[PairBatch]) -> PairBatch:
-        """The next batch; the time until it is there counts as waiting."""
+        """Takes the next batch; the time until it is there counts as waiting."""
         start = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - start

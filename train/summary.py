@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines, before it does it."""
+"""The summary of a run before its first step, and the note on what a crash would lose."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _LONG = 30 * 60  # seconds of work that few would like to lose
 def summary(
     name: str, config: TrainConfig, run: RunConfig, data: DataConfig, pairs: int, split: Split
 ) -> str:
-    """Parameters, pairs, mesh, precision and save points of a run, a line each.
+    """Names parameters, pairs, mesh, precision and save points of a run, a line each.
 
     Args:
         name: of the preset.
@@ -45,7 +45,7 @@ def summary(
 
 
 def at_risk(every: int, steps: int, seconds: float) -> str | None:
-    """A note about work that a crash would lose, if that is much; None if it is not.
+    """Warns of the work that a crash would lose; None if that is little.
 
     Args:
         every: steps between checkpoints.

@@ -1,4 +1,4 @@
-"""The programs of a run: one object that takes a batch of pairs and makes a step."""
+"""The trainer of a transformer: takes a batch of pairs and makes a step."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ MakeObjective = Callable[[FlowConfig, Schedule, Canvas], Objective]
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How the step is built; nothing here changes the numbers of a good batch.
+    """Options of the compiled step. None changes the numbers of a good batch.
 
     Attributes:
         skip_bad: make steps that a batch with a loss that is not finite cannot spoil.
@@ -105,7 +105,7 @@ class Trainer:
         return self.trainee.stacks
 
     def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
-        """The state to go on from; may be asked for once.
+        """Makes the state to go on from. Call it once.
 
         Args:
             restore: makes it from its shapes and shardings; None: the state before the first step.
@@ -118,7 +118,7 @@ class Trainer:
         return first_state(split, self.optimizer, self.mesh, ema=ema)
 
     def step(self, state: TrainState, batch: PairBatch, step: int) -> tuple[TrainState, Metrics]:
-        """One update; `state` is used up.
+        """Makes one update; `state` is used up.
 
         Args:
             state: of `step` updates.
@@ -137,12 +137,12 @@ class Trainer:
             return self._compiled[shape](state, self.frozen, encoded)
 
     def canvas(self, size: Size) -> Canvas:
-        """The canvas for frames of `size` pixels."""
+        """Canvas for frames of `size` pixels."""
         frames = 2 if self.config.condition else 1
         return Canvas.from_pixels(size[0], frames * size[1], self.base.autoencoder.config.downscale)
 
     def objective(self, size: Size) -> Objective:
-        """What is minimised with frames of `size` pixels."""
+        """Objective for frames of `size` pixels."""
         return self._objective(self.config.flow, self.base.schedule, self.canvas(size))
 
     def flops(self, size: Size) -> float:
@@ -161,7 +161,7 @@ class Trainer:
         return step_flops(both, trained, self.trainee.config, image, self.text_tokens).total
 
     def learning_rate(self, step: int) -> float:
-        """Of the update that follows `step` updates."""
+        """Learning rate of update `step + 1`."""
         with jax.numpy_dtype_promotion("standard"):
             return float(learning_rate(self.config.optimizer, self.config.steps)(step))
 

@@ -29,7 +29,7 @@ _SEED = 2**31 - 1  # of the noise; any other than a run's own would do
 
 
 class SampleSheet:
-    """Samples that are drawn anew at every validation from the same noise.
+    """Pictures that are sampled at every validation, always from the same noise.
 
     They are sampled as `dsd generate` does without true guidance.
 
@@ -75,7 +75,7 @@ class SampleSheet:
         )
 
     def draw(self, state: TrainState) -> Sheet:
-        """The sheet for these weights, of the averaged parameters if there are any."""
+        """Samples the sheet with these weights, the averaged ones if there are any."""
         params = state.params if state.ema is None else state.ema
         vae = self._trainer.encoder.images.state
         made = np.asarray(self._program(params, self._trainer.frozen, vae, self._inputs))
@@ -125,7 +125,7 @@ class HeldOut:
         )
 
     def loss(self, state: TrainState) -> dict[str, float]:
-        """Loss over fixed noise and a fixed grid of times, of the averaged parameters if any."""
+        """Takes the loss over fixed noise and times, with averaged parameters if there are any."""
         params = state.params if state.ema is None else state.ema
         means = self._program(params, self._trainer.frozen, self._batch)
         names = "eval/loss", "eval/loss_reference", "eval/loss_target"
@@ -152,7 +152,7 @@ def _model(trainer: Trainer, params: nnx.State, frozen: nnx.State) -> Flux:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a run looks at from time to time.
+    """The checks that a run makes from time to time.
 
     Attributes:
         held_out: pairs whose loss is taken.
@@ -163,9 +163,9 @@ class Validation:
     sheets: dict[str, SampleSheet] = dataclasses.field(default_factory=dict)
 
     def loss(self, state: TrainState) -> dict[str, float]:
-        """Losses by name; none without held-out pairs."""
+        """Takes the losses by name; none without held-out pairs."""
         return {} if self.held_out is None else self.held_out.loss(state)
 
     def draw(self, state: TrainState) -> dict[str, Sheet]:
-        """The sheets by name."""
+        """Samples the sheets by name."""
         return {name: sheet.draw(state) for name, sheet in self.sheets.items()}
