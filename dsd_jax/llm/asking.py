@@ -11,6 +11,7 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.ledger import Ledger
 from dsd_jax.llm.messages import Answer, Request, Unanswered
 from dsd_jax.llm.prices import Prices, expected_tokens
+from dsd_jax.llm.reading import is_answer_like
 from dsd_jax.llm.scrub import Scrubber
 from dsd_jax.llm.transport import BatchTransport, Raw, Transport
 
@@ -134,7 +135,7 @@ class Asker(abc.ABC):
         broken = [
             kept
             for kept in self._ledger.answers(key)
-            if kept.raw.body.lstrip().startswith(b"{") and self._read(kept.raw) is None
+            if is_answer_like(kept.raw.body) and self._read(kept.raw) is None
         ]
         if len(broken) < _UNREADABLE:
             return None

@@ -9,7 +9,7 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.dialect import Dialect, thinking_budget
 from dsd_jax.llm.http import HttpTransport
 from dsd_jax.llm.messages import Answer, Finish, Message, Request, Usage
-from dsd_jax.llm.reading import answer_of, finish_of, parsed_body, usage_of
+from dsd_jax.llm.reading import answer_of, finish_of, parsed_body, unwrapped, usage_of
 from dsd_jax.llm.transport import Access, Raw
 
 __all__ = ["API_VERSION", "GeminiTransport", "content_body", "read_content"]
@@ -72,10 +72,8 @@ def read_content(raw: Raw, words: Mapping[str, Finish]) -> Answer:
     Raises:
         ValueError: It is not a response of `generateContent`.
     """
-    body = parsed_body(raw.body)
+    body = unwrapped(parsed_body(raw.body))
     try:
-        if "key" in body:
-            body = body["response"]
         if not {"candidates", "promptFeedback", "usageMetadata"} & body.keys():
             raise KeyError("candidates")
         candidate = (body.get("candidates") or [{}])[0]

@@ -143,7 +143,9 @@ class Ledger:
     def answered_by(self, model: str) -> bool:
         """Whether a model has answered any question readably."""
         row = self._db.execute(
-            "SELECT 1 FROM intents WHERE model = ? AND outcome = 'answered' LIMIT 1", (model,)
+            "SELECT 1 FROM answers JOIN intents ON answers.intent = intents.id "
+            "WHERE answers.finish IS NOT NULL AND intents.model = ? LIMIT 1",
+            (model,),
         ).fetchone()
         return row is not None
 

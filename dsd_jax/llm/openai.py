@@ -9,7 +9,7 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.dialect import Dialect, thinking_budget
 from dsd_jax.llm.http import HttpTransport
 from dsd_jax.llm.messages import Answer, Finish, Message, Picture, Request, Usage
-from dsd_jax.llm.reading import answer_of, finish_of, parsed_body, usage_of
+from dsd_jax.llm.reading import answer_of, finish_of, parsed_body, unwrapped, usage_of
 from dsd_jax.llm.transport import Access, Raw
 
 __all__ = ["OpenAITransport", "chat_body", "read_chat"]
@@ -66,11 +66,10 @@ def read_chat(raw: Raw, words: Mapping[str, Finish]) -> Answer:
     Raises:
         ValueError: It is not a chat completion.
     """
-    body = parsed_body(raw.body)
-    request_id: object = raw.request_id
+    line = parsed_body(raw.body)
+    body = unwrapped(line)
+    request_id = raw.request_id if line is body else line["response"].get("request_id")
     try:
-        if "custom_id" in body:
-            request_id, body = body["response"].get("request_id"), body["response"]["body"]
         choice = body["choices"][0] if body["choices"] else {}
         message = choice.get("message") or {}
         content = message.get("content")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsd_jax.llm.messages import Answer, Finish, Usage
+from dsd_jax.llm.scrub import WITHHELD
 from dsd_jax.structured import Limits, MalformedError, parse_json
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "MOST_BYTES",
     "answer_of",
     "finish_of",
+    "is_answer_like",
     "json_of",
     "parsed_body",
     "problem_of",
+    "unwrapped",
     "usage_of",
 ]
 
@@ -67,6 +70,36 @@ def parsed_body(body: bytes) -> dict[str, Any]:
         ValueError: It is not a JSON object, or too deep or large to be an answer.
     """
     return parse_json(body, "the answer", dict, _ENVELOPE)
+
+
+def unwrapped(body: dict[str, Any]) -> dict[str, Any]:
+    """The answer in a line of a batch's results, or the body itself if it is no such line.
+
+    Raises:
+        ValueError: The line holds none.
+    """
+    found: object = body
+    if "custom_id" in body:
+        response = body.get("response")
+        found = response.get("body") if isinstance(response, dict) else None
+    elif "key" in body:
+        found = body.get("response")
+    if not isinstance(found, dict):
+        raise ValueError("not a line of results with an answer")  # noqa: TRY004 - of the answer
+    return found
+
+
+def is_answer_like(body: bytes) -> bool:
+    """Whether bytes that are not in a provider's form were still made, and paid for, as an answer.
+
+    An error in JSON, or the page of a gateway, is not.
+    """
+    if not body.lstrip().startswith((b"{", WITHHELD.encode())):
+        return False
+    try:
+        return not unwrapped(parsed_body(body)).get("error")
+    except ValueError:
+        return True
 
 
 def answer_of(

@@ -3,7 +3,7 @@
     with Server(lambda question: "yes") as server:
         provider = ProviderConfig("openai", "m", base_url=server.openai)
 
-The hook gets a `Question` and returns words, a `Reply`, or a fault. It can be run by itself too:
+The hook gets a `Question` and returns text, a `Reply`, or a fault. It can be run by itself too:
 
     python -m tests.core.llm.server --delay 0.3    (prints its port; answers "yes")
 """
@@ -25,6 +25,7 @@ from typing import Any
 __all__ = [
     "Answerer",
     "BadJson",
+    "Body",
     "Delayed",
     "Drop",
     "Question",
@@ -63,14 +64,33 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer; `finish`: "stop", "length" or "blocked" (then, by Gemini, the question is)."""
+    """An answer.
 
-    text: str = ""
+    Attributes:
+        text: Its text; a list is sent as the list of parts, anything else as it is.
+        finish: "stop", "length" or "blocked" (then, by Gemini, the question is).
+        word: The provider's word for the end, in place of that of `finish`; "" sends null.
+        count: JSON in place of every count of tokens.
+        headers: More headers.
+    """
+
+    text: Any = ""
     finish: str = "stop"
     model: str | None = None
     refusal: str | None = None
     input: int = 100
     output: int = 10
+    word: str | None = None
+    count: str | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """An answer that is these bytes, and paid for."""
+
+    data: bytes
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +119,10 @@ class Delayed:
     """Another result, later."""
 
     seconds: float
-    then: "str | Reply | Status | Drop | BadJson"
+    then: "str | Reply | Body | Status | Drop | BadJson"
 
 
-Result = str | Reply | Status | Drop | BadJson | Delayed
+Result = str | Reply | Body | Status | Drop | BadJson | Delayed
 Answerer = Callable[[Question], Result]
 
 
@@ -234,8 +254,10 @@ class Server:
         fault = result
         if isinstance(result, Drop | BadJson):
             result = "yes"
-        payload = json.dumps(_envelope(question, _reply(result))).encode()
+        payload = _payload(question, result)
         headers = {"Content-Type": "application/json", "x-request-id": f"req-{self.paid}"}
+        if isinstance(result, Reply | Body):
+            headers |= result.headers
         if isinstance(fault, Drop):
             self.dropped += 1
             if not fault.after:
@@ -260,16 +282,16 @@ class Server:
 
     # Batches
 
-    def _line(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _line(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         question = self._question(path, body)
         result = self.answer(question)
         if isinstance(result, Delayed):
             result = result.then
         if isinstance(result, Status):
-            return result.code, json.loads(result.body)
+            return result.code, result.body.encode()
         assert not isinstance(result, Drop | BadJson), "no such faults in batches"
         self._pay(question)
-        return 200, _envelope(question, _reply(result))
+        return 200, _payload(question, result)
 
     def _lines(self, name: str) -> tuple[list[dict[str, Any]], bool]:
         """Lines of a file that are to be answered, and whether the batch expires after them."""
@@ -316,17 +338,20 @@ class Server:
         if batch["status"] != "in_progress" or batch["polls"] <= self.polls:
             return batch
         lines, expired = self._lines(batch["input_file_id"])
-        good: list[str] = []
-        bad: list[str] = []
+        good: list[bytes] = []
+        bad: list[bytes] = []
         for line in reversed(lines):  # in another order than they came
             status, content = self._line(line["url"], line["body"])
-            response = {"status_code": status, "request_id": f"r-{self.paid}", "body": content}
-            out = {"id": "x", "custom_id": line["custom_id"], "response": response, "error": None}
-            (good if status == 200 else bad).append(json.dumps(out))
+            out = b'{"id": "x", "custom_id": "%s", "response": %s, "error": null}\n' % (
+                line["custom_id"].encode(),
+                b'{"status_code": %d, "request_id": "r-%d", "body": %s}'
+                % (status, self.paid, content),
+            )
+            (good if status == 200 else bad).append(out)
         for field, found in (("output_file_id", good), ("error_file_id", bad)):
             if found:
                 batch[field] = f"file-{len(self.files)}"
-                self.files[batch[field]] = "".join(f"{line}\n" for line in found).encode()
+                self.files[batch[field]] = b"".join(found)
         batch["status"] = "expired" if expired else "completed"
         return batch
 
@@ -371,12 +396,13 @@ class Server:
         for line in reversed(lines):
             status, content = self._line(batch["path"], line["request"])
             if status == 200:
-                out.append({"key": line["key"], "response": content})
+                outcome = b'"response": %s' % content
             else:
-                error = {"code": status, "message": content["error"]["message"]}
-                out.append({"key": line["key"], "error": error})
+                error = {"code": status, "message": json.loads(content)["error"]["message"]}
+                outcome = b'"error": %s' % json.dumps(error).encode()
+            out.append(b'{"key": "%s", %s}\n' % (line["key"].encode(), outcome))
         name = f"files/f{len(self.files)}"
-        self.files[name] = "".join(f"{json.dumps(line)}\n" for line in out).encode()
+        self.files[name] = b"".join(out)
         batch["metadata"]["output"] = {"responsesFile": name}
         batch["metadata"]["state"] = f"BATCH_STATE_{'EXPIRED' if expired else 'SUCCEEDED'}"
         return batch
@@ -421,17 +447,22 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _reply(result: str | Reply) -> Reply:
-    return Reply(result) if isinstance(result, str) else result
-
-
-def _envelope(question: Question, reply: Reply) -> dict[str, Any]:
+def _payload(question: Question, result: str | Reply | Body) -> bytes:
+    """The JSON of an answer, in the form of the question."""
+    if isinstance(result, Body):
+        return result.data
+    reply = Reply(result) if isinstance(result, str) else result
     model = question.model if reply.model is None else reply.model
-    return (_chat if question.form == "openai" else _content)(reply, model)
+    text = json.dumps((_chat if question.form == "openai" else _content)(reply, model))
+    if reply.count is not None:
+        text = re.sub(r'("\w*(?:_tokens|TokenCount)": )\d+', rf"\g<1>{reply.count}", text)
+    return text.encode()
 
 
 def _chat(reply: Reply, model: str) -> dict[str, Any]:
-    finish = {"blocked": "content_filter"}.get(reply.finish, reply.finish)
+    finish: str | None = {"blocked": "content_filter"}.get(reply.finish, reply.finish)
+    if reply.word is not None:
+        finish = reply.word or None
     message = {"role": "assistant", "content": reply.text or None, "refusal": reply.refusal}
     return {
         "id": "chatcmpl-1",
@@ -458,8 +489,11 @@ def _content(reply: Reply, model: str) -> dict[str, Any]:
         return {**made, "promptFeedback": {"blockReason": "SAFETY"}}
     if reply.refusal is not None:
         return {**made, "candidates": [{"index": 0, "finishReason": "SAFETY"}]}
-    finish = {"stop": "STOP", "length": "MAX_TOKENS"}[reply.finish]
-    content = {"role": "model", "parts": [{"text": reply.text}] if reply.text else []}
+    finish: str | None = {"stop": "STOP", "length": "MAX_TOKENS"}[reply.finish]
+    if reply.word is not None:
+        finish = reply.word or None
+    parts = reply.text if isinstance(reply.text, list) else [{"text": reply.text}]
+    content = {"role": "model", "parts": parts if reply.text else []}
     return {**made, "candidates": [{"index": 0, "content": content, "finishReason": finish}]}
 
 

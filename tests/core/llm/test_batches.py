@@ -224,7 +224,7 @@ class TestFiles:
             assert (asked["method"], asked["url"]) == ("POST", "/v1/chat/completions")
             assert asked["body"]["max_tokens"] == 1024
             code, body = server._line(asked["url"], asked["body"])
-            response = {"status_code": code, "request_id": "vllm-1", "body": body}
+            response = {"status_code": code, "request_id": "vllm-1", "body": json.loads(body)}
             if status != 200:
                 response = {"status_code": status, "request_id": "x", "body": {"error": "bad"}}
             each = {"id": "vllm-2", "custom_id": asked["custom_id"], "response": response}

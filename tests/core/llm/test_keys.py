@@ -42,7 +42,7 @@ def test_no_artefact_has_the_key(kind, key, tmp_path, caplog, capfd):
         Status(429, ECHO),
         Status(500, ECHO),
         Status(302, ECHO, {"Location": f"http://evil.test/?key={CANARY}"}),
-        Reply(f"you sent {CANARY}"),
+        Reply(f"you sent {CANARY}", headers={"x-request-id": CANARY}),
         Reply("yes", model="other"),
         Drop(),
         BadJson(),
@@ -68,9 +68,7 @@ def test_no_artefact_has_the_key(kind, key, tmp_path, caplog, capfd):
         said += traceback.format_exception(caught.value)
 
     out, err = capfd.readouterr()
-    # A library's debug log shows what a server sends, even a server that repeats the key.
-    log = [line for line in caplog.text.splitlines() if "receive_response_headers" not in line]
-    said += [out, err, *log, repr(provider)]
+    said += [out, err, caplog.text, repr(provider)]
     for text in said:
         assert CANARY not in text
     found = [path for path in tmp_path.rglob("*") if CANARY.encode() in path.read_bytes()]
