@@ -1,6 +1,5 @@
 """`dsd data`: makes a dataset, stage by stage or all stages in order."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -41,21 +40,6 @@ Config = tyro.conf.Positional[Path]
 Share = tyro.conf.OmitArgPrefixes[ShareFlags]
 
 
-@dataclasses.dataclass(frozen=True)
-class Painting:
-    """How the teacher paints.
-
-    Attributes:
-        batch_size: Pictures painted at once. Default: one per device that shares the batch.
-        mesh: Devices along each axis. -1: all that the other axes leave.
-    """
-
-    batch_size: int | None = None
-    mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = dataclasses.field(
-        default_factory=MeshConfig
-    )
-
-
 def captions(config: Config, share: Share = ShareFlags(), prompts: Path | None = None) -> None:
     """Sample captions without repeats; if a model is named, keep those with a clear subject.
 
@@ -79,14 +63,17 @@ def prompts(config: Config, share: Share = ShareFlags(), prompts: Path | None = 
 def grids(
     config: Config,
     share: Share = ShareFlags(),
-    painting: tyro.conf.OmitArgPrefixes[Painting] = Painting(),
+    batch_size: int | None = None,
+    mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
 ) -> None:
     """Paint a grid for every prompt that was kept; a run that was stopped goes on.
 
     Args:
         config: TOML file of all stages.
+        batch_size: Pictures painted at once. Default: one per device that shares the batch.
+        mesh: Devices along each axis. -1: all that the other axes leave.
     """
-    _run(load_config(config), GRIDS, share.share(), painting)
+    _run(load_config(config), GRIDS, share.share(), batch_size, mesh)
 
 
 def pairs(config: Config, share: Share = ShareFlags()) -> None:
@@ -132,7 +119,6 @@ def pack_dataset(config: Config) -> None:
 def make(
     config: Config,
     share: Share = ShareFlags(),
-    painting: tyro.conf.OmitArgPrefixes[Painting] = Painting(),
     prompts: Path | None = None,
 ) -> None:
     """Make a dataset: run all stages in order; a run that was stopped goes on.
@@ -145,7 +131,7 @@ def make(
     """
     chosen, worker = load_config(config, prompts), share.share()
     for stage in STAGES:
-        _run(chosen, stage, worker, painting)
+        _run(chosen, stage, worker)
     parts = open_parts(chosen)
     if all(parts.done(STAGES[-1], part) for part in range(parts.count)):
         _pack(chosen)
@@ -202,12 +188,13 @@ def _run(
     config: MakeConfig,
     stage: Stage[StageRow],
     share: WorkerShare,
-    painting: Painting = Painting(),
+    batch_size: int | None = None,
+    mesh: MeshConfig = MeshConfig(),
 ) -> None:
     def teacher() -> Teacher:
         from dsd_jax.data.make.teacher import open_teacher
 
-        return open_teacher(config, painting.batch_size, painting.mesh)
+        return open_teacher(config, batch_size, mesh)
 
     def count_tokens() -> CountTokens:
         from dsd_jax.convert.open import open_tokenizers

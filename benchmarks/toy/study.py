@@ -12,6 +12,7 @@ sweep over guidance scales is the quickstart's student.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import shutil
@@ -25,7 +26,8 @@ from PIL import Image
 from benchmarks.results import save
 from dsd_jax.cli import main as dsd
 from dsd_jax.config import FLOAT32
-from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.folder import begun_folder
+from dsd_jax.data.make.stages import JUDGEMENTS
 from dsd_jax.infer import Pipeline
 from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, student_commands
 from dsd_jax.quickstart.torch_check import largest_difference
@@ -114,10 +116,13 @@ def train_uncurated(folder: Path) -> Path:
     for name in ("caption", "dataset"):
         shutil.rmtree(own / "making" / name)
     settings = json.loads((folder / "budget.json").read_text())
-    parts = Parts(own / "making", json.loads((own / "making" / "making.json").read_text())["parts"])
+    parts = begun_folder(own / "making")
     for part in range(parts.count):
-        rows = [{**row, "status": "kept", "verdict": "yes"} for row in parts.read("judge", part)]
-        parts.write("judge", part, rows)
+        rows = [
+            dataclasses.replace(row, status="kept", verdict="yes", reason=None)
+            for row in parts.read(JUDGEMENTS, part)
+        ]
+        parts.write(JUDGEMENTS, part, rows)
     making = str(own / "making.toml")
     packing = ["data", "caption", making], ["data", "pack", making]
     # One after the other: the export is asked for when the training has ended.

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dsd_jax.data.make.grid_check import GridCheck
 from dsd_jax.data.make.ids import PANELS as NUMBERS
 from dsd_jax.data.make.ids import PairId, PanelId
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
-from dsd_jax.data.make.panels import GridCheck, find_panels
+from dsd_jax.data.make.panels import find_panels
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair
 from dsd_jax.errors import UserError

@@ -12,11 +12,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+from dsd_jax.data.make.folder import begun_folder
+from dsd_jax.data.make.ids import PairId
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import GRIDS, JUDGEMENTS, PAIRS, Judgement, Pair
 from dsd_jax.errors import UserError
 from dsd_jax.images import save_png
 from dsd_jax.quickstart.report import Example, Findings, Shown, write_report
@@ -29,6 +33,7 @@ from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
 
 __all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
 
+T = TypeVar("T")
 Dsd = Callable[[Sequence[str]], int]
 STUDENT, TEACHER = "student", "teacher"
 IMAGE_SCALE = 2.0  # of true guidance: the student looks at the reference harder than it was trained
@@ -255,15 +260,16 @@ def _findings(folder: Path, cases: Sequence[Case], timed: Sequence[tuple[str, fl
         name: [score(case, np.asarray(image)) for case, image in zip(cases, images, strict=True)]
         for name, images in made.items()
     }
-    rows = {stage: list(_rows(folder / "making" / stage)) for stage in ("grids", "pairs", "judge")}
+    parts = begun_folder(folder / "making")
+    grids = list(parts.rows(GRIDS))
+    pairs = {row.id: row for row in parts.rows(PAIRS) if isinstance(row, Pair)}
+    judged = list(parts.rows(JUDGEMENTS))
     examples = [
         Example(case.text, Image.fromarray(case.reference()), before, after, scores.both)
         for case, before, after, scores in zip(
             cases, made[TEACHER], made[STUDENT], scored[STUDENT], strict=True
         )
     ]
-    pairs = {row["id"]: row for row in rows["pairs"] if row["status"] == "kept"}
-    judged = [row for row in rows["judge"] if row["id"] in pairs]
     return Findings(
         scores={
             "teacher, text alone": summarise(scored[TEACHER]),
@@ -271,65 +277,48 @@ def _findings(folder: Path, cases: Sequence[Case], timed: Sequence[tuple[str, fl
         },
         cases=len(cases),
         examples=examples[:12],
-        grids=[
-            Shown([_open(_grid_path(folder, row["id"]))], row["prompt"])
-            for row in rows["grids"][:6]
-        ],
+        grids=[Shown([_open(parts.picture(row.id))], row.prompt) for row in grids[:6]],
         kept=[
-            _pair(folder, pairs[row["id"]], _said(row))
-            for row in _spread([row for row in judged if row["status"] == "kept"], 6)
+            _shown(parts, pairs[row.id], _said(row))
+            for row in _spread([row for row in judged if row.kept], 6)
         ],
-        rejected=_rejected(folder, rows["pairs"], judged, pairs),
+        rejected=_rejected(parts, pairs, judged),
         losses=_losses(folder / "run" / "metrics.jsonl"),
         counts={
-            "grids": len(rows["grids"]),
+            "grids": len(grids),
             "pairs that were judged": len(judged),
-            "pairs that were kept": sum(row["status"] == "kept" for row in judged),
-            "undecided": sum(row["status"] == "undecided" for row in judged),
+            "pairs that were kept": sum(row.kept for row in judged),
+            "undecided": sum(row.status == "undecided" for row in judged),
         },
         commands=timed,
     )
 
 
 def _rejected(
-    folder: Path,
-    pairs: Sequence[dict[str, Any]],
-    judged: Sequence[dict[str, Any]],
-    whole: dict[str, dict[str, Any]],
+    parts: Parts, pairs: Mapping[PairId, Pair], judged: Sequence[Judgement]
 ) -> list[Shown]:
-    """A few pairs that the judge refused, and a few that did not come so far."""
-    by_judge = [row for row in judged if row["status"] != "kept"]
-    before = [row for row in pairs if row["status"] == "rejected" and "target_box" in row]
+    """A few pairs that the judge refused, and a few that the filters before it refused."""
+    by_judge = [row for row in judged if not row.kept]
+    before = [row for row in pairs.values() if not row.kept]
     return [
-        *(_pair(folder, whole[row["id"]], _said(row)) for row in _spread(by_judge, 4)),
-        *(_pair(folder, row, f"before the judge: {row['reason']}") for row in _spread(before, 2)),
+        *(_shown(parts, pairs[row.id], _said(row)) for row in _spread(by_judge, 4)),
+        *(_shown(parts, row, f"before the judge: {row.reason}") for row in _spread(before, 2)),
     ]
 
 
-def _spread(rows: Sequence[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:
-    """So many rows from all over the run: those that lie together are of one grid."""
+def _spread(rows: Sequence[T], count: int) -> Sequence[T]:
+    """So many rows from all over the run; neighbours are of one grid."""
     return rows[:: max(1, len(rows) // count)][:count]
 
 
-def _said(row: dict[str, Any]) -> str:
+def _said(row: Judgement) -> str:
     """The judge's last words about a pair."""
-    return f"the judge: {row['turns'][-1]['answer'] if row['turns'] else row['reason']}"
+    return f"the judge: {row.turns[-1].answer if row.turns else row.reason}"
 
 
-def _pair(folder: Path, row: dict[str, Any], words: str) -> Shown:
-    grid = _open(_grid_path(folder, row["id"].rpartition("-")[0]))
-    return Shown([grid.crop(row[f"{side}_box"]) for side in ("reference", "target")], words)
-
-
-def _rows(stage: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a stage's files; the last line of each is not a row."""
-    for path in sorted(stage.glob("part-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines()[:-1]:
-            yield json.loads(line)
-
-
-def _grid_path(folder: Path, grid: str) -> Path:
-    return next((folder / "making" / "grids").glob(f"part-*/{grid}.png"))
+def _shown(parts: Parts, pair: Pair, words: str) -> Shown:
+    grid = _open(parts.picture(pair.grid_id))
+    return Shown([grid.crop(pair.reference_box), grid.crop(pair.target_box)], words)
 
 
 def _open(path: Path) -> Image.Image:

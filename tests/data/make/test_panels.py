@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 
 from benchmarks.grids.check import drawn, fits, named_rightly
 from benchmarks.grids.scenes import FAULTS, GOOD
-from dsd_jax.data.make.panels import GridCheck, find_panels
+from dsd_jax.data.make.grid_check import GridCheck
+from dsd_jax.data.make.panels import find_panels
 from dsd_jax.errors import UserError
 from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, subjects
 from dsd_jax.toy.world import grid as toy_grid

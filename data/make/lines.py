@@ -1,0 +1,88 @@
+"""Measures how well a picture supports straight lines from its top to its bottom."""
+
+import numpy as np
+
+from dsd_jax.data.make.grid_check import GridCheck
+
+__all__ = ["Lines"]
+
+BINS = 32  # along half a separator, each the mean of its pixels
+ENDS = 0.05  # of the side; not asked at either end of a line and where separators cross
+NEAR = 5  # reduced pixels on each side that a step is compared with
+BROAD = 4  # columns whose mean is compared, for borders of patterns
+PLAIN = 0.8  # part of a gutter that has its colour; speech balloons may lie over it
+LEVELS = 12.0  # of 255; what one colour may vary by in a gutter
+
+
+class Lines:
+    """The support of vertical lines from the top to the bottom of a reduced picture."""
+
+    def __init__(self, small: np.ndarray, check: GridCheck) -> None:
+        height, self.width = small.shape[:2]
+        skip = max(1, round(ENDS * height))
+        halves = [
+            np.array_split(rows, min(BINS, len(rows)))
+            for rows in (
+                np.arange(skip, height // 2 - skip),
+                np.arange(height // 2 + skip, height - skip),
+            )
+        ]
+        self._top = len(halves[0])
+        bins = [*halves[0], *halves[1]]
+        self._places = np.array([(rows[0] + rows[-1]) / 2 / height - 0.5 for rows in bins])
+        self._bins = np.stack([small[rows].sum(0) / len(rows) for rows in bins])
+        self._steps = _steps(self._bins, 1, check) | _steps(self._bins, BROAD, check)
+
+    def support(self, tilt: int) -> np.ndarray:
+        """[2, width + 1]: share of the upper and of the lower half that supports each line.
+
+        Args:
+            tilt: columns that the lines move by from the top to the bottom.
+        """
+        columns = np.arange(self.width + 1) + np.rint(tilt * self._places).astype(int)[:, None]
+        found = np.take_along_axis(self._steps, columns.clip(0, self.width), 1)
+        return np.stack([found[: self._top].mean(0), found[self._top :].mean(0)])
+
+    def uniform(self, start: int, stop: int) -> bool:
+        """Whether the columns from start to stop have one colour from top to bottom."""
+        band = self._bins[:, start:stop].reshape(-1, 3)
+        away = np.abs(band - np.median(band, 0)).max(1)
+        return bool((away <= LEVELS).mean() >= PLAIN)
+
+    def plain(self, start: int, step: int, most: int) -> int:
+        """Number of columns from `start` on, in the direction of `step`, that have one colour.
+
+        0 if there are more than `most` or the colour fades: that is no gutter but a background.
+        """
+        columns = start + step * np.arange(most + 3)
+        strip = self._bins[:, columns.clip(0, self.width - 1)]
+        away = np.abs(strip - np.median(strip[:, 0], 0)).max(2)
+        plain = (away <= LEVELS).mean(0) >= PLAIN
+        count = int(plain.argmin())  # 0 if all are plain
+        sharp = (away[:, count : count + 2].max(1) > 3 * LEVELS).mean() >= 0.5
+        return count if count <= most and sharp else 0
+
+
+def _steps(bins: np.ndarray, size: int, check: GridCheck) -> np.ndarray:
+    """[bins, width + 1]: places where the means of `size` columns on both sides stand apart.
+
+    Step x lies between the columns x - 1 and x. It has to be much larger than the steps beside it,
+    where those do not overlap with it, and if it is broad, the largest of those that do.
+    """
+    count = bins.shape[1] + 1
+    sums = np.pad(bins, ((0, 0), (size, size), (0, 0)), mode="edge").cumsum(1)
+    sums = np.pad(sums, ((0, 0), (1, 0), (0, 0)))
+    means = (sums[:, size:] - sums[:, :-size]) / size  # means[x]: of the columns x - size to x
+    steps = np.abs(means[:, size:] - means[:, :-size]).max(2)[:, :count]
+    steps[:, [0, -1]] = 0
+    reach = size + NEAR
+    around = np.pad(steps, ((0, 0), (reach, reach)), mode="reflect")
+
+    def at(offset: int) -> np.ndarray:
+        return around[:, reach + offset : reach + offset + count]
+
+    beside = [at(o) for o in range(-reach, reach + 1) if abs(o) > size]
+    found = steps > check.min_step + check.min_contrast * np.median(np.stack(beside), 0)
+    if size > 1:
+        found &= steps >= np.max([at(o) for o in range(-size, size + 1)], 0)
+    return found

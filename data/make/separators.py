@@ -1,0 +1,210 @@
+"""Finds the separator of a picture: the line or the gutter that divides it into two halves."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from dsd_jax.data.make.grid_check import STEEPEST, WIDEST, GridCheck
+from dsd_jax.data.make.lines import Lines
+
+__all__ = ["Separator", "State", "find_separator"]
+
+State = Literal["good", "none", "half", "crooked", "uneven", "wide", "many"]
+
+OFF_MIDDLE = 0.1  # of the side; beyond it a line is another line, not an uneven separator
+ALIKE = 0.08  # support by which lines do not differ
+LEAN = 2  # columns beside a separator that tell whether it leans
+DOUBT = 0.2  # support that the mean of both halves has to have more than the lesser needs
+CLEAR = 0.75  # support along one half that cannot be content
+FRAME = 0.08  # of the side; how wide a frame around the grid may be
+
+
+class Separator(NamedTuple):
+    """The separator of one direction, in reduced pixels; `state` says whether it is one.
+
+    Attributes:
+        start, stop: what lies between is gutter; equal where panels touch.
+        low, high: inner borders of a frame around the grid.
+        lean: whether it may be tilted by a few pixels, and to which side.
+    """
+
+    state: State
+    start: float = 0
+    stop: float = 0
+    low: int = 0
+    high: int = 0
+    lean: int = 0
+
+
+class _Found(NamedTuple):
+    """A candidate for the separator, along lines of one tilt.
+
+    Attributes:
+        support: by the half that supports it less.
+        start, stop: its first and its last step.
+        width: of what lies between its two borders for certain; 0 for a single step.
+    """
+
+    support: float
+    start: int
+    stop: int
+    width: int
+
+
+def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Separator:
+    """The vertical separator of a reduced picture; `upright` unless the picture was transposed."""
+    lines = Lines(small, check)
+    width = lines.width
+    zone = slice(round(OFF_MIDDLE * width), round((1 - OFF_MIDDLE) * width) + 1)
+    far, straight = round(STEEPEST * width) + 1, max(1, round(check.max_tilt * width))
+    supports = {t: lines.support(t) for t in sorted(range(-far, far + 1), key=abs)}
+    tilt = _tilt(supports, straight, check)
+    if abs(tilt) > straight:
+        return Separator("crooked")
+    support = supports[tilt]
+    touching, gutters = _found(lines, support, zone, check)
+    off = {one: abs((one.start + one.stop) / 2 / width - 0.5) for one in [*touching, *gutters]}
+    middle = {one: one.support - 2 * off[one] for one in off if off[one] <= OFF_MIDDLE}
+    if not middle:
+        return Separator("uneven" if off else _fault(support, zone))
+    # A border of a gutter is a separator too, so a gutter may be seen a little less.
+    separator = max(middle, key=lambda one: middle[one] + 2 * ALIKE * (one in gutters))
+    if separator.width > check.max_gutter * width:
+        return Separator("wide")
+    if _divided(separator, touching, gutters, width, upright=upright):
+        return Separator("many")
+    start, stop = separator.start, separator.stop
+    if separator in touching:  # one border of it may be lost in a texture
+        most = round(check.max_gutter * width)
+        before, after = lines.plain(start - 1, -1, most), lines.plain(stop, 1, most)
+        longer = abs((start - before) - (width - stop - after)) - abs(start - (width - stop))
+        if longer <= 0.02 * width:  # a true border makes panels no less even
+            start, stop = start - before, stop + after
+    left, right = _frame(lines, support, check)
+    lean = _lean(support[:, separator.start - LEAN : separator.stop + LEAN + 1])
+    return Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right, lean)
+
+
+def _joint(support: np.ndarray) -> np.ndarray:
+    """Support by both halves: the smaller one, or a little more if the other is certain."""
+    return np.maximum(support.min(0), support.mean(0) - DOUBT)
+
+
+def _tilt(supports: Mapping[int, np.ndarray], straight: int, check: GridCheck) -> int:
+    """The tilt of the separator; a steep one only if it is seen clearly better so."""
+    width = supports[0].shape[1]
+    near = slice(round((0.5 - OFF_MIDDLE) * width), round((0.5 + OFF_MIDDLE) * width) + 1)
+    means = {t: float(s[:, near].mean(0).max()) for t, s in supports.items() if abs(t) <= straight}
+    tilt = next(t for t in means if means[t] >= max(means.values()) - ALIKE)
+    steep = {t: float(s[:, near].min(0).max()) for t, s in supports.items() if t not in means}
+    steepest = max(steep, key=lambda t: steep[t])
+    least = max(check.min_support, means[tilt] + ALIKE)
+    return steepest if steep[steepest] >= least else tilt
+
+
+def _found(
+    lines: Lines, support: np.ndarray, zone: slice, check: GridCheck
+) -> tuple[list[_Found], list[_Found]]:
+    """Single steps that both halves support, and pairs of steps with one colour between them.
+
+    Where panels have the colour of the gutter, its border cannot be seen; so a step of a pair may
+    be supported by one half only.
+    """
+    both, mean = _joint(support), support.mean(0)
+    seen = (support.max(0) >= check.min_support) & (mean >= 0.8 * check.min_support)
+    runs: list[slice] = []  # a blurred step is two or three next to each other
+    for x in np.flatnonzero(seen[zone]) + zone.start:
+        if runs and x <= runs[-1].stop:
+            runs[-1] = slice(runs[-1].start, int(x) + 1)
+        else:
+            runs.append(slice(int(x), int(x) + 1))
+    runs = [_narrowed(run, support.min(0), check) for run in runs]
+    touching = [
+        _Found(float(both[run].max()), run.start, run.stop - 1, 0)
+        for run in runs
+        if both[run].max() >= check.min_support
+    ]
+    gutters = []
+    for low, high in itertools.combinations(runs, 2):
+        between = high.start - low.stop + 1
+        blur = 1 if between > 2 else 0
+        if between <= WIDEST * lines.width and lines.uniform(
+            low.stop - 1 + blur, high.start - blur
+        ):
+            gutters.append(
+                _Found(
+                    float(mean[low].max() + mean[high].max()) / 2,
+                    low.start,
+                    high.stop - 1,
+                    between,
+                )
+            )
+    return touching, gutters
+
+
+def _narrowed(run: slice, lesser: np.ndarray, check: GridCheck) -> slice:
+    """The run without neighbours that only one half supports, such as lines within a panel."""
+    own = lesser[run]
+    peak = int(own.argmax())
+    if own[peak] < 0.5 * check.min_support:
+        return run
+    gaps = np.flatnonzero(own < 0.5 * check.min_support)
+    low = max((int(gap) + 1 for gap in gaps if gap < peak), default=0)
+    high = min((int(gap) for gap in gaps if gap > peak), default=len(own))
+    return slice(run.start + low, run.start + high)
+
+
+def _lean(support: np.ndarray) -> int:
+    """1 or -1 if the halves see a blurred separator on opposite sides of its middle, or 0."""
+    peak = int(support.min(0).argmax())
+    difference = support[0] - support[1]
+    for sign in (1, -1):
+        before = float((sign * difference[:peak]).max(initial=0))
+        after = float((-sign * difference[peak + 1 :]).max(initial=0))
+        if min(before, after) >= 0.25 and before + after >= 0.8:
+            return sign
+    return 0
+
+
+def _divided(
+    separator: _Found, touching: list[_Found], gutters: list[_Found], width: int, *, upright: bool
+) -> bool:
+    """Whether the halves are divided again.
+
+    A second gutter says so. Where panels touch, steps at both quarters do; but not if they are
+    horizontal, since in four views of one scene there may be a horizon.
+    """
+    if any(
+        one.support >= CLEAR and (one.stop < separator.start or one.start > separator.stop)
+        for one in gutters
+    ):
+        return True
+    places = np.array(
+        [(one.start + one.stop) / 2 / width for one in touching if one.support >= CLEAR]
+    )
+    return upright and all((np.abs(places - at) <= 0.02).any() for at in (0.25, 0.75))
+
+
+def _frame(lines: Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]:
+    """Inner borders of a frame of one colour around the grid; the outer ones if there is none."""
+    width, both = lines.width, support.min(0) >= check.min_support
+    widest = round(FRAME * width)
+    left = [x for x in range(1, widest + 1) if both[x] and lines.uniform(0, x - (x > 2))]
+    right = [
+        x
+        for x in range(width - widest, width)
+        if both[x] and lines.uniform(x + (x < width - 2), width)
+    ]
+    return max(left, default=0), min(right, default=width)
+
+
+def _fault(support: np.ndarray, zone: slice) -> State:
+    """The fault of a picture without a straight separator."""
+    upper, lower = support[:, zone].max(1) >= CLEAR
+    if upper and lower:
+        return "uneven"
+    width = support.shape[1]
+    near = slice(round((0.5 - OFF_MIDDLE) * width), round((0.5 + OFF_MIDDLE) * width) + 1)
+    return "half" if support[:, near].max() >= CLEAR else "none"
