@@ -25,6 +25,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, open_image, read_parameters, save_png
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings, check_seed
+from dsd_jax.interrupt import Stop
 from dsd_jax.progress import progress
 from dsd_jax.rows import Row as TableRow
 from dsd_jax.rows import lookup, open_table, plain_text
@@ -67,12 +68,16 @@ class Row:
 
 @dataclasses.dataclass
 class Summary:
-    """What a run did: rows `made` now, `kept` from before, `failed` (now or before)."""
+    """Outcome of a run: rows `made` now, `kept` from before, `failed` (now or before).
+
+    `stopped` tells that the run was asked to stop before its last row.
+    """
 
     made: int = 0
     kept: int = 0
     failed: int = 0
     seconds: float = 0.0
+    stopped: bool = False
 
     def __str__(self) -> str:
         rate = f", {self.made / self.seconds:.3g} images/s" if self.made and self.seconds else ""
@@ -252,11 +257,17 @@ class _Run:
         start = time.monotonic()
         self._remove_partial({row.id for row in rows})
         todo = [row for row in rows if self._is_open(row, retry_failed=retry_failed)]
-        with progress("batch", len(todo), "images", "compiling") as advance:
+        with (
+            progress("batch", len(todo), "images", "compiling") as advance,
+            Stop("batch of images") as stop,
+        ):
             size = batch_size or self.pipeline.group
             if self.pipeline.offload != "none":
                 size = max(size, _ROWS_PER_LOAD)
             for chunk, settings in _chunks(self.pipeline, todo, size):
+                if stop.asked():
+                    self.summary.stopped = True
+                    break
                 self._sample(chunk, settings, batch_size)
                 advance(len(chunk))
             self._settle(keep=0)

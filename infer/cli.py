@@ -275,6 +275,9 @@ def batch(
         on_result=_report,
     )
     print(summary)
+    if summary.stopped:
+        print("stopped before the last row; the same command goes on with the rest")
+        raise SystemExit(130)
     if summary.failed:
         raise SystemExit(1)
 

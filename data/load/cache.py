@@ -42,6 +42,7 @@ from dsd_jax.encoders import ImageCodec
 from dsd_jax.errors import UserError
 from dsd_jax.frames import check_size
 from dsd_jax.images import fit, open_image, to_array
+from dsd_jax.interrupt import Stop
 from dsd_jax.progress import progress
 from dsd_jax.sharding import batch_ways
 from dsd_jax.shares import ALL, WorkerShare
@@ -111,10 +112,15 @@ def encode_pairs(
     mine = [i for i in share.of(len(shards)) if _encoded(folder, i) is None]
     starts = np.cumsum([0, *(own.count for own in shards)])
     total = sum(shards[i].count for i in mine)
-    with progress("encode", total, "pairs", "compiling") as advance:
+    with progress("encode", total, "pairs", "compiling") as advance, Stop("batch") as stop:
+
+        def encoded(amount: float = 1.0) -> None:
+            advance(amount)
+            stop.check()
+
         for i in mine:
             numbers = range(int(starts[i]), int(starts[i + 1]))
-            _encode_shard(folder, i, store, numbers, binding, encoder, advance)
+            _encode_shard(folder, i, store, numbers, binding, encoder, encoded)
     done = [_encoded(folder, i) for i in range(len(shards))]
     whole = [own for own in done if own is not None]
     if len(whole) < len(done):

@@ -22,6 +22,7 @@ from dsd_jax.data.pairs.shards import file_sha256
 from dsd_jax.errors import UserError
 from dsd_jax.files import PARTIAL
 from dsd_jax.images import read_parameters, save_png
+from dsd_jax.interrupt import Stop
 from dsd_jax.progress import Advance, progress
 from dsd_jax.shares import ALL, WorkerShare
 
@@ -106,14 +107,22 @@ def paint_grids(
     """
     todo = [part for part in share.of(parts.count) if not parts.done(GRIDS, part)]
     total = config.per_prompt * sum(len(parts.kept(PROMPTS, part)) for part in todo)
-    with progress(GRIDS.name, total, "grids", "loading and compiling") as advance:
+    with (
+        progress(GRIDS.name, total, "grids", "loading and compiling") as advance,
+        Stop("batch of grids") as stop,
+    ):
+
+        def painted(amount: float = 1.0) -> None:
+            advance(amount)
+            stop.check()  # what is painted is on disk
+
         opened: Teacher | None = None
         for part in todo:
             with parts.writing(GRIDS, part):
                 plans = _plans(parts, config, part)
                 if plans and opened is None:
                     opened = teacher()
-                rows = _painted(plans, opened, advance) if opened else []
+                rows = _painted(plans, opened, painted) if opened else []
                 parts.write(GRIDS, part, rows)
 
 

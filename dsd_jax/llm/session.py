@@ -213,6 +213,7 @@ def _signals(loop: asyncio.AbstractEventLoop, run: _Run[Any, Any]) -> Iterator[N
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    listener = signal.set_wakeup_fd(-1)  # that of `dsd_jax.interrupt`; the loop sets its own
     for number in before:
         loop.add_signal_handler(number, run.interrupt)
     try:
@@ -221,3 +222,4 @@ def _signals(loop: asyncio.AbstractEventLoop, run: _Run[Any, Any]) -> Iterator[N
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+        signal.set_wakeup_fd(listener, warn_on_full_buffer=False)

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +352,29 @@ class TestRestart:
         assert (summary.made, summary.kept, summary.failed) == (0, 3, 1)
         assert counted.made == []
         assert (done.parent / "out" / "results.jsonl").read_bytes() == before
+
+    def test_ctrl_c_keeps_what_is_made_and_a_restart_makes_the_rest(
+        self, here, counted, monkeypatch, capfd
+    ):
+        path = manifest(here, simple(3))
+        made_before = counted.run
+
+        def interrupted(*args, **kwargs):
+            made = made_before(*args, **kwargs)
+            if len(counted.made) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                deadline = time.monotonic() + 10
+                while "stopping" not in capfd.readouterr().err and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            return made
+
+        monkeypatch.setattr(counted, "run", interrupted)
+        summary = self.run(counted, path)
+        assert (summary.made, summary.stopped) == (2, True)
+        assert [row["id"] for row in results(here / "out")] == ["r0", "r1"]
+        monkeypatch.setattr(counted, "run", made_before)
+        summary = self.run(counted, path)
+        assert (summary.made, summary.kept, summary.stopped) == (1, 2, False)
 
     def test_failed_rows_are_tried_again_when_asked(self, done, counted):
         picture(5).save(done.parent / "later.png")
