@@ -16,6 +16,7 @@ from dsd_jax.files import write_file
 from dsd_jax.processes import ClusterConfig, first_process, join
 from dsd_jax.train.config import BaseConfig, DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.launch import Launch, launch
+from dsd_jax.train.page import PAGE, write_page
 from dsd_jax.train.plan import Question, plans_of, report, searched
 from dsd_jax.train.plot import plot_run
 from dsd_jax.train.presets import PRESETS, preset
@@ -74,6 +75,8 @@ def train_recipe(
         print(f"stopped after step {done.step}, which is saved; go on with\n  {command}")
         return
     print(f"{done.step} steps done; the last is saved in {run.checkpoints}")
+    write_page(run.output_dir, run.output_dir / PAGE)
+    print(f"curves and samples: {run.output_dir / PAGE}")
     print(f"export it: dsd convert lora {run.output_dir} {run.output_dir}-export")
     sys.stdout.flush()
 
@@ -135,14 +138,16 @@ def plot(
     run: tyro.conf.Positional[Path],
     output_path: Path | None = None,
 ) -> None:
-    """Draw the curves of a run: loss, gradient norm, learning rate, speed.
+    """Draw the curves of a run, as a picture or on a page that shows its samples too.
 
     Args:
         run: The run's folder.
-        output_path: PNG to write; default: curves.png in it.
+        output_path: Picture (.png) or page (.html) to write; by default curves.png in the folder.
     """
     path = output_path or run / "curves.png"
-    plot_run(run, path)
+    if path.suffix not in (".html", ".png"):
+        raise UserError(f"{path} must end in .html (a page) or .png (the curves alone)")
+    (write_page if path.suffix == ".html" else plot_run)(run, path)
     print(f"wrote {path}")
 
 

@@ -7,10 +7,10 @@ from dsd_jax.extras import require
 from dsd_jax.files import replacing
 from dsd_jax.train.metrics import read_metrics
 
-__all__ = ["plot_run"]
+__all__ = ["PANELS", "plot_run"]
 
 # Title, axis, and the metrics that are drawn together with their labels.
-_PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
+PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
         "Loss",
         "mean squared error",
@@ -55,7 +55,7 @@ def plot_run(run: str | Path, path: Path) -> None:
     figure = Figure(figsize=(12, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3).ravel()
-    for own, (title, unit, names) in zip(axes, _PANELS, strict=True):
+    for own, (title, unit, names) in zip(axes, PANELS, strict=True):
         _draw(own, rows, title, unit, names)
     figure.suptitle(Path(run).name)
     with replacing(path) as partial:

@@ -244,8 +244,9 @@ def test_from_data_to_files(
     (tmp_path / "prompts.txt").write_text("a cat on a boat\n\na cat in the snow\na cat at night")
     assert dsd(words) == 0
     said = capsys.readouterr()
-    assert said.out.splitlines()[-2:] == [
+    assert said.out.splitlines()[-3:] == [
         f"2 steps done; the last is saved in {run / 'checkpoints'}",
+        f"curves and samples: {run / 'run.html'}",
         f"export it: dsd convert lora {run} {run}-export",
     ]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

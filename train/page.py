@@ -1,0 +1,166 @@
+"""A run as one HTML file: its curves, its samples over time, and its recipe."""
+
+import base64
+import html
+import io
+import math
+import string
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dsd_jax.files import write_file
+from dsd_jax.train.metrics import read_metrics
+from dsd_jax.train.plot import PANELS
+from dsd_jax.train.runfile import RUN_FILE
+
+__all__ = ["PAGE", "write_page"]
+
+PAGE = "run.html"  # in the folder of a run
+SHEETS = ("samples", "prompts")
+MOST_SHEETS = 12  # of a kind; evenly chosen, the first and the last among them
+MOST_POINTS = 400  # of a curve
+WIDEST = 1200  # pixels of a sheet
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 360, 200, 54, 20  # of a plot, and of its margins
+# Settings that name places on a machine, which is nobody else's business.
+_PLACES = (
+    "base_path", "model_path", "lora_path", "data", "encoded", "eval_data", "output_dir",
+    "checkpoint_dir", "sample_prompts", "wandb",
+)  # fmt: skip
+
+
+def write_page(run: Path, path: Path) -> None:
+    """Writes the page of a run.
+
+    Args:
+        run: its folder.
+        path: HTML file to write.
+
+    Raises:
+        UserError: there is no run, or it has logged nothing yet, or the page cannot be written.
+    """
+    rows = read_metrics(run)
+    template = string.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    sheets = "".join(_sheet(run / kind) for kind in SHEETS)
+    text = template.substitute(
+        title=html.escape(run.resolve().name),
+        about=html.escape(_about(rows)),
+        curves="".join(_figure(*panel, rows) for panel in PANELS),
+        sheets=sheets,
+        settings=html.escape(_settings(run / RUN_FILE)),
+    )
+    write_file(path, text)
+
+
+def _about(rows: Sequence[dict[str, float]]) -> str:
+    last = {name: value for row in rows for name, value in row.items() if _is_number(value)}
+    said = [f"{int(last['step']):,} steps"]
+    said += [f"loss {last['loss']:.4g}"] if "loss" in last else []
+    said += [f"held out {last['eval/loss']:.4g}"] if "eval/loss" in last else []
+    return ", ".join(said)
+
+
+def _figure(title: str, unit: str, names: dict[str, str], rows: Sequence[dict[str, float]]) -> str:
+    """A plot with a title and a key; nothing if nothing was logged for it."""
+    curves = {
+        name: points
+        for name in names
+        if (points := [(row["step"], row[name]) for row in rows if _is_number(row.get(name))])
+    }
+    if not curves:
+        return ""
+    xs = [x for points in curves.values() for x, _ in points]
+    ys = [y for points in curves.values() for _, y in points]
+    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+    high = high if high > low else low + (abs(low) or 1.0)
+    right = right if right > left else left + 1
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - 6)
+        return across, 8 + (high - y) / (high - low) * (_HEIGHT - _BOTTOM - 8)
+
+    drawn, key = [], []
+    for number, (name, points) in enumerate(curves.items()):
+        kind = f"s{number % 4}" + (" held" if name.startswith("eval/") else "")
+        places = [place(*point) for point in _thinned(points)]
+        if len(places) == 1:
+            drawn.append(
+                f'<circle class="{kind}" cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="2"/>'
+            )
+        else:
+            joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            drawn.append(f'<polyline class="{kind}" points="{joined}"/>')
+        line = f'<svg viewBox="0 0 22 8"><polyline class="{kind}" points="0,4 22,4"/></svg>'
+        key += [f"<span>{line} {html.escape(names[name])}</span>"] if names[name] else []
+    floor = _HEIGHT - _BOTTOM
+    axes = (
+        f'<line class="axis" x1="{_LEFT}" y1="8" x2="{_LEFT}" y2="{floor}"/>'
+        f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{_WIDTH}" y2="{floor}"/>'
+        f'<text x="{_LEFT - 4}" y="16" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{_LEFT - 4}" y="{floor}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 4}">step {left:,.0f}</text>'
+        f'<text x="{_WIDTH - 2}" y="{_HEIGHT - 4}" text-anchor="end">{right:,.0f}</text>'
+    )
+    caption = f'{html.escape(title)} <span class="soft">{html.escape(unit)}</span>'
+    return (
+        f"<figure><figcaption>{caption}</figcaption>"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(drawn)}</svg>'
+        f'<div class="key">{"".join(key)}</div></figure>'
+    )
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MOST_POINTS` of them, the last one included."""
+    step = max(1, math.ceil(len(points) / MOST_POINTS))
+    return [*points[:-1:step], points[-1]]
+
+
+def _sheet(folder: Path) -> str:
+    """The sheets of a folder under a slider; nothing if there are none."""
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        return ""
+    if len(paths) > MOST_SHEETS:
+        last = len(paths) - 1
+        paths = [paths[round(i * last / (MOST_SHEETS - 1))] for i in range(MOST_SHEETS)]
+    pictures = "".join(
+        f'<img alt="{folder.name} of step {int(path.stem)}" data-step="{int(path.stem):,}" '
+        f'src="{_data_uri(path)}">'
+        for path in paths
+        if path.stem.isdigit()
+    )
+    top = len(paths) - 1
+    return (
+        f'<h2>{folder.name.capitalize()}</h2><div class="sheet">'
+        f'<p><input type="range" min="0" max="{top}" value="{top}" aria-label="step"> '
+        f"<output></output></p>{pictures}</div>"
+    )
+
+
+def _data_uri(path: Path) -> str:
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _settings(path: Path) -> str:
+    """The settings of a run without the places on its machine."""
+    if not path.is_file():
+        return "not kept"
+    lines = []
+    for name, value in tomllib.loads(path.read_text(encoding="utf-8")).items():
+        if isinstance(value, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {own}" for key, own in value.items())]
+        elif name not in _PLACES:
+            lines.append(f"{name} = {value}")
+    return "\n".join(lines).strip()
