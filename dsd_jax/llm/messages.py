@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from dsd_jax.text.plain import text_fault
+
 __all__ = ["Answer", "Ask", "Finish", "Message", "Picture", "Request", "Unanswered", "Usage"]
 
 Finish = Literal["stop", "length", "blocked", "not_text", "other"]
@@ -82,9 +84,7 @@ class Request:
         try:
             return hashlib.sha256(canonical.encode()).hexdigest()
         except UnicodeEncodeError:
-            raise Unanswered(
-                "the question holds half of a surrogate pair, which UTF-8 cannot hold"
-            ) from None
+            raise Unanswered(f"the question cannot be sent: {text_fault(content)}") from None
 
 
 def _stand_in(part: str | Picture) -> str | dict[str, str]:

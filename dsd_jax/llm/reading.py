@@ -12,6 +12,7 @@ from typing import Any
 from dsd_jax.llm.messages import Answer, Finish, Usage
 from dsd_jax.llm.scrub import WITHHELD
 from dsd_jax.structured import Limits, MalformedError, parse_json
+from dsd_jax.text.plain import text_fault
 
 __all__ = [
     "LONGEST",
@@ -202,11 +203,7 @@ def _text_of(content: object) -> str | None:
         return ""
     if isinstance(content, list):
         content = _joined(content)
-    if not isinstance(content, str):
-        return None
-    try:
-        content.encode()
-    except UnicodeEncodeError:
+    if not isinstance(content, str) or text_fault(content):
         return None
     return content
 

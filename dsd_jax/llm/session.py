@@ -143,6 +143,7 @@ class _Run(Generic[T, R]):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rows: list[tuple[T, R]] = []
         self._closed = False
+        self.heard: signal.Signals | None = None
 
     async def step(self) -> list[tuple[T, R]]:
         """Rows that are finished, at least one; none at the end.
@@ -183,8 +184,9 @@ class _Run(Generic[T, R]):
         del self._tasks[number]
         self.stop.wake.set()
 
-    def interrupt(self) -> None:
+    def interrupt(self, number: signal.Signals) -> None:
         """Ctrl-C: the first lets what is on its way arrive, the second does not."""
+        self.heard = number
         if isinstance(self.stop.error, KeyboardInterrupt):
             for task in self._asker.sending:
                 task.cancel()
@@ -215,7 +217,7 @@ def _signals(loop: asyncio.AbstractEventLoop, run: _Run[Any, Any]) -> Iterator[N
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     listener = signal.set_wakeup_fd(-1)  # that of `dsd_jax.interrupt`; the loop sets its own
     for number in before:
-        loop.add_signal_handler(number, run.interrupt)
+        loop.add_signal_handler(number, run.interrupt, number)
     try:
         yield
     finally:
@@ -223,3 +225,5 @@ def _signals(loop: asyncio.AbstractEventLoop, run: _Run[Any, Any]) -> Iterator[N
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
         signal.set_wakeup_fd(listener, warn_on_full_buffer=False)
+        if run.heard is not None and callable(handler := before[run.heard]):
+            handler(run.heard, None)  # the program hears it too, now that the answers are kept

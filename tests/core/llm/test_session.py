@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dsd_jax.errors import UserError
+from dsd_jax.interrupt import StopsAtOnce
 from dsd_jax.llm import online, session
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.ledger import Ledger
@@ -244,6 +245,17 @@ class TestStops:
         assert totals.answered == server.received >= 4
         assert (totals.maybe_charged, totals.open) == (0, 0)
         assert signal.getsignal(number) is before
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_command_line_hears_of_it_afterwards(self, number, ledger):
+        """And not before: it would end the process two seconds later."""
+        signals = StopsAtOnce()
+        with signals:
+            server = self.interrupted(number, ledger)
+            assert signals.status == 128 + number
+            assert signal.set_wakeup_fd(-1) == signals._write
+            signal.set_wakeup_fd(signals._write)
+        assert ledger_agrees(ledger, server).maybe_charged == 0
 
     def test_what_does_not_come_in_time_is_maybe_charged(self, ledger, monkeypatch):
         monkeypatch.setattr(session, "GRACE_S", 0.01)
