@@ -1,4 +1,4 @@
-"""`dsd data import`, `stats`, `verify` and `encode`."""
+"""`dsd data import`, `export`, `stats`, `verify` and `encode`."""
 
 import dataclasses
 import os
@@ -10,6 +10,7 @@ import tyro
 
 from dsd_jax.config import FLUX_DEV, PRECISIONS, default_execution
 from dsd_jax.data.load.encoded import Binding, text_digest, weights_digest
+from dsd_jax.data.pairs.export import Licence, export_pairs
 from dsd_jax.data.pairs.importer import import_pairs
 from dsd_jax.data.pairs.reader import ImportSettings
 from dsd_jax.data.pairs.report import statistics, verify_folder
@@ -18,7 +19,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, batch_ways, make_mesh
 from dsd_jax.shares import ShareFlags
 
-__all__ = ["encode", "import_dataset", "stats", "verify"]
+__all__ = ["encode", "export", "import_dataset", "stats", "verify"]
 
 
 def import_dataset(
@@ -43,6 +44,30 @@ def import_dataset(
     print(f"{done.pairs:,} pairs in {target}{before}; {done.rejected:,} rows rejected")
     if done.rejected:
         print(f"{target / 'rejected.jsonl'} says why")
+
+
+def export(
+    dataset: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    format: Literal["parquet", "folder"] = "parquet",  # noqa: A002 - the flag's name
+    licence: tyro.conf.OmitArgPrefixes[Licence] = Licence(),
+) -> None:
+    """Export a dataset for other programs. If it was stopped, start it again to go on.
+
+    Both formats open with `load_dataset` of the `datasets` library, and `dsd data import` gives
+    back the same pairs.
+
+    Args:
+        dataset: Dataset folder.
+        target: New folder for the export.
+        format: Parquet files with image columns, or a folder of image files with metadata.jsonl.
+        licence: The licence that the dataset card names.
+    """
+    store = PairStore.open(dataset)
+    export_pairs(store, target, format, licence)
+    print(f"{len(store):,} pairs in {target}")
+    if licence.license == "unknown":
+        print("the card says `license: unknown`; name one with --license before you share it")
 
 
 def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None:

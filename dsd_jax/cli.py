@@ -79,6 +79,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "data view": Command(
             "Write a web page with grids, pairs and judgements", "dsd_jax.data.cli_make:view"
         ),
+        "data export": Command(
+            "Write a dataset as Parquet or as a folder of images", "dsd_jax.data.cli:export"
+        ),
         "data stats": Command(
             "Count tasks, sizes, texts, subjects, yields and costs", "dsd_jax.data.cli:stats"
         ),
