@@ -76,10 +76,11 @@ def owned(folder: str | Path) -> Iterator[None]:
         UserError: another run holds it.
     """
     root = epath.Path(folder)
-    own = Owner.this()
+    own, made = Owner.this(), False
 
     def take() -> None:
-        found = _read(root)
+        nonlocal made
+        found, made = _read(root), not root.exists()
         if found is not None:
             if _lives(root, found):
                 raise UserError(
@@ -106,8 +107,8 @@ def owned(folder: str | Path) -> Iterator[None]:
         if _token(root) == own.token:
             with contextlib.suppress(OSError):
                 (root / OWNER).unlink()
-                if "://" not in str(root):
-                    Path(root).rmdir()  # only if the run has left nothing in it
+                if made and "://" not in str(root):
+                    Path(root).rmdir()  # does so only if the run has left nothing in it
 
 
 @contextlib.contextmanager

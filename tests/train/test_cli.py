@@ -100,7 +100,7 @@ def test_help_lists_presets_and_their_values(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         dsd(["train", "depth", "--help"])
     out = capsys.readouterr().out
-    assert "--lora.rank INT         (default: 128)" in out
+    assert "--lora.rank INT         Rank of the factors. (default: 128)" in out
     assert "--optimizer.learning_rate FLOAT" in out
 
 

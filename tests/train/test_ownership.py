@@ -47,6 +47,10 @@ def test_a_run_that_leaves_nothing_leaves_no_folder(tmp_path: Path) -> None:
     with owned(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
     assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with owned(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir()  # it was there before
     with owned(tmp_path / "run"):
         (tmp_path / "run" / "kept").touch()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
