@@ -1,15 +1,24 @@
-"""Texts that are nearly the same as one seen before: MinHash with banding, exact in the end."""
+"""Finds texts that nearly repeat an earlier one: MinHash with banding, then an exact comparison.
+
+The signature of a text holds 64 hashes. Two texts agree in each of them with a probability that is
+the share of their common runs of letters (Jaccard similarity). Signatures are cut into bands, and
+only texts that agree in a whole band are compared. The bands are as wide as the similarity allows,
+so that few unlike texts meet in one: time grows like the number of texts.
+"""
 
 import hashlib
-from collections import defaultdict
+from array import array
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import UInt32, UInt64
 
 __all__ = ["NearTexts"]
 
-_LETTERS = 5  # of a shingle
-_BANDS, _ROWS = 16, 4  # texts that share 0.7 of their shingles meet in a band with 98.8 %
+_LETTERS = 5  # of a run
+_HASHES = 64
+_WIDTHS = (4, 8, 16, 32, 64)  # hashes in a band
+_MISSED = 0.0125  # share of repeated texts that may meet in no band; 0.0123 at similarity 0.7
+_DEVIATIONS = 3.5  # standard deviations by which the share of equal hashes may be too small
 
 
 def _constants(name: str, count: int) -> UInt64[np.ndarray, " n"]:
@@ -18,48 +27,75 @@ def _constants(name: str, count: int) -> UInt64[np.ndarray, " n"]:
 
 
 _POWERS = _constants("letters", _LETTERS)
-_FACTORS = _constants("factors", _BANDS * _ROWS)
-_OFFSETS = _constants("offsets", _BANDS * _ROWS)
+_FACTORS = _constants("factors", _HASHES)
+_OFFSETS = _constants("offsets", _HASHES)
 
 
 class NearTexts:
-    """Texts taken in, and which of them a new one repeats.
+    """A collection of texts that differ from each other.
 
-    The answer depends on nothing but the texts and their order.
+    What it says about a text depends on nothing but the texts before it.
     """
 
     def __init__(self, similarity: float) -> None:
-        """`similarity`: share of common shingles (Jaccard) from which two texts count as one."""
-        self.similarity = similarity
+        """`similarity`: share of common runs of letters from which two texts count as one."""
+        self._similarity = similarity
+        self._width = _width(similarity)
         self._held: list[tuple[str, str]] = []
-        self._bands: list[dict[int, int]] = [{} for _ in range(_BANDS)]
-        self._more: dict[tuple[int, int], list[int]] = defaultdict(list)  # few: same band, unlike
+        self._signatures = np.empty((64, _HASHES), np.uint32)  # of `_held`, and room for more
+        deviation = (similarity * (1 - similarity) / _HASHES) ** 0.5
+        self._least_equal = similarity - _DEVIATIONS * deviation
+        self._bands: list[dict[int, array]] = [{} for _ in range(_HASHES // self._width)]
 
     def add(self, name: str, text: str) -> str | None:
-        """Takes a text in, unless it repeats another; then the name of that one."""
-        shingles = _shingles(text)
-        mixed = shingles[:, None] * _FACTORS + _OFFSETS
-        smallest = (mixed >> np.uint64(32)).min(0).astype(np.uint32).reshape(_BANDS, _ROWS)
-        keys = [int(key) for key in smallest.astype(np.uint64) @ _FACTORS[:_ROWS]]
-        met: set[int] = set()
-        for place in enumerate(keys):
-            if (held := self._bands[place[0]].get(place[1])) is not None:
-                met |= {held, *self._more.get(place, ())}
-        for number in sorted(met):
+        """Adds a text. If it repeats an earlier one, returns the name of that one instead."""
+        runs = _runs(text)
+        signature = _signature(runs)
+        keys = signature.reshape(-1, self._width).astype(np.uint64) @ _FACTORS[: self._width]
+        buckets = [
+            band.setdefault(key, array("q"))
+            for band, key in zip(self._bands, keys.tolist(), strict=True)
+        ]
+        for number in self._candidates(buckets, signature):
             other, known = self._held[number]
-            theirs = _shingles(known)
-            common = len(np.intersect1d(shingles, theirs, assume_unique=True))
-            if common >= self.similarity * (len(shingles) + len(theirs) - common):
+            theirs = _runs(known)
+            common = len(np.intersect1d(runs, theirs, assume_unique=True))
+            if common >= self._similarity * (len(runs) + len(theirs) - common):
                 return other
         number = len(self._held)
-        for place in enumerate(keys):
-            if self._bands[place[0]].setdefault(place[1], number) != number:
-                self._more[place].append(number)
+        if number == len(self._signatures):
+            self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)])
+        self._signatures[number] = signature
         self._held.append((name, text))
+        for bucket in buckets:
+            bucket.append(number)
         return None
 
+    def _candidates(self, buckets: list[array], signature: UInt32[np.ndarray, " h"]) -> list[int]:
+        """Numbers of the texts that may be similar enough, in order."""
+        marks = np.zeros(len(self._held), bool)
+        for bucket in buckets:
+            marks[np.frombuffer(bucket, np.int64)] = True
+        met = np.flatnonzero(marks)
+        equal = (self._signatures[met] == signature).mean(1)
+        return [int(number) for number in met[equal >= self._least_equal]]
 
-def _shingles(text: str) -> UInt64[np.ndarray, " n"]:
+
+def _width(similarity: float) -> int:
+    """The widest band in which nearly all texts of a similarity meet."""
+    return max(
+        (w for w in _WIDTHS if (1 - similarity**w) ** (_HASHES // w) <= _MISSED),
+        default=min(_WIDTHS),
+    )
+
+
+def _signature(runs: UInt64[np.ndarray, " n"]) -> UInt32[np.ndarray, " h"]:
+    """The smallest value of each hash over all runs."""
+    mixed = runs[:, None] * _FACTORS + _OFFSETS
+    return (mixed >> np.uint64(32)).min(0).astype(np.uint32)
+
+
+def _runs(text: str) -> UInt64[np.ndarray, " n"]:
     """Hashes of all runs of five letters, each once; case and spaces do not count."""
     letters = " ".join(text.casefold().split()).ljust(_LETTERS)
     codes = np.frombuffer(letters.encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)

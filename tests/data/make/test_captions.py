@@ -1,6 +1,7 @@
 """Captions from hostile sources: a sample that depends on nothing but the seed."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,27 @@ def test_near_texts_are_found_among_many():
     for number in range(0, 500, 25):
         line = captions(500)[number].upper() + "!"
         assert near.add("new", line) == str(number)
+
+
+def test_captions_of_few_words_take_no_longer_the_more_there_are():
+    lines = [f"a red circle with white dots on snow at northwest number {n}" for n in range(4000)]
+    seconds = []
+    for count in (1000, 4000):
+        near = NearTexts(1.0)
+        start = time.process_time()
+        assert [near.add(line, line) for line in lines[:count]] == [None] * count
+        seconds.append(time.process_time() - start)
+    assert near.add("again", lines[7].upper()) == lines[7]
+    assert seconds[1] < 8 * seconds[0]  # quadratic would be 16 times as much
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.7, 0.9, 1.0])
+def test_a_text_above_the_similarity_is_found(similarity: float):
+    near = NearTexts(similarity)
+    words = " ".join(captions(30))
+    assert near.add("whole", words) is None
+    assert near.add("same", words.upper()) == "whole"
+    assert near.add("other", " ".join(captions(90)[60:])) is None
 
 
 def answer(**content: object) -> str:
