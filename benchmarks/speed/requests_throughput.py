@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def question(number: int) -> Request:
-    turns = Message("user", (f"Are the subjects of pair {number} identical?",))
+    turns = (Message("user", (f"Are the subjects of pair {number} identical?",)),)
     return Request("judge", str(number), turns, max_tokens=16)
 
 

@@ -1,6 +1,8 @@
 """A provider's settings: strict tables, keys that are never repeated, hosts that are refused."""
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -191,3 +193,16 @@ class TestPrices:
         usage = expected_tokens(Request("s", "i", turns, max_tokens=50))
         assert usage.output == 50
         assert usage.input >= 100 + 1500
+
+
+def test_the_clients_are_loaded_only_when_one_is_made():
+    script = """
+import sys
+import dsd_jax.llm.session
+from dsd_jax.llm.config import ProviderConfig
+ProviderConfig("gemini", "m")
+heavy = {"openai", "google", "httpx2", "jax", "numpy", "dsd_jax.toy"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
