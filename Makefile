@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := .venv
 TEST := .venv-test
 
-.PHONY: quickstart toy-flux toy-lora test test-slow lint format clean always
+.PHONY: quickstart toy-flux toy-lora test test-slow fuzz lint format clean always
 
 quickstart: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/quickstart
@@ -23,6 +23,10 @@ toy-lora: $(RUN)/installed
 
 test: lint
 	$(TEST)/bin/pytest -q -n 2
+
+# Damages files of every format and reads them, for about an hour; the tests do so for a minute.
+fuzz: $(TEST)/installed
+	$(TEST)/bin/python -m tests.fuzz.run --mutations 20000
 
 test-slow: $(TEST)/installed
 	$(TEST)/bin/pytest -q -m slow

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _SUFFIX = ".array_record"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.array_record")
 # One record per chunk is what random access needs; images and moments do not compress further.
 _WRITE = "group_size:1,uncompressed"
 _READ = "readahead_buffer_size:0,max_parallelism:0"
@@ -53,6 +55,13 @@ class Shard:
     bytes: int
     sha256: str
     index_sha256: str
+
+    def __post_init__(self) -> None:
+        numbers, texts = (self.count, self.bytes), (self.name, self.sha256, self.index_sha256)
+        if not all(isinstance(each, int) and each >= 0 for each in numbers):
+            raise TypeError("count and bytes must be whole numbers")
+        if not all(isinstance(each, str) for each in texts) or not _NAME.fullmatch(self.name):
+            raise TypeError("a shard must have the name of a file in its folder, and digests")
 
 
 def shard_name(stem: str, number: int) -> str:
@@ -135,7 +144,10 @@ def committed_shard(folder: Path, name: str) -> Shard | None:
         return None
     packed = path.read_bytes()
     summary = _unpack_index(path, packed)["shard"]
-    shard = Shard(name, **summary, index_sha256=hashlib.sha256(packed).hexdigest())
+    try:
+        shard = Shard(name, **summary, index_sha256=hashlib.sha256(packed).hexdigest())
+    except TypeError:
+        raise UserError(f"the index {path} is damaged; copy the dataset again") from None
     _check_size(folder, shard)
     return shard
 

@@ -21,6 +21,7 @@ import numpy as np
 from dsd_jax.data.pairs.record import PairRecord
 from dsd_jax.data.pairs.shards import Shard, Shards
 from dsd_jax.errors import UserError
+from dsd_jax.structured import Limits, MalformedError, read_json
 from dsd_jax.types import Int
 
 __all__ = [
@@ -45,6 +46,7 @@ SCHEMA = 1
 MANIFEST = "dataset.json"
 WRITING = "writing.json"  # there while a dataset is being written
 STEM = "pairs"
+_LIMITS = Limits(size=2**28)  # a dataset may have many shards
 
 
 class Index(TypedDict):
@@ -125,11 +127,12 @@ def read_manifest(path: Path, format_name: str, schema: int) -> dict[str, Any]:
         UserError: another format, a newer version, damaged, or without records.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, dict, _LIMITS)
         found, version = content.pop("format"), content.pop("schema")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not what was written"
-        raise UserError(f"cannot read {path}: {reason}; copy the folder again") from None
+    except (MalformedError, KeyError):
+        raise UserError(
+            f"cannot read {path}: it is not what was written; copy the folder again"
+        ) from None
     if found != format_name:
         raise UserError(f"{path} is of format {found!r}, expected {format_name!r}")
     if not isinstance(version, int) or version > schema:
@@ -140,6 +143,8 @@ def read_manifest(path: Path, format_name: str, schema: int) -> dict[str, Any]:
     try:
         content["shards"] = [Shard(**shard) for shard in content["shards"]]
         count, fingerprint = content["count"], content["fingerprint"]
+        if not isinstance(count, int):
+            raise TypeError
     except (KeyError, TypeError):
         raise UserError(f"cannot read {path}: it lacks fields; copy the folder again") from None
     if not count:
@@ -180,6 +185,8 @@ class PairStore:
         content = read_manifest(path / MANIFEST, FORMAT, SCHEMA)
         try:
             manifest = Manifest(**content)
+            if not (isinstance(manifest.tasks, dict) and isinstance(manifest.origin, dict)):
+                raise TypeError
         except TypeError:
             raise UserError(f"cannot read {path / MANIFEST}: it lacks fields") from None
         return cls(path, manifest)

@@ -149,6 +149,12 @@ def test_a_schema_from_the_future_is_refused(copy: Path):
         ({"count": 11}, "contradicts itself"),
         ({"fingerprint": "0" * 64}, "contradicts itself"),
         ({"shards": 3}, "it lacks fields"),
+        ({"count": "12"}, "it lacks fields"),
+        ({"tasks": []}, "it lacks fields"),
+        (
+            {"shards": [{"name": "../a.array_record", "count": 12, "bytes": 1}]},
+            "it lacks fields",
+        ),
         ({"tsks": {}}, "it lacks fields"),
     ],
 )
