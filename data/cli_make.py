@@ -14,7 +14,7 @@ from dsd_jax.data.make.folder import begun_settings, open_parts
 from dsd_jax.data.make.grids import Teacher
 from dsd_jax.data.make.overview import summary
 from dsd_jax.data.make.pack import DATASET, pack
-from dsd_jax.data.make.run import CountTokens, OthersFirst, Tools, run_stage
+from dsd_jax.data.make.run import CountTokens, OthersFirst, Tools, check_kept, run_stage
 from dsd_jax.data.make.stages import (
     CAPTIONS,
     DESCRIPTIONS,
@@ -207,6 +207,7 @@ def _run(
         print(waiting)
         raise SystemExit(0) from None
     print(summary(parts, stage, share))
+    check_kept(parts, stage)
 
 
 def _pack(config: MakeConfig) -> None:

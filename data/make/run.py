@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Generic, TypeVar
@@ -23,19 +24,24 @@ from dsd_jax.data.make.stages import (
     JUDGEMENTS,
     PAIRS,
     PROMPTS,
+    STAGES,
     Caption,
     Pair,
     Stage,
     StageRow,
 )
+from dsd_jax.errors import UserError
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Ask
 from dsd_jax.llm.session import Session
+from dsd_jax.llm.totals import first_answer
 from dsd_jax.llm.transport import AnswersPending
 from dsd_jax.progress import progress
 from dsd_jax.shares import WorkerShare
 
-__all__ = ["CountTokens", "OthersFirst", "Tools", "run_stage"]
+__all__ = ["CountTokens", "OthersFirst", "Tools", "check_kept", "run_stage"]
+
+_SHOWN = 300  # characters of a raw answer
 
 T = TypeVar("T")
 CountTokens = Callable[[str], int]
@@ -74,6 +80,8 @@ def run_stage(
         AnswersPending: Another program has to answer the files of some parts; the others are done.
     """
     parts = begin_stage(config, stage)
+    for before in STAGES[: STAGES.index(stage)][-1:]:
+        check_kept(parts, before)
     if stage is GRIDS:
         paint_grids(parts, config.grids, tools.teacher, share)
     elif stage is PAIRS:
@@ -88,6 +96,36 @@ def run_stage(
         if todo:
             _ask(parts, _asking(config, stage, parts, tools), todo)
     return parts
+
+
+def check_kept(parts: Parts, stage: Stage[StageRow]) -> None:
+    """Checks that a finished stage leaves something for the next one.
+
+    Raises:
+        UserError: All parts are finished, and no row was kept; it shows one raw answer.
+    """
+    if not all(parts.done(stage, part) for part in range(parts.count)):
+        return
+    reasons: Counter[str] = Counter()
+    for row in parts.rows(stage):
+        if row.kept:
+            return
+        reasons[row.reason or row.status] += 1
+    if not reasons:
+        return
+    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(4))
+    shown = ""
+    for part in range(parts.count):
+        if raw := first_answer(parts.ledger(stage, part)):
+            shown = (
+                f" One answer: {raw[:_SHOWN]!r}; the others are in {parts.ledger(stage, 0).parent}."
+            )
+            break
+    raise UserError(
+        f"`{stage}` kept none of {reasons.total():,} rows ({told}), so there is nothing to go on "
+        f"with.{shown} The rows are in {parts.path(stage, 0).parent}; change [{stage}] or its "
+        "model, and remove that folder"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dsd_jax.errors import UserError
 
-__all__ = ["Spent", "Totals", "read_totals", "spent_of", "totals_of"]
+__all__ = ["Spent", "Totals", "first_answer", "read_totals", "spent_of", "totals_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +129,16 @@ def spent_of(path: Path) -> Spent:
             return Spent(*db.execute("SELECT calls, tokens, cost FROM spent").fetchone())
     except (sqlite3.Error, TypeError):  # being made at this moment
         return Spent()
+
+
+def first_answer(path: Path) -> str | None:
+    """The first answer in a ledger, as the provider sent it; None if there is none."""
+    try:
+        with contextlib.closing(_reader(path)) as db:
+            found = db.execute("SELECT raw FROM answers ORDER BY intent LIMIT 1").fetchone()
+    except (sqlite3.Error, UserError):
+        return None
+    return str(found[0]) if found else None
 
 
 def _reader(path: Path) -> sqlite3.Connection:

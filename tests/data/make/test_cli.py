@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from dsd_jax.cli import main as dsd
+from dsd_jax.data.make.config import load_config
+from dsd_jax.data.make.folder import begin_stage
+from dsd_jax.data.make.stages import STAGES
 from tests.data.make.made import write_folder
 from tests.data.make.test_config import write
 from tests.tiny_pairs import write_pairs
@@ -53,6 +56,18 @@ def test_view_says_how_much_it_shows(config: Path, capsys: pytest.CaptureFixture
 def test_a_worker_has_a_number_and_a_count(config: Path, capsys: pytest.CaptureFixture[str]):
     assert dsd(["data", "judge", str(config), "--shard", "1"]) == 2
     assert "the number of workers is not known; give --num_shards" in capsys.readouterr().err
+
+
+def test_packing_before_its_time_names_the_stage_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = write(tmp_path)
+    for stage in STAGES:
+        assert dsd(["data", "pack", str(config)]) == 2
+        message = capsys.readouterr().err
+        assert f"`{stage}` has not been begun in " in message
+        assert f"run `dsd data {stage}` first" in message
+        begin_stage(load_config(config), stage)
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

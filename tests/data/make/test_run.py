@@ -149,6 +149,22 @@ def test_a_stage_out_of_order_says_what_is_missing(tmp_path: Path):
             run_stage(config, PROMPTS, WorkerShare(1, 2))
 
 
+def test_a_stage_that_keeps_nothing_stops_and_shows_an_answer(tmp_path: Path):
+    write_world(tmp_path / "world", COUNT)
+    with Server(lambda question: "I would rather not say.") as server:
+        config = write(tmp_path / "world", "made", server)
+        run_stage(config, CAPTIONS)
+        asked = server.paid
+        for _ in range(2):
+            with pytest.raises(UserError) as refused:
+                run_stage(config, PROMPTS)
+            message = str(refused.value)
+            assert f"`captions` kept none of {COUNT} rows ({COUNT} not_as_asked)" in message
+            assert "I would rather not say." in message
+            assert f"the others are in {tmp_path / 'world' / 'made' / 'ledgers'}" in message
+        assert server.paid == asked
+
+
 def test_parts_of_others_are_left_to_them(tmp_path: Path):
     write_world(tmp_path / "world", COUNT)
     with Server(answer) as server:

@@ -97,10 +97,11 @@ def test_pictures_are_sampled_and_cut(tmp_path, flux, capsys):
     assert tree(parts.root) == before
 
     capsys.readouterr()
-    assert main(["data", "pairs", config]) == 0  # noise, not grids
-    out = capsys.readouterr().out
-    assert "pairs: 2 of 2 parts, 0 of 5 rows kept\n" in out
-    assert "rejected: " in out
+    assert main(["data", "pairs", config]) == 2  # noise, not grids
+    shown = capsys.readouterr()
+    assert "pairs: 2 of 2 parts, 0 of 5 rows kept\n" in shown.out
+    assert "rejected: " in shown.out
+    assert "error: `pairs` kept none of 5 rows (" in shown.err
 
 
 def test_workers_wait_for_each_other(tmp_path, capsys):
