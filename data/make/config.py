@@ -48,10 +48,10 @@ from dsd_jax.data.make.stages import (
     Stage,
     StageRow,
 )
-from dsd_jax.data.make.wording import Wording, load_wording, read_toml
+from dsd_jax.data.make.wording import Wording, load_wording
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.llm.config import ProviderConfig
-from dsd_jax.structured import build
+from dsd_jax.structured import build, read_toml
 from dsd_jax.tasks import task_named
 
 __all__ = ["ASKING", "MakeConfig", "load_config"]
@@ -152,7 +152,7 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
     Raises:
         UserError: It cannot be read, or a key is unknown, missing or wrong.
     """
-    table = read_toml(path, "configuration")
+    table = read_toml(path)
     config = _placed(build(MakeConfig, table, str(path)), path.parent)
     if (path.parent / config.base_path).is_dir():
         config = dataclasses.replace(config, base_path=str(path.parent / config.base_path))

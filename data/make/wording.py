@@ -5,14 +5,14 @@ import functools
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dsd_jax.errors import UserError, did_you_mean
+from dsd_jax.structured import read_toml
 
-__all__ = ["Wording", "load_wording", "read_toml"]
+__all__ = ["Wording", "load_wording"]
 
 _OURS = Path(__file__).parent / "wordings" / "v1.toml"
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -57,7 +57,7 @@ def load_wording(path: Path | None, stage: str) -> Wording:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_toml(path, "wordings")
+    content = read_toml(path)
     for stage, texts in content.items():
         if isinstance(texts, Mapping):
             content[stage] = {
@@ -65,21 +65,6 @@ def _read(path: Path) -> dict[str, Any]:
                 for name, text in texts.items()
             }
     return content
-
-
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The content of a TOML file, which messages call `what`.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"cannot read the {what} {path}: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def _check(own: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:

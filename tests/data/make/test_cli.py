@@ -72,4 +72,5 @@ def test_packing_before_its_time_names_the_stage_to_run(
 
 def test_a_missing_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert dsd(["data", "make", str(tmp_path / "none.toml")]) == 2
-    assert "cannot read the configuration" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"cannot read {tmp_path / 'none.toml'}: No such file or directory" in error

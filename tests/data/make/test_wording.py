@@ -53,7 +53,7 @@ def test_a_file_replaces_single_texts_and_changes_the_id_of_that_stage_alone(tmp
         ('name = "x"\n[judge]\nstep_1 = 3\n', "judge.step_1 must be a text"),
         ('name = "x"\n[prompts]\nfree = "go"\n', "must hold {caption} and no others"),
         ('name = "x"\n[judge]\nstep_1 = "{x}"\n', "must hold no fields and no others"),
-        ('name = "x\n', "is not TOML"),
+        ('name = "x\n', "not TOML"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, complaint: str):
@@ -62,5 +62,5 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, complaint: s
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"cannot read the wordings .*none.toml: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*none.toml: No such file"):
         load_wording(tmp_path / "none.toml", "judge")
