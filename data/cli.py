@@ -78,13 +78,11 @@ def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None
         plot: PNG file for a plot of yields, reasons, subjects and costs of a work folder.
     """
     from dsd_jax.data.make.folder import is_begun
-    from dsd_jax.data.make.overview import plot_yields, tables
+    from dsd_jax.data.make.overview import plot_yields, show, tables
 
     if is_begun(dataset):
-        from rich.console import Console
-
         for table in tables(dataset):
-            Console().print(table)
+            show(table)
         if plot is not None:
             plot_yields(dataset, plot)
         return

@@ -5,14 +5,13 @@ from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from dsd_jax.data.make.config import MakeConfig, load_config
 from dsd_jax.data.make.crops import panels_of
 from dsd_jax.data.make.folder import begun_settings, open_parts
 from dsd_jax.data.make.grids import Teacher
-from dsd_jax.data.make.overview import summary
+from dsd_jax.data.make.overview import show, summary
 from dsd_jax.data.make.pack import DATASET, pack
 from dsd_jax.data.make.run import CountTokens, OthersFirst, Tools, check_kept, run_stage
 from dsd_jax.data.make.stages import (
@@ -166,7 +165,7 @@ def status(config: Config) -> None:
             f"{seen.cost:,.2f}" if seen else "",
             " ".join(todo[:6]) + (" …" if len(todo) > 6 else ""),
         )
-    Console().print(table)
+    show(table)
     packed = (parts.root / DATASET / "dataset.json").exists()
     print(f"{parts.root / DATASET} is {'there' if packed else 'not packed yet'}")
 

@@ -24,7 +24,7 @@ from dsd_jax.files import replacing
 from dsd_jax.llm.totals import Totals
 from dsd_jax.shares import WorkerShare
 
-__all__ = ["plot_yields", "summary", "tables"]
+__all__ = ["plot_yields", "show", "summary", "tables"]
 
 
 def summary(parts: Parts, stage: Stage[StageRow], share: WorkerShare) -> str:
@@ -58,6 +58,27 @@ def tables(root: Path) -> list[Any]:
     if totals:
         found.append(_costs_table(totals))
     return found
+
+
+def show(table: Any) -> None:
+    """Prints a table of rich; where it does not fit, every cell on a line, so that none is lost."""
+    from rich.console import Console  # noqa: PLC0415 - only where something is shown
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console()
+    anywhere = console.options.update(width=1000)
+    if console.measure(table, options=anywhere).minimum <= console.width:
+        console.print(table)
+        return
+    if table.title:
+        console.print(Text(str(table.title), style="bold"))
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        first, *others = cells
+        console.print(Text(str(first)))
+        for column, cell in zip(table.columns[1:], others, strict=True):
+            if str(cell):
+                console.print(Text(f"  {column.header}: {cell}"))
+    console.print()
 
 
 def _table(title: str, *columns: str) -> Any:

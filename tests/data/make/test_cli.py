@@ -29,7 +29,37 @@ def test_status_shows_what_is_left_to_do(config: Path, capsys: pytest.CaptureFix
     assert "dataset is not packed yet" in text
 
 
-def test_stats_of_a_making_with_a_plot(config: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("columns", [45, 80])
+@pytest.mark.parametrize("command", ["status", "stats"])
+def test_a_narrow_terminal_loses_no_column(
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+    command: str,
+):
+    subject = str(config if command == "status" else config.parent / "made")
+    words = {
+        "status": ("captions", "parts", "rows", "kept", "to do"),
+        "stats": ("captions", "prompts", "rejected", "undecided", "failed", "share", "near_copy"),
+    }[command]
+    monkeypatch.setenv("NO_COLOR", "1")
+    (config.parent / "made" / "judge" / "part-00001.jsonl").unlink()
+    (config.parent / "made" / "ledgers").mkdir()
+    shown = {}
+    for width in (columns, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert dsd(["data", command, subject]) == 0
+        shown[width] = capsys.readouterr().out
+    assert "\x1b[" not in shown[columns]
+    assert max(map(len, shown[columns].splitlines()[:-1])) <= columns
+    for word in words:
+        assert word in shown[columns]
+    numbers = {word for word in shown[200].split() if word[0].isdigit()}
+    assert numbers <= set(shown[columns].split())
+
+
+def test_stats_of_a_work_folder_with_a_plot(config: Path, capsys: pytest.CaptureFixture[str]):
     plot = config.parent / "plot.png"
     assert dsd(["data", "stats", str(config.parent / "made"), "--plot", str(plot)]) == 0
     assert "neither_yes_nor_no" in capsys.readouterr().out
