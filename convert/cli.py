@@ -1,13 +1,18 @@
 """`dsd convert`: weights to JAX, to PyTorch, and LoRA files between dialects."""
 
+import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from dsd_jax.convert import export, jobs
-from dsd_jax.convert.export import LoraForm
+from dsd_jax.convert.export import Exported, LoraForm
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora.edits import Mergeable, read_mergeables
 from dsd_jax.convert.open import open_transformer
+from dsd_jax.convert.publish import Publisher
 from dsd_jax.errors import UserError
 from dsd_jax.runs import find_checkpoints
 
@@ -16,9 +21,57 @@ __all__ = ["lora", "to_jax", "to_torch"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
+@dataclasses.dataclass(frozen=True)
+class HubFlags:
+    """Where an export is uploaded to.
+
+    Attributes:
+        push_to_hub: Upload the folder to this repository (owner/name) of the Hugging Face hub;
+            log in first with `hf auth login`.
+        private: Make that repository private.
+    """
+
+    push_to_hub: str | None = None
+    private: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraFlags(HubFlags):
+    """How an adapter is written.
+
+    Attributes:
+        layout: PEFT names as diffusers and PEFT read them, or kohya names for sd-scripts, ComfyUI
+            and others.
+        dtype: Cast to it; by default every tensor keeps its dtype.
+        single_file: Keep the condition embedding in the LoRA file, which dsd reads and other
+            programs refuse or drop, and write no transformer/.
+    """
+
+    layout: Literal["peft", "kohya"] = "peft"
+    dtype: Dtype | None = None
+    single_file: bool = False
+
+
 def _say(notices: Iterable[str]) -> None:
     for notice in notices:
         print(f"note: {notice}")
+
+
+def _publisher(flags: HubFlags, target: str) -> Publisher | None:
+    """The repository that is asked for, checked before any work."""
+    if flags.push_to_hub is None:
+        return None
+    if target.endswith(".safetensors"):
+        raise UserError(f"--push_to_hub uploads a folder; give a folder instead of {target}")
+    return Publisher(flags.push_to_hub, private=flags.private)
+
+
+def _finish(done: Exported, target: str, publisher: Publisher | None) -> None:
+    _say(done.notices)
+    for path in done.paths:
+        print(f"wrote {path}")
+    if publisher is not None:
+        print(f"uploaded to {publisher.push(Path(target))}")
 
 
 def to_jax(source: str, target: str, /, *, dtype: Dtype | None = None) -> None:
@@ -43,6 +96,7 @@ def to_torch(
     lora_scale: tuple[float, ...] = (),
     dtype: Dtype | None = None,
     overwrite: bool = False,
+    hub: tyro.conf.OmitArgPrefixes[HubFlags] = HubFlags(),
 ) -> None:
     """Convert weights of any layout to PyTorch files.
 
@@ -56,18 +110,17 @@ def to_torch(
         dtype: Cast to it; by default every tensor keeps its dtype.
         overwrite: Replace a single target file that exists.
     """
+    publisher = _publisher(hub, target)
     path = resolve(source)
     adapters: list[tuple[Mergeable, float]] = []
     if lora_path:
         config = open_transformer(path).config
         adapters, notices = read_mergeables(lora_path, lora_scale, config)
         _say(notices)
-    _say(
-        jobs.to_torch(
-            path, target, layout=layout, dtype=dtype, adapters=adapters, overwrite=overwrite
-        )
+    done = export.export_weights(
+        path, target, layout=layout, dtype=dtype, adapters=adapters, overwrite=overwrite
     )
-    print(f"wrote {target}")
+    _finish(done, target, publisher)
 
 
 def lora(
@@ -76,9 +129,7 @@ def lora(
     /,
     *,
     base_path: str | None = None,
-    layout: Literal["peft", "kohya"] = "peft",
-    dtype: Dtype | None = None,
-    single_file: bool = False,
+    flags: tyro.conf.OmitArgPrefixes[LoraFlags] = LoraFlags(),
     step: int | None = None,
     merge: bool = False,
 ) -> None:
@@ -93,15 +144,11 @@ def lora(
         target: New folder; or a new file ending in .safetensors for the LoRA alone.
         base_path: The transformer it adapts, if that has other sizes than FLUX.1-dev or the LoRA
             has a condition embedding; for a training run, if the base has moved since.
-        layout: PEFT names as diffusers and PEFT read them, or kohya names for sd-scripts, ComfyUI
-            and others.
-        dtype: Cast to it; by default every tensor keeps its dtype.
-        single_file: Keep the condition embedding in the LoRA file, which dsd reads and other
-            programs refuse or drop, and write no transformer/.
         step: Export this checkpoint of a training run; by default the newest.
         merge: Add the LoRA of a training run to the weights of the transformer.
     """
-    form = LoraForm(layout, dtype, single_file)
+    publisher = _publisher(flags, target)
+    form = LoraForm(flags.layout, flags.dtype, flags.single_file)
     base = None if base_path is None else resolve(base_path)
     checkpoints = find_checkpoints(source)
     if checkpoints is not None:
@@ -110,6 +157,4 @@ def lora(
         raise UserError(f"--step and --merge are for the folder of a training run, not {source}")
     else:
         done = export.convert_lora(resolve(source, kind="lora"), target, form, base=base)
-    _say(done.notices)
-    for path in done.paths:
-        print(f"wrote {path}")
+    _finish(done, target, publisher)

@@ -6,7 +6,7 @@ nodes read both there and refuse them in one file.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 from etils import epath
 
 from dsd_jax.config import FluxConfig, flux_dev
+from dsd_jax.convert.card import Card, last_scores, public_name
 from dsd_jax.convert.folder import new_folder
 from dsd_jax.convert.jobs import to_torch
+from dsd_jax.convert.lora.edits import Mergeable
 from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.lora.write import layers_of, write_lora
 from dsd_jax.convert.open import open_transformer, transformer_folder
@@ -23,10 +25,10 @@ from dsd_jax.convert.readers import lora_notices, model_notices
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter
 from dsd_jax.parts import Component, with_condition
-from dsd_jax.runs import read_trained
+from dsd_jax.runs import FOLDER, read_trained
 from dsd_jax.types import DTypeLike
 
-__all__ = ["Exported", "LoraForm", "convert_lora", "export_run"]
+__all__ = ["Exported", "LoraForm", "convert_lora", "export_run", "export_weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,8 @@ def convert_lora(
     config = flux_dev() if base is None else open_transformer(epath.Path(base)).config
     advice = "give that model as --base_path" if base is None else ""
     adapter, report = read_lora(source, config, other_size=advice)
-    written = _write(adapter, target, form, config, base)
+    told = Card(Path(target).name, _command(source, target, form))
+    written = _write(adapter, target, form, config, base, told)
     return dataclasses.replace(written, notices=(*report.notices, str(report), *written.notices))
 
 
@@ -115,6 +118,13 @@ def export_run(
     if form.single_file and (merge or whole):
         what = "--merge" if merge else "a run of all parameters"
         raise UserError(f"--single_file writes a LoRA; {what} gives a transformer without one")
+    told = Card(
+        Path(target).name,
+        _command(checkpoints, target, form, step=step, merge=merge),
+        run["base"]["path"],
+        run,
+        last_scores(_run_folder(checkpoints)),
+    )
     if merge or whole:
         if target.endswith(".safetensors"):
             raise UserError(f"{target}: this export holds a transformer; give a folder")
@@ -123,8 +133,62 @@ def export_run(
                 component.path, work / "transformer", dtype=form.dtype, adapters=[(adapter, 1.0)]
             )
             notices += model_notices("diffusers") if component.config.condition_embed else []
+            told.write(work)
         return Exported((f"{target}/transformer",), tuple(notices))
-    return _write(adapter, target, form, component.config, component.path)
+    return _write(adapter, target, form, component.config, component.path, told)
+
+
+def export_weights(
+    source: epath.PathLike,
+    target: str,
+    *,
+    layout: str = "diffusers",
+    dtype: DTypeLike | None = None,
+    adapters: Sequence[tuple[Mergeable, float]] = (),
+    overwrite: bool = False,
+) -> Exported:
+    """Writes weights for other programs; arguments and errors as of `jobs.to_torch`.
+
+    A folder with adapters merged into it is a new model and gets a card.
+    """
+    notices = to_torch(
+        source, target, layout=layout, dtype=dtype, adapters=adapters, overwrite=overwrite
+    )
+    if adapters and not target.endswith(".safetensors"):
+        merged = {adapter.name: scale for adapter, scale in adapters}
+        names, scales = " ".join(map(public_name, merged)), " ".join(map(str, merged.values()))
+        command = (
+            f"dsd convert to-torch {public_name(source)} {Path(target).name} --lora_path {names} "
+            f"--lora_scale {scales}"
+        )
+        Card(Path(target).name, command, source, adapters=merged).write(target)
+    return Exported((target,), tuple(notices))
+
+
+def _command(
+    source: epath.PathLike,
+    target: str,
+    form: LoraForm,
+    *,
+    step: int | None = None,
+    merge: bool = False,
+) -> str:
+    """The command of an export, without the folders of this machine."""
+    flags = {
+        "--layout": form.layout if form.layout != "peft" else None,
+        "--dtype": form.dtype and np.dtype(form.dtype).name,
+        "--single_file": "" if form.single_file else None,
+        "--step": step,
+        "--merge": "" if merge else None,
+    }
+    given = [f"{name} {value}".strip() for name, value in flags.items() if value is not None]
+    run = public_name(_run_folder(source))
+    return " ".join(["dsd convert lora", run, Path(target).name, *given])
+
+
+def _run_folder(checkpoints: epath.PathLike) -> Path:
+    folder = Path(checkpoints)
+    return folder.parent if folder.name == FOLDER else folder
 
 
 def _adapter_of(
@@ -139,9 +203,7 @@ def _adapter_of(
         if ".lora_" in path
     }
     full = {path: tensor for path, tensor in trained.items() if path not in factors}
-    folder = Path(checkpoints)
-    name = folder.parent.name if folder.name == "checkpoints" else folder.name
-    return Adapter(factors, full, name=f"step {run['step']} of {name}")
+    return Adapter(factors, full, name=f"step {run['step']} of {_run_folder(checkpoints).name}")
 
 
 def _base_of(run: Mapping[str, Any], path: epath.PathLike) -> Component[FluxConfig]:
@@ -161,8 +223,9 @@ def _write(
     form: LoraForm,
     config: FluxConfig,
     base: epath.PathLike | None,
+    told: Card,
 ) -> Exported:
-    """Writes an adapter: one file, or a folder with what belongs into `transformer/`."""
+    """Writes an adapter: one file, or a folder with its card and what goes into `transformer/`."""
     single = target.endswith(".safetensors")
     layers = layers_of(adapter, config, form.layout)
     kept = form.single_file and bool(adapter.full)
@@ -195,4 +258,5 @@ def _write(
         if layers or not paths:
             file = write_lora(work, adapter, config, form.layout, form.dtype)
             paths.append(f"{target}/{file.name}")
+        told.write(work)
     return Exported(tuple(paths), tuple(notices))

@@ -11,9 +11,10 @@ from dsd_jax.convert.table.refusals import Tensors
 from dsd_jax.errors import UserError
 from dsd_jax.types import Shape
 
-__all__ = ["Fields", "Json", "Sizes"]
+__all__ = ["Fields", "Json", "Sizes", "check_depth"]
 
 Json = Mapping[str, Any]
+_LARGEST = 1e30  # of any number in a config; also refuses what is not finite
 
 
 class Fields:
@@ -44,7 +45,7 @@ class Fields:
 
     def real(self, key: str, default: float) -> float:
         value = self._get(key, default)
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not abs(value) < _LARGEST:
             raise UserError(f"{self.title}: {key} is {value!r}, expected a number")
         return float(value)
 
@@ -85,7 +86,32 @@ class Sizes:
             )
         return self._shapes[name]
 
+    def axes(self, name: str, count: int) -> Shape:
+        """The shape of a tensor of so many axes, none of them empty."""
+        shape = self[name]
+        if len(shape) != count or 0 in shape:
+            raise UserError(
+                f"not a {self._title}: {name} has shape {list(shape)}, expected {count} axes; "
+                "check that it is the right file"
+            )
+        return shape
+
     def count(self, stack: str) -> int:
-        """Number of blocks `stack.0`, `stack.1`, ..."""
-        found = (re.match(rf"{re.escape(stack)}\.(\d+)\.", name) for name in self._shapes)
-        return 1 + max((int(match[1]) for match in found if match), default=-1)
+        """Number of blocks `stack.0`, `stack.1`, ...; at most as many as there are tensors."""
+        found = (re.match(rf"{re.escape(stack)}\.(\d{{1,9}})\.", name) for name in self._shapes)
+        blocks = 1 + max((int(match[1]) for match in found if match), default=-1)
+        check_depth(self._title, blocks, len(self._shapes))
+        return blocks
+
+
+def check_depth(title: str, blocks: int, tensors: int) -> None:
+    """Refuses a model with more blocks than it has tensors, before any work is done for them.
+
+    Raises:
+        UserError: there are not enough tensors.
+    """
+    if blocks > tensors:
+        raise UserError(
+            f"{title}: {blocks} blocks are claimed, but the weights have {tensors} tensors; "
+            "download both again"
+        )

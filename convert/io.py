@@ -7,6 +7,7 @@ more than the tensor at hand, and no torch is needed. The format is 8 bytes of l
 length, a JSON header `{name: {dtype, shape, data_offsets}}`, then the tensors' bytes, no gaps.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -25,6 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from dsd_jax.errors import UserError
+from dsd_jax.inside import OutsideError, open_inside, open_regular, read_inside
 from dsd_jax.types import Shape
 
 __all__ = ["DTYPES", "Fingerprint", "SafetensorsFile", "TensorInfo", "Weights", "open_weights"]
@@ -51,7 +53,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Every dtype of the format that is read and written here, by its name in the header."""
 
-_MAX_HEADER = 100_000_000  # the safetensors library refuses longer headers too
+# Bounds of what a header may claim; FLUX.1 has 1,160 tensors and a header of 0.1 MB.
+_MAX_HEADER = 25_000_000
+_MAX_TENSORS = 200_000
+_MAX_NAME = 1_000
+_MAX_AXES = 8
+_MAX_INDEX = 50_000_000
 _MAX_TRANSFER = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _STEMS = ("diffusion_pytorch_model", "model")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
@@ -75,17 +82,32 @@ class SafetensorsFile:
 
     Reads are independent of each other, so several threads may read at the same time.
 
+    Args:
+        path: the file.
+        folder: the folder that it must lie in, also behind links; None where the user named the
+            file itself.
+
     Raises:
-        UserError: the file is missing, cut short, damaged, or not safetensors.
+        UserError: the file is missing, cut short, damaged, not safetensors, not a regular file, or
+            outside of the folder.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None
+    ) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            file = (
+                open_regular(self.path)
+                if folder is None
+                else open_inside(Path(folder), self.path.name)
+            )
+        except OutsideError as error:
+            raise UserError(f"{error}; give the path of the file that it leads to") from None
         except OSError as error:
             raise UserError(f"cannot open {self.path}: {error.strerror}; check the path") from None
-        self._closer = weakref.finalize(self, os.close, self._fd)
+        self._fd = file.fileno()
+        self._closer = weakref.finalize(self, file.close)
         try:
             self.tensors, self.metadata = _parse_header(self.path, self._fd)
         except BaseException:
@@ -133,16 +155,7 @@ def _parse_header(path: Path, fd: int) -> tuple[dict[str, TensorInfo], dict[str,
         raise _invalid(path, f"its first 8 bytes announce a header of {length} bytes")
     if 8 + length > size:
         raise _invalid(path, f"it ends after {size} bytes, inside its header of {length} bytes")
-    try:
-        header = json.loads(os.pread(fd, length, 8), object_pairs_hook=_refuse_repeats)
-    except _RepeatedKeyError as error:
-        raise _invalid(path, f"its header names {error.args[0]!r} twice") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise _invalid(path, "its header is not JSON") from None
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
-        raise _invalid(path, "its header is not a JSON object")
-
+    header, metadata = _load_header(path, os.pread(fd, length, 8))
     tensors = {name: _parse_entry(path, name, 8 + length, e) for name, e in header.items()}
     position = 8 + length
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
@@ -156,13 +169,34 @@ def _parse_header(path: Path, fd: int) -> tuple[dict[str, TensorInfo], dict[str,
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
+def _load_header(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries of the tensors and the metadata, within bounds."""
+    try:
+        header = json.loads(text, object_pairs_hook=_refuse_repeats)
+    except _RepeatedKeyError as error:
+        raise _invalid(path, f"its header names {error.args[0]!r} twice") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise _invalid(path, "its header is not JSON") from None
+    except ValueError:  # Python refuses to convert so many digits
+        raise _invalid(path, "its header has a number of too many digits") from None
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise _invalid(path, "its header is not a JSON object")
+    if len(header) > _MAX_TENSORS:
+        raise _invalid(path, f"its header names {len(header)} tensors, more than {_MAX_TENSORS}")
+    if long := next((name for name in header if len(name) > _MAX_NAME), None):
+        raise _invalid(path, f"a name in its header has {len(long)} characters")
+    return header, metadata
+
+
 def _parse_entry(path: Path, name: str, data: int, entry: Any) -> TensorInfo:
     """One tensor's entry; `data` is where the tensors begin in the file."""
     try:
         dtype_name, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         natural = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        natural = natural and isinstance(dtype_name, str)
+        natural = natural and isinstance(dtype_name, str) and len(shape) <= _MAX_AXES
+        natural = natural and all(n < 2**63 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         natural = False
     if not natural:
@@ -189,8 +223,8 @@ class _RepeatedKeyError(Exception):
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+        counts = collections.Counter(name for name, _ in pairs)
+        raise _RepeatedKeyError(counts.most_common(1)[0][0][:_MAX_NAME])
     return found
 
 
@@ -303,15 +337,16 @@ def open_weights(path: str | os.PathLike[str], *, fingerprint: bool = False) -> 
             index, pickled weights, or a damaged file.
     """
     path = Path(path)
-    if path.is_dir():
-        path = _pick(path)
+    folder = path if path.is_dir() else None
+    if folder is not None:
+        path = _pick(folder)
     elif not path.exists():
         raise UserError(f"{path} does not exist; give a folder with safetensors weights, or a file")
     if path.suffix in _PICKLE_SUFFIXES:
         raise UserError(
             f"{path} holds pickled weights, which can run code when read; {_CONVERT_ADVICE}"
         )
-    shards = _open_sharded(path) if path.suffix == ".json" else [SafetensorsFile(path)]
+    shards = _open_sharded(path) if path.suffix == ".json" else [SafetensorsFile(path, folder)]
     return Weights(shards, fingerprint=fingerprint)
 
 
@@ -346,16 +381,26 @@ def _pick(folder: Path) -> Path:
     raise UserError(f"{folder} holds no safetensors weights; {hint}")
 
 
-def _open_sharded(index: Path) -> list[SafetensorsFile]:
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
     try:
-        weight_map = json.loads(index.read_bytes(), object_pairs_hook=_refuse_repeats)["weight_map"]
-        homes = {str(name): str(file) for name, file in weight_map.items()}
+        text = read_inside(index.parent, index.name, _MAX_INDEX)
+        weight_map = json.loads(text, object_pairs_hook=_refuse_repeats)["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
     except _RepeatedKeyError as error:
         raise UserError(f"{index} names {error.args[0]!r} twice; {_AGAIN}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise UserError(f"cannot open {index}: {error.strerror}; check the path") from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{index} is not a shard index (a JSON weight_map); {_AGAIN}") from None
+
+
+def _open_sharded(index: Path) -> list[SafetensorsFile]:
+    homes = _read_index(index)
     names = sorted(set(homes.values()))
-    if any(Path(name).name != name for name in names):
+    if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise UserError(f"{index} names shards outside its folder; {_AGAIN}")
     if missing := [name for name in names if not (index.parent / name).exists()]:
         raise UserError(
@@ -364,11 +409,14 @@ def _open_sharded(index: Path) -> list[SafetensorsFile]:
         )
     if not names:
         raise UserError(f"{index} lists no tensors; {_AGAIN}")
+    listed_in: dict[str, set[str]] = {name: set() for name in names}
+    for name, file in homes.items():
+        listed_in[file].add(name)
     shards: list[SafetensorsFile] = []
     try:
-        shards.extend(SafetensorsFile(index.parent / name) for name in names)
+        shards.extend(SafetensorsFile(index.parent / name, index.parent) for name in names)
         for shard in shards:
-            listed = {name for name, file in homes.items() if file == shard.path.name}
+            listed = listed_in[shard.path.name]
             for odd, what in (
                 (listed - shard.tensors.keys(), "is in the index but not in the shard"),
                 (shard.tensors.keys() - listed, "is in the shard but not so in the index"),

@@ -13,6 +13,7 @@ from etils import epath
 
 from dsd_jax.checkpoint import save_params
 from dsd_jax.config import ClipConfig, FluxConfig, T5Config
+from dsd_jax.convert.card import public_name
 from dsd_jax.convert.folder import new_folder
 from dsd_jax.convert.lora.edits import EditedSource, Edits, Mergeable
 from dsd_jax.convert.open import (
@@ -135,7 +136,8 @@ def _finish(
     adapters: Sequence[tuple[Mergeable, float]] = (),
 ) -> None:
     """The small files of a converted model; `config.json` last, which makes it complete."""
-    origin: dict[str, Any] = {"path": component.path, "sha256": component.sha256()}
+    # Its name alone: what is shared tells nothing of the machine.
+    origin: dict[str, Any] = {"path": public_name(component.path), "sha256": component.sha256()}
     if adapters:
         origin["lora"] = {adapter.name: scale for adapter, scale in adapters}
     _write_json(folder / ORIGIN, origin)

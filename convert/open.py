@@ -6,16 +6,17 @@ with an index), a single file of Black Forest Labs, and this project's own folde
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from dsd_jax import structured
 from dsd_jax.checkpoint import OrbaxSource
 from dsd_jax.condition import CANVAS
 from dsd_jax.config import FLUX_DEV, AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.convert.fields import check_depth
 from dsd_jax.convert.flux.bfl import flux_bfl
 from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors, flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
@@ -106,7 +107,21 @@ def config_to_json(config: Config) -> dict[str, Any]:
 
 
 def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> Config:
-    kind = data.get("_class_name") or next(iter(data.get("architectures") or []), None)
+    config = _config_of(data, names, where)
+    match config:
+        case FluxConfig():
+            check_depth(where, config.double_depth + config.single_depth, len(names))
+        case T5Config() | ClipConfig():
+            check_depth(where, config.depth, len(names))
+        case AutoencoderConfig():
+            blocks = len(config.block_channels) * config.layers_per_block
+            check_depth(where, blocks, len(names))
+    return config
+
+
+def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
+    given = data.get("architectures")
+    kind = data.get("_class_name") or (given[0] if isinstance(given, list) and given else None)
     match kind or data.get("model_type"):
         case "FluxTransformer2DModel" | "FluxTransformer2DConditionalModel":
             return flux_from_json(data, names)
@@ -129,15 +144,14 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, or not a JSON object.
     """
+    if not epath.Path(path).exists():
+        raise UserError(f"{path} is missing; download the folder again")
     try:
-        data = json.loads(epath.Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; download the folder again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); download it again") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is not a JSON object; download it again")
-    return data
+        return structured.read_json(path, dict)
+    except structured.MalformedError as error:
+        raise UserError(
+            f"{path} cannot be read as JSON ({error.reason}); download it again"
+        ) from None
 
 
 def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Component[Config]:
@@ -152,8 +166,9 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
     """
     root = epath.Path(path)
     if (root / PARAMS).exists():
-        config = _config_from_json(read_json(root / "config.json"), [], f"{root}/config.json")
+        data = read_json(root / "config.json")
         orbax = OrbaxSource(root / PARAMS)
+        config = _config_from_json(data, list(orbax.shapes), f"{root}/config.json")
         if isinstance(config, FluxConfig) and CANVAS.is_in(orbax.shapes):
             config = dataclasses.replace(config, condition_embed=True)
         return Component(str(path), config, orbax, "orbax", digests=lambda: _origin(root))

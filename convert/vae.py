@@ -193,10 +193,10 @@ def autoencoder_from_tensors(weights: Tensors) -> AutoencoderConfig:
     shapes = Sizes("FLUX autoencoder in BFL layout", weights)
     stages = shapes.count("encoder.down")
     return AutoencoderConfig(
-        in_channels=shapes["encoder.conv_in.weight"][1],
-        latent_channels=shapes["decoder.conv_in.weight"][1],
+        in_channels=shapes.axes("encoder.conv_in.weight", 4)[1],
+        latent_channels=shapes.axes("decoder.conv_in.weight", 4)[1],
         block_channels=tuple(
-            shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(stages)
+            shapes.axes(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(stages)
         ),
         layers_per_block=shapes.count("encoder.down.0.block"),
     )

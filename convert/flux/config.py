@@ -128,8 +128,8 @@ def flux_from_tensors(weights: Tensors, axes_dim: tuple[int, ...] | None = None)
         UserError: the tensors that tell the size are missing, or the RoPE axes must be given.
     """
     shapes = Sizes("FLUX transformer in BFL layout", weights)
-    width, in_channels = shapes["img_in.weight"]
-    (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
+    width, in_channels = shapes.axes("img_in.weight", 2)
+    (head_dim,) = shapes.axes("double_blocks.0.img_attn.norm.query_norm.scale", 1)
     if axes_dim is None and head_dim != 128:
         raise UserError(
             f"a BFL file does not tell its RoPE axes, and head size {head_dim} is not that of "
@@ -137,14 +137,14 @@ def flux_from_tensors(weights: Tensors, axes_dim: tuple[int, ...] | None = None)
         )
     return FluxConfig(
         in_channels=in_channels,
-        out_channels=shapes["final_layer.linear.weight"][0],
+        out_channels=shapes.axes("final_layer.linear.weight", 2)[0],
         num_heads=width // head_dim,
         head_dim=head_dim,
         double_depth=shapes.count("double_blocks"),
         single_depth=shapes.count("single_blocks"),
-        mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / width,
-        txt_width=shapes["txt_in.weight"][1],
-        vec_width=shapes["vector_in.in_layer.weight"][1],
+        mlp_ratio=shapes.axes("double_blocks.0.img_mlp.0.weight", 2)[0] / width,
+        txt_width=shapes.axes("txt_in.weight", 2)[1],
+        vec_width=shapes.axes("vector_in.in_layer.weight", 2)[1],
         axes_dim=axes_dim or (16, 56, 56),
         guidance_embed="guidance_in.in_layer.weight" in shapes,
         condition_embed=f"{CANVAS.bfl}.weight" in shapes,

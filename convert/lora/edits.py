@@ -58,6 +58,8 @@ class Edits:
         self._tables = flux_diffusers(config), flux_bfl(config)
         raw = "raw PEFT" in held.dialects
         self._settings = find_settings(weights.files[0], weights.metadata, raw=raw)
+        spelled = held.spelling.values()
+        self._told = {} if self._settings is None else self._settings.alphas_of(spelled)
         self.layers = {*held.layers, *held.edits}
         for layer in self.layers:
             self.table_of(layer)
@@ -123,7 +125,7 @@ class Edits:
     def _scale(self, layer: str, rank: int) -> np.float32:
         alpha, root = self._held.alphas.get(layer), False
         if alpha is None and self._settings is not None:
-            alpha = self._settings.alpha_of(self._held.spelling.get(layer, layer))
+            alpha = self._told[self._held.spelling[layer]]
             root = self._settings.rank_stabilised
         if alpha is None:
             return np.float32(1)

@@ -95,6 +95,7 @@ def _read_factors(
 ) -> tuple[dict[Slot, Factors], tuple[float, ...]]:
     """The factors of every slot with alpha / rank folded in, and every alpha told, ascending."""
     settings = find_settings(weights.files[0], weights.metadata, raw="raw PEFT" in held.dialects)
+    told = {} if settings is None else settings.alphas_of(held.spelling.values())
     slots: dict[Slot, Factors] = {}
     alphas = set()
     for layer, parts in held.layers.items():
@@ -103,7 +104,7 @@ def _read_factors(
         if alpha is not None:
             scale = alpha / len(a)
         elif settings is not None:
-            alpha = settings.alpha_of(held.spelling[layer])
+            alpha = told[held.spelling[layer]]
             scale = alpha / (math.sqrt(len(a)) if settings.rank_stabilised else len(a))
         if alpha is not None:
             alphas.add(alpha)

@@ -5,16 +5,25 @@ import dataclasses
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from dsd_jax.errors import UserError
+from dsd_jax.inside import read_inside
+from dsd_jax.structured import Limits, parse_json
 
 __all__ = ["PEFT_CONFIG", "Settings", "config_text", "find_settings", "header_for"]
 
 PEFT_CONFIG = "adapter_config.json"
 HEADER = "lora_adapter_metadata"  # where diffusers keeps it in a file's header
+_LIMITS = Limits(size=4_000_000, depth=16)
+_PATTERN_LENGTH = 1000
+_PATTERN_REPEATS = 10_000  # `{9}` inside `{9}` makes 81 copies when a pattern is compiled
+_PATTERN_SECONDS = 2.0  # for all layers and patterns; honest ones take milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +40,29 @@ class Settings:
     patterns: Mapping[str, float]
     rank_stabilised: bool
 
-    def alpha_of(self, layer: str) -> float:
-        """By the rule of PEFT: the first pattern that matches the end of the name."""
+    def alphas_of(self, layers: Iterable[str]) -> dict[str, float]:
+        """Layer -> alpha by the rule of PEFT: the first pattern that matches the end of the name.
+
+        Raises:
+            UserError: matching takes longer than any honest patterns do.
+        """
+        end = time.monotonic() + _PATTERN_SECONDS
+        return {layer: self._alpha_of(layer, end) for layer in layers}
+
+    def _alpha_of(self, layer: str, end: float) -> float:
         for pattern, alpha in self.patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", layer):
-                return alpha
+            left = end - time.monotonic()
+            try:
+                if left <= 0:
+                    raise TimeoutError
+                # The patterns are strangers': `re` has no limit of time, `regex` has.
+                if regex.match(rf"(.*\.)?({pattern})$", layer, timeout=left):
+                    return alpha
+            except TimeoutError:
+                raise UserError(
+                    f"matching alpha_pattern takes more than {_PATTERN_SECONDS} s, at "
+                    f"{pattern[:80]!r}; write plain names of layers in its place"
+                ) from None
         return self.alpha
 
 
@@ -44,14 +71,18 @@ def find_settings(file: Path, header: Mapping[str, str], *, raw: bool) -> Settin
     beside = file.parent / PEFT_CONFIG
     if HEADER in header:
         return _parse(header[HEADER], f"{HEADER} in the header of {file}")
-    if raw and beside.is_file():
-        return _parse(beside.read_bytes(), str(beside))
+    if raw and beside.exists():
+        try:
+            text = read_inside(file.parent, PEFT_CONFIG, _LIMITS.size)
+        except OSError as error:
+            raise UserError(f"cannot read {beside}: {error.strerror}") from None
+        return _parse(text, str(beside))
     return None
 
 
 def _parse(text: str | bytes, where: str) -> Settings | None:
+    given = parse_json(text, where, dict, _LIMITS)
     try:
-        given: dict[str, Any] = json.loads(text)
         if any("." in key for key in given):  # a pipeline's, with its models' names in front
             start = "transformer."
             own = {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
@@ -60,11 +91,13 @@ def _parse(text: str | bytes, where: str) -> Settings | None:
             given = own
         patterns = {str(k): float(v) for k, v in (given.get("alpha_pattern") or {}).items()}
         for pattern in patterns:
-            re.compile(pattern)
+            if len(pattern) > _PATTERN_LENGTH or _repeats(pattern) > _PATTERN_REPEATS:
+                raise ValueError
+            regex.compile(pattern)
         alpha = float(given["lora_alpha"])
         if not all(0 < number < math.inf for number in (alpha, *patterns.values())):
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, re.error):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, regex.error):
         raise UserError(
             f"{where} is not a LoraConfig of PEFT, with alphas above 0; save the LoRA again"
         ) from None
@@ -75,6 +108,11 @@ def _parse(text: str | bytes, where: str) -> Settings | None:
             "were changed before the training; convert them to plain LoRA with PEFT first"
         )
     return Settings(alpha, patterns, rank_stabilised=bool(given.get("use_rslora")))
+
+
+def _repeats(pattern: str) -> float:
+    """How many copies the counted repetitions of a pattern can make, at most."""
+    return math.prod(float(number[:9]) or 1 for number in re.findall(r"\{[\d,]*?(\d+)\}", pattern))
 
 
 def header_for(ranks: Mapping[str, int], layers: Iterable[str]) -> dict[str, str]:

@@ -96,6 +96,7 @@ def test_a_folder_for_other_programs_and_back(dsd, tmp_path):
         "wrote out/pytorch_lora_weights.safetensors",
     ]
     assert new(tmp_path / "out") == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "pytorch_lora_weights.safetensors",

@@ -155,7 +155,10 @@ class TestRefusals:
         ("content", "complaint"),
         [
             ("{", r"config\.json cannot be read as JSON \(.*\); download it again"),
-            ("[]", r"config\.json is not a JSON object; download it again"),
+            (
+                "[]",
+                r"config\.json cannot be read as JSON \(expected an object, got an array\); dow",
+            ),
             ("{}", r"config\.json describes a model of no known kind; expected a FLUX transf"),
             ('{"_class_name": "UNet2DModel"}', r"config\.json describes a UNet2DModel; expected"),
             ('{"architectures": ["BertModel"]}', "describes a BertModel; expected a FLUX"),
