@@ -15,6 +15,7 @@ from dsd_jax.checkpoint import OrbaxSource
 from dsd_jax.errors import UserError
 from dsd_jax.files import PARTIAL, write_object
 from dsd_jax.processes import say
+from dsd_jax.structured import Limits, read_json
 
 __all__ = [
     "FOLDER",
@@ -38,6 +39,7 @@ FOLDER = "checkpoints"  # in the folder of a run, unless told otherwise
 STATE, RUN, MANIFEST = "state", "run.json", "manifest.json"
 _HASHED_AT_ONCE = 2**22  # bytes
 _HASHERS = 8
+_OWN = Limits(lenient=True)  # a metric of a run that went wrong may be NaN
 
 
 def write_json(path: epath.Path, content: object) -> None:
@@ -78,9 +80,9 @@ def verify(folder: str | Path | epath.Path) -> str | None:
     """
     root = epath.Path(folder)
     try:
-        manifest = json.loads((root / MANIFEST).read_text())
-        schema, listed = manifest["schema"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(root / MANIFEST, dict, _OWN)
+        schema, listed = manifest["schema"], dict(manifest["files"])
+    except (ValueError, KeyError, TypeError):
         return f"{MANIFEST} cannot be read"
     _check_schema(root / MANIFEST, schema)
     held = digests(root)
@@ -139,9 +141,9 @@ def read_run(folder: epath.Path) -> dict[str, Any]:
     """
     path = folder / RUN
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, dict, _OWN)
         schema = content["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}); take an older checkpoint") from None
     _check_schema(path, schema)
     return dict(content)

@@ -128,9 +128,13 @@ def cut(path: Path) -> None:
         (lambda folder: largest(folder / "state").unlink(), "is missing"),
         (lambda folder: flip(folder / "run.json"), "run.json has another sha256"),
         (lambda folder: cut(folder / "manifest.json"), "manifest.json cannot be read"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+            "manifest.json cannot be read",
+        ),
         (lambda folder: (folder / "state" / "more").touch(), "state/more does not belong there"),
     ],
-    ids=["bit flip", "cut off", "missing", "run.json", "manifest.json", "extra"],
+    ids=["bit flip", "cut off", "missing", "run.json", "manifest.json", "nested", "extra"],
 )
 def test_a_damaged_checkpoint_is_set_aside(
     tmp_path: Path,
