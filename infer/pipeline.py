@@ -32,6 +32,7 @@ from dsd_jax.lora import MergedSource
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import FluxParts, ScaledAdapter, with_condition
 from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
+from dsd_jax.text.plain import check_text
 
 __all__ = ["Generated", "Pipeline"]
 
@@ -348,7 +349,8 @@ class Pipeline:
         """Notices about this input.
 
         Raises:
-            UserError: an empty text, or a reference for a model that cannot take one.
+            UserError: a text that is empty or that UTF-8 cannot hold, or a reference for a model
+                that cannot take one.
         """
         if references is not None and not self.transformer_config.condition_embed:
             raise UserError(
@@ -357,6 +359,9 @@ class Pipeline:
             )
         if empty := [i for i, text in enumerate(texts) if not text.strip()]:
             raise UserError(f"text {empty[0]} is empty; describe the image that is wanted")
+        for text in texts:
+            check_text(text, "the text")
+        check_text(settings.negative_prompt, "the negative prompt")
         notices = []
         negative = [settings.negative_prompt] if settings.true_guidance else []
         ids = self.tokenizers.encode(list(dict.fromkeys([*texts, *negative])))

@@ -93,6 +93,8 @@ class TestInputs:
             ([], {}, "there is no text"),
             ("  \n", {}, "text 0 is empty; describe the image"),
             ([TEXT, ""], {}, "text 1 is empty"),
+            ("a cat \ud83d", {}, r"the text holds the half character \\ud83d, which UTF-8 cannot"),
+            (TEXT, {"negative_prompt": "\udce9"}, "the negative prompt holds the byte 0xe9"),
             ([TEXT] * 3, {"image": [picture()] * 2}, "3 texts but 2 images; give one image, or"),
             (TEXT, {"num_images": 0}, "num_images must be at least 1, got 0"),
             (TEXT, {"num_images": 3, "seed": [1, 2]}, "3 images but 2 seeds; give one seed"),
