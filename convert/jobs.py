@@ -4,17 +4,18 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from dsd_jax.checkpoint import save_params
+from dsd_jax.checkpoint import save_params, tensor_digest
 from dsd_jax.config import ClipConfig, FluxConfig, T5Config
 from dsd_jax.convert.card import public_name
 from dsd_jax.convert.folder import new_folder
+from dsd_jax.convert.io import Fingerprint
 from dsd_jax.convert.lora.edits import EditedSource, Edits, Mergeable
 from dsd_jax.convert.open import (
     ORIGIN,
@@ -120,26 +121,43 @@ def _to_orbax(
     total = sum(map(math.prod, shapes.values())) / 1e6
 
     with progress(f"to JAX: {title}", total, "M parameters") as advance:
+        digests: dict[str, str] = {}
 
         def tensors() -> Iterator[tuple[str, np.ndarray]]:
             for path, array in _in_order(component.source):
-                yield path, _cast(array, dtype, path)
+                cast = _cast(array, dtype, path)
+                digests[path] = tensor_digest(cast)
+                yield path, cast
                 advance(array.size / 1e6)
 
         save_params(folder / PARAMS, tensors())
-    _finish(component, folder)
+    held = component.source.dtypes.values()
+    changed = dtype is not None and any(own != np.dtype(dtype) for own in held)
+    _finish(component, folder, digests=digests, changed=changed)
 
 
 def _finish(
     component: Component[Config],
     folder: epath.Path,
     adapters: Sequence[tuple[Mergeable, float]] = (),
+    *,
+    digests: Mapping[str, str] | None = None,
+    changed: bool = False,
 ) -> None:
-    """The small files of a converted model; `config.json` last, which makes it complete."""
-    # Its name alone: what is shared tells nothing of the machine.
+    """The small files of a converted model; `config.json` last, which makes it complete.
+
+    `source.json` says what the bytes are: `sha256` is that of the files whose numbers these are,
+    or, if numbers were changed by a cast, one for all `tensors`, which have each their own.
+    """
+    # The name of the source alone: what is shared tells nothing of the machine.
     origin: dict[str, Any] = {"path": public_name(component.path), "sha256": component.sha256()}
     if adapters:
         origin["lora"] = {adapter.name: scale for adapter, scale in adapters}
+    if digests:
+        if changed:
+            origin["converted_from"] = origin["sha256"]
+            origin["sha256"] = {PARAMS: Fingerprint(dict(digests)).combined}
+        origin["tensors"] = dict(digests)
     _write_json(folder / ORIGIN, origin)
     _write_json(folder / "config.json", config_to_json(component.config))
 

@@ -167,11 +167,14 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
     root = epath.Path(path)
     if (root / PARAMS).exists():
         data = read_json(root / "config.json")
-        orbax = OrbaxSource(root / PARAMS)
+        origin = read_json(root / ORIGIN) if (root / ORIGIN).exists() else {}
+        orbax = OrbaxSource(root / PARAMS, _digests(origin, "tensors", root))
         config = _config_from_json(data, list(orbax.shapes), f"{root}/config.json")
         if isinstance(config, FluxConfig) and CANVAS.is_in(orbax.shapes):
             config = dataclasses.replace(config, condition_embed=True)
-        return Component(str(path), config, orbax, "orbax", digests=lambda: _origin(root))
+        return Component(
+            str(path), config, orbax, "orbax", digests=lambda: _digests(origin, "sha256", root)
+        )
 
     weights = open_weights(str(path), fingerprint=fingerprint)
     held = unpack(weights, str(path))
@@ -200,9 +203,12 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
     )
 
 
-def _origin(root: epath.Path) -> dict[str, str]:
-    record = root / ORIGIN
-    return dict(read_json(record)["sha256"]) if record.exists() else {}
+def _digests(origin: Mapping[str, Any], name: str, root: epath.Path) -> dict[str, str]:
+    """A table of digests in `source.json`; empty for folders of older versions."""
+    found = origin.get(name, {})
+    if not isinstance(found, dict) or not all(isinstance(own, str) for own in found.values()):
+        raise UserError(f"{root / ORIGIN} is damaged: {name} holds no digests; convert again")
+    return found
 
 
 def transformer_folder(path: epath.PathLike) -> epath.Path:

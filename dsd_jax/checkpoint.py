@@ -5,6 +5,7 @@ mesh, scan setting and LoRA. Local paths and `gs://` buckets work alike.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.types import Shape
 from dsd_jax.weights import Index
 
-__all__ = ["OrbaxSource", "is_checkpoint", "save_params"]
+__all__ = ["OrbaxSource", "is_checkpoint", "save_params", "tensor_digest"]
 
 BATCH_BYTES = 2**28  # written at once; bounds the memory of a conversion
 # Stored apart. Smaller chunks took three times as long to write, larger ones more memory.
@@ -145,16 +146,53 @@ def _writing(root: epath.Path) -> Iterator[None]:
         log.disabled = was
 
 
-class OrbaxSource:
-    """Parameters in an Orbax checkpoint, read by slices through TensorStore."""
+def tensor_digest(tensor: np.ndarray) -> str:
+    """SHA-256 of a tensor's bytes in the order of its axes."""
+    data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    return hashlib.sha256(data.data).hexdigest()
 
-    def __init__(self, path: epath.PathLike) -> None:
+
+@contextlib.contextmanager
+def _damage(root: epath.Path, what: str) -> Iterator[None]:
+    """Turns what a damaged file makes Orbax and TensorStore raise into a message."""
+    log = logging.getLogger("absl")
+    was, log.disabled = log.disabled, True  # what Orbax logs is in the message
+    try:
+        yield
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            f"{root} is damaged: {what} cannot be read ({reason}); copy or convert it again"
+        ) from error
+    finally:
+        log.disabled = was
+
+
+class OrbaxSource:
+    """Parameters in an Orbax checkpoint, read by slices through TensorStore.
+
+    Args:
+        path: the checkpoint.
+        digests: SHA-256 of parameters by path (`tensor_digest`). Each is checked when it is first
+            read, for which it is read whole.
+
+    Raises:
+        UserError: not a finished checkpoint, or a damaged one.
+    """
+
+    def __init__(self, path: epath.PathLike, digests: Mapping[str, str] | None = None) -> None:
         self.path = _locate(path)
         if not is_checkpoint(path):
             raise UserError(
                 f"{path} is not a finished Orbax checkpoint; write one with `dsd convert to-jax`"
             )
-        found = ocp.metadata(self.path)
+        self._unchecked = dict(digests or {})
+        with _damage(self.path, "its index"):
+            found = ocp.metadata(self.path)
+            if not found.metadata:  # Orbax logs the reason and goes on without
+                raise ValueError("no parameters are listed")
         self.metadata: dict[str, Any] = dict(found.custom_metadata or {})
         leaves = jax.tree_util.tree_flatten_with_path(found.metadata)[0]
         info = {".".join(str(key.key) for key in keys): leaf for keys, leaf in leaves}
@@ -163,6 +201,19 @@ class OrbaxSource:
         self._open: dict[str, ts.TensorStore] = {}
 
     def read(self, path: str, index: Index) -> np.ndarray:
+        with _damage(self.path, path):
+            if (expected := self._unchecked.get(path)) is None:
+                return self._read(path, index)
+            whole = self._read(path, tuple(slice(0, size) for size in self.shapes[path]))
+        if tensor_digest(whole) != expected:
+            raise UserError(
+                f"{self.path} is damaged: {path} has another SHA-256 than it was written with; "
+                "copy or convert it again"
+            )
+        self._unchecked.pop(path, None)
+        return whole[index]
+
+    def _read(self, path: str, index: Index) -> np.ndarray:
         if path not in self._open:
             base = str(self.path / _ITEM)
             store = base if "://" in base else f"file://{base}"
