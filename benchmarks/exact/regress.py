@@ -1,7 +1,7 @@
 """What `dsd` writes for fixed seeds, as digests: does a change of the code change any number?
 
     python -m benchmarks.exact.regress --record             # writes results/exact/regress.json
-    python -m benchmarks.exact.regress # compares; status 1 if it differs
+    python -m benchmarks.exact.regress                      # compares; status 1: differs
     python -m benchmarks.exact.regress --tree OLD --record  # runs the checkout OLD instead
 
 Numbers hold for one kind of machine and one set of versions, so record and compare on the same one.
@@ -200,7 +200,7 @@ size = [32, 32]
     for path in sorted(making.glob("*/part-*.jsonl")):
         yield f"{path.relative_to(making)}", digest(path.read_bytes())
     for path in sorted((making / "dataset").glob("*")):
-        if path.suffix == ".arrayrecord":
+        if path.suffix == ".array_record":
             yield f"dataset/{path.name}", digest(path.read_bytes())
 
 
