@@ -211,15 +211,9 @@ def _run(name: str, command: Command, rest: list[str]) -> None:
     if command.takes_words:
         target(rest)
         return
-    import tyro
+    from dsd_jax.flags import call
 
-    tyro.cli(
-        target,
-        args=rest,
-        prog=_call(name),
-        use_underscores=True,  # as the help shows them; hyphens are read too
-        config=(tyro.conf.FlagCreatePairsOff,),  # `--save_frames` without `--no_save_frames`
-    )
+    call(target, rest, _call(name))
 
 
 def _call(name: str) -> str:

@@ -18,16 +18,16 @@ class Settings:
     """How images are sampled; names and defaults of the released command line tool.
 
     Attributes:
-        guidance: distilled guidance scale, an input of the model.
-        i_guidance: true image guidance scale; above 1 it turns true guidance on (three passes).
-        t_guidance: true text guidance scale; counts only when i_guidance is above 1.
-        steps: Euler steps.
-        height: of the canvas in pixels; default 512 with a reference, else 1024.
-        width: of the canvas; with a reference it holds both frames side by side, by default twice
-            the height, else the height.
-        negative_prompt: what true guidance leads away from.
-        vae_sample: sample the VAE posterior of the reference, as the released program does; with
-            --no_vae_sample its mode.
+        guidance: Distilled guidance scale, an input of the model.
+        i_guidance: True image guidance scale. Above 1 it turns true guidance on (three passes).
+        t_guidance: True text guidance scale. It counts only when i_guidance is above 1.
+        steps: Number of Euler steps.
+        height: Height of the canvas in pixels. Default: 512 with a reference, else 1024.
+        width: Width of the canvas in pixels. With a reference it holds both frames side by side.
+            Default: twice the height with a reference, else the height.
+        negative_prompt: Text that true guidance leads away from.
+        vae_sample: Sample the VAE posterior of the reference, as the released program does.
+            Otherwise encode the reference by the mode of the posterior.
     """
 
     guidance: float = 3.5

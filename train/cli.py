@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from json import dumps as to_json
 from pathlib import Path
@@ -13,6 +14,7 @@ import tyro
 from dsd_jax.aot import Topology, stand_in
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
+from dsd_jax.flags import call
 from dsd_jax.processes import ClusterConfig, first_process, join
 from dsd_jax.train.config import BaseConfig, DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.launch import Launch, launch
@@ -58,12 +60,11 @@ def train_recipe(
     file = _config_file(words)
     groups = DataConfig, RunConfig, BaseConfig, ClusterConfig, recipe
     from_file = [] if file is None else flags_of(file, name, groups)
-    given, cluster = tyro.cli(
+    given, cluster = call(
         _command(name, recipe, base),
-        args=[*from_file, *words],  # of a flag that comes twice the second counts
-        prog=f"dsd train {name}",
-        use_underscores=True,
-        config=(tyro.conf.AvoidSubcommands,),
+        [*from_file, *words],  # of a flag that comes twice the second counts
+        f"dsd train {name}",
+        pairs=True,
     )
     join(cluster)
     done = launch(given)
@@ -129,7 +130,8 @@ def _presets(usage: str, command: str) -> str:
     lines = [usage, "", "presets:"]
     for name, make in PRESETS.items():
         first = (make.__doc__ or "").split("\n")[0].replace("`", "")
-        lines.append(f"  {name:14}{first}")
+        start = f"  {name:14}"
+        lines.append(textwrap.fill(start + first, 79, subsequent_indent=" " * len(start)))
     lines += ["", f"`dsd {command} PRESET --help` lists the flags with the values of that preset."]
     return "\n".join(lines)
 
@@ -157,13 +159,7 @@ def plan(words: Sequence[str]) -> None:
         print(_presets("usage: dsd plan PRESET --topology KIND:SHAPE [FLAGS]", "plan"))
         return
     name, *rest = words
-    tyro.cli(
-        _plan_command(preset(name)),
-        args=rest,
-        prog=f"dsd plan {name}",
-        use_underscores=True,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    call(_plan_command(preset(name)), rest, f"dsd plan {name}", pairs=True)
 
 
 def _plan_command(recipe: TrainConfig) -> Callable[..., None]:

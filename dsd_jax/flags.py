@@ -1,0 +1,178 @@
+"""Command lines: how functions with typed, documented parameters become flags and help.
+
+tyro reads the types and the docstrings. The rules below word the help: a positional argument has
+its own name, `None` is not among the values, a default is never empty, and a flag `--no_x` is
+described by what it does.
+"""
+
+import dataclasses
+import inspect
+import re
+import shutil
+import textwrap
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar, cast
+
+import docstring_parser
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
+
+__all__ = ["call"]
+
+T = TypeVar("T")
+
+_METAVARS = {"source": "SRC", "target": "DST"}  # a positional argument else has its own name
+_POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1:]  # tyro's mark
+
+
+def call(
+    command: Callable[..., T],
+    words: Sequence[str],
+    prog: str,
+    *,
+    pairs: bool = False,
+    default: Any = tyro.MISSING_NONPROP,
+) -> T:
+    """Calls a command with the flags that `words` hold, or shows its help.
+
+    Args:
+        command: Function, or dataclass, with typed and documented parameters.
+        words: Words after the name of the command. Hyphens and underscores in flags are the same.
+        prog: Name of the command, as it is called.
+        pairs: Accept both `--x` and `--no_x`, because defaults depend on a preset.
+        default: Instance with the defaults of a dataclass.
+
+    Raises:
+        SystemExit: The status is 0 after help, and 2 for a wrong flag.
+    """
+    return tyro.cli(
+        command,
+        args=words,
+        prog=prog,
+        description=_description(command),
+        use_underscores=True,
+        config=(tyro.conf.AvoidSubcommands,) if pairs else (tyro.conf.FlagCreatePairsOff,),
+        registry=_Rules(pairs=pairs).registry,
+        default=default,
+    )
+
+
+def _description(command: Callable[..., Any]) -> str:
+    text = docstring_parser.parse(inspect.getdoc(command) or "").description or ""
+    # tyro does not wrap a description, and joins lines unless the next one is indented.
+    lines = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent="  ")
+    return "\n\n".join(map(lines.fill, text.split("\n\n")))
+
+
+class _Rules:
+    """How types become flags: as tyro does it, in other words."""
+
+    def __init__(self, *, pairs: bool) -> None:
+        self.registry = ConstructorRegistry()
+        self.registry.primitive_rule(self._value)
+        self.registry.struct_rule(self._group)
+        self._pairs = pairs
+        self._asking_tyro = False
+
+    def _value(
+        self, info: PrimitiveTypeInfo
+    ) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+        """Leaves `None` out of the values that the help offers; it is read all the same."""
+        if self._asking_tyro or type(None) not in typing.get_args(info.type):
+            return None
+        self._asking_tyro = True
+        try:
+            spec = ConstructorRegistry.get_primitive_spec(info)
+        finally:
+            self._asking_tyro = False
+        if isinstance(spec, UnsupportedTypeAnnotationError):
+            return spec
+        shown = re.sub(r"\{None\}\||(?<=\{)None,", "", spec.metavar)
+        return dataclasses.replace(spec, metavar=re.sub(r"^\{(.* .*)\}$", r"\1", shown))
+
+    def _group(self, info: StructTypeInfo) -> StructConstructorSpec | None:
+        """The parameters of a function, or the fields of a dataclass."""
+        if self._asking_tyro:
+            return None
+        if inspect.isfunction(info.type):
+            function = cast(Callable[..., Any], info.type)
+            return StructConstructorSpec(_by_name(function), tuple(self._parameters(function)))
+        if not dataclasses.is_dataclass(info.type):
+            return None
+        self._asking_tyro = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            self._asking_tyro = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        return dataclasses.replace(spec, fields=tuple(map(self._worded, spec.fields)))
+
+    def _parameters(self, function: Callable[..., Any]) -> typing.Iterator[StructFieldSpec]:
+        hints = typing.get_type_hints(function, include_extras=True)
+        documents = docstring_parser.parse(inspect.getdoc(function) or "").params
+        texts = {one.arg_name: one.description for one in documents}
+        for name, parameter in inspect.signature(function).parameters.items():
+            kind, missing = hints[name], parameter.default is parameter.empty
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                kind = tyro.conf.Positional[kind]
+            default = tyro.MISSING_NONPROP if missing else parameter.default
+            yield self._worded(StructFieldSpec(name, kind, default, texts.get(name)))
+
+    def _worded(self, field: StructFieldSpec) -> StructFieldSpec:
+        """A field in our words."""
+        marks = getattr(field.type, "__metadata__", ())
+        positional = any(mark in _POSITIONAL for mark in marks)
+        off = field.default is True and not self._pairs
+        settings = tyro.conf.arg(
+            metavar=_METAVARS.get(field.name, field.name.upper()) if positional else None,
+            help_behavior_hint="(default: off)" if off else _default,
+        )
+        return dataclasses.replace(
+            field,
+            type=cast(type, Annotated[field.type, settings]),
+            helptext=lambda: _sentence(field, off=off),
+        )
+
+
+def _by_name(function: Callable[..., T]) -> Callable[..., T]:
+    """Takes every argument by name, also those that Python wants by position."""
+    names = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_ONLY
+    ]
+
+    def called(**arguments: Any) -> T:
+        return function(*(arguments.pop(name) for name in names), **arguments)
+
+    return called
+
+
+def _default(label: str) -> str:
+    """What the help says of a default: never nothing, which would wrap to an empty line."""
+    words = {"": "(optional)", "''": "(optional)", "None": "(optional)"}
+    flags = {"True": "(default: on)", "False": "(default: off)"}
+    return (words | flags).get(label, f"(default: {label})")
+
+
+def _sentence(field: StructFieldSpec, *, off: bool) -> str:
+    """The text of a field as one paragraph; of a flag that turns something off, what it does.
+
+    `Sample the posterior. Otherwise take its mode.` becomes `Take its mode.` then.
+    """
+    given = field.helptext() if callable(field.helptext) else field.helptext
+    text = " ".join((given or "").split())
+    if off:
+        _, otherwise, instead = text.partition("Otherwise ")
+        text = instead if otherwise else f"Do not {text[:1].lower()}{text[1:]}"
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,45 @@
+"""The help of every command, as it stands in a terminal of 80 columns."""
+
+import re
+
+import pytest
+
+from dsd_jax import cli
+
+NAMES = [name for group in cli.COMMANDS.values() for name in group]
+
+
+def shown(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = [*name.split(), *(["paper"] if name in ("train", "plan") else []), "--help"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(words)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_a_command_reads_well(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    out = shown(name, capsys, monkeypatch)
+    assert out.startswith(f"usage: dsd {name.replace('-', '_') if 'toy' in name else name}")
+    assert max(map(len, out.splitlines())) <= 80
+    assert not re.search(r"\{None|\(default: \)|\(default: None\)|\bSTR STR\b", out)
+    flat = " ".join(out.translate(str.maketrans("│╭╮╰╯─", " " * 6)).split())
+    for flag, text in re.findall(r" (--[\w.]+)(?:, --[\w.]+)? (.*?) \((?:def|opt|req)", flat):
+        words = re.sub(r"^(\{[^}]*\}|\[?[A-Z]+\b[^a-z]*?\]*|STR\|\S+ \S+ \S+)(?= |$)", "", text)
+        assert re.match(r"\W*[A-Z0-9]", words), f"{flag} is not described: {text}"
+    for flag in re.findall(r"--\S+", flat):
+        assert "-" not in flag[2:].rstrip(".,;:"), f"{flag} is spelled with hyphens"
+
+
+@pytest.mark.parametrize("name", ["train", "plan"])
+def test_commands_with_presets_list_them(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: dsd {name} PRESET")
+    assert re.search(r"^  paper +The paper", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 80
