@@ -9,15 +9,17 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from dsd_jax import __version__
 from dsd_jax.interrupt import StopsAtOnce, leave
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "completion", "doctor", "main"]
 
 
 class Command(NamedTuple):
@@ -106,6 +108,12 @@ COMMANDS: dict[str, dict[str, Command]] = {
         ),
         "convert lora": Command(
             "Convert a LoRA file, or export a training run", "dsd_jax.convert.cli:lora"
+        ),
+    },
+    "Set up": {
+        "doctor": Command("Show what this machine offers and lacks", "dsd_jax.cli:doctor"),
+        "completion": Command(
+            "Print a script that completes commands in a shell", "dsd_jax.cli:completion"
         ),
     },
     "Train the toy models": {
@@ -247,6 +255,58 @@ def _unknown(name: str) -> str:
     close = nearest(name, meant)
     hint = f" did you mean `{_call(meant[close])}`?" if close else ""
     return f"unknown command `{_call(name)}`;{hint} `dsd --help` lists all commands"
+
+
+def doctor(folder: Path = Path()) -> None:
+    """Show devices, versions, disks, caches and logins, and what is missing for what.
+
+    Args:
+        folder: Folder whose disk is looked at.
+    """
+    from dsd_jax.doctor import findings
+
+    for title, found in findings(folder):
+        print(f"{title:15}{found}")
+
+
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a script that completes the commands, flags and choices of `dsd` in a shell.
+
+    Its first lines say where to put it.
+
+    Args:
+        shell: Shell that reads it: bash, zsh or fish.
+    """
+    from dsd_jax.completion import script
+
+    print(script(shell, dict(_offers())))
+
+
+def _offers() -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
+    """Every command, and what may follow it according to its help."""
+    from dsd_jax.completion import offer_of
+
+    for name in _commands():
+        offer = offer_of(_help_of(name))
+        yield name, offer
+        presets = [] if "-h" in offer else list(offer)
+        if presets:
+            flags = offer_of(_help_of(f"{name} {presets[0]}"))
+            yield from ((f"{name} {preset}", flags) for preset in presets)
+
+
+def _help_of(name: str) -> str:
+    """The help of a command, in a terminal wide enough for every flag."""
+    out, columns = StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "110"  # tyro would use two columns of a much wider one
+    try:
+        with redirect_stdout(out), suppress(SystemExit):
+            _dispatch([*name.split(), "--help"])
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return out.getvalue()
 
 
 def _explain(error: Exception) -> str | None:

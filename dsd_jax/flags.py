@@ -103,9 +103,9 @@ class _Rules:
         """The parameters of a function, or the fields of a dataclass."""
         if self._asking_tyro:
             return None
-        if inspect.isfunction(info.type):
-            function = cast(Callable[..., Any], info.type)
-            return StructConstructorSpec(_by_name(function), tuple(self._parameters(function)))
+        called: object = info.type  # tyro says that it is a type; it may be a function
+        if inspect.isfunction(called):
+            return StructConstructorSpec(_by_name(called), tuple(self._parameters(called)))
         if not dataclasses.is_dataclass(info.type):
             return None
         self._asking_tyro = True
@@ -124,7 +124,7 @@ class _Rules:
         for name, parameter in inspect.signature(function).parameters.items():
             kind, missing = hints[name], parameter.default is parameter.empty
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                kind = tyro.conf.Positional[kind]
+                kind = Annotated[(kind, *_POSITIONAL)]
             default = tyro.MISSING_NONPROP if missing else parameter.default
             yield self._worded(StructFieldSpec(name, kind, default, texts.get(name)))
 
@@ -132,9 +132,11 @@ class _Rules:
         """A field in our words."""
         marks = getattr(field.type, "__metadata__", ())
         positional = any(mark in _POSITIONAL for mark in marks)
+        choices = typing.get_origin(typing.get_args(field.type)[0]) if positional else None
+        named = positional and choices is not typing.Literal
         off = field.default is True and not self._pairs
         settings = tyro.conf.arg(
-            metavar=_METAVARS.get(field.name, field.name.upper()) if positional else None,
+            metavar=_METAVARS.get(field.name, field.name.upper()) if named else None,
             help_behavior_hint="(default: off)" if off else _default,
         )
         return dataclasses.replace(
@@ -153,7 +155,8 @@ def _by_name(function: Callable[..., T]) -> Callable[..., T]:
     ]
 
     def called(**arguments: Any) -> T:
-        return function(*(arguments.pop(name) for name in names), **arguments)
+        by_position = [arguments.pop(name) for name in names]
+        return function(*by_position, **arguments)
 
     return called
 

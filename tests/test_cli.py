@@ -128,7 +128,7 @@ def test_help_of_a_command_is_its_docstring(capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert "usage: dsd wall paint" in out
     assert "--num_images INT" in out
-    assert "how many to paint" in out
+    assert "How many to paint" in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):

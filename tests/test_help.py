@@ -22,10 +22,11 @@ def test_the_help_of_a_command_reads_well(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     out = shown(name, capsys, monkeypatch)
-    assert out.startswith(f"usage: dsd {name.replace('-', '_') if 'toy' in name else name}")
-    assert max(map(len, out.splitlines())) <= 80
+    assert re.match(f"usage: dsd {name.replace('-', '[-_]')} ", out)
+    assert max(map(len, out.splitlines()[1:])) <= 80  # tyro does not wrap the usage
     assert not re.search(r"\{None|\(default: \)|\(default: None\)|\bSTR STR\b", out)
     flat = " ".join(out.translate(str.maketrans("│╭╮╰╯─", " " * 6)).split())
+    flat = re.sub(r"-{5,}", "", flat.partition("show this help message and exit")[2])
     for flag, text in re.findall(r" (--[\w.]+)(?:, --[\w.]+)? (.*?) \((?:def|opt|req)", flat):
         words = re.sub(r"^(\{[^}]*\}|\[?[A-Z]+\b[^a-z]*?\]*|STR\|\S+ \S+ \S+)(?= |$)", "", text)
         assert re.match(r"\W*[A-Z0-9]", words), f"{flag} is not described: {text}"

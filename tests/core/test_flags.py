@@ -141,3 +141,18 @@ def test_a_wrong_line_is_refused(words: tuple[str, ...], capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="2"):
         run(*words)
     assert capsys.readouterr().err
+
+
+def test_a_positional_choice_lists_its_choices(capsys: pytest.CaptureFixture[str]):
+    def shell(name: Literal["bash", "zsh"], /) -> str:
+        """Name a shell.
+
+        Args:
+            name: Shell that reads it.
+        """
+        return name
+
+    assert call(shell, ["zsh"], "dsd") == "zsh"
+    with pytest.raises(SystemExit, match="0"):
+        call(shell, ["--help"], "dsd")
+    assert "usage: dsd [-h] {bash,zsh}" in capsys.readouterr().out
