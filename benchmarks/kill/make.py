@@ -270,8 +270,12 @@ def wait_ready(process: subprocess.Popen[bytes], config: Path) -> None:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Digests of every row file, grid and file of the dataset."""
-    files = [path for stage in STAGES for path in (root / stage.name).rglob("*") if path.is_file()]
+    """Digests of every row file, grid and file of the dataset.
+
+    A kill may leave a hidden file that was being written; it is no part of the dataset.
+    """
+    files = [path for stage in STAGES for path in (root / stage.name).rglob("[!.]*")]
+    files = [path for path in files if path.is_file()]
     files += [path for path in (root / "dataset").iterdir() if path.is_file()]
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
