@@ -118,7 +118,8 @@ def test_what_the_hub_answers(monkeypatch, kind, complaint):
 def test_patterns_are_passed_on(monkeypatch, tmp_path):
     asked = []
 
-    def download(name, *, allow_patterns):
+    def download(name, *, repo_type, allow_patterns):
+        assert repo_type == "model"
         asked.append((name, allow_patterns))
         return str(tmp_path)
 
