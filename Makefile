@@ -3,8 +3,10 @@
 PYTHON ?= python3
 RUN := .venv
 TEST := .venv-test
+TOOLS := .venv-tools
+LOWEST := .venv-lowest
 
-.PHONY: quickstart toy-flux toy-lora test test-slow fuzz lint format clean always
+.PHONY: quickstart toy-flux toy-lora test test-slow test-lowest fuzz lint format lock audit clean always
 
 quickstart: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/quickstart
@@ -40,8 +42,25 @@ format: $(TEST)/installed
 	$(TEST)/bin/ruff check --fix
 	$(TEST)/bin/ruff format
 
+# Writes the exact versions of development and CI; UPGRADE=--upgrade takes the newest of each.
+lock: $(TOOLS)/installed
+	$(TOOLS)/bin/uv pip compile pyproject.toml --quiet --universal --extra dev --python-version 3.11 \
+	  --constraint constraints.in --strip-extras --no-annotate --no-header \
+	  --no-emit-package setuptools $(UPGRADE) --output-file constraints.txt >/dev/null
+
+# The tests with the lowest version of each direct dependency (torch excepted).
+test-lowest: $(TOOLS)/installed
+	$(TOOLS)/bin/uv venv --quiet --clear --python 3.11 $(LOWEST)
+	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct \
+	  --constraint constraints.in --editable '.[dev]'
+	$(LOWEST)/bin/pytest -q -n 2
+
+# Known vulnerabilities of the locked versions; asks the advisory database of Python packages.
+audit: $(TOOLS)/installed
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 clean:
-	rm -rf $(RUN) $(TEST) build dist
+	rm -rf $(RUN) $(TEST) $(TOOLS) $(LOWEST) build dist
 
 # An environment is made anew when its requirements change, and always under CI=true.
 $(RUN)/installed: EXTRAS =
@@ -53,4 +72,9 @@ $(RUN)/installed $(TEST)/installed: pyproject.toml constraints.txt $(if $(filter
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable '.$(EXTRAS)'
+	@touch $@
+
+$(TOOLS)/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet uv pip-audit
 	@touch $@
