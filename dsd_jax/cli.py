@@ -219,6 +219,8 @@ def _run(name: str, command: Command, rest: list[str]) -> None:
     if command.takes_words:
         target(rest)
         return
+    if os.environ.get("NO_COLOR"):
+        os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"  # tyro's own name for it, read when it loads
     from dsd_jax.flags import call
 
     call(target, rest, _call(name))

@@ -1,6 +1,10 @@
 """The help of every command, as it stands in a terminal of 80 columns."""
 
+import os
+import pty
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +36,17 @@ def test_the_help_of_a_command_reads_well(
         assert re.match(r"\W*[A-Z0-9]", words), f"{flag} is not described: {text}"
     for flag in re.findall(r"--\S+", flat):
         assert "-" not in flag[2:].rstrip(".,;:"), f"{flag} is spelled with hyphens"
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_no_color_means_none(no_color: str, coloured: bool):
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
+    command = [sys.executable, "-m", "dsd_jax", "completion", "--help"]
+    subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    assert (b"\x1b[" in os.read(ours, 10_000)) == coloured
+    os.close(ours)
 
 
 @pytest.mark.parametrize("name", ["train", "plan"])
