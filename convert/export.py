@@ -16,6 +16,7 @@ from etils import epath
 from dsd_jax.config import FluxConfig, flux_dev
 from dsd_jax.convert.card import Card, last_scores, public_name
 from dsd_jax.convert.folder import new_folder
+from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.jobs import to_torch
 from dsd_jax.convert.lora.edits import Mergeable
 from dsd_jax.convert.lora.read import read_lora
@@ -112,7 +113,7 @@ def export_run(
     form = form or LoraForm()
     trained, run = read_trained(checkpoints, step)
     adapter = _adapter_of(trained, run, checkpoints)
-    root = base if base is not None else run["base"]["path"]
+    root = base if base is not None else resolve(run["base"]["path"])
     component = with_condition(_base_of(run, root), [(adapter, 1.0)])
     whole = not adapter.factors
     if form.single_file and (merge or whole):

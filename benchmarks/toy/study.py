@@ -13,7 +13,6 @@ sweep over guidance scales is the quickstart's student.
 
 import argparse
 import dataclasses
-import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -26,10 +25,11 @@ from PIL import Image
 from benchmarks.results import save
 from dsd_jax.cli import main as dsd
 from dsd_jax.config import FLOAT32
+from dsd_jax.convert.hub import TOY
 from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.stages import JUDGEMENTS
 from dsd_jax.infer import Pipeline
-from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, student_commands
+from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, Step, run_steps, student_steps
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.score import METRICS, Case, Score, make_cases, score, summarise
@@ -58,11 +58,13 @@ BATCH = 50
 
 
 def load(export: Path | None) -> Pipeline:
-    """The toy teacher, or a student by the folder of its LoRA file."""
+    """Opens the toy teacher, or a student by its folder: an export, or one LoRA file."""
     if export is None:
-        return Pipeline.load(toy_flux_path(), precision=FLOAT32)
+        return Pipeline.load(TOY, precision=FLOAT32)
+    transformer = export / "transformer"  # with the condition embedding, if there is one
     return Pipeline.load(
-        toy_flux_path(),
+        TOY,
+        model_path=transformer if transformer.is_dir() else None,
         lora_path=export,
         max_sequence_length=TEXT_TOKENS,
         precision=FLOAT32,
@@ -77,7 +79,7 @@ def scores_of(
     i_guidance: float = IMAGE_SCALE,
     t_guidance: float = 1.0,
 ) -> list[Score]:
-    """Of every case; a pipeline without condition gets the text alone, unguided."""
+    """Scores every case; a pipeline without condition gets the text alone, unguided."""
     conditional = pipe.transformer_config.condition_embed
     scales = {"i_guidance": i_guidance, "t_guidance": t_guidance} if conditional else {}
     scores = []
@@ -124,11 +126,11 @@ def train_uncurated(folder: Path) -> Path:
         ]
         parts.write(JUDGEMENTS, part, rows)
     making = str(own / "making.toml")
-    packing = ["data", "caption", making], ["data", "pack", making]
-    # One after the other: the export is asked for when the training has ended.
-    for words in itertools.chain(packing, student_commands(own, settings["train_steps"])):
-        if dsd(words):
-            raise SystemExit(1)
+    packing = [
+        Step("Describe every pair", ["data", "caption", making]),
+        Step("Pack the pairs", ["data", "pack", making]),
+    ]
+    run_steps([*packing, *student_steps(own, settings["train_steps"])], dsd, print)
     return export
 
 

@@ -1,1 +1,1 @@
-"""`dsd quickstart`: the whole of self-distillation on toy weights, with a score."""
+"""`dsd quickstart` runs the whole method on toy weights and scores the result."""

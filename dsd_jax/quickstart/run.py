@@ -1,106 +1,75 @@
-"""The stages of a quickstart: plain `dsd` commands, and the few files that they need.
+"""The steps of a quickstart: plain `dsd` commands, one after another.
 
-Every command can be stopped and goes on when it is run again, so the quickstart can too. Nothing
-here knows how a stage works; what is read afterwards for the report are the files they write.
+Every command goes on where it was stopped when it is run again, so the quickstart does too. Nothing
+here knows how a command works; the report reads the files that they write.
 """
 
-import csv
 import dataclasses
-import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-from PIL import Image
-
-from dsd_jax.data.make.folder import begun_folder
-from dsd_jax.data.make.ids import PairId
-from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import GRIDS, JUDGEMENTS, PAIRS, Judgement, Pair
-from dsd_jax.errors import UserError
-from dsd_jax.images import save_png
-from dsd_jax.quickstart.report import Example, Findings, Shown, write_report
+from dsd_jax.convert.hub import TOY
+from dsd_jax.quickstart.findings import findings
+from dsd_jax.quickstart.inputs import IMAGE_SCALE, MAKING, STUDENT, TEACHER, Budget, write_inputs
+from dsd_jax.quickstart.picture import write_picture
+from dsd_jax.quickstart.report import METRIC_NAMES, write_report
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.runs import steps_of
 from dsd_jax.toy.folder import toy_flux_path
-from dsd_jax.toy.score import Case, Interval, Score, make_cases, score, summarise
-from dsd_jax.toy.words import describe
-from dsd_jax.toy.world import BACKGROUNDS, Scene, subjects
+from dsd_jax.toy.score import METRICS, Interval, make_cases
+from dsd_jax.toy.world import PANEL
 
-__all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Budget", "quickstart", "student_commands"]
+__all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Step", "quickstart", "run_steps", "student_steps"]
 
-T = TypeVar("T")
 Dsd = Callable[[Sequence[str]], int]
-STUDENT, TEACHER = "student", "teacher"
-IMAGE_SCALE = 2.0  # of true guidance: the student looks at the reference harder than it was trained
+Show = Callable[[str], None]
 TEXT_TOKENS = 16  # of T5: texts of one picture are short, and what is not there costs no time
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """How much of everything is made.
+class Step:
+    """A `dsd` command.
 
     Attributes:
-        captions: reference captions, one grid each.
-        train_steps: of the student.
-        cases: held-out subjects in new scenes.
-        steps: of sampling.
+        title: What it does, in a few words.
+        words: Its command line after `dsd`.
+        prepare: Called before it.
     """
 
-    captions: int
-    train_steps: int
-    cases: int
-    steps: int = 16
+    title: str
+    words: Sequence[str]
+    prepare: Callable[[], None] = lambda: None
 
-    @classmethod
-    def of(cls, minutes: float) -> "Budget":
-        """What two cores do in about so many minutes.
-
-        Raises:
-            UserError: no time at all.
-        """
-        if not 0 < minutes <= 600:
-            raise UserError(f"minutes must be more than 0 and at most 600, got {minutes:g}")
-        return cls(
-            captions=max(16, round(30 * minutes)),
-            train_steps=max(4, round(225 * minutes)),
-            cases=max(4, round(12 * minutes)),
-        )
+    @property
+    def command(self) -> str:
+        """The command as it is typed."""
+        return f"dsd {shlex.join(self.words)}"
 
 
-def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Callable[[str], None]) -> str:
-    """Runs the wheel and writes the report.
+def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
+    """Runs all steps and writes the report.
 
     Args:
-        folder: for everything that is made.
-        dsd: the command line.
-        show: gets every command before it is run.
+        folder: Folder of everything that is made.
+        budget: How much of everything is made.
+        dsd: The command line.
+        show: Gets a few lines before every step.
 
     Returns:
-        The scores in a few lines.
+        The scores and where the report lies, in lines of at most 80 characters.
 
     Raises:
-        UserError: the folder was begun with another budget, or a stage refuses to run.
-        SystemExit: a stage failed.
+        UserError: The folder was begun with another budget, holds something else, or cannot be
+            written; or a step refuses to run.
+        SystemExit: A step failed or was stopped.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _begin(folder, budget)
     cases = make_cases(budget.cases)
-    _write_captions(folder / "captions.csv", budget.captions)
-    _write_making(folder / "making.toml", budget)
-    _write_manifests(folder, cases, budget.steps)
-    timed = []
-    for words in _commands(folder, budget):
-        shown = f"dsd {shlex.join(words)}"
-        show(f"\n$ {shown}")
-        start = time.monotonic()
-        if status := dsd(words):
-            raise SystemExit(status)
-        timed.append((shown, time.monotonic() - start))
+    write_inputs(folder, budget, cases)
+    timed = run_steps(_steps(folder, budget), dsd, show)
+    show("\nCheck the exported weights in PyTorch")
     worst = largest_difference(
         toy_flux_path(),
         folder / "export",
@@ -108,233 +77,107 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Callable[[str], Non
         steps=budget.steps,
         max_sequence_length=TEXT_TOKENS,
     )
-    findings = dataclasses.replace(_findings(folder, cases, timed), notes=[_torch_words(worst)])
-    write_report(findings, folder / "report.html", folder / "report.png")
-    return "\n".join([*findings.notes, _summary(findings.scores, folder)])
+    found = findings(folder, cases, timed, [_torch_words(worst)])
+    page, picture = folder / "report.html", folder / "report.png"
+    write_report(found, page, folder / f"{MAKING}.html")
+    write_picture(found, picture)
+    return "\n".join([*found.notes, "", _summary(found.scores, found.cases), "", f"report: {page}"])
+
+
+def run_steps(steps: Sequence[Step], dsd: Dsd, show: Show) -> list[tuple[str, float]]:
+    """Runs steps in order.
+
+    Returns:
+        Each command, and the seconds that it took.
+
+    Raises:
+        SystemExit: A step failed or was stopped.
+    """
+    timed = []
+    for number, step in enumerate(steps, start=1):
+        step.prepare()
+        show(f"\n[{number}/{len(steps)}] {step.title}\n$ {step.command}")
+        start = time.monotonic()
+        if status := dsd(step.words):
+            raise SystemExit(status)
+        timed.append((step.command, time.monotonic() - start))
+    return timed
+
+
+def _steps(folder: Path, budget: Budget) -> list[Step]:
+    making = str(folder / f"{MAKING}.toml")
+    view = str(folder / f"{MAKING}.html")
+    sampling = ["--base_path", TOY, "--dtype", "float32"]
+    return [
+        Step("Sample captions that name subjects", ["data", "captions", making]),
+        Step("Write a prompt for a grid of four per caption", ["data", "prompts", making]),
+        Step("Paint the grids", ["data", "grids", making, "--batch_size", "32"]),
+        Step("Cut the grids into pairs of panels", ["data", "pairs", making]),
+        Step("Judge whether both panels show the same subject", ["data", "judge", making]),
+        Step("Describe the pairs in words", ["data", "caption", making]),
+        Step("Pack the pairs into a dataset", ["data", "pack", making]),
+        Step("Show all of it on a web page", ["data", "view", making, "--output", view]),
+        *student_steps(folder, budget.train_steps),
+        Step(
+            "Paint new scenes without the reference, for comparison",
+            ["batch", str(folder / f"{TEACHER}.jsonl"), "--output_dir", str(folder / TEACHER),
+             *sampling],
+        ),
+        Step(
+            "Put subjects that it has never seen into new scenes",
+            ["batch", str(folder / f"{STUDENT}.jsonl"), "--output_dir", str(folder / STUDENT),
+             *sampling, "--model_path", str(folder / "export" / "transformer"), "--lora_path",
+             str(folder / "export"), "--max_sequence_length", str(TEXT_TOKENS)],
+        ),
+    ]  # fmt: skip
+
+
+def student_steps(folder: Path, steps: int) -> list[Step]:
+    """Encodes the dataset in `folder/making`, trains a student on it, and exports that."""
+    dataset, encoded = str(folder / MAKING / "dataset"), str(folder / "encoded")
+    run, export = folder / "run", folder / "export"
+    text = ["--max_sequence_length", str(TEXT_TOKENS)]
+
+    def clear_export() -> None:
+        # A training that was asked to stop (SIGTERM) ends well, too.
+        if steps not in steps_of(run / "checkpoints"):
+            raise SystemExit("the training was stopped; the same command goes on with it")
+        shutil.rmtree(export, ignore_errors=True)  # `dsd convert` writes over nothing
+
+    return [
+        Step(
+            "Encode the pictures and texts once",
+            ["data", "encode", dataset, encoded, "--base_path", TOY, "--sizes", str(PANEL),
+             str(PANEL), "--text", *text, "--dtype", "float32", "--batch_size", "32"],
+        ),
+        Step(
+            "Train the customiser",
+            ["train", "toy_student", "--data", dataset, "--encoded", encoded, "--output_dir",
+             str(run), "--steps", str(steps), "--instruction", "0.9", *text],
+        ),
+        Step(
+            "Export it for PyTorch",
+            ["convert", "lora", str(run), str(export)],
+            prepare=clear_export,
+        ),
+    ]  # fmt: skip
 
 
 def _torch_words(worst: int | None) -> str:
     if worst is None:
         return "PyTorch is not installed, so the export was not tried there (extra: torch)."
-    return (
-        "The export in PyTorch, with classes of diffusers and PEFT: images differ by at most "
-        f"{worst} of 255 in any pixel."
-    )
+    return f"Images of diffusers and PEFT differ from ours by at most {worst} of 255 in any pixel."
 
 
-def _begin(folder: Path, budget: Budget) -> None:
-    path = folder / "budget.json"
-    content = json.dumps(dataclasses.asdict(budget))
-    if path.exists() and path.read_text() != content:
-        raise UserError(
-            f"{folder} was begun with {path.read_text()}, now it is {content}; give the same "
-            "--minutes, or another --output_dir"
-        )
-    path.write_text(content)
-
-
-def _commands(folder: Path, budget: Budget) -> Iterator[list[str]]:
-    base, making = str(toy_flux_path()), str(folder / "making.toml")
-    sampling = ["--base_path", base, "--dtype", "float32"]
-    yield ["data", "captions", making]
-    yield ["data", "prompts", making]
-    yield ["data", "grids", making, "--batch_size", "32"]
-    for stage in ("pairs", "judge", "caption", "pack"):
-        yield ["data", stage, making]
-    yield ["data", "stats", str(folder / "making")]
-    yield from student_commands(folder, budget.train_steps)
-    yield ["batch", str(folder / "teacher.jsonl"), "--output_dir", str(folder / TEACHER), *sampling]
-    yield [
-        "batch", str(folder / "student.jsonl"), "--output_dir", str(folder / STUDENT), *sampling,
-        "--lora_path", str(folder / "export"), "--max_sequence_length", str(TEXT_TOKENS),
-    ]  # fmt: skip
-
-
-def student_commands(folder: Path, steps: int) -> Iterator[list[str]]:
-    """Encodes the dataset in `folder/making`, trains a student on it, and exports that.
-
-    Raises:
-        SystemExit: the training was stopped before its last step.
-    """
-    base, run = str(toy_flux_path()), str(folder / "run")
-    dataset, encoded = str(folder / "making" / "dataset"), str(folder / "encoded")
-    text = ["--max_sequence_length", str(TEXT_TOKENS)]
-    yield [
-        "data", "encode", dataset, encoded, "--base_path", base, "--sizes", "32", "32", "--text",
-        *text, "--dtype", "float32", "--batch_size", "32",
-    ]  # fmt: skip
-    yield [
-        "train", "toy_student", "--data", dataset, "--encoded", encoded, "--base_path", base,
-        "--output_dir", run, "--steps", str(steps), "--instruction", "0.9", *text,
-        "--no_tensorboard",
-    ]  # fmt: skip
-    # A training that was asked to stop ends well, too (SIGTERM).
-    if steps not in steps_of(folder / "run" / "checkpoints"):
-        raise SystemExit("the training was stopped; the same command goes on with it")
-    shutil.rmtree(folder / "export", ignore_errors=True)  # `dsd convert` writes over nothing
-    yield ["convert", "lora", run, str(folder / "export")]
-
-
-# What the commands read
-
-
-def _write_captions(path: Path, count: int) -> None:
-    """Captions of subjects that are not held out, as a table such as LAION's."""
-    rng = np.random.default_rng(0)
-    pool = subjects(held_out=False)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["TEXT"])
-        for number in rng.choice(len(pool), count, replace=False):
-            background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-            table.writerow([describe(pool[number], Scene(background, "northwest"))])
-
-
-def _write_making(path: Path, budget: Budget) -> None:
-    path.write_text(
-        f"""# What `dsd data make` reads. With FLUX.1-dev as base_path, grids of 1024 x 1024
-# pixels and a provider such as kind = "openai", model = "...", it makes pairs of real pictures.
-root = "making"
-base_path = {json.dumps(str(toy_flux_path()))}
-parts = 4
-
-[providers.toy]
-kind = "toy"
-model = "toy"
-
-[captions]
-source = ["captions.csv"]
-count = {budget.captions}
-similarity = 1.0  # the toy world has few words
-
-[prompts]
-provider = "toy"
-
-[grids]
-height = 64
-width = 64
-steps = {budget.steps}
-dtype = "float32"
-
-[pairs.check]
-margin = 0.0  # panels touch, and nothing blurs between them
-
-[judge]
-provider = "toy"
-
-[caption]
-provider = "toy"
-
-[pack]
-size = [32, 32]
-""",
-        encoding="utf-8",
-    )
-
-
-def _write_manifests(folder: Path, cases: Sequence[Case], steps: int) -> None:
-    """The cases for `dsd batch`: for the student with its reference, for the teacher without."""
-    with_reference, without = [], []
-    for case in cases:
-        reference = folder / "references" / f"{case.id}.png"
-        if not reference.exists():
-            save_png(Image.fromarray(case.reference()), reference)
-        row = {"id": case.id, "text": case.text, "seed": case.seed, "steps": steps, "height": 32}
-        image = str(reference.relative_to(folder))
-        with_reference.append(row | {"image": image, "width": 64, "i_guidance": IMAGE_SCALE})
-        without.append(row | {"width": 32})
-    for name, rows in ((STUDENT, with_reference), (TEACHER, without)):
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-
-
-# What they have made
-
-
-def _findings(folder: Path, cases: Sequence[Case], timed: Sequence[tuple[str, float]]) -> Findings:
-    made = {
-        name: [_open(folder / name / f"{case.id}.png") for case in cases]
-        for name in (TEACHER, STUDENT)
-    }
-    scored: dict[str, list[Score]] = {
-        name: [score(case, np.asarray(image)) for case, image in zip(cases, images, strict=True)]
-        for name, images in made.items()
-    }
-    parts = begun_folder(folder / "making")
-    grids = list(parts.rows(GRIDS))
-    pairs = {row.id: row for row in parts.rows(PAIRS) if isinstance(row, Pair)}
-    judged = list(parts.rows(JUDGEMENTS))
-    examples = [
-        Example(case.text, Image.fromarray(case.reference()), before, after, scores.both)
-        for case, before, after, scores in zip(
-            cases, made[TEACHER], made[STUDENT], scored[STUDENT], strict=True
-        )
+def _summary(scores: Mapping[str, Mapping[str, Interval]], cases: int) -> str:
+    """The scores as a table, a column for each model."""
+    names = list(scores)
+    width = max(map(len, METRIC_NAMES.values())) + 4
+    rows = [
+        f"  {METRIC_NAMES[metric]:{width}}"
+        + "".join(f"{scores[name][metric]!s:>{len(name) + 3}}" for name in names)
+        for metric in METRICS
     ]
-    return Findings(
-        scores={
-            "teacher, text alone": summarise(scored[TEACHER]),
-            "student, text and reference": summarise(scored[STUDENT]),
-        },
-        cases=len(cases),
-        examples=examples[:12],
-        grids=[Shown([_open(parts.picture(row.id))], row.prompt) for row in grids[:6]],
-        kept=[
-            _shown(parts, pairs[row.id], _said(row))
-            for row in _spread([row for row in judged if row.kept], 6)
-        ],
-        rejected=_rejected(parts, pairs, judged),
-        losses=_losses(folder / "run" / "metrics.jsonl"),
-        counts={
-            "grids": len(grids),
-            "pairs that were judged": len(judged),
-            "pairs that were kept": sum(row.kept for row in judged),
-            "undecided": sum(row.status == "undecided" for row in judged),
-        },
-        commands=timed,
-    )
-
-
-def _rejected(
-    parts: Parts, pairs: Mapping[PairId, Pair], judged: Sequence[Judgement]
-) -> list[Shown]:
-    """A few pairs that the judge refused, and a few that the filters before it refused."""
-    by_judge = [row for row in judged if not row.kept]
-    before = [row for row in pairs.values() if not row.kept]
-    return [
-        *(_shown(parts, pairs[row.id], _said(row)) for row in _spread(by_judge, 4)),
-        *(_shown(parts, row, f"before the judge: {row.reason}") for row in _spread(before, 2)),
-    ]
-
-
-def _spread(rows: Sequence[T], count: int) -> Sequence[T]:
-    """So many rows from all over the run; neighbours are of one grid."""
-    return rows[:: max(1, len(rows) // count)][:count]
-
-
-def _said(row: Judgement) -> str:
-    """The judge's last words about a pair."""
-    return f"the judge: {row.turns[-1].answer if row.turns else row.reason}"
-
-
-def _shown(parts: Parts, pair: Pair, words: str) -> Shown:
-    grid = _open(parts.picture(pair.grid_id))
-    return Shown([grid.crop(pair.reference_box), grid.crop(pair.target_box)], words)
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _losses(path: Path) -> list[tuple[int, float]]:
-    rows = map(json.loads, path.read_text().splitlines())
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
-
-
-def _summary(scores: Mapping[str, Mapping[str, Interval]], folder: Path) -> str:
-    def line(name: str, intervals: Mapping[str, Interval]) -> str:
-        return f"  {name:28}" + "".join(f"{x!s:>24}" for x in intervals.values())
-
-    head = f"  {'':28}" + "".join(f"{name:>24}" for name in Score._fields)
-    lines = [head, *(line(name, intervals) for name, intervals in scores.items())]
-    return "\n".join([*lines, f"report: {folder / 'report.html'} and {folder / 'report.png'}"])
+    head = f"  {'':{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in names)
+    title = f"{cases} subjects that nothing was trained on, each in a new scene: share right"
+    return "\n".join([title, "", head, *rows])

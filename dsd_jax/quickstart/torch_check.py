@@ -1,10 +1,11 @@
-"""Whether PyTorch makes the same images of an export; only where PyTorch is installed."""
+"""Compares our images of an export with PyTorch's, where PyTorch is installed."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from transformers.utils import logging as transformers
 
 from dsd_jax.config import FLOAT32
 from dsd_jax.extras import missing
@@ -18,27 +19,32 @@ __all__ = ["largest_difference"]
 def largest_difference(
     base: Path, export: Path, cases: Sequence[Case], *, steps: int, max_sequence_length: int
 ) -> int | None:
-    """The largest difference of a pixel (of 255) between our images of cases and PyTorch's.
+    """Measures how far a pixel (0 to 255) of our images differs from PyTorch's at most.
 
     Both start from the same noise and encode the reference by the posterior's mode.
 
     Args:
-        base: pipeline that was trained from.
-        export: folder that `dsd convert lora` wrote.
-        cases: what is painted.
-        steps: of sampling.
+        base: Pipeline that training started from.
+        export: Folder that `dsd convert lora` wrote.
+        cases: Cases that are painted.
+        steps: Sampling steps.
         max_sequence_length: T5 tokens of a text.
 
     Returns:
-        None if PyTorch, diffusers or PEFT is not installed.
+        The difference, or None if PyTorch, diffusers or PEFT is not installed.
     """
     if missing("torch"):
         return None
-    from dsd_jax.quickstart.torch_reference import TorchConditional
+    transformers.set_verbosity_error()  # before diffusers is imported, which warns of other uses
+    transformers.disable_progress_bar()
+    from dsd_jax.quickstart.torch_reference import TorchConditional, silence
+
+    silence()
 
     theirs = TorchConditional.from_export(base, export, max_sequence_length=max_sequence_length)
     ours = Pipeline.load(
         base,
+        model_path=export / "transformer",
         lora_path=export,
         max_sequence_length=max_sequence_length,
         precision=FLOAT32,

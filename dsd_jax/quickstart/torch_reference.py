@@ -1,6 +1,6 @@
 """A plain PyTorch rendering of the conditional model, from diffusers' own modules.
 
-It is the oracle of the parity tests, and what an export is checked with where PyTorch is installed.
+It is the oracle of the parity tests. Where PyTorch is installed, an export is checked with it.
 
 Written from the published behaviour of the released checkpoint: the condition embedding added to
 the image embedding, [reference | black] encoded as one picture, three passes for true guidance from
@@ -18,8 +18,15 @@ import safetensors.torch
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.utils import logging
 
-__all__ = ["TorchConditional", "condition_embedding"]
+__all__ = ["TorchConditional", "condition_embedding", "silence"]
+
+
+def silence() -> None:
+    """Turns off progress bars of diffusers, and warnings about other uses of it."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def condition_embedding(transformer: Path) -> torch.nn.Linear:
@@ -36,7 +43,7 @@ class TorchConditional:
     """FLUX of diffusers with a condition embedding beside it.
 
     Attributes:
-        pipe: from a folder in diffusers layout.
+        pipe: Pipeline from a folder in diffusers layout.
         c_embedder: Linear from packed channels to the width.
         max_sequence_length: T5 tokens of a text, at most what the tokeniser states.
     """
@@ -47,7 +54,7 @@ class TorchConditional:
 
     @classmethod
     def load(cls, folder: Path, kernel: np.ndarray, bias: np.ndarray) -> "TorchConditional":
-        """The pipeline of a folder, with the embedding's kernel `[C, D]` and bias `[D]`."""
+        """Opens the pipeline of a folder, with the embedding's kernel `[C, D]` and bias `[D]`."""
         embedder = torch.nn.Linear(*kernel.shape)
         embedder.weight.data = torch.tensor(kernel.T)
         embedder.bias.data = torch.tensor(bias)
@@ -57,7 +64,7 @@ class TorchConditional:
     def from_export(
         cls, base: Path, export: Path, *, max_sequence_length: int = 512
     ) -> "TorchConditional":
-        """What `dsd convert lora RUN OUT` wrote, over the pipeline it was trained from; float32."""
+        """Opens an export of `dsd convert lora RUN OUT` over the base of the run, in float32."""
         model = FluxTransformer2DModel.from_pretrained(
             export / "transformer", torch_dtype=torch.float32
         )

@@ -1,1 +1,1 @@
-"""Small stand-ins for what cannot be shipped: a FLUX at a size that a laptop runs."""
+"""The toy world and the toy FLUX: the method at a size that runs on a laptop."""

@@ -1,4 +1,4 @@
-"""Where the toy FLUX lies that ships with the package, and the customiser that was made of it."""
+"""Finds the toy FLUX that ships with the package, and the customiser that was made from it."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ __all__ = ["toy_flux_path", "toy_lora_path"]
 
 
 def toy_flux_path() -> Path:
-    """The toy FLUX, a folder in diffusers layout.
+    """Returns the folder of the toy FLUX, in diffusers layout.
 
     Raises:
-        UserError: this installation lacks it.
+        UserError: This installation lacks it.
     """
     return _shipped("flux", "model_index.json", "make toy-flux")
 
 
 def toy_lora_path() -> Path:
-    """LoRA and condition embedding of a student of the toy FLUX, a folder with a PEFT file.
+    """Returns the folder with LoRA and condition embedding of a student of the toy FLUX.
 
     Raises:
-        UserError: this installation lacks it.
+        UserError: This installation lacks it.
     """
     return _shipped("lora", "pytorch_lora_weights.safetensors", "make toy-lora")
 

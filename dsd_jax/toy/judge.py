@@ -1,9 +1,9 @@
-"""The pixel judge: which subject and which scene a picture of the toy world shows.
+"""The pixel judge tells which subject and which scene a picture of the toy world shows.
 
 It compares a picture with drawings of everything that it could show. The background is the one
 that the better part of the pixels agrees with; then silhouettes are laid over what differs from it;
-then every marking and pair of colours is tried on the silhouettes that fit best. What another
-answer would explain nearly as well is unclear, and everything is where no drawing fits.
+then every marking and pair of colours is tried on the silhouettes that fit best. An attribute is
+unclear if another answer explains the picture nearly as well. All are unclear if no drawing fits.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ _FLOATS = np.float32
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a picture shows; None: unclear.
+    """What a picture shows. None means that it is unclear.
 
     Attributes:
-        error: root mean square difference from the best drawing, of the range of a colour.
+        error: Root mean square difference from the best drawing, where 1 is black to white.
     """
 
     shape: str | None

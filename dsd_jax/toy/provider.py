@@ -1,9 +1,8 @@
-"""An offline stand-in for language models, for the toy world alone.
+"""Answers the questions of `dsd data` offline, for the toy world alone.
 
-It answers the questions that the stages put to real models, in words, through the same interface.
-As a language model it knows the toy world's grammar; as a vision model it measures pixels with the
-pixel judge. It is used where a provider of kind `toy` and model `toy` is asked for, and nowhere
-else: there is no fallback to it.
+It answers in words, through the interface of real models. As a language model it knows the toy
+world's grammar; as a vision model it measures pixels with the pixel judge. It answers only for a
+provider of kind `toy` and model `toy`; nothing else falls back to it.
 """
 
 import functools
@@ -69,10 +68,10 @@ class ToyTransport:
 
 
 def answer(request: Request) -> str:
-    """The answer to a question of a stage, a function of the request alone.
+    """Answers a question of a stage; a function of the request alone.
 
     Raises:
-        Failed: another stage, or pictures that are not there.
+        Failed: It is the question of another stage, or lacks its pictures.
     """
     match request.stage:
         case "captions":
@@ -126,7 +125,7 @@ def _pictures(request: Request, count: int) -> list[Seen]:
     """What the first pictures of a conversation show.
 
     Raises:
-        Failed: there are not so many.
+        Failed: There are not so many.
     """
     parts = [part for turn in request.messages for part in turn.parts if isinstance(part, Picture)]
     if len(parts) < count:
@@ -162,7 +161,7 @@ def _scene_words(seen: Seen) -> str:
 
 
 def _differences(first: Seen, second: Seen) -> list[str]:
-    """Why two pictures do not surely show the identical subject, in words."""
+    """Says in words why two pictures may not show the identical subject."""
     found = []
     for name in SUBJECT:
         one, other = getattr(first, name), getattr(second, name)

@@ -1,4 +1,4 @@
-"""How well a customiser does on the toy world: cases, and what the pixel judge makes of them.
+"""Scores a customiser on the toy world: cases, and what the pixel judge sees in its images.
 
 A case shows a subject in one scene and asks for "this thing" in another, with another background
 and another place. The words say nothing about the subject, so what is right about it comes from
@@ -26,7 +26,7 @@ class Case:
     """A subject as the reference shows it, and the scene that is asked for.
 
     Attributes:
-        seed: of the noise that its image is sampled from.
+        seed: Seed of the noise that its image is sampled from.
     """
 
     id: str
@@ -45,18 +45,18 @@ class Case:
         return render(self.subject, self.before)
 
     def ideal(self) -> UInt8[np.ndarray, "32 32 3"]:
-        """What would be right, one of many such pictures."""
+        """One of many pictures that would be right."""
         return render(self.subject, self.after)
 
 
 class Score(NamedTuple):
-    """Of one image.
+    """What is right in one image.
 
     Attributes:
-        identity: shape, both colours and the marking are the reference's.
-        prompt: background and place are those asked for.
-        both: identity and prompt.
-        copied: background and place are the reference's.
+        identity: Shape, both colours and the marking are the reference's.
+        prompt: Background and place are those of the text.
+        both: Identity and prompt are both right.
+        copied: Background and place are the reference's.
     """
 
     identity: bool
@@ -69,7 +69,7 @@ METRICS = Score._fields
 
 
 class Interval(NamedTuple):
-    """A mean, and between what bounds it lies with 95 % confidence (percentile bootstrap)."""
+    """A mean with its 95 % confidence interval (percentile bootstrap)."""
 
     mean: float
     low: float
@@ -80,12 +80,12 @@ class Interval(NamedTuple):
 
 
 def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case]:
-    """Cases with subjects drawn without repeats, so long as there are enough.
+    """Draws cases. Subjects repeat only when there are not enough.
 
     Args:
-        count: how many.
-        seed: of the choice; the same seed gives the same first cases, however many are made.
-        held_out: of subjects that nothing was trained on, or of those that it was.
+        count: Number of cases.
+        seed: Seed of the choice. A seed gives the same first cases for every count.
+        held_out: Take subjects that nothing was trained on; otherwise those that it was.
     """
     pool = subjects(held_out=held_out)
     order = np.random.default_rng([seed, len(pool)]).permutation(len(pool))
@@ -108,14 +108,14 @@ def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case
 
 
 def score(case: Case, picture: UInt8[np.ndarray, "32 32 3"]) -> Score:
-    """What the pixel judge makes of an image; what is unclear is wrong."""
+    """Scores an image by the pixel judge. What is unclear counts as wrong."""
     seen = judge(picture)
     identity, prompt = seen.subject == case.subject, seen.shows(case.after)
     return Score(identity, prompt, identity and prompt, seen.shows(case.before))
 
 
 def summarise(scores: Sequence[Score], *, seed: int = 0) -> Mapping[str, Interval]:
-    """Mean and interval of every metric, resampled over cases."""
+    """Computes mean and interval of every metric, resampled over cases."""
     table = np.asarray(scores, float)
     rng = np.random.default_rng(seed)
     drawn = table[rng.integers(len(table), size=(_RESAMPLES, len(table)))].mean(1)

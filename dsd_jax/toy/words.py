@@ -1,4 +1,4 @@
-"""The words of the toy world: exact descriptions, and how they are read back.
+"""The words of the toy world: exact descriptions, written and read back.
 
     a red star with blue dots on snow at northwest small night
     a grid of the same red star with blue dots, top-left on snow at northwest, top-right on ...
@@ -71,7 +71,7 @@ def describe_scene(scene: Scene) -> str:
 
 
 def describe(subject: Subject | None, scene: Scene) -> str:
-    """One picture; without subject: `this thing on ...`."""
+    """Describes one picture; without a subject it is `this thing on ...`."""
     named = "this thing" if subject is None else f"a {describe_subject(subject)}"
     return f"{named} {describe_scene(scene)}"
 
@@ -79,19 +79,19 @@ def describe(subject: Subject | None, scene: Scene) -> str:
 def describe_grid(
     subject: Subject | None, scenes: Sequence[Scene], opening: str = OPENINGS[0]
 ) -> str:
-    """A 2x2 grid of one subject in four scenes, in the order of `PANELS`; None: `this thing`."""
+    """Describes a grid of one subject in four scenes, in the order of `PANELS`."""
     named = "this thing" if subject is None else f"{opening} {describe_subject(subject)}"
     told = [f"{p} {describe_scene(scene)}" for p, scene in zip(PANELS, scenes, strict=True)]
     return ", ".join([f"a grid of {named}", *told])
 
 
 def describe_pair(scene: Scene) -> str:
-    """Two pictures of one subject side by side; what a customiser is told, the right-hand scene."""
+    """Describes two pictures of one subject by the right-hand scene, as a customiser is told it."""
     return f"two pictures of this thing, {BESIDE} {describe_scene(scene)}"
 
 
 def parse_subject(text: str) -> Subject | None:
-    """The first subject that a text names in whole; None: it names none."""
+    """Reads the first subject that a text names completely. None means that it names none."""
     colours, shapes, markings = map("|".join, (COLOURS, SHAPES, MARKINGS))
     found = re.search(
         rf"\b({colours}) ({shapes}) with (?:a )?({colours}) ({markings})\b", text.lower()
@@ -102,9 +102,10 @@ def parse_subject(text: str) -> Subject | None:
 
 
 def parse_scene(text: str) -> Scene | None:
-    """The scene that a text names, with the defaults for what it leaves unsaid.
+    """Reads the scene that a text names, with defaults for what it leaves unsaid.
 
-    None: background or place are not named. Other words, such as a subject's, do not matter.
+    None means that background or place are not named. Other words, such as a subject's, do not
+    matter.
     """
     words = re.findall(r"[a-z-]+", text.lower())
 
@@ -124,7 +125,7 @@ def parse_scene(text: str) -> Scene | None:
 
 
 def parse_grid(text: str) -> tuple[Subject, tuple[Scene, ...]] | None:
-    """Subject and scenes of a grid prompt; None: it is not a whole one."""
+    """Reads subject and scenes of a grid prompt. None means that it is no complete one."""
     head, *rest = re.split("|".join(rf"\b{panel}\b" for panel in PANELS), text.lower())
     subject, scenes = parse_subject(head), [parse_scene(part) for part in rest]
     if subject is None or len(scenes) != len(PANELS):

@@ -2,8 +2,8 @@
 
 A subject is a shape in a body colour with a marking in another colour; a scene is a background, a
 place in the frame, a size, a tilt and a light. Words name all of these. Places lie 8 pixels apart,
-a token of the toy FLUX: a subject that moves keeps its tokens, as those of FLUX, finer beside what
-they show, nearly do. Horizons lie 4 pixels apart, a pixel of its latents.
+one token of the toy FLUX, so a subject that moves keeps its tokens. In FLUX, whose tokens are fine
+beside what they show, that is nearly so. Horizons lie 4 pixels apart, one pixel of its latents.
 
 A tenth of the subjects is held out (`is_held_out`): nothing that is trained ever sees them.
 """
@@ -79,7 +79,7 @@ _FINE = 2  # samples of a pixel along each side
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Subject:
-    """What stays the same from picture to picture; body and mark differ in colour."""
+    """What stays the same from picture to picture. Body and mark differ in colour."""
 
     shape: str
     body: str
@@ -89,7 +89,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Scene:
-    """What changes from picture to picture; the last three have defaults that go unsaid."""
+    """What changes from picture to picture. The last three have defaults that go unsaid."""
 
     background: str
     place: str
@@ -99,11 +99,11 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, background: str | None = None) -> "Scene":
-        """A random one; size, tilt and light are the usual ones seven times in eight.
+        """Draws a scene. Size, tilt and light are the usual ones seven times in eight.
 
         Args:
-            rng: what is drawn from.
-            background: None: a random one.
+            rng: Generator of random numbers.
+            background: Background of the scene. None draws one.
         """
         if background is None:
             background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
@@ -114,7 +114,7 @@ class Scene:
 
 @functools.cache
 def subjects(*, held_out: bool) -> tuple[Subject, ...]:
-    """All subjects that are held out, or all others."""
+    """Lists all subjects that are held out, or all others."""
     return tuple(
         subject
         for shape, body, mark, marking in itertools.product(SHAPES, COLOURS, COLOURS, MARKINGS)
@@ -123,13 +123,13 @@ def subjects(*, held_out: bool) -> tuple[Subject, ...]:
 
 
 def is_held_out(subject: Subject) -> bool:
-    """Whether nothing may be trained on this subject: a tenth, by the hash of its words."""
+    """Whether nothing may be trained on this subject. That is a tenth, by the hash of the words."""
     words = " ".join(dataclasses.astuple(subject))
     return hashlib.sha256(words.encode()).digest()[0] < 26
 
 
 def render(subject: Subject, scene: Scene) -> UInt8[np.ndarray, "32 32 3"]:
-    """The picture of a subject in a scene, `[PANEL, PANEL, 3]`."""
+    """Draws a subject in a scene, `[PANEL, PANEL, 3]`."""
     silhouette, inside, mark = np.moveaxis(
         layers(subject.shape, subject.marking, scene.place, scene.size, scene.tilt), 2, 0
     )
@@ -145,7 +145,7 @@ def render(subject: Subject, scene: Scene) -> UInt8[np.ndarray, "32 32 3"]:
 
 
 def grid(subject: Subject, scenes: Sequence[Scene]) -> UInt8[np.ndarray, "64 64 3"]:
-    """Four pictures of a subject: top-left, top-right, bottom-left, bottom-right."""
+    """Draws four pictures of a subject: top-left, top-right, bottom-left, bottom-right."""
     panels = [render(subject, scene) for scene in scenes]
     return np.concatenate([np.concatenate(panels[i : i + 2], axis=1) for i in (0, 2)])
 
@@ -154,7 +154,7 @@ def grid(subject: Subject, scenes: Sequence[Scene]) -> UInt8[np.ndarray, "64 64 
 def layers(
     shape: str, marking: str, place: str, size: str, tilt: str
 ) -> Float32[np.ndarray, "32 32 3"]:
-    """How far silhouette, inside (without the outline) and marking cover each pixel, 0 to 1."""
+    """Computes the cover of each pixel by silhouette, inside (no outline) and marking, 0 to 1."""
     across, down = PLACES[place]
     angle = math.radians(TILTS[tilt])
     middle = _FINE * PANEL / 2

@@ -1,10 +1,22 @@
-"""The notebook that plays with the toy."""
+"""The notebook and the page that show how to play with the toy."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dsd_jax.toy.world import (
+    BACKGROUNDS,
+    COLOURS,
+    LIGHTS,
+    MARKINGS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TILTS,
+)
 
 NOTEBOOK = Path(__file__).parents[2] / "integrations" / "notebooks" / "toy.ipynb"
 
@@ -31,3 +43,12 @@ def test_the_notebook_runs(
     for cell in code_cells():
         exec("".join(cell["source"]), names)
     assert "the same star on sea at northeast" in capsys.readouterr().out
+
+
+def test_the_page_about_the_toy_lists_every_word_of_a_description():
+    page = (NOTEBOOK.parents[2] / "docs" / "toy.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    listed = {word.strip() for row in rows for cell in row.split("|") for word in cell.split(",")}
+    usual = {"big", "upright", "day"}  # go unsaid
+    scenes = itertools.chain(COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)
+    assert set(scenes) - listed == usual

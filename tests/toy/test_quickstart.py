@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from PIL import Image
 from dsd_jax.cli import main
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
-from dsd_jax.quickstart.report import Example, Findings, Shown, write_report
-from dsd_jax.quickstart.run import Budget, quickstart, student_commands
+from dsd_jax.quickstart.findings import Example, Findings, Shown
+from dsd_jax.quickstart.inputs import Budget
+from dsd_jax.quickstart.picture import write_picture
+from dsd_jax.quickstart.report import write_report
+from dsd_jax.quickstart.run import Step, quickstart, run_steps, student_steps
 from dsd_jax.toy.score import Score, make_cases, score, summarise
 from dsd_jax.toy.words import parse_scene, parse_subject
 from dsd_jax.toy.world import is_held_out, render
@@ -74,15 +78,17 @@ def test_a_report_is_one_page_safe_against_markup_and_one_picture(tmp_path: Path
         commands=[(f"dsd {evil}", 1.0)],
         notes=[evil],
     )
-    write_report(findings, tmp_path / "report.html", tmp_path / "report.png")
+    write_report(findings, tmp_path / "report.html", tmp_path / "making.html")
+    write_picture(findings, tmp_path / "report.png")
     page = (tmp_path / "report.html").read_text()
+    assert 'href="making.html"' in page
     assert "<script" not in page
     assert "default-src 'none'" in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png") == 6
     assert "1.00 (1.00 to 1.00)" in page
     with Image.open(tmp_path / "report.png") as image:
-        assert image.size[0] >= 600
+        assert image.size[0] == 1280
 
 
 def test_a_folder_of_another_budget_is_refused(tmp_path: Path):
@@ -92,10 +98,32 @@ def test_a_folder_of_another_budget_is_refused(tmp_path: Path):
 
 
 def test_a_training_that_was_stopped_is_not_exported(tmp_path: Path):
-    commands = student_commands(tmp_path, 7)
-    assert [next(commands)[0] for _ in range(2)] == ["data", "train"]
+    shown: list[str] = []
     with pytest.raises(SystemExit, match="training was stopped; the same command goes on"):
-        next(commands)
+        run_steps(student_steps(tmp_path, 7), lambda words: 0, shown.append)
+    assert [line.split("$ dsd ")[1].split()[0] for line in shown] == ["data", "train"]
+
+
+def test_a_step_that_fails_ends_the_quickstart_with_its_status():
+    steps = [Step("First", ["a"]), Step("Second", ["b", "c d"]), Step("Third", ["e"])]
+    shown: list[str] = []
+    with pytest.raises(SystemExit) as stopped:
+        run_steps(steps, lambda words: 3 if words[0] == "b" else 0, shown.append)
+    assert stopped.value.code == 3
+    assert shown == ["\n[1/3] First\n$ dsd a", "\n[2/3] Second\n$ dsd b 'c d'"]
+
+
+def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path):
+    def never(words: Sequence[str]) -> int:
+        raise AssertionError(words)
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/x/budget.json: Not a directory"):
+        quickstart(tmp_path / "file" / "x", Budget.of(1), never, print)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    with pytest.raises(UserError, match="photos holds other files; give a new folder"):
+        quickstart(tmp_path / "photos", Budget.of(1), never, print)
 
 
 def test_the_smallest_quickstart_goes_the_whole_way(
@@ -106,13 +134,17 @@ def test_the_smallest_quickstart_goes_the_whole_way(
     command = ["quickstart", "--output_dir", str(folder), "--minutes", "0.1"]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    difference = re.search(r"images differ by at most (\d+) of 255", shown)
+    difference = re.search(r"differ from ours by at most (\d+) of 255", shown)
     assert difference is not None
     assert int(difference[1]) <= 2
     for stage in ("captions", "prompts", "grids", "pairs", "judge", "caption", "pack"):
         assert f"$ dsd data {stage} " in shown
+    assert [line for line in shown.split("$ dsd")[0].splitlines() if len(line) > 80] == []
+    assert max(map(len, shown.split("Check the exported weights")[1].splitlines())) <= 80
+    assert "/dsd_jax/toy" not in shown  # the commands work on any machine
     for words in ("student, text and reference", "teacher, text alone", "kept"):
         assert words in (folder / "report.html").read_text()
+    assert (folder / "making.html").exists()  # which the report links to
     dataset = PairStore.open(folder / "making" / "dataset")
     assert len(dataset) > 0
     images = [path for path in folder.rglob("*.png") if path.name != "report.png"]

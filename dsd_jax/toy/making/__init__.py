@@ -1,1 +1,1 @@
-"""How the toy FLUX that ships with the package is made."""
+"""Makes the toy FLUX that ships with the package."""

@@ -167,12 +167,12 @@ def _pictures(
 
 
 def _as_it_is(source: WeightSource) -> dict[str, np.ndarray]:
-    """All tensors of a model, to be written again."""
+    """Reads all tensors of a model, to write them again."""
     return {path: source.read(path, tuple(map(slice, s))) for path, s in source.shapes.items()}
 
 
 def _emptied(run: RunConfig) -> Path:
-    """The folder that the pipeline is written to, without one of a shorter run."""
+    """Returns the folder for the pipeline, after removing that of a shorter run."""
     target = run.output_dir / PIPELINE
     shutil.rmtree(target, ignore_errors=True)
     return target

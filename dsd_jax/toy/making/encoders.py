@@ -1,14 +1,13 @@
 """Text encoders of the toy FLUX: written down, never trained, made so that no word is lost.
 
-FLUX's text tokens all have the same position, so what stands around a word must be in its
-embedding. This T5 finds it by the kind of word: for every kind (colours, shapes, places, ...) one
-head looks back and one looks ahead for the nearest word of that kind, up to seven tokens away, and
-writes it where only that head writes. An embedding is the word itself and what its neighbours are:
-of "star" in "a red star with blue dots", that red stands before it, blue and dots behind. A T5
-that was trained resolves such roles as well; this one knows no others.
+FLUX's text tokens all have the same position, so the embedding of a word must tell its neighbours.
+This T5 finds them by kind. For every kind of word (colours, shapes, places, ...) one head looks
+back and one looks ahead for the nearest word of that kind, up to seven tokens away, and writes it
+where only that head writes. So the embedding of "star" in "a red star with blue dots" tells that
+red stands before it, and blue and dots behind. A trained T5 resolves such roles too, and more.
 
-CLIP's pooled embedding is the gist of a text: its end token looks at the words of the subject
-alone, whatever their order, and a text without such words is averaged as it is.
+CLIP's pooled embedding is the gist of a text. Its end token looks at the words of the subject
+alone, in any order. A text without such words is averaged.
 """
 
 import math
@@ -35,7 +34,7 @@ _GIST = 2.0  # of what CLIP's attention adds to its end token
 
 
 def encoder_tensors(config: T5Config | ClipConfig, seed: int) -> dict[str, np.ndarray]:
-    """Parameters by per-layer path, float32; the same for a seed on every machine."""
+    """Makes the parameters by per-layer path, float32. A seed gives the same on every machine."""
     rng = np.random.default_rng(seed)
     shapes = param_shapes(abstract(config, precision=FLOAT32))
     if isinstance(config, T5Config):
@@ -49,11 +48,11 @@ def encoder_tensors(config: T5Config | ClipConfig, seed: int) -> dict[str, np.nd
 def _nearest_words(
     rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], config: T5Config
 ) -> dict[str, np.ndarray]:
-    """T5 of one block.
+    """Makes a T5 of one block.
 
-    Coordinates of an embedding: a constant, which kind of word this is, which word of its kind;
-    then, written by the heads, which word of each kind stands before and behind; the rest is a
-    code for words of no kind.
+    The coordinates of an embedding are a constant, the kind of the word, and which word of its kind
+    it is. Then come those that the heads write: which word of each kind stands before and behind.
+    The rest is a code for words of no kind.
     """
     tensors = {
         path: np.ones(shape) if path.endswith("norm.scale") else np.zeros(shape)

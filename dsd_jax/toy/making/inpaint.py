@@ -1,4 +1,4 @@
-"""Training a text-to-image model to paint beside a given picture, as FLUX.1-dev can.
+"""Trains a text-to-image model to paint beside a given picture, as FLUX.1-dev can.
 
 In some samples the left frame is given, with little noise or none, and bears no loss (Huang et al.
 2024, "In-Context LoRA", is about how FLUX.1-dev does this without being asked).
@@ -23,9 +23,9 @@ class Inpaint(Teach):
     """`Teach`, but the left frame of some samples is given.
 
     Attributes:
-        share: of the samples whose left frame is given.
-        noise: largest time of a given frame as a share of the other's; it is drawn uniformly from
-            zero up.
+        share: Share of the samples whose left frame is given.
+        noise: Largest time of a given frame, as a share of the other's. Times are drawn uniformly
+            from zero up.
     """
 
     share: float = 0.7
@@ -51,7 +51,7 @@ class Inpaint(Teach):
         t: Float[Array, " B"],
         t_left: Float[Array, " B"],
     ) -> Losses:
-        """The losses with given noise and times.
+        """Computes the losses for given noise and times.
 
         A left frame whose time `t_left` is before `t` is given and bears no loss.
         """

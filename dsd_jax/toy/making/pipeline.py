@@ -1,4 +1,4 @@
-"""The toy FLUX as a folder in diffusers layout: trained parts where there are any."""
+"""Writes the toy FLUX as a folder in diffusers layout."""
 
 from pathlib import Path
 
@@ -32,9 +32,9 @@ def write_toy_pipeline(
     """Writes the toy FLUX, every weight in bfloat16.
 
     Args:
-        folder: new, or one to write over.
-        vae: the trained one, with the scale and shift of its latents; None: random weights.
-        transformer: trained parameters by per-layer path; None: random ones.
+        folder: A new folder, or one to write over.
+        vae: Trained autoencoder, with scale and shift of its latents. None takes random weights.
+        transformer: Trained parameters by per-layer path. None takes random ones.
     """
     vae_config, vae_tensors = vae or (TOY_VAE, random_tensors(TOY_VAE, 0))
     parts: dict[str, tuple[Config, Tensors]] = {

@@ -1,4 +1,4 @@
-"""A small FLUX pipeline of random weights on disk: for tests and benchmarks.
+"""Writes a small FLUX pipeline of random weights, for tests and benchmarks.
 
 It is a complete folder in diffusers layout, so that every command treats it as it would treat
 FLUX.1-dev. Its images are noise.
@@ -69,7 +69,7 @@ SMALL = PipelineConfig(
 def random_tensors(
     config: Config, seed: int, dtype: DTypeLike = np.float32
 ) -> dict[str, np.ndarray]:
-    """Random parameters by per-layer path: nothing is zero, and norms scale by about 1."""
+    """Draws parameters by per-layer path. None is zero, and norms scale by about 1."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for path, shape in param_shapes(abstract(config, precision=FLOAT32)).items():
@@ -87,7 +87,7 @@ def random_tensors(
 
 
 def _fan_in(path: str, shape: tuple[int, ...]) -> int:
-    """Inputs of each output of a kernel: all axes but the outputs'."""
+    """Number of inputs of each output of a kernel: all axes but the outputs'."""
     outputs = {"qkv": 3, "q": 2, "k": 2, "v": 2, "lin": 2, "modulation": 2}
     module = path.split(".")[-2]
     return int(np.prod(shape[: len(shape) - outputs.get(module, 1)]))
@@ -126,12 +126,12 @@ def write_random_pipeline(
 
 
 def write_small_files(folder: Path, config: PipelineConfig, *, t5_length: int = 512) -> None:
-    """Writes what is in a pipeline beside its models.
+    """Writes the files of a pipeline other than its models.
 
     Args:
-        folder: of the pipeline.
-        config: its sizes and schedule.
-        t5_length: tokens that a prompt is padded to for T5.
+        folder: Folder of the pipeline.
+        config: Its sizes and schedule.
+        t5_length: T5 tokens that a prompt is padded to.
     """
     write_tiny_tokenizers(folder, t5_length=t5_length)
     (folder / "scheduler").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sizes of the toy FLUX: the real classes, a few million parameters in all."""
+"""Sizes of the toy FLUX: a few million parameters in the real classes."""
 
 from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
 from dsd_jax.flow import Schedule
@@ -20,8 +20,7 @@ TOY_FLUX = FluxConfig(
     guidance_embed=False,
     condition_embed=False,
 )
-"""Width 192, so that the 32 numbers of a token pass with room to spare; without guidance embedding,
-as schnell."""
+"""Width 192 leaves room for the 32 numbers of a token. As schnell, it has no guidance embedding."""
 TOY_VAE = AutoencoderConfig(
     latent_channels=8,
     block_channels=(16, 32, 64),
@@ -30,7 +29,7 @@ TOY_VAE = AutoencoderConfig(
     scale=1.0,
     shift=0.0,
 )
-"""Four pixels per latent pixel; scale and shift are measured when it is trained."""
+"""Four pixels per latent pixel. Scale and shift are measured after training."""
 TOY_T5 = T5Config(
     vocab=T5_VOCAB,
     width=256,
@@ -40,8 +39,8 @@ TOY_T5 = T5Config(
     mlp_width=16,
     max_length=T5_LENGTH,
 )
-"""Two heads for each kind of words, with a number for every word; see `toy.encoders`."""
+"""Two heads for each kind of word, as wide as the kind has words; see `making/encoders.py`."""
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
 TOY_SCHEDULE = Schedule(base_shift=1.4, max_shift=1.4)
-"""Far towards noise: a panel is few bits in 512 latents, so that what it shows can be told through
-much noise, and what the text has to decide is decided above that (`benchmarks.toy.latents`)."""
+"""Far towards noise. A panel is a few bits in 512 latents, so what it shows can be told through
+much noise, and the text decides only above that (`python -m benchmarks.toy.latents`)."""

@@ -1,6 +1,6 @@
-"""Batches of the toy world, drawn as they are needed: what its VAE and its teacher are trained on.
+"""Draws the batches that the toy's autoencoder and teacher are trained on.
 
-The batch of a step is a function of (seed, step) alone, as the loader's are, and shows no subject
+The batch of a step is a function of (seed, step) alone, as the loader's are. It shows no subject
 that is held out.
 """
 
@@ -25,8 +25,8 @@ SIZES_OF: dict[View, tuple[int, int]] = {
     "pair": (PANEL, 2 * PANEL),
     "canvas": (PANEL, 2 * PANEL),
 }
-"""Height and width of a view: one picture, four of one subject, two of which the words tell the
-right-hand scene alone, or two frames."""
+"""Height and width of a view. `single` is one picture, `grid` four of one subject. `pair` is two of
+one subject, of which the words tell the right-hand scene alone. `canvas` is two frames."""
 VIEWS_OF: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
     "toy_teacher": ("pair", "grid", "pair", "single", "pair"),
@@ -34,17 +34,17 @@ VIEWS_OF: dict[str, tuple[View, ...]] = {
 }
 """What the batches of these presets show, in turn."""
 _UNNAMED = {"single": 0.15, "canvas": 0.15, "grid": 0.3}
-"""Share whose words say "this thing", as those of a pair always do: what is the same in its panels,
-the text does not tell, so that the panels must tell each other, as those of FLUX do. Only so can a
-student learn to look."""
+"""Share of the samples whose words say "this thing", as those of a pair always do. Such a text does
+not tell the subject, so the panels must tell each other, as those of FLUX do. Only so can a student
+learn to look."""
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
 
 
 class WorldSource:
-    """Endless batches from a step on, see `dsd_jax.train.loop.BatchSource`.
+    """Endless batches from a step on; a `dsd_jax.train.loop.BatchSource`.
 
     Attributes:
-        start_step: where iterating begins.
+        start_step: The step where iterating begins.
     """
 
     null_text: Embedding | None = None
@@ -61,11 +61,11 @@ class WorldSource:
         """Draws nothing yet.
 
         Args:
-            views: what the batches show, in turn.
-            batch: samples per step, over all processes.
-            seed: of everything.
-            drop_text: share of the samples without text.
-            rows: of every batch that this process draws; default: all.
+            views: What the batches show, in turn.
+            batch: Samples per step, over all processes.
+            seed: Seed of everything that is drawn.
+            drop_text: Share of the samples without text.
+            rows: Rows of every batch that this process draws. By default it draws all.
         """
         self.views, self.batch, self.seed, self.drop_text = tuple(views), batch, seed, drop_text
         self.rows = np.arange(batch) if rows is None else rows
@@ -73,7 +73,7 @@ class WorldSource:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """All that decides what a step loads."""
+        """Everything that decides what a step draws."""
         return {
             "world": 5,
             "views": list(self.views),
@@ -86,7 +86,7 @@ class WorldSource:
         """Refuses to go on with other data.
 
         Raises:
-            UserError: another world, seed or batch.
+            UserError: The world, the seed or the batch is another one.
         """
         if dict(saved) != self.identity:
             raise UserError(
@@ -104,7 +104,7 @@ class WorldSource:
             step += 1
 
     def batch_of(self, step: int) -> PairBatch:
-        """This process's rows of the batch of a step."""
+        """Draws this process's rows of the batch of a step."""
         view = self.views[step % len(self.views)]
         drawn = [self._draw(view, step, int(row)) for row in self.rows]
         return PairBatch(

@@ -1,4 +1,4 @@
-"""Tiny stand-ins for downloads: tokenisers in the layout of FLUX.1-dev's folder."""
+"""Writes tiny tokenisers in the layout of FLUX.1-dev's folder."""
 
 import functools
 import itertools
@@ -33,9 +33,9 @@ def _byte_letters() -> list[str]:
 def _clip_vocab() -> tuple[list[str], list[tuple[str, str]]]:
     """Tokens and merges of byte-level BPE, learned until every word is one token.
 
-    Merges apply in the order in which they were learned: a list of one word's after the other's
-    would part the later words. The `tokenizers` trainer settles ties by chance, and these ids
-    belong to weights that ship, so here the greater pair wins.
+    Merges apply in the order in which they were learned. If all merges of one word came before
+    those of the next, they would split the later words. The `tokenizers` trainer settles ties by
+    chance, and these ids belong to weights that ship, so here the greater pair wins.
     """
     letters = _byte_letters()
     words = [[*word[:-1], word[-1] + _END] for word in dict.fromkeys("-".join(WORDS).split("-"))]
@@ -81,8 +81,8 @@ def write_tiny_tokenizers(folder: Path, *, t5_length: int = 512) -> None:
     """Writes `tokenizer/` (CLIP: byte-level BPE) and `tokenizer_2/` (T5: unigram), a few KB.
 
     Args:
-        folder: of the pipeline.
-        t5_length: tokens that T5's tokeniser pads a prompt to.
+        folder: Folder of the pipeline.
+        t5_length: Tokens that T5's tokeniser pads a prompt to.
     """
     _write_clip(folder / "tokenizer")
     _write_t5(folder / "tokenizer_2", t5_length)

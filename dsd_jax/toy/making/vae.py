@@ -47,7 +47,7 @@ class VaeMetrics(NamedTuple):
 def vae_loss(
     model: Autoencoder, pictures: UInt8[Array, "B H W 3"], key: Array
 ) -> tuple[Float32[Array, ""], tuple[Array, Array]]:
-    """The loss, and its two parts before they are weighed."""
+    """Computes the loss, and its two parts before they are weighted."""
     pixels = pictures.astype(jnp.float32) / 127.5 - 1
     posterior = model.encode(pixels)
     decoded = model.decode(posterior.sample(key))
@@ -105,7 +105,7 @@ class VaeTrainer:
         return {}
 
     def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
-        """The state to go on from; see `dsd_jax.train.trainer.Trainer.state`."""
+        """Makes the state to go on from, as `dsd_jax.train.trainer.Trainer.state` does."""
         shapes = jax.eval_shape(self._first, self._start)
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere), shapes
@@ -128,7 +128,7 @@ class VaeTrainer:
         batch: PairBatch,
         step: int,  # noqa: ARG002 - as the loop calls it
     ) -> tuple[TrainState, VaeMetrics]:
-        """One update; `state` is used up."""
+        """Makes one update; `state` is used up."""
         start = time.perf_counter()
         new = batch.size not in self._seen
         self._seen.add(batch.size)
@@ -169,7 +169,7 @@ def _is_decoder(path: tuple[Any, ...], variable: Any) -> bool:  # noqa: ARG001 -
 
 
 def latent_statistics(model: Autoencoder, batches: Iterable[PairBatch]) -> tuple[float, float]:
-    """Mean and standard deviation of latents, drawn from the posteriors of some pictures."""
+    """Measures mean and standard deviation of latents drawn from the posteriors of pictures."""
     graphdef, state = nnx.split(model)
 
     @functools.partial(jax.jit)

@@ -1,0 +1,156 @@
+"""Reads what a quickstart has made, and scores it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dsd_jax.data.make.folder import begun_folder
+from dsd_jax.data.make.parts import Parts
+from dsd_jax.data.make.stages import GRIDS, JUDGEMENTS, PAIRS, Judgement, Pair
+from dsd_jax.images import open_image
+from dsd_jax.quickstart.inputs import MAKING, STUDENT, TEACHER
+from dsd_jax.toy.score import Case, Interval, score, summarise
+
+__all__ = ["NAMES", "Example", "Findings", "Shown", "findings"]
+
+NAMES = {TEACHER: "teacher, text alone", STUDENT: "student, text and reference"}
+_EXAMPLES, _GRIDS, _KEPT = 12, 8, 8
+_REFUSED, _FILTERED = 5, 3  # by the judge, and before it
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A grid or a pair of the dataset, and the words about it."""
+
+    pictures: Sequence[Image.Image]
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A case with its images.
+
+    Attributes:
+        text: The prompt.
+        reference: The picture that shows the subject.
+        before: The teacher's image, made from the text alone.
+        after: The student's image.
+        right: Whether subject and scene of `after` are right.
+    """
+
+    text: str
+    reference: Image.Image
+    before: Image.Image
+    after: Image.Image
+    right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """All that a report says.
+
+    Attributes:
+        scores: Intervals by model and metric.
+        cases: Number of cases behind each of them.
+        examples: The first cases.
+        grids: Some grids of the teacher.
+        kept, rejected: Some pairs that the judge kept, and some that it or a filter rejected.
+        losses: Steps and losses of the training.
+        counts: Yields of the dataset, in the order of the stages.
+        commands: The commands, and the seconds that each took.
+        notes: Sentences at the end.
+    """
+
+    scores: Mapping[str, Mapping[str, Interval]]
+    cases: int
+    examples: Sequence[Example]
+    grids: Sequence[Shown]
+    kept: Sequence[Shown]
+    rejected: Sequence[Shown]
+    losses: Sequence[tuple[int, float]]
+    counts: Mapping[str, int]
+    commands: Sequence[tuple[str, float]]
+    notes: Sequence[str] = ()
+
+
+def findings(
+    folder: Path,
+    cases: Sequence[Case],
+    commands: Sequence[tuple[str, float]],
+    notes: Sequence[str] = (),
+) -> Findings:
+    """Reads and scores a finished quickstart.
+
+    Args:
+        folder: Its folder.
+        cases: The cases whose images it made.
+        commands: The commands, and the seconds that each took.
+        notes: Sentences for the end of the report.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    made = {name: [open_image(folder / name / f"{c.id}.png") for c in cases] for name in NAMES}
+    scored = {
+        name: [score(case, np.asarray(image)) for case, image in zip(cases, images, strict=True)]
+        for name, images in made.items()
+    }
+    parts = begun_folder(folder / MAKING)
+    grids = list(parts.rows(GRIDS))
+    pairs = {row.id: row for row in parts.rows(PAIRS) if isinstance(row, Pair)}
+    judged = list(parts.rows(JUDGEMENTS))
+    kept = [row for row in judged if row.kept]
+    refused = [row for row in judged if not row.kept]
+    filtered = [pair for pair in pairs.values() if not pair.kept]
+    return Findings(
+        scores={NAMES[name]: summarise(scores) for name, scores in scored.items()},
+        cases=len(cases),
+        examples=[
+            Example(case.text, Image.fromarray(case.reference()), before, after, scores.both)
+            for case, before, after, scores in zip(
+                cases, made[TEACHER], made[STUDENT], scored[STUDENT], strict=True
+            )
+        ][:_EXAMPLES],
+        grids=[Shown([open_image(parts.picture(g.id))], g.prompt) for g in grids[:_GRIDS]],
+        kept=[_shown(parts, pairs[row.id], _said(row)) for row in _spread(kept, _KEPT)],
+        rejected=[
+            *(_shown(parts, pairs[row.id], _said(row)) for row in _spread(refused, _REFUSED)),
+            *(
+                _shown(parts, pair, f"rejected before the judge: {pair.reason}")
+                for pair in _spread(filtered, _FILTERED)
+            ),
+        ],
+        losses=_losses(folder / "run" / "metrics.jsonl"),
+        counts={
+            "grids": len(grids),
+            "pairs that were judged": len(judged),
+            "pairs that were kept": len(kept),
+            "pairs that stayed undecided": sum(row.status == "undecided" for row in judged),
+        },
+        commands=commands,
+        notes=notes,
+    )
+
+
+def _spread(rows: Sequence, count: int) -> Sequence:
+    """Takes rows from all over the run, since those that lie together are of one grid."""
+    return rows[:: max(1, len(rows) // count)][:count]
+
+
+def _said(row: Judgement) -> str:
+    """The judge's last words about a pair."""
+    return f"the judge: {row.turns[-1].answer if row.turns else row.reason}"
+
+
+def _shown(parts: Parts, pair: Pair, words: str) -> Shown:
+    grid = open_image(parts.picture(pair.grid_id))
+    return Shown([grid.crop(box) for box in (pair.reference_box, pair.target_box)], words)
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]

@@ -1,0 +1,74 @@
+"""Pages in one file: what they hold, and what they let in."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dsd_jax.errors import UserError
+from dsd_jax.page import Card, Page, Picture
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+def test_foreign_words_are_words_wherever_they_stand():
+    page = Page(EVIL)
+    page.heading(EVIL)
+    page.text(EVIL)
+    page.link(EVIL, EVIL)
+    page.code([EVIL])
+    page.table([(EVIL, EVIL), (EVIL, EVIL)])
+    page.cards([Card([Picture(Image.new("RGB", (4, 4)), EVIL)], EVIL)])
+    page.curve([(1, 2.0), (2, 1.0)], EVIL, EVIL)
+    text = str(page)
+    assert "<script" not in text
+    assert "default-src 'none'" in text  # not even a script that got in would run
+    assert "http" not in text.replace("http-equiv", "")  # nothing is fetched
+
+
+def test_every_card_can_be_shown_large_and_closed_again():
+    page = Page("x")
+    page.cards([Card([Picture(Image.new("RGB", (4, 4)))], "one")])
+    page.cards([Card([Picture(Image.new("RGB", (4, 4)), marked=True)], "two")])
+    ids = re.findall(r'id="(card-\d+)"', str(page))
+    assert len(set(ids)) == 2
+    assert re.findall(r'href="#(card-\d+)"', str(page)) == ids
+    assert str(page).count('href="#closed"') == 2
+    assert str(page).count('class="marked"') == 1
+
+
+def ticks(points: list[tuple[float, float]]) -> tuple[list[str], list[str]]:
+    """The labels of the values from low to high, and of the positions."""
+    page = Page("x")
+    page.curve(points, "step", "loss")
+    up, along = (
+        re.findall(rf'class="{side}" style="[^"]*">([^<]*)<', str(page)) for side in ("up", "along")
+    )
+    return up, along
+
+
+@pytest.mark.parametrize(
+    ("points", "up", "along"),
+    [
+        ([(0, 0.0), (100, 9.0)], "0 2 4 6 8 10", "0 20 40 60 80 100"),
+        ([(10, 2.1), (30, 0.11)], "0.1 0.2 0.5 1 2 5", "10 15 20 25 30"),
+        ([(1, 1.0), (2, 1.0)], "0 0.2 0.4 0.6 0.8 1", "1 1.2 1.4 1.6 1.8 2"),
+        ([(1, -1.0), (2, math.nan), (3, -1.0)], "-1 -0.8 -0.6 -0.4 -0.2 0", "1 1.5 2 2.5 3"),
+    ],
+)
+def test_axes_have_round_numbers(points: list[tuple[float, float]], up: str, along: str):
+    assert ticks(points) == (up.split(), along.split())
+
+
+def test_a_curve_needs_two_points():
+    page = Page("x")
+    page.curve([(1, 2.0), (2, math.inf)], "step", "loss")
+    assert "too few points" in str(page)
+
+
+def test_a_page_that_cannot_be_written_is_said(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        Page("x").write(tmp_path / "file" / "page.html")
