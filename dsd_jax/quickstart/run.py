@@ -179,5 +179,5 @@ def _summary(scores: Mapping[str, Mapping[str, Interval]], cases: int) -> str:
         for metric in METRICS
     ]
     head = f"  {'':{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in names)
-    title = f"{cases} subjects that nothing was trained on, each in a new scene: share right"
+    title = f"Shares of {cases} images; nothing was trained on their subjects"
     return "\n".join([title, "", head, *rows])

@@ -65,10 +65,8 @@ class TorchConditional:
         cls, base: Path, export: Path, *, max_sequence_length: int = 512
     ) -> "TorchConditional":
         """Opens an export of `dsd convert lora RUN OUT` over the base of the run, in float32."""
-        model = FluxTransformer2DModel.from_pretrained(
-            export / "transformer", torch_dtype=torch.float32
-        )
-        pipe = FluxPipeline.from_pretrained(base, transformer=model, torch_dtype=torch.float32)
+        model = FluxTransformer2DModel.from_pretrained(export / "transformer").float()
+        pipe = FluxPipeline.from_pretrained(base, transformer=model).to(torch.float32)
         pipe.load_lora_weights(export)
         return cls(pipe, condition_embedding(export / "transformer"), max_sequence_length)
 
