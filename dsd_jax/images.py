@@ -5,32 +5,42 @@ import io
 import json
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
 from dsd_jax.types import Array, Float32, UInt8
 
 __all__ = [
+    "WRITTEN",
+    "Frame",
     "NotFiniteError",
+    "Source",
+    "beside",
     "fit",
     "from_array",
+    "open_frame",
     "open_image",
     "read_parameters",
-    "save_png",
+    "save_image",
     "signed",
     "to_array",
+    "written_format",
 ]
 
 MAX_PIXELS = 64_000_000  # 192 MB decoded; far above any camera's needs here, far below a bomb
 MIN_SIDE = 16
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Endings of pictures that can be written, and their formats."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _KEY = "parameters"
+Source: TypeAlias = str | Path | bytes | Image.Image
+"""A picture: a path, the bytes of a file, or a PIL image."""
 
 # What Pillow raises about damaged files.
 _UNREADABLE = (OSError, EOFError, LookupError, SyntaxError, TypeError, ValueError, struct.error)
@@ -40,7 +50,7 @@ class NotFiniteError(UserError):
     """An image that no picture can show: the fault of its settings or of the weights."""
 
 
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+def open_image(source: Source) -> Image.Image:
     """A fully decoded RGB picture from a path, file bytes, or a PIL image.
 
     The size is checked before anything is decoded. EXIF rotation is applied, transparency is laid
@@ -49,8 +59,68 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     Raises:
         UserError: missing, unreadable, truncated, tiny or huge file, or not a picture.
     """
+    with _opened(source, MIN_SIDE) as (_, stored):
+        image = stored
+        with contextlib.suppress(*_UNREADABLE):  # a damaged rotation tag; the picture is complete
+            image = ImageOps.exif_transpose(image)
+        if _has_alpha(image):
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return image.convert("RGB")
+
+
+class Frame(NamedTuple):
+    """A reference as a frame of the canvas, RGB, and what the user should know about it."""
+
+    image: Image.Image
+    notices: tuple[str, ...] = ()
+
+
+def open_frame(source: Source, height: int, width: int) -> Frame:
+    """A reference as the released program reads it: cropped, resized, then rotated by its EXIF.
+
+    It drops the alpha channel, so transparent parts show the colours stored under them. Any size
+    from 1x1 on is read.
+
+    Args:
+        source: the reference.
+        height, width: of the frame.
+
+    Raises:
+        UserError: missing, unreadable, truncated or huge file, or not a picture.
+    """
+    with _opened(source, 1) as (name, image):
+        orientation = 1
+        with contextlib.suppress(*_UNREADABLE):  # damaged metadata; the picture is complete
+            orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        notices: tuple[str, ...] = ()
+        if _has_alpha(image) and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            notices = (f"{name} is partly transparent; its alpha channel is dropped",)
+        rgb = image.convert("RGB")
+    turn = _TURNS.get(orientation)
+    if turn is None:
+        return Frame(fit(rgb, height, width), notices)
+    size = (width, height) if orientation >= 5 else (height, width)  # 5 to 8 lie on their side
+    return Frame(fit(rgb, *size).transpose(turn), notices)
+
+
+_TURNS = {  # EXIF orientation -> what brings the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextlib.contextmanager
+def _opened(source: Source, smallest: int) -> Iterator[tuple[str, Image.Image]]:
+    """The name of a picture for messages, and the picture, decoded, in at most 8 bits a channel."""
     if isinstance(source, Image.Image):
-        return _decode("the image", source)
+        yield "the image", _decoded("the image", source, smallest)
+        return
     name = "the image" if isinstance(source, bytes) else str(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     with warnings.catch_warnings():
@@ -58,48 +128,79 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         # damaged metadata, which is of no interest.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(file, formats=FORMATS)
-        except FileNotFoundError:
-            raise UserError(f"there is no image at {name}") from None
-        except UnidentifiedImageError:
-            raise UserError(
-                f"{name} is not a picture that can be read ({', '.join(FORMATS)})"
-            ) from None
-        except Image.DecompressionBombError:
-            raise UserError(
-                f"{name} has far more than the {MAX_PIXELS:,} pixels accepted"
-            ) from None
-        except _UNREADABLE as error:
-            raise UserError(f"cannot read {name}: {_reason(error)}") from None
-        with image:
-            return _decode(name, image)
+            with _open_file(name, file) as image:
+                yield name, _decoded(name, image, smallest)
+        except _LargeMetadata:
+            with _open_file(name, _without_metadata(file)) as image:
+                yield name, _decoded(name, image, smallest)
+
+
+def _open_file(name: str, file: Path | str | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except FileNotFoundError:
+        raise UserError(f"there is no image at {name}") from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{name} is not a picture that can be read ({', '.join(FORMATS)})"
+        ) from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{name} has far more than the {MAX_PIXELS:,} pixels accepted") from None
+    except _UNREADABLE as error:
+        _raise_if_metadata(error)
+        raise UserError(f"cannot read {name}: {_reason(error)}") from None
 
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _decode(name: str, image: Image.Image) -> Image.Image:
+class _LargeMetadata(Exception):  # noqa: N818 - never leaves this file
+    """Pillow refuses a PNG for its texts or its colour profile, which nothing here needs."""
+
+
+def _raise_if_metadata(error: BaseException) -> None:
+    if "MAX_TEXT" in str(error):
+        raise _LargeMetadata from error
+
+
+def _without_metadata(file: Path | str | io.BytesIO) -> io.BytesIO:
+    """A PNG with nothing but its picture, its transparency and its rotation."""
+    data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+    kept, place = [data[:8]], 8
+    while place + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        end = place + 12 + length
+        kind = data[place + 4 : place + 8]
+        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):  # capital: needed for the picture
+            kept.append(data[place:end])
+        place = end
+    return io.BytesIO(b"".join(kept))
+
+
+def _decoded(name: str, image: Image.Image, smallest: int) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{name} has {width}x{height} pixels; at most {MAX_PIXELS:,} are accepted")
-    if min(width, height) < MIN_SIDE:
-        raise UserError(f"{name} has {width}x{height} pixels; both sides must be >= {MIN_SIDE}")
+    if min(width, height) < smallest:
+        raise UserError(f"{name} has {width}x{height} pixels; both sides must be >= {smallest}")
     try:
         image.load()
     except _UNREADABLE as error:
+        _raise_if_metadata(error)
         raise UserError(f"cannot decode {name}: {_reason(error)}; the file is damaged") from None
-    with contextlib.suppress(*_UNREADABLE):  # a damaged rotation tag; the picture itself is whole
-        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError(f"{name} holds floating-point values; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         # PIL would clip 16-bit values at 255 instead of scaling them.
+        exif = image.getexif()
         image = Image.fromarray((np.asarray(image).clip(0, 65_535) / 257).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+        image.info["exif"] = exif.tobytes()
+    return image
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
 
 
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -143,27 +244,67 @@ def from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray((unit * 255).round().astype(np.uint8))
 
 
-def save_png(
+def beside(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side, on white; at least one."""
+    sheet = Image.new(
+        "RGB",
+        (sum(image.width for image in images), max(image.height for image in images)),
+        "white",
+    )
+    left = 0
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width
+    return sheet
+
+
+def save_image(
     image: Image.Image, path: str | Path, parameters: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a PNG with `parameters` as JSON in a text chunk; complete or not at all.
+    """Writes a picture in the format of its ending; complete or not at all.
+
+    Args:
+        image: RGB.
+        path: ends in one of `WRITTEN`. JPEG and WebP are written in high, but not full, quality.
+        parameters: stored as JSON, in a text chunk of PNG or in the EXIF of the others.
 
     Raises:
-        UserError: the destination cannot be written.
+        UserError: another ending, or the destination cannot be written.
     """
     path = Path(path)
-    info = PngImagePlugin.PngInfo()
+    kind = written_format(path)
+    options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
     if parameters is not None:
-        info.add_text(_KEY, json.dumps(parameters, ensure_ascii=True, sort_keys=True))
+        text = json.dumps(parameters, ensure_ascii=True, sort_keys=True)
+        if kind == "PNG":
+            options["pnginfo"] = info = PngImagePlugin.PngInfo()
+            info.add_text(_KEY, text)
+        else:
+            exif = Image.Exif()
+            exif[ExifTags.Base.ImageDescription] = text
+            options["exif"] = exif
     with replacing(path) as partial:
-        image.save(partial, format="PNG", pnginfo=info)
+        image.save(partial, format=kind, **options)
+
+
+def written_format(path: Path) -> str:
+    """Pillow's name of the format that the ending of a path stands for.
+
+    Raises:
+        UserError: another ending than those of `WRITTEN`.
+    """
+    kind = WRITTEN.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path} must end in one of {', '.join(WRITTEN)}, which tells its format")
+    return kind
 
 
 def read_parameters(path: str | Path) -> dict[str, Any] | None:
-    """The parameters that `save_png` stored, or None where there are none."""
+    """The parameters that `save_image` stored, or None where there are none."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(path, formats=tuple(set(WRITTEN.values()))) as image:
             image.load()
-            return dict(json.loads(image.info[_KEY]))
+            stored = image.info.get(_KEY) or image.getexif()[ExifTags.Base.ImageDescription]
+            return dict(json.loads(stored))
     except (*_UNREADABLE, Image.DecompressionBombError):
         return None

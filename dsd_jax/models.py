@@ -1,7 +1,7 @@
 """From a config and a source of weights to a model on devices: the same steps for every model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypeVar, overload
 
 import jax
@@ -93,6 +93,7 @@ def load(
     *,
     mesh: Mesh | None = None,
     adapters: Sequence[tuple[Adapter, float]] = (),
+    reuse: Mapping[str, jax.Array] | None = None,
 ) -> AnyModel:
     """Fills an abstract model with weights and adapters, sharded over a mesh by the model's rules.
 
@@ -101,6 +102,7 @@ def load(
         source: base weights.
         mesh: default: the first device.
         adapters: each with its scale; their factors stay apart from the kernels.
+        reuse: arrays that are taken as they are, see `dsd_jax.weights.materialise`.
 
     Raises:
         UserError: weights or adapters do not fit the model, or the mesh does not divide it.
@@ -111,7 +113,7 @@ def load(
         full = [TensorSource(adapter.full) for adapter, _ in reversed(adapters)]
         source = Layered(factors, *full, source)
     shardings = model_shardings(model, mesh)
-    return materialise(model, source, stacks=stacks_of(model), shardings=shardings)
+    return materialise(model, source, stacks=stacks_of(model), shardings=shardings, reuse=reuse)
 
 
 def model_shardings(

@@ -119,6 +119,7 @@ def materialise(
     *,
     stacks: Mapping[str, int],
     shardings: Mapping[str, Sharding] | Sharding | None = None,
+    reuse: Mapping[str, jax.Array] | None = None,
 ) -> Module:
     """Fills an abstract module with weights.
 
@@ -127,6 +128,8 @@ def materialise(
         source: where the weights are read from.
         stacks: path and depth of the module's stacks of blocks.
         shardings: per path in the module's own layout, or one for all; default: one device.
+        reuse: arrays that are taken as they are, by path in the module's own layout; all others
+            are read.
 
     Returns:
         The module with arrays on devices.
@@ -150,6 +153,8 @@ def materialise(
 
     def load(item: tuple[str, tuple[object, nnx.Variable]]) -> jax.Array:
         path, (_, variable) = item
+        if reuse is not None and path in reuse:
+            return reuse[path]
         shape, dtype = tuple(variable.shape), jnp.dtype(variable.dtype)
         names = layers[path]
 

@@ -22,13 +22,17 @@ import numpy as np
 from PIL import Image
 
 from dsd_jax.errors import UserError
-from dsd_jax.images import NotFiniteError, open_image, read_parameters, save_png
+from dsd_jax.images import Frame, NotFiniteError, open_frame, read_parameters, save_image
 from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.infer.prepared import check_texts, prepare
 from dsd_jax.infer.settings import Settings, check_seed
+from dsd_jax.infer.shown import Shown
 from dsd_jax.interrupt import Stop
 from dsd_jax.progress import progress
 from dsd_jax.rows import Row as TableRow
 from dsd_jax.rows import lookup, open_table, plain_text
+from dsd_jax.shares import ALL, WorkerShare
+from dsd_jax.sheet import contact_sheet
 
 __all__ = ["Row", "Summary", "read_manifest", "run_batch"]
 
@@ -37,6 +41,7 @@ _COLUMNS = ("id", "image", "text", "seed", *(f.name for f in dataclasses.fields(
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 # Rows for which the models are loaded once where they do not stay in memory.
 _ROWS_PER_LOAD = 32
+_ON_SHEET = 400  # images on the contact sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +170,7 @@ class _Results:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("ab+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,9 +191,23 @@ class _Results:
                 self.lines[entry["id"]] = {"digest": entry["digest"], "status": entry["status"]}
 
     def add(self, entry: dict[str, Any]) -> None:
+        """Appends an entry.
+
+        Raises:
+            UserError: the file has been moved or removed meanwhile, so that nobody would find it.
+        """
         self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        try:
+            there = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
+            there = False
+        if not there:
+            raise UserError(
+                f"{self._path} has vanished while images were made; run the same command again: it "
+                "makes what is missing"
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -199,8 +219,7 @@ def run_batch(
     output_dir: str | Path,
     *,
     batch_size: int | None = None,
-    shard: int = 0,
-    num_shards: int = 1,
+    share: WorkerShare = ALL,
     retry_failed: bool = False,
     on_result: Callable[[dict[str, Any]], None] | None = None,
 ) -> Summary:
@@ -211,8 +230,8 @@ def run_batch(
         rows: from `read_manifest`.
         output_dir: gets `<id>.png` per row and `results.jsonl`.
         batch_size: images sampled together; default: as few as occupy every device.
-        shard, num_shards: make only the rows whose id hashes to `shard`, with a results file of its
-            own; the union over all shards is the manifest.
+        share: make only the rows whose id hashes to this worker's number, with a results file of
+            its own; the union over all workers is the manifest.
         retry_failed: try again the rows that failed in an earlier run.
         on_result: called with every new line of the results file.
 
@@ -220,20 +239,20 @@ def run_batch(
         UserError: the output cannot be written, another run is writing there, or the models
             cannot be loaded.
     """
-    if not 0 <= shard < num_shards:
-        raise UserError(f"shard must be from 0 to num_shards - 1, got {shard} of {num_shards}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     folder = Path(output_dir)
-    name = "results.jsonl" if num_shards == 1 else f"results-{shard:05d}-of-{num_shards:05d}.jsonl"
+    part = "" if share.count == 1 else f"-{share.number:05d}-of-{share.count:05d}"
     try:
-        results = _Results(folder / name)
+        results = _Results(folder / f"results{part}.jsonl")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     with contextlib.closing(results), ThreadPoolExecutor(2) as writers:
         run = _Run(pipeline, folder, results, writers, on_result)
-        mine = [row for row in rows if _shard_of(row.id, num_shards) == shard]
-        return run.make(mine, batch_size, retry_failed=retry_failed)
+        mine = [row for row in rows if _worker_of(row.id, share.count) == share.number]
+        summary = run.make(mine, batch_size, retry_failed=retry_failed)
+    _write_sheet(folder / f"sheet{part}.jpg", folder, mine)
+    return summary
 
 
 class _Run:
@@ -251,6 +270,7 @@ class _Run:
         self.summary = Summary()
         self._writers, self._on_result = writers, on_result
         self._pending: list[tuple[Row, list[str], Future[None]]] = []
+        self._sizes: set[tuple[int, int]] = set()
 
     def make(self, rows: list[Row], batch_size: int | None, *, retry_failed: bool) -> Summary:
         """Makes what is not there yet."""
@@ -262,7 +282,7 @@ class _Run:
             Stop("batch of images") as stop,
         ):
             size = batch_size or self.pipeline.group
-            if self.pipeline.offload != "none":
+            if not self.pipeline.options.stays:
                 size = max(size, _ROWS_PER_LOAD)
             for chunk, settings in _chunks(self.pipeline, todo, size):
                 if stop.asked():
@@ -275,7 +295,7 @@ class _Run:
         return self.summary
 
     def _remove_partial(self, ids: set[str]) -> None:
-        """Removes what `save_png` was writing for these rows when an earlier run was killed."""
+        """Removes what `save_image` was writing for these rows when an earlier run was killed."""
         for path in self.folder.glob(".*.png.*.part"):
             if path.name[1:].rsplit(".png.", 1)[0] in ids:
                 path.unlink(missing_ok=True)
@@ -309,27 +329,29 @@ class _Run:
     def _sample(self, chunk: list[Row], settings: Settings, batch_size: int | None) -> None:
         """Makes the rows of a chunk that can be made; the others are recorded with their error."""
         rows: list[Row] = []
-        said: dict[str, list[str]] = {}
-        references: list[Image.Image] = []
+        frames: list[Frame] = []
         for row in chunk:
             try:
-                image, notices = _open(self.pipeline, row, settings)
+                frame = _open(row, settings)
             except UserError as error:
                 self._fail(row, error)
                 continue
             rows.append(row)
-            said[row.id] = notices
-            references += [] if image is None else [image]
+            frames += [] if frame is None else [frame]
         if not rows:
             return
+        prepared = prepare(
+            self.pipeline.tokenizers,
+            [row.text for row in rows],
+            frames or None,
+            np.asarray([row.seed for row in rows], np.uint32),
+            settings,
+        )
+        # The first images of a size wait for models and compilers; what they wait for is shown.
+        show: Shown = "nothing" if settings.size in self._sizes else "phases"
+        self._sizes.add(settings.size)
         try:
-            made = self.pipeline.run(
-                [row.text for row in rows],
-                references or None,
-                np.asarray([row.seed for row in rows], np.uint32),
-                settings,
-                batch_size=batch_size,
-            )
+            made = self.pipeline.run(prepared, batch_size=batch_size, show=show)
         except NotFiniteError as error:  # any other would be the same for every row
             if len(rows) == 1:
                 self._fail(rows[0], error)
@@ -337,11 +359,13 @@ class _Run:
                 for row in rows:
                     self._sample([row], settings, batch_size)
             return
-        for row, image, parameters in zip(rows, made.images, made.parameters, strict=True):
+        for row, image, parameters, notices in zip(
+            rows, made.images, made.parameters, prepared.notices, strict=True
+        ):
             info = {**parameters, "digest": self._digest(row)}
             path = self.folder / f"{row.id}.png"
-            written = self._writers.submit(save_png, image, path, info)
-            self._pending.append((row, said[row.id], written))
+            written = self._writers.submit(save_image, image, path, info)
+            self._pending.append((row, notices, written))
         self._settle(keep=len(rows))  # written while the next images are sampled
 
     def _fail(self, row: Row, error: UserError) -> None:
@@ -358,8 +382,16 @@ class _Run:
             self.summary.made += 1
 
 
-def _shard_of(name: str, num_shards: int) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % num_shards
+def _worker_of(name: str, count: int) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % count
+
+
+def _write_sheet(path: Path, folder: Path, rows: list[Row]) -> None:
+    """A contact sheet of the images that are there, in the order of the manifest."""
+    shown = [row for row in rows if (folder / f"{row.id}.png").exists()][:_ON_SHEET]
+    if shown:
+        images = (Image.open(folder / f"{row.id}.png") for row in shown)
+        save_image(contact_sheet(images, [f"{row.id}: {row.text}" for row in shown]), path)
 
 
 def _chunks(pipeline: Pipeline, rows: list[Row], size: int) -> Iterator[tuple[list[Row], Settings]]:
@@ -373,9 +405,7 @@ def _chunks(pipeline: Pipeline, rows: list[Row], size: int) -> Iterator[tuple[li
             if row.error:
                 raise UserError(row.error)
             two_frames = row.image is not None
-            checked = row.settings.checked(
-                two_frames=two_frames, downscale=pipeline.autoencoder_config.downscale
-            )
+            checked = pipeline.check(row.settings, two_frames=two_frames)
         except UserError as error:
             yield [dataclasses.replace(row, error=str(error))], row.settings
             continue
@@ -385,9 +415,10 @@ def _chunks(pipeline: Pipeline, rows: list[Row], size: int) -> Iterator[tuple[li
             yield group[start : start + size], settings
 
 
-def _open(pipeline: Pipeline, row: Row, settings: Settings) -> tuple[Image.Image | None, list[str]]:
-    """The row's reference, and notices; raises UserError for whatever is wrong with the row."""
+def _open(row: Row, settings: Settings) -> Frame | None:
+    """The row's reference; raises UserError for whatever is wrong with the row."""
     if row.error:
         raise UserError(row.error)
-    image = None if row.image is None else open_image(row.folder / row.image)
-    return image, pipeline.check([row.text], None if image is None else [image], settings)
+    check_texts([row.text])
+    height, width = settings.size
+    return None if row.image is None else open_frame(row.folder / row.image, height, width // 2)

@@ -4,69 +4,151 @@ A vision model describes the cropped reference, then puts the subject's details 
 words.
 """
 
+import dataclasses
 import functools
 import io
+import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from PIL import Image
 
-__all__ = ["NotEnhanced", "Vlm", "enhance", "wording"]
+from dsd_jax.errors import UserError
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
+from dsd_jax.llm.reading import problem_of
+from dsd_jax.llm.session import Session
 
+__all__ = ["Enhancement", "NotEnhanced", "enhanced"]
+
+Mode = Literal["auto", "on", "off"]
+Kind = Literal["gemini", "openai"]
+
+_MODELS: dict[Kind, str] = {"gemini": "gemini-3.8-flash", "openai": "gpt-5.4-mini-2026-03-17"}
+_TOKENS = 2048  # models that think first need more than the answer
 _QUOTES = "\"'`“”‘’"
 _FENCE = re.compile(r"^```\w*\s*|\s*```$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Enhancement:
+    """Enrich the text by what a vision model sees in the reference.
+
+    Attributes:
+        enhance_prompt: Whether to enhance. auto does so if the key of the provider is in the
+            environment.
+        disable_gemini_prompt: The same as --enhance_prompt off.
+        enhance_provider: Who is asked: gemini (GEMINI_API_KEY), or openai (OPENAI_API_KEY) for
+            OpenAI and every server that speaks its form.
+        enhance_model: Exact name of the provider's model.
+        enhance_base_url: Another server, https or on this machine.
+        enhance_key_env: Environment variable with the key of that other server.
+    """
+
+    enhance_prompt: Mode = "auto"
+    disable_gemini_prompt: bool = False
+    enhance_provider: Kind = "gemini"
+    enhance_model: str | None = None
+    enhance_base_url: str | None = None
+    enhance_key_env: str | None = None
+
+    @property
+    def mode(self) -> Mode:
+        return "off" if self.disable_gemini_prompt else self.enhance_prompt
+
+    @property
+    def provider(self) -> ProviderConfig:
+        """Who is asked."""
+        return ProviderConfig(
+            self.enhance_provider,
+            self.enhance_model or _MODELS[self.enhance_provider],
+            base_url=self.enhance_base_url,
+            api_key_env=self.enhance_key_env,
+            max_calls=8,
+            retries=2,
+            timeout=60.0,
+        )
 
 
 class NotEnhanced(Exception):  # noqa: N818 - the plain prompt is used, and that is said
     """The vision model gave nothing that can be used; says what."""
 
 
-@runtime_checkable
-class Vlm(Protocol):
-    """A vision model: one question, one whole answer."""
-
-    def __call__(self, system: str, user: str, image: bytes | None) -> str:
-        """Answers `user`, perhaps about a PNG.
-
-        Raises:
-            NotEnhanced: no whole answer.
-        """
-        ...
-
-
-@functools.cache
-def wording() -> dict[str, Any]:
-    """The texts by which the model is asked, with their `name`."""
-    return tomllib.loads(Path(__file__).with_name("enhance.toml").read_text(encoding="utf-8"))
-
-
-def enhance(text: str, image: Image.Image, vlm: Vlm) -> str:
-    """The prompt with details of the subject, on one line.
+def enhanced(text: str, image: Image.Image | None, settings: Enhancement) -> tuple[str, str | None]:
+    """The text to use, and a notice of what was done, if anything was to be done.
 
     The user's words are kept: should the model have dropped one, they are put before its answer.
 
     Args:
         text: the user's prompt.
         image: the reference as the pipeline crops it.
-        vlm: is asked twice.
+        settings: who is asked.
 
     Raises:
-        NotEnhanced: there was no usable answer.
+        UserError: enhancement was asked for, but there is no reference or no key.
     """
-    texts = wording()
+    if settings.mode == "off" or (settings.mode == "auto" and image is None):
+        return text, None
+    if image is None:
+        raise UserError(
+            "--enhance_prompt on needs a reference to look at; give --image_path, or leave it out"
+        )
+    provider = settings.provider
+    if settings.mode == "auto" and not (provider.key_env and os.environ.get(provider.key_env)):
+        return text, None
+    provider.key()  # enhancement without a key is a mistake; whatever follows is not
+    try:
+        made = _enhance(text, image, provider)
+    except (NotEnhanced, UserError) as error:
+        return text, f"the text is used as it is, {provider.model} did not enhance it: {error}"
+    return made, f"the text was enhanced by {provider.model}: {made}"
+
+
+def _enhance(text: str, image: Image.Image, provider: ProviderConfig) -> str:
+    """The prompt with details of the subject, on one line; asks two questions."""
+    texts = _wording()
     file = io.BytesIO()
     image.save(file, "PNG")
-    caption = _line(vlm(texts["caption"]["system"], texts["caption"]["user"], file.getvalue()))
-    if not caption:
-        raise NotEnhanced("the description of the reference is empty")
-    fields = {"text": _line(text), "caption": caption}
-    user = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], texts["merge"]["user"])
-    merged = _line(vlm(texts["merge"]["system"], user, None))
-    if not merged:
-        raise NotEnhanced("the enriched prompt is empty")
-    return merged if _keeps(merged, text) else f"{_line(text).rstrip('. ')}. {merged}"
+
+    async def work(words: str, ask: Ask) -> str | NotEnhanced:
+        try:
+            question = _request("caption", texts["caption"]["user"], Picture(file.getvalue()))
+            caption = _line(_usable(await ask(question)))
+            if not caption:
+                return NotEnhanced("the description of the reference is empty")
+            fields = {"text": words, "caption": caption}
+            user = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], texts["merge"]["user"])
+            merged = _line(_usable(await ask(_request("merge", user))))
+        except Unanswered as error:
+            return NotEnhanced(str(error))
+        except NotEnhanced as error:
+            return error
+        return merged or NotEnhanced("the enriched prompt is empty")
+
+    ((words, merged),) = Session(provider, None).run([_line(text)], work)
+    if isinstance(merged, NotEnhanced):
+        raise merged
+    return merged if _keeps(merged, text) else f"{words.rstrip('. ')}. {merged}"
+
+
+@functools.cache
+def _wording() -> dict[str, Any]:
+    """The texts by which the model is asked, with their `name`."""
+    return tomllib.loads(Path(__file__).with_name("enhance.toml").read_text(encoding="utf-8"))
+
+
+def _request(question: str, *parts: str | Picture) -> Request:
+    texts = _wording()
+    turns = Message("system", (texts[question]["system"],)), Message("user", parts)
+    return Request("enhance", question, turns, texts["name"], max_tokens=_TOKENS)
+
+
+def _usable(answer: Answer) -> str:
+    if problem := problem_of(answer):
+        raise NotEnhanced(f"its answer cannot be used: {problem}")
+    return answer.text
 
 
 def _line(answer: str) -> str:

@@ -4,170 +4,204 @@ pipe = Pipeline.load("FLUX.1-dev/", model_path="dsd/transformer", lora_path="lor
 image = pipe(text="this character sitting on a chair", image=reference, seed=0)[0]
 """
 
-import contextlib
 import dataclasses
-import functools
-import gc
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, TypeVar, Unpack
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from PIL import Image
 
 from dsd_jax import __version__
-from dsd_jax.config import FLUX_DEV, Execution, Precision, default_execution
+from dsd_jax.config import FLUX_DEV
 from dsd_jax.convert.open import open_flux, open_loras
 from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
-from dsd_jax.errors import UserError
-from dsd_jax.frames import Canvas, FluxInputs, pack_latents, unpack_latents
-from dsd_jax.images import fit, from_array, open_image, to_array
-from dsd_jax.infer.guidance import TrueGuidance
-from dsd_jax.infer.sampler import Callback, Sampler, SamplerInputs, initial_noise
-from dsd_jax.infer.settings import Settings, check_seed
-from dsd_jax.lora import MergedSource
-from dsd_jax.models import abstract, load
+from dsd_jax.errors import UserError, did_you_mean
+from dsd_jax.frames import PATCH, Canvas, pack_latents
+from dsd_jax.images import from_array
+from dsd_jax.infer.arguments import own_names, structure
+from dsd_jax.infer.denoiser import Denoiser, Start
+from dsd_jax.infer.generated import Generated
+from dsd_jax.infer.options import LoadOptions, LoadOptionsDict
+from dsd_jax.infer.prepared import Images, Prepared, Texts, open_frames, prepare, seeds_of
+from dsd_jax.infer.sampler import Callback, initial_noise
+from dsd_jax.infer.settings import Settings, SettingsDict
+from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
 from dsd_jax.parts import FluxParts, ScaledAdapter, with_condition
-from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
-from dsd_jax.text.plain import check_text
+from dsd_jax.sharding import batch_ways, on_mesh
+from dsd_jax.types import Float32
 
-__all__ = ["Generated", "Pipeline"]
+__all__ = ["Pipeline"]
 
-Offload = Literal["none", "model", "layers"]
+PathLike = str | Path
 T = TypeVar("T")
+_CALL = ("text", "image", "num_images")
 
 
-@dataclasses.dataclass(frozen=True)
-class Generated(Sequence[Image.Image]):
-    """Images in order, as a sequence of PIL images.
+class CallDict(SettingsDict, total=False):
+    """Keyword arguments of a call: settings, and the names that diffusers has for some of them."""
 
-    Attributes:
-        images: the targets (or, without reference, the whole pictures).
-        references: the reconstructed reference frames; empty without reference.
-        latents: final latents of the whole canvases, float32 `[N, 16, H/8, W/8]`, normalised.
-        parameters: what each image was made with, as stored in a PNG.
-        notices: what the user should know, one sentence each.
-    """
-
-    images: list[Image.Image]
-    references: list[Image.Image]
-    latents: np.ndarray
-    parameters: list[dict[str, Any]]
-    notices: list[str]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.images[index]
-
-
-class _Lazy(Generic[T]):
-    """Something large that is made when it is first used, and again after it was dropped."""
-
-    def __init__(self, make: Callable[[], T], *, keep: bool) -> None:
-        self._make, self._keep = make, keep
-        self._value: T | None = None
-
-    @contextlib.contextmanager
-    def use(self) -> Iterator[T]:
-        if self._value is None:
-            if not self._keep:
-                gc.collect()  # NNX modules lie in reference cycles: those dropped before go now
-            self._value = self._make()
-        try:
-            yield self._value
-        finally:
-            if not self._keep:
-                self._value = None
+    prompt: Texts
+    num_images_per_prompt: int
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_scale_real_i: float
+    guidance_scale_real_t: float
 
 
 class Pipeline:
-    """Tokenisers, text encoders, transformer and autoencoder of FLUX. Made by `Pipeline.load`."""
+    """Tokenisers, text encoders, transformer and autoencoder of FLUX.
+
+    Made by `Pipeline.load`. Weights are read when they are first needed.
+
+    Args:
+        parts: the opened pipeline.
+        loras: adapters by name, each with its scale.
+        options: how models are loaded and run.
+
+    Attributes:
+        notices: what the user should know about the files, one sentence each.
+        identity: what decides about an image beside text, reference, seed and settings; JSON types.
+
+    Raises:
+        UserError: a transformer that this program cannot sample.
+    """
 
     def __init__(
         self,
         parts: FluxParts,
-        adapters: Sequence[ScaledAdapter] = (),
-        *,
-        merge_lora: bool = False,
-        precision: Precision | None = None,
-        execution: Execution | None = None,
-        mesh: Mesh | None = None,
-        offload: Offload = "none",
+        loras: Mapping[str, ScaledAdapter] | None = None,
+        options: LoadOptions = LoadOptions(),
     ) -> None:
-        transformer = with_condition(parts.transformer, adapters)
-        autoencoder, texts = parts.autoencoder, parts.text
-        self.tokenizers, self.schedule, self.mesh = texts.tokenizers, parts.schedule, mesh
-        self.offload = offload
-        precision = precision or Precision()
-        execution = execution or default_execution(jax.default_backend())
-        if offload == "layers":
-            execution = dataclasses.replace(execution, scan_layers=True, stream_layers=True)
-        self.autoencoder_config = autoencoder.config
-        self.transformer_config = transformer.config
-        keep = offload == "none"
+        _check_channels(parts)
+        self.parts, self.options, self.mesh = parts, options, options.mesh
+        self.tokenizers, self.schedule = parts.text.tokenizers, parts.schedule
+        self.autoencoder_config = parts.autoencoder.config
         self.notices = parts.notices
-        self.identity = {
-            "model": Path(transformer.path).parent.name + "/" + Path(transformer.path).name,
-            "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in adapters],
-            "dtype": jnp.dtype(precision.compute_dtype).name,
-            "max_sequence_length": self.tokenizers.t5_length,
-        }
+        self._loras: dict[str, ScaledAdapter] = {}
 
-        def text() -> TextEncoder:
-            return TextEncoder.load(texts, precision=precision, execution=execution, mesh=mesh)
-
-        def decoder() -> ImageCodec:
-            return ImageCodec.load(autoencoder, precision=precision, mesh=mesh)
-
-        def denoiser() -> Callable[[Canvas], Sampler]:
-            model = abstract(transformer.config, precision=precision, execution=execution)
-            if merge_lora and adapters:
-                merged = MergedSource(transformer.source, adapters, precision.param_dtype)
-                model = load(model, merged, mesh=mesh)
-            else:
-                model = load(model, transformer.source, mesh=mesh, adapters=adapters)
-            return functools.cache(functools.partial(Sampler, model))
-
-        self._text = _Lazy(text, keep=keep)
-        self._autoencoder = _Lazy(decoder, keep=keep)
-        self._denoiser = _Lazy(denoiser, keep=keep)
+        placed: dict[str, Any] = {"precision": options.precision, "mesh": options.mesh}
+        self._text = Lazy(
+            "text encoders",
+            lambda: TextEncoder.load(parts.text, execution=options.running, **placed),
+            keep=options.stays,
+        )
+        self._codec = Lazy(
+            "autoencoder", lambda: ImageCodec.load(parts.autoencoder, **placed), keep=options.stays
+        )
+        self._denoiser = Lazy(
+            "transformer",
+            lambda: Denoiser(parts.transformer, [*self._loras.values()], options),
+            keep=options.stays,
+        )
+        self._use_loras(dict(loras or {}))
 
     @classmethod
     def load(
         cls,
-        base_path: str | Path = FLUX_DEV,
+        base_path: PathLike = FLUX_DEV,
         *,
-        model_path: str | Path | None = None,
-        lora_path: str | Path | Sequence[str | Path] = (),
+        model_path: PathLike | None = None,
+        lora_path: PathLike | Sequence[PathLike] = (),
         lora_scale: float | Sequence[float] = 1.0,
-        max_sequence_length: int = 512,
-        **options: Any,
+        max_sequence_length: int | None = None,
+        **options: Unpack[LoadOptionsDict],
     ) -> "Pipeline":
         """Opens a pipeline; weights are read when they are first needed.
 
         Args:
             base_path: FLUX.1 in diffusers layout (or converted): a folder or a hub id.
-            model_path: another transformer, such as the DSD release's; default: the base's.
+            model_path: another transformer, such as the DSD release's. Default: the base's.
             lora_path: LoRA files of any dialect.
             lora_scale: one for all, or one each.
-            max_sequence_length: T5 tokens that a text is padded or cut to; at most what the
+            max_sequence_length: T5 tokens that a text is padded or cut to. Default: as many as the
                 tokeniser states, 512 for FLUX.1-dev.
-            options: `precision`, `execution`, `mesh`, `merge_lora` and `offload` of `Pipeline`.
+            options: fields of `LoadOptions`.
 
         Raises:
             UserError: something is missing, damaged, or does not fit together.
         """
+        chosen = structure(LoadOptions, options, "Pipeline.load")
         parts = open_flux(base_path, model_path, max_sequence_length=max_sequence_length)
+        pipeline = cls(parts, options=chosen)
         files = [lora_path] if isinstance(lora_path, str | Path) else list(lora_path)
         adapters, notices = open_loras(files, lora_scale, parts.transformer.config)
-        pipeline = cls(parts, adapters, **options)
+        pipeline._use_loras(_named(adapters))
         pipeline.notices += notices
         return pipeline
+
+    from_pretrained = load
+
+    # LoRAs
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """Name and scale of every LoRA in use."""
+        return {name: scale for name, (_, scale) in self._loras.items()}
+
+    def add_lora(self, path: PathLike, scale: float = 1.0, *, name: str | None = None) -> str:
+        """Adds a LoRA to those in use; the base weights are not read again.
+
+        Args:
+            path: file, folder or hub id, of any dialect.
+            scale: its strength.
+            name: by which it is scaled and removed. Default: the name of the file.
+
+        Returns:
+            The name.
+
+        Raises:
+            UserError: it cannot be read or does not fit, or the name is in use.
+        """
+        [added], notices = open_loras([path], scale, self.parts.transformer.config)
+        [own] = _named([added], taken=self._loras) if name is None else [name]
+        if own in self._loras:
+            raise UserError(f"a LoRA named {own!r} is in use; give another name, or remove it")
+        self._use_loras(self._loras | {own: added})
+        self.notices += notices
+        return own
+
+    def scale_lora(self, name: str, scale: float) -> None:
+        """Changes the strength of a LoRA in use.
+
+        Raises:
+            UserError: no LoRA has this name.
+        """
+        adapter, _ = self._lora(name)
+        self._use_loras(self._loras | {name: (adapter, scale)})
+
+    def remove_lora(self, name: str) -> None:
+        """Takes a LoRA out of use.
+
+        Raises:
+            UserError: no LoRA has this name.
+        """
+        self._lora(name)
+        self._use_loras({own: lora for own, lora in self._loras.items() if own != name})
+
+    def _lora(self, name: str) -> ScaledAdapter:
+        if name not in self._loras:
+            held = ", ".join(map(repr, self._loras)) or "none"
+            hint = did_you_mean(name, self._loras) or f"; in use: {held}"
+            raise UserError(f"no LoRA named {name!r} is in use{hint}")
+        return self._loras[name]
+
+    def _use_loras(self, loras: dict[str, ScaledAdapter]) -> None:
+        if self._denoiser.value is not None:
+            self._denoiser.value = self._denoiser.value.with_adapters([*loras.values()])
+        self._loras = loras
+        transformer = with_condition(self.parts.transformer, [*loras.values()])
+        self.transformer_config = transformer.config
+        folder = Path(transformer.path)
+        self.identity: dict[str, Any] = {
+            "model": f"{folder.parent.name}/{folder.name}",
+            "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in loras.values()],
+            "dtype": jnp.dtype(self.options.precision.compute_dtype).name,
+            "max_sequence_length": self.tokenizers.t5_length,
+        }
+
+    # Sampling
 
     @property
     def group(self) -> int:
@@ -176,76 +210,112 @@ class Pipeline:
 
     def __call__(
         self,
-        text: str | Sequence[str],
-        image: Image.Image | str | Path | Sequence[Image.Image | str | Path] | None = None,
+        text: Texts | None = None,
+        image: Images | None = None,
         *,
         seed: int | Sequence[int] | np.ndarray = 0,
         num_images: int = 1,
         batch_size: int | None = None,
         latents: np.ndarray | None = None,
         callback: Callback | None = None,
-        **settings: Any,
+        progress: bool | None = None,
+        **settings: Unpack[CallDict],
     ) -> Generated:
         """Generates `num_images` images for every text.
 
         Args:
             text: one prompt or several.
-            image: the reference; one for all texts, or one each; None: plain text to image.
+            image: the reference: one for all texts, or one each. None: plain text to image.
             seed: image j of a text has seed + j; or one seed for every image.
-            num_images: per text.
-            batch_size: images sampled together; default: as few as occupy every device.
-            latents: initial noise, float32 `[N, 16, H/8, W/8]`, instead of the seeds' noise.
+            num_images: images per text.
+            batch_size: images sampled together. Default: as few as occupy every device.
+            latents: initial noise instead of the seeds' noise, float32 [N, 16, H/8, W/8].
             callback: called after every step of every batch (see `infer.sampler.Callback`).
+            progress: show phases and steps on standard error. Default: only in a notebook.
             settings: fields of `Settings`.
 
         Raises:
             UserError: an empty text, an unreadable image, or settings that cannot be used.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        known = (*_CALL, *(field.name for field in dataclasses.fields(Settings)))
+        given = own_names(settings, known, "a pipeline")
+        text = _one("text", text, given.pop("text", None))
+        num_images = given.pop("num_images", num_images)
+        texts = [text] if isinstance(text, str) else list(text or ())
         if not texts:
             raise UserError("there is no text; describe the image that is wanted")
-        references = _references(image, len(texts))
-        if num_images < 1:
-            raise UserError(f"num_images must be at least 1, got {num_images}")
+        if wrong := [item for item in texts if not isinstance(item, str)]:
+            raise UserError(f"text must be text, got {wrong[0]!r}")
+        chosen = self.check(structure(Settings, given, "a pipeline"), two_frames=image is not None)
+        frames = open_frames(image, len(texts), chosen)
+        seeds = seeds_of(seed, len(texts), num_images)
         rows = [i for i in range(len(texts)) for _ in range(num_images)]
-        seeds = _seeds(seed, len(texts), num_images)
-        chosen = Settings(**settings).checked(
-            two_frames=references is not None, downscale=self.autoencoder_config.downscale
-        )
-        return self.run(
+        prepared = prepare(
+            self.tokenizers,
             [texts[i] for i in rows],
-            [references[i] for i in rows] if references else None,
+            None if frames is None else [frames[i] for i in rows],
             seeds,
             chosen,
+        )
+        shown = in_notebook() if progress is None else progress
+        return self.run(
+            prepared,
             batch_size=batch_size,
             latents=latents,
             callback=callback,
+            show="all" if shown else "nothing",
         )
+
+    def check(self, settings: Settings, *, two_frames: bool) -> Settings:
+        """The settings with the default size filled in.
+
+        Args:
+            settings: as given.
+            two_frames: whether there is a reference.
+
+        Raises:
+            UserError: settings that cannot be used (see `Settings.checked`), or a reference for a
+                model that cannot take one.
+        """
+        if two_frames and not self.transformer_config.condition_embed:
+            raise UserError(
+                "this transformer has no condition embedding, so it cannot take a reference image; "
+                "give the DSD transformer as model_path, or a LoRA file that carries c_embedder"
+            )
+        downscale = self.autoencoder_config.downscale
+        return settings.checked(two_frames=two_frames, downscale=downscale)
 
     def run(
         self,
-        texts: list[str],
-        references: list[Image.Image] | None,
-        seeds: np.ndarray,
-        settings: Settings,
+        prepared: Prepared,
         *,
         batch_size: int | None = None,
         latents: np.ndarray | None = None,
         callback: Callback | None = None,
+        show: Shown = "nothing",
     ) -> Generated:
-        """One image per text, with checked settings: the stages one after another."""
+        """Makes one image per text: the stages one after another.
+
+        Args:
+            prepared: from `dsd_jax.infer.prepared.prepare`.
+            batch_size, latents, callback: as for a call.
+            show: what is shown on standard error.
+
+        Raises:
+            UserError: a batch size or latents that cannot be used, or weights that cannot be read.
+        """
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        notices = self.notices + self.check(texts, references, settings)
-        canvas = self._canvas(settings)
-        noise = self._noise(seeds, latents, len(texts), canvas)
+        noise = self._noise(prepared, latents)
         with on_mesh(self.mesh):
-            encoded = self._encode(texts, settings)
-            condition = self._condition(references, seeds, settings) if references else None
-            final = self._denoise(noise, texts, encoded, condition, settings, batch_size, callback)
-            with self._autoencoder.use() as autoencoder:
-                decoded = in_groups(autoencoder.decode, [final], self.group)
-        left, right = np.split(decoded, 2, axis=2) if references else (decoded[:0], decoded)
+            text = self._encode(prepared, show)
+            condition = self._condition(prepared, show)
+            start = Start(self._canvas(prepared), noise, text, condition)
+            final = self._denoise(prepared, start, batch_size, callback, show)
+            decoded = self._decode(final, show)
+        left, right = decoded[:0], decoded
+        if prepared.frames is not None:
+            left, right = np.split(decoded, 2, axis=2)
         return Generated(
             images=[from_array(pixels) for pixels in right],
             references=[from_array(pixels) for pixels in left],
@@ -256,173 +326,102 @@ class Pipeline:
                     "text": text,
                     "seed": int(seed),
                     "noise": "of the seed" if latents is None else "given",
-                    **dataclasses.asdict(settings),
+                    **dataclasses.asdict(prepared.settings),
                     **self.identity,
                 }
-                for text, seed in zip(texts, seeds, strict=True)
+                for text, seed in zip(prepared.texts, prepared.seeds, strict=True)
             ],
-            notices=notices,
+            notices=self.notices + list(dict.fromkeys(itertools.chain(*prepared.notices))),
         )
 
-    def _canvas(self, settings: Settings) -> Canvas:
-        return Canvas.from_pixels(*settings.size, self.autoencoder_config.downscale)
+    def _canvas(self, prepared: Prepared) -> Canvas:
+        return Canvas.from_pixels(*prepared.settings.size, self.autoencoder_config.downscale)
 
     def _noise(
-        self,
-        seeds: np.ndarray,
-        latents: np.ndarray | None,
-        count: int,
-        canvas: Canvas,
-    ) -> np.ndarray:
+        self, prepared: Prepared, latents: np.ndarray | None
+    ) -> Float32[np.ndarray, "N L Cp"]:
         """Packed initial noise, from the seeds or as given."""
-        channels = self.autoencoder_config.latent_channels
+        canvas, channels = self._canvas(prepared), self.autoencoder_config.latent_channels
         if latents is None:
-            noise = initial_noise(seeds, canvas, channels)
+            noise = initial_noise(prepared.seeds, canvas, channels)
         else:
-            expected = (count, channels, canvas.height, canvas.width)
-            if latents.shape != expected or latents.dtype != np.float32:
+            expected = (len(prepared.texts), channels, canvas.height, canvas.width)
+            shape, dtype = np.shape(latents), getattr(latents, "dtype", type(latents).__name__)
+            if shape != expected or dtype != np.float32:
                 raise UserError(
-                    f"latents must be float32 {list(expected)}, got {latents.dtype} "
-                    f"{list(latents.shape)}"
+                    f"latents must be float32 {list(expected)}, got {dtype} {list(shape)}"
                 )
             noise = jnp.asarray(latents).transpose(0, 2, 3, 1)
         return np.asarray(pack_latents(noise))
 
-    def _encode(self, texts: list[str], settings: Settings) -> dict[str, Text]:
-        negative = [settings.negative_prompt] if settings.true_guidance else []
-        with self._text.use() as encode:
-            return encode([*texts, *negative])
+    # A model that is not to stay in memory goes when its method returns.
 
-    def _condition(
-        self, references: list[Image.Image], seeds: np.ndarray, settings: Settings
-    ) -> np.ndarray:
+    def _encode(self, prepared: Prepared, show: Shown) -> Text:
+        with self._text.use(show) as text, shown_phase("encoding the text", show):
+            return text.encode(prepared.ids)
+
+    def _condition(self, prepared: Prepared, show: Shown) -> Float32[np.ndarray, "N L Cp"] | None:
         """Condition tokens of every reference."""
-        height, width = settings.size
-        frames = [fit(image, height, width // 2) for image in references]
-        pixels = np.stack([to_array(frame) for frame in frames])
-        with self._autoencoder.use() as autoencoder:
-            if settings.vae_sample:
-                return in_groups(autoencoder.condition, [pixels, seeds], self.group)
+        if prepared.frames is None:
+            return None
+        with self._codec.use(show) as codec, shown_phase("encoding the reference", show):
+            if prepared.settings.vae_sample:
+                arrays = [prepared.frames, prepared.seeds]
+                return in_groups(codec.condition, arrays, self.group)
             return in_groups(
-                lambda pixels: autoencoder.condition(pixels, None), [pixels], self.group
+                lambda frames: codec.condition(frames, None), [prepared.frames], self.group
             )
 
     def _denoise(
         self,
-        noise: np.ndarray,
-        texts: list[str],
-        encoded: dict[str, Text],
-        condition: np.ndarray | None,
-        settings: Settings,
+        prepared: Prepared,
+        start: Start,
         batch_size: int | None,
         callback: Callback | None,
-    ) -> np.ndarray:
-        """Final latents `[N, h, w, C]`, a batch at a time."""
-        canvas = self._canvas(settings)
-        timesteps = self.schedule.timesteps(settings.steps, canvas.tokens)
-        null = encoded[settings.negative_prompt] if settings.true_guidance else None
-        arrays = [
-            noise,
-            np.stack([encoded[text].txt for text in texts]),
-            np.stack([encoded[text].vec for text in texts]),
-            *([] if condition is None else [condition]),
-        ]
-        # Whole groups, and no larger than there are images to fill them.
-        groups = min(-(-(batch_size or 1) // self.group), -(-len(texts) // self.group))
-        with self._denoiser.use() as sampler_of:
-            sampler = sampler_of(canvas)
-
-            def denoise(
-                img: np.ndarray, txt: np.ndarray, vec: np.ndarray, cond: np.ndarray | None = None
-            ) -> jax.Array:
-                inputs = jnp.asarray(img), _inputs(txt, vec, cond, null, settings)
-                if self.mesh is not None:
-                    inputs = jax.device_put(inputs, batch_sharding(self.mesh))
-                return sampler.run(*inputs, timesteps, callback)
-
-            done = in_groups(denoise, arrays, groups * self.group)
-        return np.asarray(unpack_latents(jnp.asarray(done), canvas))
-
-    def check(
-        self, texts: list[str], references: list[Image.Image] | None, settings: Settings
-    ) -> list[str]:
-        """Notices about this input.
-
-        Raises:
-            UserError: a text that is empty or that UTF-8 cannot hold, or a reference for a model
-                that cannot take one.
-        """
-        if references is not None and not self.transformer_config.condition_embed:
-            raise UserError(
-                "this transformer has no condition embedding, so it cannot take a reference image; "
-                "give the DSD transformer as model_path, or a LoRA file that carries c_embedder"
+        show: Shown,
+    ) -> Float32[np.ndarray, "N h w C"]:
+        with self._denoiser.use(show) as denoiser:
+            return denoiser.run(
+                prepared,
+                start,
+                self.schedule,
+                batch_size=batch_size,
+                callback=callback,
+                show=show,
             )
-        if empty := [i for i, text in enumerate(texts) if not text.strip()]:
-            raise UserError(f"text {empty[0]} is empty; describe the image that is wanted")
-        for text in texts:
-            check_text(text, "the text")
-        check_text(settings.negative_prompt, "the negative prompt")
-        notices = []
-        negative = [settings.negative_prompt] if settings.true_guidance else []
-        ids = self.tokenizers.encode(list(dict.fromkeys([*texts, *negative])))
-        for name, limit, cuts in (
-            ("T5", self.tokenizers.t5_length, ids.t5_cut),
-            ("CLIP", self.tokenizers.clip_length, ids.clip_cut),
-        ):
-            notices += [
-                f"text cut at {limit} {name} tokens; left out: {cut!r}" for cut in cuts if cut
-            ]
-        if not settings.true_guidance:
-            for name in ("i_guidance", "t_guidance", "negative_prompt"):
-                value = getattr(settings, name)
-                if value != getattr(Settings(), name):
-                    notices.append(f"{name}={value!r} has no effect: i_guidance is not above 1")
-        return notices
+
+    def _decode(
+        self, latents: Float32[np.ndarray, "N h w C"], show: Shown
+    ) -> Float32[np.ndarray, "N H W 3"]:
+        with self._codec.use(show) as codec, shown_phase("decoding", show):
+            return in_groups(codec.decode, [latents], self.group)
 
 
-def _inputs(
-    txt: np.ndarray,
-    vec: np.ndarray,
-    condition: np.ndarray | None,
-    null: Text | None,
-    settings: Settings,
-) -> SamplerInputs:
-    count = len(vec)
-
-    def scale(value: float) -> jax.Array:
-        return jnp.full(count, value, jnp.float32)
-
-    inputs = FluxInputs(
-        txt=jnp.asarray(txt),
-        vec=jnp.asarray(vec),
-        guidance=scale(settings.guidance),
-        img_cond=None if condition is None else jnp.asarray(condition),
-    )
-    if null is None:
-        return SamplerInputs(inputs)
-    guidance = TrueGuidance(
-        null_txt=jnp.broadcast_to(null.txt, txt.shape),
-        null_vec=jnp.broadcast_to(null.vec, vec.shape),
-        image_scale=scale(settings.i_guidance),
-        text_scale=scale(settings.t_guidance),
-    )
-    return SamplerInputs(inputs, guidance)
+def _check_channels(parts: FluxParts) -> None:
+    channels = parts.transformer.config.in_channels
+    own = parts.autoencoder.config.latent_channels * PATCH**2
+    if channels != own:
+        raise UserError(
+            f"{parts.transformer.path} takes {channels} channels per token, where plain FLUX takes "
+            f"{own}: models such as FLUX.1 Fill, Depth and Canny need inputs that this program "
+            "does not make; give FLUX.1-dev, FLUX.1-schnell or a DSD transformer"
+        )
 
 
-def _references(image: Any, count: int) -> list[Image.Image] | None:
-    if image is None:
-        return None
-    if not isinstance(image, list | tuple):
-        return [open_image(image)] * count
-    if len(image) != count:
-        raise UserError(f"{count} texts but {len(image)} images; give one image, or one per text")
-    return [open_image(item) for item in image]
+def _named(
+    adapters: Sequence[ScaledAdapter], taken: Mapping[str, ScaledAdapter] | None = None
+) -> dict[str, ScaledAdapter]:
+    """LoRAs by the names of their files, numbered where a name is taken."""
+    named: dict[str, ScaledAdapter] = {}
+    for adapter, scale in adapters:
+        used, stem = {*named, *(taken or {})}, Path(adapter.name).stem
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        name = next(own for own in itertools.chain([stem], numbered) if own not in used)
+        named[name] = (adapter, scale)
+    return named
 
 
-def _seeds(seed: int | Sequence[int] | np.ndarray, texts: int, num_images: int) -> np.ndarray:
-    total = texts * num_images
-    given = np.asarray(seed).tolist()
-    seeds = given if isinstance(given, list) else [given + i for i in range(num_images)] * texts
-    if len(seeds) != total:
-        raise UserError(f"{total} images but {len(seeds)} seeds; give one seed, or one per image")
-    return np.asarray([check_seed(s) for s in seeds], np.uint32)
+def _one(name: str, first: T | None, second: T | None) -> T | None:
+    if first is not None and second is not None:
+        raise UserError(f"{name!r} is given twice, by two names; give one of them")
+    return second if first is None else first

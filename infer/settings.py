@@ -1,16 +1,19 @@
 """How images are sampled: the settings that a command line, a manifest row and Python share."""
 
 import dataclasses
+from typing import TypedDict
 
 import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.frames import PATCH, check_size
+from dsd_jax.text.plain import check_text
 
-__all__ = ["MAX_PIXELS", "MAX_STEPS", "Settings", "check_seed"]
+__all__ = ["MAX_PIXELS", "MAX_STEPS", "Settings", "SettingsDict", "check_seed"]
 
 MAX_STEPS = 1000
-MAX_PIXELS = 2**26  # 32 times what FLUX.1 was trained on; beyond it lies a slip of the keys
+MAX_PIXELS = 2**26  # 32 times what FLUX.1 was trained on; a larger size is a typing mistake
+_FRAME, _PICTURE = 512, 1024  # default heights: with and without a reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +54,16 @@ class Settings:
         return self.i_guidance > 1
 
     def checked(self, *, two_frames: bool, downscale: int) -> "Settings":
-        """The same with the default size filled in.
+        """The same settings with the default size filled in.
+
+        Args:
+            two_frames: whether there is a reference.
+            downscale: image pixels per latent pixel, along each side.
 
         Raises:
             UserError: a size, number of steps or scale that cannot be used.
         """
-        height = (512 if two_frames else 1024) if self.height is None else self.height
+        height = (_FRAME if two_frames else _PICTURE) if self.height is None else self.height
         width = (2 * height if two_frames else height) if self.width is None else self.width
         check_size(height, width, downscale)
         if two_frames and width % (unit := 2 * PATCH * downscale):
@@ -72,6 +79,7 @@ class Settings:
             value = getattr(self, name)
             if not (np.isfinite(value) and value >= 0):
                 raise UserError(f"{name} must be a number from 0 up, got {value}")
+        check_text(self.negative_prompt, "the negative prompt")
         if self.true_guidance and not two_frames:
             raise UserError(
                 f"i_guidance={self.i_guidance} needs a reference image; give one, or leave it at 1"
@@ -79,12 +87,27 @@ class Settings:
         return dataclasses.replace(self, height=height, width=width)
 
 
+class SettingsDict(TypedDict, total=False):
+    """`Settings` as keyword arguments."""
+
+    guidance: float
+    i_guidance: float
+    t_guidance: float
+    steps: int
+    height: int | None
+    width: int | None
+    negative_prompt: str
+    vae_sample: bool
+
+
 def check_seed(seed: int) -> int:
-    """The seed itself.
+    """Returns the seed.
 
     Raises:
-        UserError: it does not fit 32 bits.
+        UserError: it is not a whole number of 32 bits.
     """
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"a seed must be a whole number, got {seed!r}")
     if not 0 <= seed < 2**32:
         raise UserError(f"a seed must be from 0 to {2**32 - 1}, got {seed}")
     return seed

@@ -1,6 +1,7 @@
 """Every test: eight virtual CPU devices, strict numerics, checked annotations, no network."""
 
 import os
+import tempfile
 
 # Before JAX, torch and transformers are loaded. One thread of torch per pytest worker.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -12,6 +13,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+# Compiled programs of a command line that a test runs; see `dsd_jax.compiled`.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dsd-jax-tests-")
 
 for _name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):  # no test asks, and pays, a real provider
     os.environ.pop(_name, None)

@@ -18,7 +18,7 @@ from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import prefetch_to_mesh
 from dsd_jax.errors import UserError
-from dsd_jax.images import save_png
+from dsd_jax.images import save_image
 from dsd_jax.interrupt import Stop
 from dsd_jax.processes import busy, first_process, on_first, say
 from dsd_jax.progress import Advance, progress
@@ -223,7 +223,7 @@ def _validate(
         say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
     for name, sheet in sheets.items():
         if first_process():
-            save_png(sheet.image, run.output_dir / name / f"{step:08d}.png", sheet.layout)
+            save_image(sheet.image, run.output_dir / name / f"{step:08d}.png", sheet.layout)
             log.picture(step, name, np.asarray(sheet.image))
 
 

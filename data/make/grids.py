@@ -21,7 +21,7 @@ from dsd_jax.data.make.stages import GRIDS, PROMPTS, Grid
 from dsd_jax.data.pairs.shards import file_sha256
 from dsd_jax.errors import UserError
 from dsd_jax.files import PARTIAL
-from dsd_jax.images import read_parameters, save_png
+from dsd_jax.images import read_parameters, save_image
 from dsd_jax.interrupt import Stop
 from dsd_jax.progress import Advance, progress
 from dsd_jax.shares import ALL, WorkerShare
@@ -169,7 +169,7 @@ def _parameters(plan: _Plan, teacher: Teacher) -> dict[str, object]:
 
 
 def _save(plan: _Plan, picture: Image.Image, teacher: Teacher) -> None:
-    save_png(picture, plan.path, _parameters(plan, teacher))
+    save_image(picture, plan.path, _parameters(plan, teacher))
 
 
 def _is_there(plan: _Plan, teacher: Teacher) -> bool:

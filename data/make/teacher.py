@@ -13,6 +13,7 @@ from dsd_jax.data.make.grids import GridsConfig, Teacher
 from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError
 from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.infer.prepared import prepare
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import MeshConfig, make_mesh
 
@@ -56,15 +57,15 @@ def teacher_of(pipeline: Pipeline, config: GridsConfig, batch_size: int | None =
     if wanted < 1:
         raise UserError(f"batch_size must be at least 1, got {wanted}")
     size = math.ceil(wanted / pipeline.group) * pipeline.group
-    settings = Settings(
+    wished = Settings(
         height=config.height, width=config.width, steps=config.steps, guidance=config.guidance
-    ).checked(two_frames=False, downscale=pipeline.autoencoder_config.downscale)
+    )
+    settings = pipeline.check(wished, two_frames=False)
 
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        made = pipeline.run(
-            list(prompts), None, np.asarray(seeds, np.uint32), settings, batch_size=size
-        )
-        return made.images
+        numbers = np.asarray(seeds, np.uint32)
+        prepared = prepare(pipeline.tokenizers, prompts, None, numbers, settings)
+        return pipeline.run(prepared, batch_size=size).images
 
     def paint_alone(prompt: str, seed: int) -> Image.Image | None:
         """A picture by the same program, which takes no fewer."""

@@ -13,7 +13,7 @@ from PIL import Image
 from dsd_jax.convert.hub import TOY
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.images import save_png
+from dsd_jax.images import save_image
 from dsd_jax.toy.score import Case
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene, subjects
@@ -142,7 +142,7 @@ def _write_manifests(folder: Path, cases: Sequence[Case], steps: int) -> None:
     for case in cases:
         reference = folder / "references" / f"{case.id}.png"
         if not reference.exists():
-            save_png(Image.fromarray(case.reference()), reference)
+            save_image(Image.fromarray(case.reference()), reference)
         row = {"id": case.id, "text": case.text, "seed": case.seed, "steps": steps, "height": PANEL}
         image = str(reference.relative_to(folder))
         with_reference.append(row | {"image": image, "width": 2 * PANEL, "i_guidance": IMAGE_SCALE})

@@ -78,7 +78,7 @@ class Tokenizers:
 
         Raises:
             UserError: a folder or file is missing, or its content is not that of a tokeniser; a
-                length below 2, which leaves no room for a word.
+                length below 2, which leaves no room for a word, or one that T5 does not take.
         """
         for length in (clip_length, t5_length):
             if length is not None and length < 2:
@@ -92,11 +92,17 @@ class Tokenizers:
             clip_tokenizer = CLIPTokenizerFast.from_pretrained(str(clip), local_files_only=True)
         with _explain(t5):
             t5_tokenizer = T5TokenizerFast.from_pretrained(str(t5), local_files_only=True)
+        stated = t5_tokenizer.model_max_length
+        if t5_length is not None and t5_length > max(stated, cls.t5_length):
+            raise UserError(
+                f"max_sequence_length {t5_length} is more than the {stated} tokens that the "
+                f"tokeniser in {t5} states; give at most {stated}"
+            )
         return cls(
             clip_tokenizer,
             t5_tokenizer,
             min(clip_tokenizer.model_max_length, clip_length or cls.clip_length),
-            min(t5_tokenizer.model_max_length, t5_length or cls.t5_length),
+            min(stated, t5_length or cls.t5_length),
         )
 
     def encode(self, prompts: list[str]) -> TextIds:

@@ -8,11 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from dsd_jax import files, images
 from dsd_jax.errors import UserError
-from dsd_jax.images import fit, from_array, open_image, read_parameters, save_png, to_array
+from dsd_jax.images import (
+    fit,
+    from_array,
+    open_frame,
+    open_image,
+    read_parameters,
+    save_image,
+    to_array,
+)
 
 
 def noise(height: int = 40, width: int = 60, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -36,14 +44,14 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A part of a PNG file."""
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
 def png_header(height: int, width: int) -> bytes:
     """A PNG that claims a size and holds one row of nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(8))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -208,6 +216,87 @@ class TestDecoding:
             np.testing.assert_array_equal(np.asarray(open_image(source)), noise())
 
 
+class TestMetadata:
+    """Notes of other programs, however long, are no reason to refuse a picture."""
+
+    @pytest.mark.parametrize(
+        ("kind", "start"),
+        [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")],
+    )
+    @pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+    def test_long_texts_and_profiles(self, tmp_path, kind, start, place):
+        content = start + zlib.compress(b"x" * 5_000_000)
+        png = encoded(Image.fromarray(noise()), "PNG")
+        at = png.index(place) - 4
+        data = png[:at] + chunk(kind, content) + png[at:]
+        (tmp_path / "a.png").write_bytes(data)
+        for source in (data, tmp_path / "a.png"):
+            np.testing.assert_array_equal(np.asarray(open_image(source)), noise())
+
+    def test_the_rotation_is_kept(self):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        png = encoded(Image.fromarray(noise(48, 32)), "PNG", exif=exif)
+        at = png.index(b"IDAT") - 4
+        long = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 5_000_000))
+        assert open_image(png[:at] + long + png[at:]).size == (48, 32)
+
+    def test_damaged_pixels_behind_long_texts_are_damaged(self):
+        png = encoded(Image.fromarray(noise()), "PNG")
+        at = png.index(b"IDAT") - 4
+        long = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 5_000_000))
+        with pytest.raises(UserError, match=r"cannot decode the image: .*; the file is damaged"):
+            open_image(png[:at] + long + png[at : at + 60])
+
+
+class TestFrame:
+    """A reference becomes what the released program makes of it."""
+
+    @staticmethod
+    def theirs(data: bytes) -> np.ndarray:
+        """`generate.py`: RGB, centre square, 512 pixels; then diffusers turns the result."""
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side)).resize((512, 512))
+        return np.asarray(ImageOps.exif_transpose(image))
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_rotation_comes_last(self, orientation):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        data = encoded(Image.fromarray(noise(70, 101)), "JPEG", exif=exif)
+        frame = open_frame(data, 512, 512)
+        np.testing.assert_array_equal(np.asarray(frame.image), self.theirs(data))
+        assert frame.notices == ()
+
+    def test_a_frame_that_is_no_square_stands_upright(self):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        data = encoded(Image.fromarray(noise(60, 90)), "JPEG", exif=exif)
+        assert open_frame(data, 64, 32).image.size == (32, 64)
+
+    def test_alpha_is_dropped_and_that_is_said(self, tmp_path):
+        data = encoded(Image.fromarray(noise(channels=4)), "PNG")
+        (tmp_path / "cat.png").write_bytes(data)
+        frame = open_frame(tmp_path / "cat.png", 512, 512)
+        np.testing.assert_array_equal(np.asarray(frame.image), self.theirs(data))
+        assert frame.notices == (
+            f"{tmp_path}/cat.png is partly transparent; its alpha channel is dropped",
+        )
+        opaque = noise(channels=4)
+        opaque[..., 3] = 255
+        assert open_frame(encoded(Image.fromarray(opaque), "PNG"), 64, 64).notices == ()
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 7), (15, 15)])
+    def test_small_references_are_enlarged(self, size):
+        data = encoded(Image.fromarray(noise(*size)), "PNG")
+        np.testing.assert_array_equal(
+            np.asarray(open_frame(data, 512, 512).image), self.theirs(data)
+        )
+
+
 class TestFit:
     @pytest.mark.parametrize("size", [(100, 70), (70, 100), (71, 100), (64, 64), (16, 90)])
     def test_square_is_a_centre_crop_and_pils_resize(self, size):
@@ -258,13 +347,13 @@ class TestSaving:
     def test_parameters_come_back(self, tmp_path):
         parameters = {"text": "ein Küken 🐤\nim Gras", "seed": 2**32 - 1, "guidance": 3.5}
         path = tmp_path / "new" / "folder" / "a.png"
-        save_png(Image.fromarray(noise()), path, parameters)
+        save_image(Image.fromarray(noise()), path, parameters)
         assert read_parameters(path) == parameters
         np.testing.assert_array_equal(np.asarray(Image.open(path)), noise())
         assert names(path.parent) == ["a.png"]
 
     def test_files_without_parameters(self, tmp_path):
-        save_png(Image.fromarray(noise()), tmp_path / "a.png")
+        save_image(Image.fromarray(noise()), tmp_path / "a.png")
         (tmp_path / "b.png").write_text("text")
         info = images.PngImagePlugin.PngInfo()
         info.add_text("parameters", json.dumps([1, 2]))
@@ -277,24 +366,24 @@ class TestSaving:
     def test_parent_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("kept")
         with pytest.raises(UserError, match=r"cannot write .*file/a\.png: "):
-            save_png(Image.fromarray(noise()), tmp_path / "file" / "a.png")
+            save_image(Image.fromarray(noise()), tmp_path / "file" / "a.png")
         assert names(tmp_path) == ["file"]
 
     def test_target_is_a_folder(self, tmp_path):
         (tmp_path / "a.png").mkdir()
         with pytest.raises(UserError, match=r"cannot write .*a\.png: Is a directory"):
-            save_png(Image.fromarray(noise()), tmp_path / "a.png")
+            save_image(Image.fromarray(noise()), tmp_path / "a.png")
         assert names(tmp_path) == ["a.png"]
 
     def test_full_disk_keeps_the_old_file(self, tmp_path, monkeypatch):
-        save_png(Image.fromarray(noise()), tmp_path / "a.png", {"seed": 1})
+        save_image(Image.fromarray(noise()), tmp_path / "a.png", {"seed": 1})
 
         def full(fd):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(files.os, "fsync", full)
         with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left on device"):
-            save_png(Image.fromarray(noise(seed=1)), tmp_path / "a.png", {"seed": 2})
+            save_image(Image.fromarray(noise(seed=1)), tmp_path / "a.png", {"seed": 2})
         assert read_parameters(tmp_path / "a.png") == {"seed": 1}
         assert names(tmp_path) == ["a.png"]
 
@@ -304,5 +393,5 @@ class TestSaving:
 
         monkeypatch.setattr(files.os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            save_png(Image.fromarray(noise()), tmp_path / "a.png")
+            save_image(Image.fromarray(noise()), tmp_path / "a.png")
         assert names(tmp_path) == []

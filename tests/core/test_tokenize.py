@@ -62,7 +62,9 @@ def test_other_lengths(folder: Path) -> None:
 
 
 def test_no_more_tokens_than_the_tokeniser_states_and_room_for_a_word(folder: Path) -> None:
-    assert Tokenizers.load(folder, t5_length=4096).t5_length == 512
+    assert Tokenizers.load(folder, t5_length=512).t5_length == 512
+    with pytest.raises(UserError, match="max_sequence_length 4000 is more than the 512 tokens"):
+        Tokenizers.load(folder, t5_length=4000)
     with pytest.raises(UserError, match="max_sequence_length must be at least 2, got 0"):
         Tokenizers.load(folder, t5_length=0)
 

@@ -1,6 +1,7 @@
 """Manifests and batch runs: every row once, broken rows reported, nothing lost by a restart."""
 
 import csv
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -21,6 +22,7 @@ from dsd_jax.images import NotFiniteError, open_image, read_parameters
 from dsd_jax.infer import batch as module
 from dsd_jax.infer.batch import Row, read_manifest, run_batch
 from dsd_jax.infer.settings import Settings
+from dsd_jax.shares import WorkerShare
 from tests.random_flux import TEXT, picture
 
 DEFAULTS = Settings(height=64, width=128, steps=2)
@@ -46,9 +48,9 @@ def counted(pipe, monkeypatch):
     made: list[list[str]] = []
     run = pipe.run
 
-    def count(texts, *args, **kwargs):
-        made.append(list(texts))
-        return run(texts, *args, **kwargs)
+    def count(prepared, **options):
+        made.append(prepared.texts)
+        return run(prepared, **options)
 
     monkeypatch.setattr(pipe, "run", count)
     monkeypatch.setattr(pipe, "made", made, raising=False)
@@ -210,7 +212,8 @@ class TestRun:
         assert [(r["id"], r["status"], r["output"]) for r in seen] == [
             (name, "ok", f"{name}.png") for name in "abc"
         ]
-        assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png", "c.png", "results.jsonl"]
+        written = ["a.png", "b.png", "c.png", "results.jsonl", "sheet.jpg"]
+        assert sorted(p.name for p in out.iterdir()) == written
         assert open_image(out / "a.png").size == (64, 64)
         assert open_image(out / "c.png").size == (128, 64)
         found = read_parameters(out / "b.png")
@@ -248,10 +251,10 @@ class TestRun:
     def test_one_broken_image_of_a_batch(self, counted, here, monkeypatch):
         run = counted.run
 
-        def fail_for_r1(texts, references, seeds, settings, **kwargs):
-            if 1 in seeds:
+        def fail_for_r1(prepared, **options):
+            if 1 in prepared.seeds:
                 raise NotFiniteError("values that are not finite")
-            return run(texts, references, seeds, settings, **kwargs)
+            return run(prepared, **options)
 
         monkeypatch.setattr(counted, "run", fail_for_r1)
         rows = read_manifest(manifest(here, simple(3)), DEFAULTS)
@@ -273,9 +276,9 @@ class TestRun:
         events: list[tuple[str, Any]] = []
         run = counted.run
 
-        def sample(texts, *args, **kwargs):
+        def sample(prepared, **options):
             events.append(("sample", sorted(p.stem for p in out.glob("*.png"))))
-            return run(texts, *args, **kwargs)
+            return run(prepared, **options)
 
         def report(entry):
             assert (out / entry["output"]).exists()
@@ -300,7 +303,8 @@ class TestRun:
         assert len(results(here / "out")) == 5
 
     def test_offloaded_models_are_loaded_for_many_rows(self, counted, here, monkeypatch):
-        monkeypatch.setattr(counted, "offload", "model")
+        options = dataclasses.replace(counted.options, offload="model")
+        monkeypatch.setattr(counted, "options", options)
         run_batch(counted, read_manifest(manifest(here, simple(5)), DEFAULTS), here / "out")
         assert list(map(len, counted.made)) == [5]
 
@@ -325,7 +329,7 @@ class TestRun:
         def full(image, path, info):
             raise UserError(f"cannot write {path}: No space left on device")
 
-        monkeypatch.setattr(module, "save_png", full)
+        monkeypatch.setattr(module, "save_image", full)
         rows = read_manifest(manifest(here, simple(3)), DEFAULTS)
         with pytest.raises(UserError, match="No space left on device"):
             run_batch(counted, rows, here / "out")
@@ -499,7 +503,7 @@ class TestShards:
             out = here / f"of{count}"
             lines = []
             for shard in range(count):
-                run_batch(pipe, rows, out, shard=shard, num_shards=count)
+                run_batch(pipe, rows, out, share=WorkerShare(shard, count))
                 lines += results(out, f"results-{shard:05d}-of-{count:05d}.jsonl")
             assert sorted(line["id"] for line in lines) == [f"r{i}" for i in range(9)]
             assert pixels(out) == expected
@@ -507,13 +511,33 @@ class TestShards:
     def test_what_shards_made_is_kept_by_a_run_without(self, counted, here):
         rows = read_manifest(manifest(here, simple(4)), DEFAULTS)
         for shard in range(2):
-            run_batch(counted, rows, here / "out", shard=shard, num_shards=2)
+            run_batch(counted, rows, here / "out", share=WorkerShare(shard, 2))
         counted.made.clear()
         assert run_batch(counted, rows, here / "out").kept == 4
         assert counted.made == []
 
-    @pytest.mark.parametrize("shard", [-1, 2])
-    def test_no_such_shard(self, counted, here, shard):
-        rows = read_manifest(manifest(here, simple(1)), DEFAULTS)
-        with pytest.raises(UserError, match=f"from 0 to num_shards - 1, got {shard} of 2"):
-            run_batch(counted, rows, here / "out", shard=shard, num_shards=2)
+
+class TestFolder:
+    def test_a_sheet_shows_every_image(self, pipe, here):
+        rows = read_manifest(manifest(here, simple(5)), DEFAULTS)
+        run_batch(pipe, rows, here / "out")
+        with Image.open(here / "out" / "sheet.jpg") as sheet:
+            assert sheet.size[0] > 3 * 192
+
+    def test_a_folder_that_vanishes_is_said_and_the_next_run_repairs_it(
+        self, counted, here, monkeypatch
+    ):
+        rows, out = read_manifest(manifest(here, simple(4)), DEFAULTS), here / "out"
+        gone: list[Any] = []
+
+        def vanish(entry):
+            if not gone:
+                gone.append(entry)
+                shutil.rmtree(out)
+
+        with pytest.raises(UserError, match=r"results\.jsonl has vanished while images were made"):
+            run_batch(counted, rows, out, batch_size=1, on_result=vanish)
+        summary = run_batch(counted, rows, out, batch_size=1)
+        assert summary.failed == 0
+        assert summary.made + summary.kept == 4
+        assert len(results(out)) == 4

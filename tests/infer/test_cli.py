@@ -16,12 +16,16 @@ from PIL import Image
 from dsd_jax.cli import main
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image, read_parameters
-from dsd_jax.infer import cli
+from dsd_jax.infer import cli, outputs
 from dsd_jax.infer.batch import Summary
-from dsd_jax.infer.cli import batch, generate
-from dsd_jax.infer.cli_enhance import EnhanceFlags
+from dsd_jax.infer.cli import ModelFlags, NoiseFlags, batch, generate
+from dsd_jax.infer.enhance import Enhancement
+from dsd_jax.infer.generated import Generated
+from dsd_jax.infer.options import mesh_of
+from dsd_jax.infer.outputs import Outputs, Places
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import MeshConfig
+from dsd_jax.shares import ShareFlags, WorkerShare
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 
 SMALL = "--height 64 --width 128 --steps 2 --dtype float32"
@@ -56,7 +60,7 @@ def no_sampling(monkeypatch):
     def sampled(*args, **kwargs):
         pytest.fail("sampled")
 
-    monkeypatch.setattr("dsd_jax.infer.pipeline.Pipeline._encode", sampled)
+    monkeypatch.setattr("dsd_jax.encoders.TextEncoder.encode", sampled)
 
 
 class TestGenerate:
@@ -140,18 +144,22 @@ class TestGenerate:
         status, out, _ = dsd(f"{function.__name__} --help")
         assert status == 0
         shown = re.sub(r"[\s│]+", " ", out)
-        parameters = set(inspect.signature(function).parameters)
-        groups = {"mesh": MeshConfig, "settings": Settings, "enhance": EnhanceFlags}
+        groups = {
+            "model": ModelFlags, "mesh": MeshConfig, "settings": Settings, "noise": NoiseFlags,
+            "output": Outputs, "enhance": Enhancement, "share": ShareFlags,
+        }  # fmt: skip
+        parameters = {*inspect.signature(function).parameters, "mesh"}
         flags = {f"--{name}": (function, name) for name in parameters - {*groups, "manifest"}}
         for group in parameters & set(groups):
             for field in dataclasses.fields(groups[group]):
                 prefix = "mesh." if group == "mesh" else ""
                 flags[f"--{prefix}{field.name}"] = (groups[group], field.name)
+        del flags["--mesh"]
         flags = {k.replace("--vae_sample", "--no_vae_sample"): v for k, v in flags.items()}
         for flag, (documented, name) in flags.items():
             words = re.search(rf"^ +{name}: (.*)$", documented.__doc__ or "", re.MULTILINE)
             assert words, flag
-            assert re.search(rf"{flag} [^-]*{re.escape(words[1][:20])}", shown), flag
+            assert re.search(rf"{flag}[ ,][^-]*.*{re.escape(words[1][:20])}", shown), flag
 
 
 class TestMistakes:
@@ -160,7 +168,10 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("flags", "complaint"),
         [
-            ("--text 'a cat' --image_path none.png", "there is no image at none.png"),
+            (
+                "--model_path DSD --text 'a cat' --image_path none.png",
+                "there is no image at none.png",
+            ),
             ("--text '  '", "text 0 is empty; describe the image that is wanted"),
             ("--text 'a cat' --height 100", "height and width must be positive multiples of 16"),
             ("--text 'a cat' --steps 0", "steps must be from 1 to 1000, got 0"),
@@ -170,8 +181,8 @@ class TestMistakes:
             ("--text 'a cat' --seed -1", "a seed must be from 0 to 4294967295, got -1"),
             ("--text 'a cat' --num_images 0", "num_images must be at least 1, got 0"),
             ("--text 'a cat' --save_frames", "save_frames needs a reference; give image_path"),
-            ("--text 'a cat' --output_path .", ". must end in .png; parameters are stored in PNG"),
-            ("--text 'a cat' --output_path a.jpg", "a.jpg must end in .png"),
+            ("--text 'a cat' --output_path .", ". must end in one of .png, .jpg, .jpeg, .webp"),
+            ("--text 'a cat' --output_path a.gif", "a.gif must end in one of .png, .jpg, .jp"),
             ("--text 'a cat' --output_latents a.np", "a.np must end in .npy"),
             ("--text 'a cat' --output_path d.png", "d.png is a folder; give a file name"),
             ("--text 'a cat' --output_path f/x/o.png", "cannot write f/x/o.png: f is not a folder"),
@@ -204,7 +215,7 @@ class TestMistakes:
         (message,) = [
             line
             for line in err.splitlines()
-            if not line.startswith(("loading ", "compiling ", "sampling:"))
+            if not line.startswith(("opening ", "compiled programs "))
         ]
         assert message.startswith("error: ")
         assert complaint in message
@@ -224,7 +235,9 @@ class TestMistakes:
         assert names(tmp_path) == ["cat.png"]
 
     def test_no_permission(self, dsd, tmp_path, monkeypatch):
-        monkeypatch.setattr(cli.os, "access", lambda path, mode: False)  # root may write anywhere
+        monkeypatch.setattr(
+            outputs.os, "access", lambda path, mode: False
+        )  # root may write anywhere
         status, _, err = dsd("generate --text 'a cat' --output_path o.png")
         assert status == 2
         assert err == "error: cannot write o.png: no permission in .\n"
@@ -234,9 +247,10 @@ class TestMistakes:
             file.write(b"half")
             raise OSError(28, os.strerror(28))
 
-        monkeypatch.setattr(cli.np, "save", full)
+        monkeypatch.setattr(outputs.np, "save", full)
+        made = Generated([], [], np.zeros((1, 16, 2, 2), np.float32), [], [])
         with pytest.raises(UserError, match=r"cannot write .*a\.npy: No space left on device"):
-            cli._save_latents(np.zeros(3), tmp_path / "new" / "a.npy")
+            Places([], [], tmp_path / "new" / "a.npy").write(made)
         assert names(tmp_path / "new") == []
 
     def test_flags_that_are_none(self, dsd):
@@ -248,18 +262,18 @@ class TestMistakes:
 
 class TestDevice:
     def test_one_device_needs_no_mesh(self):
-        assert cli._mesh(MeshConfig(data=1), None) is None
-        assert cli._mesh(MeshConfig(data=1), "cpu") is None
+        assert mesh_of(MeshConfig(data=1), None) is None
+        assert mesh_of(MeshConfig(data=1), "cpu") is None
 
     def test_fewer_than_there_are(self):
-        mesh = cli._mesh(MeshConfig(data=2, fsdp=2), None)
+        mesh = mesh_of(MeshConfig(data=2, fsdp=2), None)
         assert mesh is not None
         assert mesh.devices.size == 4
 
     def test_cpu_keeps_jax_from_looking_for_others(self, monkeypatch):
         asked = []
         monkeypatch.setattr(jax.config, "update", lambda *args: asked.append(args))
-        cli._mesh(MeshConfig(data=1), "cpu")
+        mesh_of(MeshConfig(data=1), "cpu")
         assert asked == [("jax_platforms", "cpu")]
 
 
@@ -277,7 +291,7 @@ class TestBatch:
         assert report == "row b: there is no image at none.png"
         assert summary.startswith("1 made, 0 kept from before, 1 failed in ")
         assert "batch: 2/2 images in" in err
-        assert names(tmp_path / "out") == ["a.png", "results.jsonl"]
+        assert names(tmp_path / "out") == ["a.png", "results.jsonl", "sheet.jpg"]
         with Image.open(tmp_path / "out" / "a.png") as image:
             assert image.size == (64, 64)
 
@@ -303,15 +317,15 @@ class TestBatch:
         first, second = (row.settings for row in seen["rows"])
         assert (first.guidance, first.steps, first.vae_sample) == (2.0, 5, False)
         assert second.steps == 9
-        assert (seen["batch_size"], seen["shard"], seen["num_shards"]) == (4, 1, 3)
+        assert (seen["batch_size"], seen["share"]) == (4, WorkerShare(1, 3))
 
     @pytest.mark.parametrize(
         ("flags", "complaint"),
         [
-            ("none.jsonl --output_dir o", "cannot read the manifest none.jsonl: No such file"),
-            ("rows.jsonl --output_dir o --shard 1", "shard needs num_shards: how many parts"),
-            ("rows.jsonl --output_dir o --num_shards 2", "num_shards is 2 but no shard is given"),
-            ("rows.jsonl --output_dir o --shard 2 --num_shards 2", "got 2 of 2"),
+            ("none.jsonl --output_dir o", "there is no file or folder none.jsonl"),
+            ("rows.jsonl --output_dir o --shard 1", "the number of workers is not known; give"),
+            ("rows.jsonl --output_dir o --num_shards 2", "the number of this one is not known"),
+            ("rows.jsonl --output_dir o --shard 2 --num_shards 2", "shard 2 does not exist amon"),
             ("rows.jsonl --output_dir cat.png", "cannot write to cat.png: "),
             ("rows.jsonl --output_dir o --batch_size 0", "batch_size must be at least 1, got 0"),
         ],
@@ -327,11 +341,17 @@ class TestBatch:
         assert "Traceback" not in err
         assert names(tmp_path) == before
 
-    @pytest.mark.parametrize("name", ["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"])
-    def test_shard_from_the_scheduler(self, monkeypatch, name):
-        for other in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
-            monkeypatch.delenv(other, raising=False)
-        monkeypatch.setenv(name, "3")
-        assert cli._shard(None, 8) == 3
-        assert cli._shard(5, 8) == 5
-        assert cli._shard(None, None) == 0
+    def test_the_share_of_a_scheduler(self, dsd, monkeypatch, tmp_path):
+        """Tasks 1 to 8 of `--array=1-8` are the workers 0 to 7."""
+        seen = []
+
+        def run(*arguments, share, **options):
+            seen.append(share)
+            return Summary()
+
+        monkeypatch.setattr(cli, "run_batch", run)
+        (tmp_path / "rows.jsonl").write_text('{"text": "a cat"}\n')
+        for name, value in {"ID": "8", "MIN": "1", "STEP": "1", "COUNT": "8"}.items():
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+        assert dsd("batch rows.jsonl --output_dir o --base_path FLUX --mesh.data 1")[0] == 0
+        assert seen == [WorkerShare(7, 8)]

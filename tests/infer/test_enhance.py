@@ -1,7 +1,6 @@
 """Prompt enhancement: what is asked, what is made of the answers; failures are harmless."""
 
 import io
-import types
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from dsd_jax.cli import main
 from dsd_jax.errors import UserError
 from dsd_jax.images import read_parameters
 from dsd_jax.infer import cli
-from dsd_jax.infer.cli_enhance import EnhanceFlags, enhanced
-from dsd_jax.infer.enhance import NotEnhanced, enhance
+from dsd_jax.infer.enhance import Enhancement, enhanced
+from dsd_jax.infer.generated import Generated
 from tests.core.llm.server import Question, Reply, Result, Server, Status
 from tests.random_flux import picture
 
@@ -25,28 +24,42 @@ def answer(question: Question) -> Result:
     return CAPTION if question.pictures else MERGED
 
 
-class Scripted:
-    def __init__(self, *answers: str) -> None:
-        self.answers = list(answers)
-        self.asked: list[tuple[str, bytes | None]] = []
-
-    def __call__(self, system: str, user: str, image: bytes | None) -> str:
-        self.asked.append((user, image))
-        return self.answers.pop(0)
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch):
+    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
 
 
-class TestEnhance:
+def flags(server: Server, provider="openai", **more) -> Enhancement:
+    more = {"enhance_prompt": "on", "enhance_model": "m", **more}
+    return Enhancement(
+        enhance_provider=provider, enhance_base_url=getattr(server, provider), **more
+    )
+
+
+class TestWords:
+    """What is asked, and what is made of the answers."""
+
+    def made(self, text: str, *answers: str) -> tuple[str, str | None, list[Question]]:
+        asked: list[Question] = []
+
+        def reply(question: Question) -> Result:
+            asked.append(question)
+            return answers[len(asked) - 1]
+
+        with Server(reply) as server:
+            return *enhanced(text, picture(), flags(server)), asked
+
     def test_describes_the_picture_then_merges_the_words(self):
-        image = picture()
-        vlm = Scripted(CAPTION, MERGED)
-        assert enhance(TEXT, image, vlm) == MERGED
-        (first, sent), (second, none) = vlm.asked
-        assert "77" in first
-        assert sent is not None
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent))), np.asarray(image))
-        assert TEXT in second
-        assert "A ginger cat with white paws, on grass." in second
-        assert none is None
+        text, _, (first, second) = self.made(TEXT, CAPTION, MERGED)
+        assert text == MERGED
+        assert "77" in first.turns[1][1][0]
+        (sent,) = first.pictures
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent))), np.asarray(picture()))
+        (words,) = second.turns[1][1]
+        assert TEXT in words
+        assert "A ginger cat with white paws, on grass." in words
+        assert not second.pictures
 
     @pytest.mark.parametrize(
         ("merged", "expected"),
@@ -59,30 +72,19 @@ class TestEnhance:
         ],
     )
     def test_one_line_with_the_users_words(self, merged, expected):
-        assert enhance(TEXT, picture(), Scripted(CAPTION, merged)) == expected
+        assert self.made(TEXT, CAPTION, merged)[0] == expected
 
     def test_braces_of_a_user_are_words(self):
-        vlm = Scripted(CAPTION, "a {caption} cat")
-        assert enhance("a {caption} cat", picture(), vlm) == "a {caption} cat"
-        assert "A prompt by a user: a {caption} cat\n" in vlm.asked[1][0]
+        text, _, asked = self.made("a {caption} cat", CAPTION, "a {caption} cat")
+        assert text == "a {caption} cat"
+        assert "A prompt by a user: a {caption} cat\n" in asked[1].turns[1][1][0]
 
-    @pytest.mark.parametrize("answers", [("", MERGED), (CAPTION, " \n")])
+    @pytest.mark.parametrize("answers", [('""', MERGED), (CAPTION, '""')])
     def test_nothing_is_not_a_prompt(self, answers):
-        with pytest.raises(NotEnhanced, match="is empty"):
-            enhance(TEXT, picture(), Scripted(*answers))
-
-
-@pytest.fixture(autouse=True)
-def _no_keys(monkeypatch):
-    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def flags(server: Server, provider="openai", **more) -> EnhanceFlags:
-    more = {"enhance_prompt": "on", "enhance_model": "m", **more}
-    return EnhanceFlags(
-        enhance_provider=provider, enhance_base_url=getattr(server, provider), **more
-    )
+        text, notice, _ = self.made(TEXT, *answers)
+        assert text == TEXT
+        assert notice is not None
+        assert "is empty" in notice
 
 
 class TestProviders:
@@ -123,7 +125,7 @@ class TestProviders:
             assert enhanced(TEXT, None, auto) == (TEXT, None)
 
     def test_on_without_a_key_or_picture_is_a_mistake(self):
-        on = EnhanceFlags("on")
+        on = Enhancement("on")
         with pytest.raises(UserError, match="variable GEMINI_API_KEY is not set"):
             enhanced(TEXT, picture(), on)
         with pytest.raises(UserError, match="needs a reference"):
@@ -132,25 +134,38 @@ class TestProviders:
 
 class TestGenerate:
     @pytest.fixture
-    def sampled(self, monkeypatch, tmp_path):
-        """Texts that a stand-in for the pipeline was given."""
+    def sampled(self, monkeypatch, tmp_path, pipe):
+        """Texts that a pipeline was given, which paints nothing."""
         texts = []
 
-        def pipeline(text, image, **settings):
-            texts.append(text)
-            made = [Image.new("RGB", (8, 8))]
-            return types.SimpleNamespace(
-                notices=[], images=made, parameters=[{"text": text}], references=made
+        def run(prepared, **options):
+            texts.extend(prepared.texts)
+            return Generated(
+                images=[Image.new("RGB", (8, 8))],
+                references=[],
+                latents=np.zeros((1, 16, 8, 16), np.float32),
+                parameters=[{"text": text} for text in prepared.texts],
+                notices=[],
             )
 
-        pipeline.group = 1  # type: ignore[attr-defined]
-        monkeypatch.setattr(cli, "_pipeline", lambda *args, **options: pipeline)
+        monkeypatch.setattr(pipe, "run", run)
+        monkeypatch.setattr(cli.ModelFlags, "load", lambda flags: pipe)
         monkeypatch.chdir(tmp_path)
         picture().save("cat.png")
         return texts
 
     def run(self, server: Server, *more: str) -> int:
-        words = ["generate", "--text", TEXT, "--image_path", "cat.png", "--enhance_prompt", "on"]
+        words = [
+            "generate",
+            "--height",
+            "64",
+            "--text",
+            TEXT,
+            "--image_path",
+            "cat.png",
+            "--enhance_prompt",
+            "on",
+        ]
         words += ["--enhance_provider", "openai", "--enhance_model", "m"]
         return main([*words, "--enhance_base_url", server.openai, *more])
 

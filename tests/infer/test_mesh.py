@@ -10,11 +10,11 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dsd_jax import models
+from dsd_jax import encoders, models
 from dsd_jax.config import FLOAT32, AutoencoderConfig, Execution
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
-from dsd_jax.infer import pipeline as module
+from dsd_jax.infer import denoiser
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.sampler import Sampler, SamplerInputs
 from dsd_jax.sharding import MeshConfig, make_mesh
@@ -67,7 +67,8 @@ def loaded(monkeypatch) -> Loaded:
         found[type(filled).__name__] = {".".join(map(str, p)): v[...] for p, v in flat}
         return filled
 
-    monkeypatch.setattr(module, "load", load_and_show)
+    for module in (encoders, denoiser):
+        monkeypatch.setattr(module, "load", load_and_show)
     return found
 
 

@@ -16,11 +16,13 @@ from dsd_jax import encoders, models
 from dsd_jax.config import BFLOAT16, FLOAT32
 from dsd_jax.convert import open as opening
 from dsd_jax.errors import UserError
-from dsd_jax.images import read_parameters, save_png
-from dsd_jax.infer import pipeline
+from dsd_jax.frames import Canvas
+from dsd_jax.images import read_parameters, save_image
+from dsd_jax.infer import denoiser
 from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.infer.prepared import prepare
 from dsd_jax.infer.settings import Settings
-from dsd_jax.toy.making.random_pipeline import random_tensors, write_model
+from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 
 SIZE: dict[str, Any] = {"height": 64, "width": 128, "steps": 2}
@@ -203,11 +205,17 @@ class TestNotices:
         ],
     )
     def test_settings_without_effect(self, pipe, settings, notices):
-        assert pipe.check([TEXT], [picture()], Settings(**settings)) == notices
+        checked = pipe.check(Settings(**SIZE | settings), two_frames=True)
+        prepared = prepare(pipe.tokenizers, [TEXT], None, np.zeros(1, np.uint32), checked)
+        assert prepared.notices == [notices]
 
     def test_what_is_cut_is_said(self, pipe):
         words = [f"{colour} cat" for colour in ("red", "blue", "green")] * 100
-        (t5, clip) = pipe.check([" ".join(words)], None, Settings())
+        settings = pipe.check(Settings(), two_frames=False)
+        texts = [" ".join(words), TEXT]
+        seeds = np.zeros(2, np.uint32)
+        (t5, clip), none = prepare(pipe.tokenizers, texts, None, seeds, settings).notices
+        assert none == []
         assert t5.startswith("text cut at 512 T5 tokens; left out: '")
         assert clip.startswith("text cut at 77 CLIP tokens; left out: '")
         left_out = clip.split("'")[1]
@@ -221,7 +229,7 @@ class TestNotices:
 
 class TestParameters:
     def test_in_the_png_there_and_back(self, pipe, result, tmp_path):
-        save_png(result[3], tmp_path / "a.png", result.parameters[3])
+        save_image(result[3], tmp_path / "a.png", result.parameters[3])
         found = read_parameters(tmp_path / "a.png")
         assert found is not None
         assert found["model"] == "dsd/transformer"
@@ -281,6 +289,14 @@ class TestLoading:
         with pytest.raises(UserError, match="vae holds an autoencoder; a FLUX transformer"):
             load(folder, model_path=folder / "flux" / "vae")
 
+    @pytest.mark.parametrize("channels", [384, 128], ids=["Fill", "Canny"])
+    def test_models_that_need_other_inputs(self, folder, tmp_path, channels):
+        config = dataclasses.replace(SMALL.transformer, in_channels=channels)
+        write_model(tmp_path / "fill", config, random_tensors(config, 0))
+        complaint = f"fill takes {channels} channels per token, where plain FLUX takes 64: models"
+        with pytest.raises(UserError, match=complaint):
+            load(folder, model_path=tmp_path / "fill")
+
     @pytest.mark.parametrize(
         ("part", "complaint"),
         [
@@ -304,20 +320,20 @@ class TestLoading:
         (flux / "vae").rename(flux / "text_encoder_2")
         shutil.copytree(folder / "flux" / "vae", flux / "vae")
         with pytest.raises(
-            UserError, match="holds a Autoencoder model where a T5 model is expected"
+            UserError, match="text_encoder_2 holds an autoencoder; a T5 encoder is expected here"
         ):
             Pipeline.load(flux)
 
     def test_a_bucket_as_base(self, monkeypatch):
-        monkeypatch.setattr("dsd_jax.convert.hub.importlib.util.find_spec", lambda name: True)
+        monkeypatch.setattr("dsd_jax.convert.hub.require", lambda extra: None)
         with pytest.raises(UserError, match="gs://b/flux: base_path must be a local folder"):
             Pipeline.load("gs://b/flux")
 
     def test_fetches_no_more_than_it_needs(self, folder, monkeypatch):
-        asked = {}
+        asked: dict[Any, Any] = {}
 
         def resolve(path, files=None):
-            asked[path] = files
+            asked.setdefault(path, files)
             return path
 
         monkeypatch.setattr(opening, "resolve", resolve)
@@ -337,8 +353,20 @@ class TestLoading:
 
 
 def replace_load(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
-    for module in (encoders, pipeline):
+    for module in (encoders, denoiser):
         monkeypatch.setattr(module, "load", load)
+
+
+class TestSizes:
+    def test_only_a_few_sizes_are_kept_in_memory(self, pipe, monkeypatch):
+        cleared = []
+        monkeypatch.setattr(denoiser.jax, "clear_caches", lambda: cleared.append(True))
+        pipe(TEXT, **SIZE)
+        own = pipe._denoiser.value
+        samplers = [own.sampler(Canvas(8, 2 * i)) for i in range(1, denoiser.MAX_CANVASES + 2)]
+        assert cleared == [True]
+        assert len(own._samplers) <= denoiser.MAX_CANVASES
+        assert own.sampler(samplers[-1].programs.canvas) is samplers[-1]
 
 
 class TestOffload:

@@ -9,7 +9,7 @@ import pytest
 
 from dsd_jax.cli import main
 from dsd_jax.errors import UserError
-from dsd_jax.images import save_png
+from dsd_jax.images import save_image
 from dsd_jax.train import page as module
 from dsd_jax.train.config import BaseConfig, DataConfig, RunConfig
 from dsd_jax.train.page import write_page
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (2, 32, 64, 3)).astype(np.uint8)
     for step in range(0, 2000, 100):
         sheet = draw_sheet(pixels, ["reference", "target"], ["a", "b"])
-        save_png(sheet.image, folder / "samples" / f"{step:08d}.png", sheet.layout)
+        save_image(sheet.image, folder / "samples" / f"{step:08d}.png", sheet.layout)
     groups = (
         BaseConfig("/home/me/FLUX"),
         DataConfig(("/home/me/pairs",), eval_data="/home/me/held"),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dsd_jax.errors import UserError
-from dsd_jax.images import save_png
+from dsd_jax.images import save_image
 from dsd_jax.train.sheet import HEAD, cells, draw_sheet
 
 HEADS = ["reference", "target", "sampled reference", "sampled target"]
@@ -22,7 +22,7 @@ def rows(count: int, height: int, width: int) -> np.ndarray:
 def test_pictures_come_back(tmp_path: Path, height: int, width: int) -> None:
     drawn = rows(3, height, width)
     sheet = draw_sheet(drawn, HEADS, ["a cat", "", "word " * 200])
-    save_png(sheet.image, tmp_path / "sheet.png", sheet.layout)
+    save_image(sheet.image, tmp_path / "sheet.png", sheet.layout)
     found = cells(tmp_path / "sheet.png")
     assert found.shape == (3, len(HEADS), height, width, 3)
     np.testing.assert_array_equal(np.concatenate(list(found.swapaxes(0, 1)), axis=2), drawn)

@@ -19,6 +19,9 @@ from dsd_jax.data.make.teacher import teacher_of
 from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, read_parameters
 from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.infer.prepared import Prepared
+from dsd_jax.text.tokenize import Tokenizers
+from dsd_jax.toy.folder import toy_flux_path
 from tests.data.make.painted import grid_picture, tree, write_prompts
 from tests.random_flux import compile_once, write_flux
 
@@ -152,13 +155,14 @@ class Unfinite(Pipeline):
         self.mesh = None
         self.identity = {"model": "broken"}
         self.autoencoder_config = SimpleNamespace(downscale=8)  # type: ignore[assignment]
+        self.tokenizers = Tokenizers.load(toy_flux_path())
         self.sizes: list[int] = []
 
-    def run(self, texts: list[str], references: Any, seeds: Any, *args: Any, **rest: Any) -> Any:
-        self.sizes.append(len(texts))
-        if "broken" in texts:
+    def run(self, prepared: Prepared, **rest: Any) -> Any:
+        self.sizes.append(len(prepared.texts))
+        if "broken" in prepared.texts:
             raise NotFiniteError("values that are not finite")
-        return SimpleNamespace(images=[grid_picture(int(seed)) for seed in seeds])
+        return SimpleNamespace(images=[grid_picture(int(seed)) for seed in prepared.seeds])
 
 
 def test_one_picture_that_is_not_finite_spares_the_others():

@@ -1,0 +1,116 @@
+"""Names and types of Python arguments: what is wrong is said as for a flag, near names are offered.
+
+People who come from diffusers, or from the released program, may use the names they know.
+"""
+
+import dataclasses
+import numbers
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from dsd_jax.errors import UserError, did_you_mean
+
+__all__ = ["check_choice", "own_names", "structure"]
+
+# diffusers, and the released program's pipeline -> ours
+_SYNONYMS = {
+    "prompt": "text",
+    "num_images_per_prompt": "num_images",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "guidance_scale_real_i": "i_guidance",
+    "guidance_scale_real_t": "t_guidance",
+}
+# Their arguments that have another form here.
+_HINTS = {
+    "generator": "give seed, a number",
+    "output_type": "images are PIL images; `.latents` of the result holds the latents",
+    "torch_dtype": "give precision, FLOAT32 or BFLOAT16 of dsd_jax.config",
+    "dtype": "give precision, FLOAT32 or BFLOAT16 of dsd_jax.config",
+    "max_sequence_length": "give it to Pipeline.load",
+    "device": "give mesh, or choose the device with JAX_PLATFORMS",
+}
+Instance = TypeVar("Instance")
+
+
+def own_names(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
+    """The arguments by our names.
+
+    Args:
+        given: by any names.
+        known: our names.
+        where: what takes the arguments, for messages.
+
+    Raises:
+        UserError: an unknown name, or one argument under two names.
+    """
+    named: dict[str, Any] = {}
+    for name, value in given.items():
+        own = _SYNONYMS.get(name, name)
+        if own not in known:
+            hint = f"; {_HINTS[name]}" if name in _HINTS else did_you_mean(name, known)
+            raise UserError(f"{where} takes no argument {name!r}{hint}")
+        if own in named:
+            raise UserError(f"{own!r} is given twice, also as {name!r}; give one of them")
+        named[own] = value
+    return named
+
+
+def check_choice(
+    name: str, value: object, choices: Sequence[str], meant: Mapping[str, str] | None = None
+) -> None:
+    """Refuses a value that is not one of the choices.
+
+    Args:
+        name: of the argument.
+        value: as given.
+        choices: what it may be.
+        meant: choices by the names that other programs have for them.
+
+    Raises:
+        UserError: it is not one of them.
+    """
+    if value not in choices:
+        own = (meant or {}).get(str(value))
+        near = did_you_mean(str(value), choices) if own is None else f"; did you mean {own!r}?"
+        listed = ", ".join(map(repr, choices))
+        raise UserError(f"{name} must be one of {listed}, got {value!r}{near}")
+
+
+_NAMES: dict[type, tuple[str, type]] = {
+    int: ("a whole number", numbers.Integral),
+    float: ("a number", numbers.Real),
+    bool: ("True or False", bool),
+    str: ("text", str),
+}
+
+
+def _plain(name: str, value: Any, kind: type) -> Any:
+    words, accepted = _NAMES[kind]
+    if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{name} must be {words}, got {value!r}")
+    return kind(value)
+
+
+def structure(kind: type[Instance], given: Mapping[str, Any], where: str) -> Instance:
+    """A dataclass from arguments, whose int, float, bool and str fields have those types.
+
+    Numbers of NumPy are turned into Python's.
+
+    Args:
+        kind: the dataclass.
+        given: arguments by any names, see `own_names`.
+        where: what takes the arguments, for messages.
+
+    Raises:
+        UserError: an unknown name or a value of another type.
+    """
+    known = tuple(field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
+    types, values = typing.get_type_hints(kind), own_names(given, known, where)
+    for name, value in values.items():
+        wanted = types[name]
+        plain = next((t for t in _NAMES if wanted in (t, t | None)), None)
+        if plain is not None and not (value is None and wanted == plain | None):
+            values[name] = _plain(name, value, plain)
+    return kind(**values)

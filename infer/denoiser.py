@@ -1,0 +1,230 @@
+"""The transformer on its devices with the adapters in use, and a compiled sampler per canvas."""
+
+import contextlib
+import dataclasses
+import gc
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dsd_jax.config import FluxConfig
+from dsd_jax.encoders import Text, in_groups
+from dsd_jax.flow import Schedule
+from dsd_jax.flux import Flux
+from dsd_jax.frames import Canvas, FluxInputs, unpack_latents
+from dsd_jax.infer.guidance import TrueGuidance
+from dsd_jax.infer.options import LoadOptions
+from dsd_jax.infer.prepared import Prepared
+from dsd_jax.infer.sampler import Callback, Sampler, SamplerInputs
+from dsd_jax.infer.settings import Settings
+from dsd_jax.infer.shown import Shown
+from dsd_jax.lora import MergedSource
+from dsd_jax.models import abstract, load
+from dsd_jax.parts import Component, ScaledAdapter, with_condition
+from dsd_jax.progress import Advance, phase, progress
+from dsd_jax.sharding import batch_sharding, batch_ways
+from dsd_jax.stack import layer_paths
+from dsd_jax.types import Float32
+
+__all__ = ["MAX_CANVASES", "Denoiser", "Start"]
+
+MAX_CANVASES = 4  # sizes whose programs are kept; the next one begins anew
+
+
+class Denoiser:
+    """The transformer, filled and placed, with a sampler for each of a few canvases.
+
+    Args:
+        transformer: as opened.
+        adapters: each with its scale.
+        options: how it is loaded and run.
+        reuse: arrays that are taken as they are instead of being read, by parameter path.
+
+    Raises:
+        UserError: weights or adapters do not fit, or the mesh does not divide the model.
+    """
+
+    def __init__(
+        self,
+        transformer: Component[FluxConfig],
+        adapters: Sequence[ScaledAdapter],
+        options: LoadOptions,
+        *,
+        reuse: Mapping[str, jax.Array] | None = None,
+    ) -> None:
+        self._transformer, self._adapters, self._options = transformer, adapters, options
+        opened = with_condition(transformer, adapters)
+        model = abstract(opened.config, precision=options.precision, execution=options.running)
+        if options.merge_lora and adapters:
+            dtype = options.precision.param_dtype
+            merged = MergedSource(opened.source, adapters, dtype)
+            self._model = load(model, merged, mesh=options.mesh)
+        else:
+            self._model = load(
+                model, opened.source, mesh=options.mesh, adapters=adapters, reuse=reuse
+            )
+        self._samplers: dict[Canvas, Sampler] = {}
+
+    def sampler(self, canvas: Canvas) -> Sampler:
+        """The sampler of a canvas, made when it is first asked for."""
+        if canvas not in self._samplers:
+            if len(self._samplers) == MAX_CANVASES:
+                self._samplers.clear()
+                jax.clear_caches()  # JAX keeps every program, about 70 MB a size on a CPU
+                gc.collect()
+            self._samplers[canvas] = Sampler(self._model, canvas)
+        return self._samplers[canvas]
+
+    def with_adapters(self, adapters: Sequence[ScaledAdapter]) -> "Denoiser":
+        """The same transformer with other adapters; its base weights are not read again.
+
+        Where only scales or numbers change, the compiled programs stay in use too.
+
+        Raises:
+            UserError: an adapter does not fit.
+        """
+        changed = Denoiser(
+            self._transformer, adapters, self._options, reuse=self._base_arrays(adapters)
+        )
+        graphdef, state = nnx.split(changed._model)
+        for canvas, sampler in self._samplers.items():
+            if sampler.programs.graphdef == graphdef:
+                sampler.state = state
+                changed._samplers[canvas] = sampler
+        return changed
+
+    def run(
+        self,
+        prepared: Prepared,
+        start: "Start",
+        schedule: Schedule,
+        *,
+        batch_size: int | None = None,
+        callback: Callback | None = None,
+        show: Shown = "nothing",
+    ) -> Float32[np.ndarray, "N h w C"]:
+        """Samples all images, a batch at a time.
+
+        Args:
+            prepared: what is wanted.
+            start: what sampling starts from.
+            schedule: gives the times of the steps.
+            batch_size: images sampled together. Default: as few as occupy every device.
+            callback: called after every step of every batch.
+            show: what is shown on standard error.
+
+        Returns:
+            Final latents.
+        """
+        canvas, settings = start.canvas, prepared.settings
+        group = batch_ways(self._options.mesh) if self._options.mesh else 1
+        timesteps = schedule.timesteps(settings.steps, canvas.tokens)
+        place = {prompt: i for i, prompt in enumerate(prepared.prompts)}
+        rows = np.asarray([place[text] for text in prepared.texts])
+        text = start.text
+        null = None
+        if settings.true_guidance:
+            null = Text(*(array[place[settings.negative_prompt]] for array in text))
+        arrays = [start.noise, text.txt[rows], text.vec[rows]]
+        if start.condition is not None:
+            arrays.append(start.condition)
+        # Groups that occupy every device, and no more of them than there are images to fill.
+        count = len(rows)
+        groups = min(-(-(batch_size or 1) // group), -(-count // group))
+        batches = -(-count // (groups * group))
+        with contextlib.ExitStack() as shown:
+            sampler = self.sampler(canvas)
+            if show == "all":
+                advance = shown.enter_context(
+                    progress("sampling", settings.steps * batches, "steps", "compiling")
+                )
+                callback = _counting(advance, callback)
+            elif show == "phases":
+                shown.enter_context(phase(f"sampling {count} images"))
+
+            def denoise(
+                img: np.ndarray, txt: np.ndarray, vec: np.ndarray, cond: np.ndarray | None = None
+            ) -> jax.Array:
+                inputs = jnp.asarray(img), _inputs(txt, vec, cond, null, settings)
+                if self._options.mesh is not None:
+                    inputs = jax.device_put(inputs, batch_sharding(self._options.mesh))
+                return sampler.run(*inputs, timesteps, callback)
+
+            done = in_groups(denoise, arrays, groups * group)
+        return np.asarray(unpack_latents(jnp.asarray(done), canvas))
+
+    def _base_arrays(self, adapters: Sequence[ScaledAdapter]) -> dict[str, jax.Array]:
+        """Arrays of the base that no adapter replaces, before or after the change."""
+        if self._options.merge_lora:
+            return {}
+        replaced = {path for own, _ in (*self._adapters, *adapters) for path in own.full}
+        return {
+            path: array
+            for path, array in _arrays(self._model).items()
+            if ".lora_" not in path and replaced.isdisjoint(layer_paths(path, self._model.stacks))
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What sampling starts from.
+
+    Attributes:
+        canvas: of every image.
+        noise: packed.
+        text: embeddings of the distinct prompts.
+        condition: tokens of every reference.
+    """
+
+    canvas: Canvas
+    noise: Float32[np.ndarray, "N L Cp"]
+    text: Text
+    condition: Float32[np.ndarray, "N L Cp"] | None
+
+
+def _inputs(
+    txt: np.ndarray,
+    vec: np.ndarray,
+    condition: np.ndarray | None,
+    null: Text | None,
+    settings: Settings,
+) -> SamplerInputs:
+    count = len(vec)
+
+    def scale(value: float) -> jax.Array:
+        return jnp.full(count, value, jnp.float32)
+
+    inputs = FluxInputs(
+        txt=jnp.asarray(txt),
+        vec=jnp.asarray(vec),
+        guidance=scale(settings.guidance),
+        img_cond=None if condition is None else jnp.asarray(condition),
+    )
+    if null is None:
+        return SamplerInputs(inputs)
+    guidance = TrueGuidance(
+        null_txt=jnp.broadcast_to(null.txt, txt.shape),
+        null_vec=jnp.broadcast_to(null.vec, vec.shape),
+        image_scale=scale(settings.i_guidance),
+        text_scale=scale(settings.t_guidance),
+    )
+    return SamplerInputs(inputs, guidance)
+
+
+def _counting(advance: Advance, callback: Callback | None) -> Callback:
+    """A callback that shows every step before it calls the user's."""
+
+    def count(done: int, steps: int, img: jax.Array) -> bool | None:
+        jax.block_until_ready(img)  # or the bar would run ahead of the device
+        advance()
+        return None if callback is None else callback(done, steps, img)
+
+    return count
+
+
+def _arrays(model: Flux) -> dict[str, jax.Array]:
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): variable[...] for path, variable in flat}
