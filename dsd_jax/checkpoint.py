@@ -30,6 +30,7 @@ BATCH_BYTES = 2**28  # written at once; bounds the memory of a conversion
 # Stored apart. Smaller chunks took three times as long to write, larger ones more memory.
 CHUNK_BYTES = 2**27
 _ITEM = "state"  # Orbax's name for the one tree of such a checkpoint
+_INDEX = "manifest.ocdbt"  # of the key-value store that holds all parameters
 
 
 def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -190,6 +191,9 @@ class OrbaxSource:
             )
         self._unchecked = dict(digests or {})
         with _damage(self.path, "its index"):
+            if not (self.path / _ITEM / _INDEX).exists():
+                # Orbax would go on to read every parameter, and leave its tasks behind.
+                raise ValueError(f"{_INDEX} is missing")
             found = ocp.metadata(self.path)
             if not found.metadata:  # Orbax logs the reason and goes on without
                 raise ValueError("no parameters are listed")

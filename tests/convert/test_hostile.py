@@ -46,10 +46,10 @@ def entry(shape: object, end: int = 4) -> str:
     ids=["axes", "huge", "long name", "digits", "repeated", "many", "deep"],
 )
 def test_headers_are_bounded(tmp_path: Path, text: str, message: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=message):
         open_weights(header(tmp_path / "x.safetensors", text, b"\0" * 4))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_an_announced_header_is_not_believed(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_a_config_is_bounded_by_its_weights(
     write_model(tmp_path / "x", SMALL.transformer, random_tensors(SMALL.transformer, 0))
     config = flux_to_json(SMALL.transformer) | change
     (tmp_path / "x" / "config.json").write_text(json.dumps(config))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=message):
         open_component(tmp_path / "x")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_block_number_is_not_believed(tmp_path: Path) -> None:
@@ -155,18 +155,18 @@ def lora_with(folder: Path, settings: str) -> Path:
 )
 def test_settings_of_strangers_take_no_time(tmp_path: Path, settings: str, message: str) -> None:
     path = lora_with(tmp_path / "x", settings)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=message):
         read_lora(path, TINY)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_patterns_take_no_exponential_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = r"((\w|\.)+)+[^\w.]"  # a minute and more by Python's own `re`
     path = lora_with(tmp_path / "x", json.dumps({"lora_alpha": 4, "alpha_pattern": {pattern: 8}}))
-    started = time.monotonic()
+    started = time.process_time()
     assert read_lora(path, TINY)[1].alphas == (4.0,)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     monkeypatch.setattr("dsd_jax.convert.lora.settings._PATTERN_SECONDS", -1.0)
     with pytest.raises(UserError, match=r"takes more than -1.0 s, at .*; write plain names of la"):
         read_lora(path, TINY)

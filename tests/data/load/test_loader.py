@@ -437,7 +437,7 @@ def test_prefetching_is_bounded_and_ends_with_its_threads(
     assert source.closed
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # threads of earlier tests may end meanwhile
 
 
 def test_to_mesh_keeps_what_is_not_an_array(store: PairStore, mesh: jax.sharding.Mesh):
