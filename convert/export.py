@@ -34,7 +34,7 @@ __all__ = ["Exported", "LoraForm", "convert_lora", "export_run", "export_weights
 
 @dataclasses.dataclass(frozen=True)
 class LoraForm:
-    """How an adapter is written.
+    """The form in which an adapter is written.
 
     Attributes:
         layout: "peft" or "kohya".
@@ -50,7 +50,7 @@ class LoraForm:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written, and what the user should know of it, one sentence each."""
+    """The written files, and notices for the user, one sentence each."""
 
     paths: tuple[str, ...]
     notices: tuple[str, ...]

@@ -232,7 +232,7 @@ def to_torch(
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How a model is written for PyTorch: see `to_torch`."""
+    """The form in which a model is written for PyTorch; see `to_torch`."""
 
     layout: str
     dtype: DTypeLike | None

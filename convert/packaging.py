@@ -1,4 +1,4 @@
-"""How a model is packed in a file of weights, told by the names of its tensors.
+"""The packaging of a model in a file of weights, told by the names of its tensors.
 
 Files of the same model differ in packing: names have a prefix (`model.diffusion_model.`,
 `transformer.`), other models stand beside it in the same file, or the weights are quantised. This

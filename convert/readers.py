@@ -1,4 +1,4 @@
-"""What the programs that read our files leave out of them, so that an export can say it.
+"""Tensors that other programs leave out of our files, so that an export can name them.
 
 `docs/compatibility.md` lists the programs, the versions that were tried and the tests.
 """
@@ -14,7 +14,7 @@ _EMBEDDERS = ("img_in", "txt_in", "time_in", "vector_in", "guidance_in")
 
 
 def lora_notices(layers: Sequence[str], layout: str, *, embedding: bool) -> list[str]:
-    """What other programs do with a LoRA file.
+    """Notices about programs that read only a part of a LoRA file.
 
     Args:
         layers: the dense layers in it, by the names of its layout.
@@ -48,7 +48,7 @@ def lora_notices(layers: Sequence[str], layout: str, *, embedding: bool) -> list
 
 
 def model_notices(layout: str) -> list[str]:
-    """What other programs do with the weights of a transformer that has a condition embedding."""
+    """Notices about programs that read a transformer without its condition embedding."""
     if layout == "bfl":
         notice = (
             f"no other program reads {CANVAS.bfl} in this layout: the classes of Black Forest Labs "

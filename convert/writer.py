@@ -34,7 +34,7 @@ _MAX_TRANSFER = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 
 
 class _Slot(NamedTuple):
-    """What one tensor is and where it goes: which file, at which byte."""
+    """One tensor and its place: the file and the first byte."""
 
     file: int
     offset: int

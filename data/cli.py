@@ -111,7 +111,7 @@ def verify(folder: tyro.conf.Positional[Path], workers: int | None = None) -> No
 
 @dataclasses.dataclass(frozen=True)
 class EncodeFlags:
-    """What is encoded, and by which weights.
+    """The frames that are encoded, and the weights that encode them.
 
     Attributes:
         base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.

@@ -1,4 +1,4 @@
-"""What a program needs on hardware that you do not have yet, read off the compiler.
+"""Memory and time of a program on hardware that you do not have yet, read off the compiler.
 
 For TPU slices the real compiler runs on this machine (`libtpu`, without a TPU) and its own account
 of memory decides. For GPUs there is no such compiler without a GPU: the program is compiled for as

@@ -353,7 +353,7 @@ def _check_image(height: int, width: int, config: AutoencoderConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How a large image is cut into tiles, in latent pixels.
+    """Size and overlap of the tiles of a large image, in latent pixels.
 
     Attributes:
         size: side of a tile; an image not larger than this is not cut.

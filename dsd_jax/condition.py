@@ -1,4 +1,4 @@
-"""How a reference enters the model, and everything that belongs to it.
+"""The condition: the way a reference enters the model, and everything that belongs to it.
 
 A `Condition` says which module it adds to the transformer, what that module is called in every file
 format, and so what an adapter's training trains in full. `CANVAS` is the method's own (paper,

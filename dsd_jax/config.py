@@ -52,7 +52,7 @@ PRECISIONS = {"bfloat16": BFLOAT16, "float32": FLOAT32}
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model runs. Nothing here changes what it computes.
+    """The way a model runs. Nothing here changes what it computes.
 
     Attributes:
         scan_layers: one stacked array per parameter of a block and a `lax.scan` over the depth
@@ -74,7 +74,7 @@ class Execution:
 
 
 def default_execution(backend: str) -> Execution:
-    """How models run on a backend ("cpu", "gpu", "tpu") unless told otherwise.
+    """The default way to run models on a backend ("cpu", "gpu", "tpu").
 
     A scan over layers compiles one block instead of 57 and costs nothing on CPU; the benchmark of
     the sampling step prints both. On GPU every layer would be copied out of its stack, about 24 GB

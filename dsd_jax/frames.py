@@ -69,7 +69,7 @@ class Canvas:
 
 
 class FluxInputs(NamedTuple):
-    """What the model sees beside the noisy tokens and their time.
+    """The inputs of the model beside the noisy tokens and their time.
 
     Attributes:
         txt: T5 token embeddings, padded, not masked.

@@ -1,4 +1,4 @@
-"""What compiled HLO text says: which collectives a program runs, and how many bytes they move."""
+"""Compiled HLO text, read: which collectives a program runs, and how many bytes they move."""
 
 import math
 import re
@@ -58,7 +58,7 @@ def collectives(hlo: str) -> dict[str, int]:
 
 
 def _turns(instruction: str, bodies: Mapping[str, list[str]]) -> int:
-    """How often a loop runs its body; 1 for anything else.
+    """Number of times that a loop runs its body; 1 for anything else.
 
     The CPU compiler writes it down. The TPU compiler leaves it in the condition: a scan counts from
     zero and compares with its length, the largest constant there.

@@ -119,7 +119,7 @@ def load(
 def model_shardings(
     model: Model, mesh: Mesh | None, *, trained_lora: bool = False
 ) -> dict[str, Sharding]:
-    """Where every parameter of a model lies, factors of adapters included.
+    """The sharding of every parameter of a model, factors of adapters included.
 
     With `stream_layers`, the large parameters of blocks lie in pinned host memory.
 

@@ -94,7 +94,7 @@ def with_condition(
 
 @dataclasses.dataclass(frozen=True)
 class TextParts:
-    """What turns prompts into embeddings."""
+    """The parts that turn prompts into embeddings."""
 
     tokenizers: Tokenizers
     t5: Component[T5Config]
@@ -117,7 +117,7 @@ class FluxParts:
 
     @property
     def notices(self) -> list[str]:
-        """What the user should know about the files, one sentence each."""
+        """Notices about the files for the user, one sentence each."""
         text = self.text
         every = (text.t5, text.clip, self.transformer, self.autoencoder)
         return [notice for component in every for notice in component.notices]

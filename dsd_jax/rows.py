@@ -28,7 +28,7 @@ Position = tuple[int, int]
 
 
 class _Format(NamedTuple):
-    """How files of one format are read."""
+    """The functions that read files of one format."""
 
     columns: Callable[[Path], tuple[str, ...]]
     rows: Callable[[Path], Iterator[Parsed]]
@@ -88,7 +88,7 @@ class Table:
 
     @property
     def unit(self) -> str:
-        """What `left` counts: rows of text, or the megabytes of other files."""
+        """The unit of `left`: rows of text, or the megabytes of other files."""
         return "MB" if self.files[0].suffix.lower() in BINARY else "rows"
 
     def has(self, column: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which share of the work this process does: one rule for every command that takes `--shard`."""
+"""A worker's share of the work: one rule for every command that takes `--shard`."""
 
 import dataclasses
 import os

@@ -52,7 +52,7 @@ _COMPLAINTS = 20  # wrong fields that one message names
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a structure may take.
+    """Bounds of a structure.
 
     Attributes:
         size: Bytes of its text.

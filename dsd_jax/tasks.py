@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # no hyphen: ids are joined by hyph
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """How the judge is asked about a pair; texts are named as in `[judge]` of the wordings.
+    """The judge's questions about a pair; texts are named as in `[judge]` of the wordings.
 
     Attributes:
         steps: texts of the turns of one conversation; the last answer ends in yes or no.

@@ -63,7 +63,7 @@ class Row:
     error: str | None = None
 
     def digest(self, model: Mapping[str, Any]) -> str:
-        """Of what the row and the model say; a row that changed is made again.
+        """Digest of the row and the model. A row that changed is made again.
 
         A folder that moved has not changed.
         """

@@ -1,4 +1,4 @@
-"""How images are sampled: the settings that a command line, a manifest row and Python share."""
+"""The settings of sampling, which a command line, a manifest row and Python share."""
 
 import dataclasses
 from typing import TypedDict
@@ -18,7 +18,7 @@ _FRAME, _PICTURE = 512, 1024  # default heights: with and without a reference
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How images are sampled; names and defaults of the released command line tool.
+    """The settings of sampling, with the names and defaults of the released command line tool.
 
     Attributes:
         guidance: Distilled guidance scale, an input of the model.

@@ -198,7 +198,7 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How a recipe is run. Nothing here changes the trained parameters, bad batches aside.
+    """The way a recipe is run. Nothing here changes the trained parameters, bad batches aside.
 
     Attributes:
         output_dir: Folder of the run: settings, checkpoints, logs, samples.

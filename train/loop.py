@@ -94,7 +94,7 @@ class Program(Counted, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: after `step` updates, before its last one if it was `stopped`."""
+    """The end of a run: after `step` updates, before its last one if it was `stopped`."""
 
     step: int
     stopped: bool

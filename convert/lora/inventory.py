@@ -1,4 +1,4 @@
-"""What is in a LoRA file, and everything that is wrong with it, told in one message."""
+"""The contents of a LoRA file. Everything that is wrong with it is told in one message."""
 
 import collections
 import math

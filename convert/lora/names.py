@@ -80,7 +80,7 @@ def vocabulary(config: FluxConfig) -> Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """What a tensor's name says.
+    """The parts of a tensor's name.
 
     Attributes:
         dialect: in whose manner it is written.

@@ -1,4 +1,4 @@
-"""What a LoRA file was, in words: its dialect, ranks, alphas and targets."""
+"""A summary of a LoRA file in words: its dialect, ranks, alphas and targets."""
 
 import collections
 import dataclasses
@@ -17,7 +17,7 @@ LETTERS = "qkv"  # what a Linear of ours holds three of
 
 @dataclasses.dataclass(frozen=True)
 class LoraReport:
-    """What a LoRA file was.
+    """The summary of a LoRA file.
 
     Attributes:
         dialect: in whose manner its tensors are named.

@@ -28,7 +28,7 @@ _PATTERN_SECONDS = 2.0  # for all layers and patterns; honest ones take millisec
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What PEFT's LoraConfig says about scaling.
+    """The fields of PEFT's LoraConfig that decide the scaling.
 
     Attributes:
         alpha: `lora_alpha`.

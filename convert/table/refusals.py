@@ -60,7 +60,7 @@ class Tensors(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a table expects of weights; see `engine.Table` for the last three.
+    """The weights that a table expects; `engine.Table` explains the last three.
 
     Attributes:
         title: what the tensors are.

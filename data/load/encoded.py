@@ -69,7 +69,7 @@ class Embedding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPair:
-    """What training needs of a record, in place of the record.
+    """The encoded form of a record: everything that training needs of it.
 
     Attributes:
         id, caption, instruction: as in the record.
@@ -90,7 +90,7 @@ class EncodedPair:
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """What was encoded, and with what.
+    """The dataset that was encoded, and the weights and settings that encoded it.
 
     Attributes:
         dataset: its fingerprint.

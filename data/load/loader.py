@@ -36,7 +36,7 @@ _ENDLESS = 2**60  # samples; Grain wants a length
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """How pairs become samples; part of what fixes the numbers of a run.
+    """The steps from pairs to samples. They decide the numbers of a run.
 
     Attributes:
         seed: seed of the order and of the draws.
@@ -64,7 +64,7 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How records are read, which decides nothing about the numbers of a run.
+    """The way records are read. It decides nothing about the numbers of a run.
 
     Attributes:
         threads: threads that read and decode. With 0, a record is read when it is asked for.

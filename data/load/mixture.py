@@ -80,7 +80,7 @@ class Portion:
         return cls(PairStore.open(parts["path"]), parts["task"], weight)
 
     def describe(self) -> dict[str, object]:
-        """What decides the order, as JSON."""
+        """Everything that decides the order, as JSON."""
         return {"dataset": self.store.fingerprint, "task": self.task, "weight": self.weight}
 
     def records(self) -> Int[np.ndarray, " n"]:
@@ -100,7 +100,7 @@ class Portion:
 
 
 def nearest_size(shapes: Int[np.ndarray, "N 2"], sizes: Sequence[Size]) -> Int[np.ndarray, " N"]:
-    """Which of the sizes is nearest to each picture in aspect ratio, on a logarithmic scale.
+    """The index of the size nearest to each picture in aspect ratio, on a logarithmic scale.
 
     Args:
         shapes: height and width of pictures.
@@ -246,7 +246,7 @@ class Mixture:
         return own.at(position + 1 + np.arange(len(own.record) - 1))
 
     def epochs(self, step: int) -> list[float]:
-        """How often the samples before a step have gone through each pool.
+        """Number of times that the samples before a step have gone through each pool.
 
         One number without weights, else one per portion.
         """

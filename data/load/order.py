@@ -1,4 +1,4 @@
-"""Which record comes when, as a function of a position: no state, nothing drawn in turn.
+"""The record at a position, as a function of the position: no state, nothing drawn in turn.
 
 Three things make the order of training data. A *permutation* shuffles a set of records anew in
 every epoch. An *interleave* mixes endless streams by weight, as evenly as whole numbers can. A
@@ -76,7 +76,7 @@ class Interleave:
     weights: tuple[Fraction, ...]
 
     def counts(self, n: int) -> list[int]:
-        """How many of the first n items are each stream's."""
+        """Number of items that each stream has among the first n."""
         total = sum(self.weights, Fraction())
         # All items due before n / total. They are n, give or take half an item per stream.
         counts = [math.ceil(n * weight / total - Fraction(1, 2)) for weight in self.weights]

@@ -77,7 +77,7 @@ def user(*parts: str | Picture) -> Message:
 
 
 def detail_of(error: Unanswered) -> str:
-    """What a row says about a question that cannot be answered."""
+    """The detail that a row gives about a question without an answer."""
     return str(error)[:500]
 
 

@@ -116,7 +116,7 @@ class MakeConfig:
         return load_wording(self.wordings, stage.name)
 
     def settings(self, stage: Stage[StageRow]) -> dict[str, object]:
-        """What decides about the rows of a stage; places and speeds do not."""
+        """The settings that decide the rows of a stage; places and speeds do not."""
         settings = dataclasses.asdict(self._section(stage))
         settings.pop("provider", None)
         if provider := self.provider(stage):

@@ -1,4 +1,4 @@
-"""What passes as an evenly separated 2x2 grid."""
+"""Bounds for a picture that passes as an evenly separated 2x2 grid."""
 
 import dataclasses
 from typing import Any, ClassVar

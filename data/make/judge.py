@@ -147,7 +147,7 @@ class _Talk:
 
 @dataclasses.dataclass(frozen=True)
 class _Decision:
-    """What an answer says about a pair: a verdict, or the reason why there is none."""
+    """The verdict of an answer, or the reason why there is none."""
 
     verdict: Verdict | None = None
     reason: str | None = None

@@ -243,7 +243,7 @@ def _origin(
     yields: Mapping[Stage[StageRow], Yield],
     settings: Mapping[str, Mapping[str, object]],
 ) -> dict[str, Any]:
-    """What the dataset was made from; it does not depend on how often the run was stopped."""
+    """The origin of the dataset. It does not depend on how often the run was stopped."""
     costs = {
         stage: {
             "questions": seen.questions,

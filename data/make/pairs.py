@@ -120,7 +120,7 @@ def _cut_all(parts: Parts, config: PairsConfig, todo: list[int]) -> None:
 
 
 def _cut(path: Path, grid: Grid, check: GridCheck) -> CutGrid:
-    """Where the panels of a grid are and what they look like, or why it is rejected."""
+    """The places and hashes of a grid's panels, or the reason why it is rejected."""
 
     def rejected(reason: str, detail: str) -> CutGrid:
         return dataclasses.replace(row, status="rejected", reason=reason, detail=detail)

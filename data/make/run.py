@@ -54,7 +54,7 @@ class OthersFirst(Exception):  # noqa: N818 - nothing is wrong
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """What stages use besides language models; each is opened only if it is needed.
+    """The tools of stages beside language models. Each is opened when it is first needed.
 
     Attributes:
         teacher: Opens the text-to-image model.

@@ -54,7 +54,7 @@ class StageRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a caption was found: file name, row counted from 1, and the address of its picture."""
+    """The place where a caption was found: file, row counted from 1, and address of its picture."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT
 
@@ -178,7 +178,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement(StageRow):
-    """What the judge said about a pair.
+    """The judge's answers about a pair.
 
     Attributes:
         mode: How it was asked.

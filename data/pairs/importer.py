@@ -22,7 +22,7 @@ __all__ = ["Imported", "import_pairs"]
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import did: pairs and rejected rows in all, and pairs that were there before."""
+    """Counts of an import: pairs and rejected rows in all, and pairs that were there before."""
 
     pairs: int
     rejected: int
@@ -68,7 +68,7 @@ def import_pairs(
 
 
 def _place(source: str | Path) -> Path:
-    """Where a source lies on disk, after it has been fetched if it is a hub id."""
+    """The path of a source on disk. A hub id is fetched first."""
     path = Path(source)
     is_id = len(path.parts) == 2 and not path.is_absolute() and path.suffix not in ENDINGS
     return Path(resolve(str(source), kind="dataset")) if is_id and not path.exists() else path

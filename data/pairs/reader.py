@@ -37,7 +37,7 @@ _CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
 
 @dataclasses.dataclass(frozen=True)
 class ImportSettings:
-    """Which columns mean what.
+    """The meaning of each column.
 
     `column.member` names a member of a struct, `column.0` the first item of a list.
 
@@ -86,7 +86,7 @@ class RowError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class _Condition:
-    """What `where` asks of a row."""
+    """The condition that `where` sets for a row."""
 
     text: str
     column: str

@@ -103,7 +103,7 @@ def fingerprint_of(shards: Sequence[Shard]) -> str:
 
 
 def index_row(record: PairRecord) -> tuple[Any, ...]:
-    """What the index holds of a record, in the order of `INDEX_COLUMNS`."""
+    """A record's entry in the index, in the order of `INDEX_COLUMNS`."""
     return (
         record.id,
         record.task,
@@ -225,7 +225,7 @@ class PairStore:
 
     @functools.cached_property
     def index(self) -> Index:
-        """What the shards' indices say about every record.
+        """The entries of the shards' indices for every record.
 
         Raises:
             UserError: an index file is missing or damaged.

@@ -51,7 +51,7 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a run asks with.
+    """The tools that a run asks with.
 
     Attributes:
         provider: Settings of the provider.

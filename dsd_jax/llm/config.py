@@ -134,7 +134,7 @@ class ProviderConfig:
 
     @property
     def url(self) -> str:
-        """Where requests go."""
+        """The address that requests go to."""
         return self.base_url or kind_of(self.kind, self.mode).url
 
     @property

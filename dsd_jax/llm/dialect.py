@@ -39,7 +39,7 @@ _UNSUPPORTED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How one server wants three parameters to be spelled.
+    """The spellings of three parameters that one server accepts.
 
     Attributes:
         max_tokens: Name of the limit of the answer's tokens.

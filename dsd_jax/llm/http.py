@@ -157,7 +157,7 @@ class HttpTransport(abc.ABC):
 
     @abc.abstractmethod
     def path(self) -> str:
-        """Where questions go, relative to the provider's address."""
+        """The path that questions go to, relative to the provider's address."""
 
     @abc.abstractmethod
     def body(self, request: Request, dialect: Dialect) -> Mapping[str, Any]:

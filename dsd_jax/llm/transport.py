@@ -1,4 +1,4 @@
-"""What all ways to a model have in common: answers as they came, and the kinds of failures."""
+"""The interface of all ways to a model: answers as they came, and the kinds of failures."""
 
 import dataclasses
 import datetime as dt
@@ -42,7 +42,7 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """What a way to a model needs besides the settings of its provider.
+    """Everything that a way to a model needs besides the settings of its provider.
 
     Attributes:
         secret: The key, or None if none is sent.

@@ -54,7 +54,7 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
 
     Args:
         folder: Folder of everything that is made.
-        budget: How much of everything is made.
+        budget: The amounts that a quickstart makes.
         dsd: The command line.
         show: Gets a few lines before every step.
 

@@ -1,4 +1,4 @@
-"""Which files of a folder make a table, and of which split of a data set they are."""
+"""The files of a folder that make a table, and the splits of a dataset."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What every reader of a format yields: the cells of a row, or why it cannot be read."""
+"""The output of every reader of a format: the cells of a row, or why it cannot be read."""
 
 import codecs
 import io

@@ -1,1 +1,1 @@
-"""What FLUX reads: a T5 encoder for the tokens, CLIP for one vector, and their tokenisers."""
+"""The text encoders of FLUX: T5 for the tokens, CLIP for one vector, and their tokenisers."""

@@ -39,7 +39,7 @@ def text_fault(value: object) -> str | None:
 
 
 class _Place(NamedTuple):
-    """Where a value lies: its name or number in what holds it."""
+    """The place of a value: its name or number in the value that holds it."""
 
     outer: "_Place | None"
     name: str

@@ -128,7 +128,7 @@ class T5Encoder(nnx.Module):
         return self.final_norm(x)
 
     def position_bias(self, length: int) -> Float32[Array, "N L L"]:
-        """What every layer adds to its logits, by the distance from query to key."""
+        """The bias that every layer adds to its logits, by the distance from query to key."""
         buckets = relative_buckets(
             length, self.config.relative_buckets, self.config.relative_max_distance
         )

@@ -43,7 +43,7 @@ class TextIds:
 
 @runtime_checkable
 class _Tokenizer(Protocol):
-    """What is used of a transformers tokeniser."""
+    """The part of a transformers tokeniser that is used here."""
 
     pad_token_id: int | None
 

@@ -122,7 +122,7 @@ def _grid_prompt(request: Request) -> str:
 
 
 def _pictures(request: Request, count: int) -> list[Seen]:
-    """What the first pictures of a conversation show.
+    """The contents of the first pictures of a conversation.
 
     Raises:
         Failed: There are not so many.
@@ -146,7 +146,7 @@ def _sized(picture: Image.Image) -> np.ndarray:
 
 
 def _subject_words(seen: Seen) -> str:
-    """What is clear about a subject: `red star with blue dots`, or less."""
+    """The clear words about a subject: `red star with blue dots`, or less."""
     if seen.subject is not None:
         return describe_subject(seen.subject)
     marks = " ".join(word for word in (seen.mark, seen.marking) if word)
