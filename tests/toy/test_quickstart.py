@@ -126,6 +126,7 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path):
         quickstart(tmp_path / "photos", Budget.of(1), never, print)
 
 
+@pytest.mark.slow
 def test_the_smallest_quickstart_goes_the_whole_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -133,14 +134,14 @@ def test_the_smallest_quickstart_goes_the_whole_way(
     folder = tmp_path / "quickstart"
     command = ["quickstart", "--output_dir", str(folder), "--minutes", "0.1"]
     assert main(command) == 0
-    shown = capsys.readouterr().out
+    # The folder is the user's, and may have any length.
+    shown = capsys.readouterr().out.replace(str(folder), "outputs/quickstart")
     difference = re.search(r"differ from ours by at most (\d+) of 255", shown)
     assert difference is not None
     assert int(difference[1]) <= 2
     for stage in ("captions", "prompts", "grids", "pairs", "judge", "caption", "pack"):
         assert f"$ dsd data {stage} " in shown
-    head = shown.split("$ dsd")[0].replace(str(folder), "outputs/quickstart")
-    assert [line for line in head.splitlines() if len(line) > 80] == []
+    assert [line for line in shown.split("$ dsd")[0].splitlines() if len(line) > 80] == []
     assert max(map(len, shown.split("Check the exported weights")[1].splitlines())) <= 80
     assert "/dsd_jax/toy" not in shown  # the commands work on any machine
     for words in ("student, text and reference", "teacher, text alone", "kept"):
