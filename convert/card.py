@@ -36,7 +36,7 @@ _FIELD = re.compile(r"(license|license_name|license_link):\s*([\w .:/@#-]{1,200}
 
 
 def public_name(path: epath.PathLike) -> str:
-    """What may be told of a path: the hub id that it is of, or else its last part."""
+    """The public name of a path: its hub id, or else its last part."""
     text = str(path).rstrip("/")
     if found := _HUB_CACHE.search(text):
         return "/".join(filter(None, (found["owner"], found["name"], found["inner"])))
@@ -59,7 +59,7 @@ def last_scores(run: epath.PathLike) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a card tells.
+    """The facts on a card.
 
     Attributes:
         title: name of the model.

@@ -1,4 +1,4 @@
-"""What this machine offers and lacks, for `dsd doctor`."""
+"""The abilities and gaps of this machine, for `dsd doctor`."""
 
 import importlib.metadata
 import os

@@ -162,7 +162,7 @@ def _by_name(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def _default(label: str) -> str:
-    """What the help says of a default: never nothing, which would wrap to an empty line."""
+    """The words of the help for a default; never empty, which would wrap to an empty line."""
     words = {"": "(optional)", "''": "(optional)", "None": "(optional)"}
     flags = {"True": "(default: on)", "False": "(default: off)"}
     return (words | flags).get(label, f"(default: {label})")

@@ -44,7 +44,7 @@ _FLOATS = np.float32
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a picture shows. None means that it is unclear.
+    """The contents of a picture. None means that they are unclear.
 
     Attributes:
         error: Root mean square difference from the best drawing, where 1 is black to white.

@@ -84,8 +84,9 @@ def test_a_dead_owner_on_this_machine_is_explained(
 
 def test_a_number_that_was_given_again_is_no_owner(tmp_path: Path) -> None:
     write(tmp_path, dataclasses.replace(Owner.this(), started="1"))
+    before = (tmp_path / OWNER).read_text()
     with owned(tmp_path):
-        pass
+        assert (tmp_path / OWNER).read_text() != before
 
 
 def test_a_dead_owner_on_another_machine_shows_no_sign_of_life(
@@ -126,7 +127,7 @@ def _renew(folder: Path) -> None:
 def test_a_damaged_file_is_nobody(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text("{")
     with owned(tmp_path):
-        pass
+        assert (tmp_path / OWNER).read_text() != "{"
 
 
 def test_an_error_in_the_run_frees_the_folder(tmp_path: Path) -> None:
