@@ -126,7 +126,6 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path):
         quickstart(tmp_path / "photos", Budget.of(1), never, print)
 
 
-@pytest.mark.slow
 def test_the_smallest_quickstart_goes_the_whole_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
