@@ -30,7 +30,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PairStore:
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`load_dataset` without a network and with a cache of its own."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    datasets = pytest.importorskip("datasets")
+    import datasets  # reads HF_HOME when it is loaded
+
     datasets.disable_progress_bars()
     return lambda path: datasets.load_dataset(
         str(path), split="train", cache_dir=str(tmp_path / "cache")
