@@ -1,6 +1,7 @@
 """Finds weights and datasets: a folder, a file, a bucket, a repository on the hub, or the toy."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from etils import epath
@@ -15,12 +16,14 @@ from huggingface_hub.errors import (
 
 from dsd_jax.errors import UserError
 from dsd_jax.extras import require
+from dsd_jax.tables.find import ENDINGS
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 
-__all__ = ["TOY", "check_scheme", "resolve"]
+__all__ = ["TOY", "check_scheme", "find_table", "may_be_dataset_id", "resolve"]
 
 TOY = "toy"
 """Name of what ships with the package: the toy FLUX, and the LoRA that makes a customiser of it."""
+_LINES = (".txt", ".text")
 _SHIPPED = {"model": toy_flux_path, "lora": toy_lora_path}
 
 
@@ -89,3 +92,21 @@ def resolve(
             f"there is no folder {text}, it is not in the hub cache, and the hub cannot be "
             f"reached ({reason}); give the path of a folder"
         ) from None
+
+
+def may_be_dataset_id(source: epath.PathLike) -> bool:
+    """Whether a source of rows is no file or folder here, and could be the hub id of a dataset."""
+    path = Path(source).expanduser()
+    is_id = len(path.parts) == 2 and not path.is_absolute()
+    return is_id and path.suffix not in (*ENDINGS, *_LINES) and not path.exists()
+
+
+def find_table(source: epath.PathLike) -> Path:
+    """The path of a table: as it is given, or of the dataset that a hub id names.
+
+    Raises:
+        UserError: the hub has no such dataset, or cannot be reached.
+    """
+    if may_be_dataset_id(source):
+        return Path(resolve(str(source), kind="dataset"))
+    return Path(source).expanduser()

@@ -4,8 +4,10 @@ A row that cannot be read is still a row, with the reason, so that it can be cou
 """
 
 import dataclasses
+import decimal
 import math
 import re
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -17,11 +19,11 @@ from dsd_jax.tables.arrow import arrow_columns, arrow_rows
 from dsd_jax.tables.delimited import delimited_columns, delimited_rows
 from dsd_jax.tables.find import BINARY, find_files
 from dsd_jax.tables.json_rows import json_columns, json_rows
-from dsd_jax.tables.parsed import Parsed
+from dsd_jax.tables.parsed import Parsed, check_unpacked
 from dsd_jax.tables.tar import tar_columns, tar_rows
 from dsd_jax.text.plain import check_text
 
-__all__ = ["Position", "Row", "Table", "lookup", "open_table", "plain_text"]
+__all__ = ["Position", "Row", "Table", "lookup", "open_table", "plain_path", "plain_text"]
 
 Position = tuple[int, int]
 """Number of a file in a table, and of rows of it."""
@@ -47,6 +49,9 @@ _FORMATS = {
     ".parquet": _ARROW,
     ".tar": _Format(tar_columns, tar_rows),
 }
+
+
+_LONGEST_PATH = 4096  # bytes, on Linux
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +141,7 @@ def open_table(source: str | Path, split: str | None = None) -> Table:
             check_text(path.name, f"the name of the file {path.name!a}")
             if source.is_dir():
                 open_inside(folder, path.relative_to(folder)).close()
+            check_unpacked(path)
         return Table(folder, files, _format(files[0]).columns(files[0]))
     except OSError as error:
         raise UserError(f"cannot read {files[0]}: {error.strerror}") from None
@@ -163,9 +169,26 @@ def plain_text(value: object) -> str | None:
     Returns:
         None for a cell that holds neither text nor a whole number.
     """
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value % 1 == 0:
         value = int(value)
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def plain_path(value: str) -> str:
+    """The path in a cell, also where it was written as a `file://` address, or on Windows.
+
+    Raises:
+        UserError: it is an address on the web, or a picture spelled as text.
+    """
+    if value.startswith("data:") or len(value) > _LONGEST_PATH:
+        raise UserError(
+            f"a text of {len(value):,} characters is no path; store pictures as files or as bytes"
+        )
+    if value.startswith("file://"):
+        value = urllib.parse.unquote(value.removeprefix("file://"))
+    if "://" in value:
+        raise UserError(f"{value} is a URL; download the images and name their paths")
+    return value.replace("\\", "/") if "/" not in value else value
 
 
 def _format(path: Path) -> _Format:

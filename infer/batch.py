@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dsd_jax.convert.hub import find_table
 from dsd_jax.errors import UserError
 from dsd_jax.images import Frame, NotFiniteError, open_frame, read_parameters, save_image
 from dsd_jax.infer.pipeline import Pipeline
@@ -30,13 +31,14 @@ from dsd_jax.infer.shown import Shown
 from dsd_jax.interrupt import Stop
 from dsd_jax.progress import progress
 from dsd_jax.rows import Row as TableRow
-from dsd_jax.rows import lookup, open_table, plain_text
+from dsd_jax.rows import lookup, open_table, plain_path, plain_text
 from dsd_jax.shares import ALL, WorkerShare
 from dsd_jax.sheet import contact_sheet
 
 __all__ = ["Row", "Summary", "read_manifest", "run_batch"]
 
 _WHOLE, _REAL = ("height", "width", "steps"), ("guidance", "i_guidance", "t_guidance")
+_WORDS = {"image": "the path of a file"}
 _COLUMNS = ("id", "image", "text", "seed", *(f.name for f in dataclasses.fields(Settings)))
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 # Rows for which the models are loaded once where they do not stay in memory.
@@ -50,7 +52,7 @@ class Row:
 
     Attributes:
         id: unique, a file name; default: the line's number, from 0.
-        image: path as in the manifest, relative to `folder`.
+        image: path in the manifest, relative to `folder`.
         folder: of the manifest.
     """
 
@@ -92,22 +94,21 @@ class Summary:
         )
 
 
-def read_manifest(path: str | Path, defaults: Settings) -> list[Row]:
+def read_manifest(path: str | Path, defaults: Settings, split: str | None = None) -> list[Row]:
     """Rows of a table with columns text, image, seed, id, and fields of `Settings`.
 
     Image paths are relative to the manifest. A row that cannot be used is kept, with its error.
 
     Args:
-        path: a file in any format that `dsd_jax.rows.open_table` reads.
+        path: a table in any format that `dsd_jax.rows.open_table` reads, or the hub id of a
+            dataset that holds one.
         defaults: settings of rows that do not say.
+        split: which split of a dataset with several.
 
     Raises:
-        UserError: no such file, another format, no rows, or ids that are not unique.
+        UserError: no such table, another format, no rows, or ids that are not unique.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"the manifest {path} is a folder; give the path of a file")
-    rows = [_row(read, defaults) for read in open_table(path).rows()]
+    rows = [_row(read, defaults) for read in open_table(find_table(path), split).rows()]
     if not rows:
         raise UserError(f"the manifest {path} has no rows")
     seen: set[str] = set()
@@ -135,7 +136,7 @@ def _row(read: TableRow, defaults: Settings) -> Row:
         return Row(
             chosen,
             text=values.pop("text", ""),
-            image=values.pop("image", None),
+            image=plain_path(values.pop("image")) if "image" in values else None,
             seed=check_seed(values.pop("seed", 0)),
             settings=dataclasses.replace(defaults, **values),
             folder=read.folder,
@@ -161,7 +162,7 @@ def _typed(key: str, value: Any) -> Any:
             raise UserError(f"{key} must be true or false, got {value!r}")
         return str(value).lower() == "true"
     if not isinstance(value, str):
-        raise UserError(f"{key} must be text, got {value!r}")
+        raise UserError(f"{key} must be {_WORDS.get(key, 'text')}, got {type(value).__name__}")
     return value
 
 

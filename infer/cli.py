@@ -162,6 +162,7 @@ def batch(
     output_dir: Path,
     model: Annotated[ModelFlags, _PLAIN] = ModelFlags(),
     settings: Annotated[Settings, _PLAIN] = Settings(),
+    split: str | None = None,
     batch_size: int | None = None,
     retry_failed: bool = False,
     share: Annotated[ShareFlags, _PLAIN] = ShareFlags(),
@@ -169,15 +170,17 @@ def batch(
     """Generate the images of a manifest; stopped and started again, it goes on where it was.
 
     Args:
-        manifest: Table with text, image, seed, id, and any of the settings below.
+        manifest: Table with text, image, seed, id, and any of the settings below; a file, a folder
+            with one, or the hub id of a dataset.
         output_dir: Folder that gets ID.png for every row, and results.jsonl.
         model: Which model makes the images.
         settings: Settings of rows that do not say otherwise.
+        split: The split of a dataset with several, such as `test`.
         batch_size: Images sampled together. Default: one per device that shares the batch.
         retry_failed: Try again the rows that failed before.
         share: Which rows this process makes.
     """
-    rows = read_manifest(manifest, settings)
+    rows = read_manifest(manifest, settings, split)
     own = share.share()
     pipeline = model.load()
     for notice in pipeline.notices:

@@ -16,6 +16,7 @@ from dsd_jax.images import fit, open_image
 from dsd_jax.infer.batch import read_manifest
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import batch_ways
+from dsd_jax.tables.find import ENDINGS
 from dsd_jax.types import UInt8
 
 __all__ = ["Prompt", "prompts_on_mesh", "read_prompts"]
@@ -36,15 +37,15 @@ def read_prompts(path: Path, pairs: str, *, condition: bool) -> list[Prompt]:
     """Reads the prompts of a file.
 
     Args:
-        path: a manifest as of `dsd batch` (`.jsonl` or `.csv`) with the columns text, image and
-            seed, or a text file with a prompt per line.
+        path: a manifest as of `dsd batch`, with the columns text, image and seed, or a text file
+            with a prompt per line.
         pairs: dataset whose references are borrowed, in turn, by prompts without an image.
         condition: whether references are needed at all.
 
     Raises:
         UserError: the file cannot be read, a row is wrong, or there are none or too many.
     """
-    if path.suffix in (".jsonl", ".csv"):
+    if path.suffix.lower() in ENDINGS:
         rows = read_manifest(path, Settings())
         for number, row in enumerate(rows):
             if row.error or not row.text.strip():

@@ -46,11 +46,13 @@ class CaptionsConfig:
     """`[captions]`.
 
     Attributes:
-        source: Files (.parquet, .jsonl, .csv, .txt) or folders of Parquet files.
+        source: Tables in any format that `dsd data import` reads, `.txt` files, folders with a
+            table, or hub ids of datasets.
         count: Number of captions in the sample.
         seed: Seed of the sample.
         caption_column, url_column: Columns to read. By default LAION's `TEXT` and `URL`, or
             `caption` and `url`.
+        split: Split of the source, where it has several.
         min_words, max_letters: Shorter and longer captions are left out.
         similarity: Share of common runs of letters from which two captions count as one.
         provider: Model that keeps captions with a clear subject. Empty: all captions are kept.
@@ -63,6 +65,7 @@ class CaptionsConfig:
     seed: int = 0
     caption_column: str | None = None
     url_column: str | None = None
+    split: str | None = None
     min_words: int = 2
     max_letters: int = 1_000
     similarity: float = 0.7
@@ -153,7 +156,7 @@ def _first(config: CaptionsConfig, limit: int) -> tuple[list[_Candidate], dict[s
     heap: list[tuple[int, str, _Candidate]] = []  # the last of the first on top
     held: set[CaptionId] = set()
     for text, problem, where in read_captions(
-        config.source, config.caption_column, config.url_column
+        config.source, config.caption_column, config.url_column, config.split
     ):
         counts["read"] += 1
         if text is not None:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dsd_jax.config import FLUX_DEV
+from dsd_jax.convert.hub import may_be_dataset_id
 from dsd_jax.data.make.captions import CaptionsConfig
 from dsd_jax.data.make.describe import CaptionConfig
 from dsd_jax.data.make.grids import GridsConfig
@@ -153,7 +154,14 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
         UserError: It cannot be read, or a key is unknown, missing or wrong.
     """
     table = read_toml(path)
-    config = _placed(build(MakeConfig, table, str(path)), path.parent)
+    given = build(MakeConfig, table, str(path))
+    config = _placed(given, path.parent)
+    sources = tuple(
+        own if may_be_dataset_id(own) and not place.exists() else place
+        for own, place in zip(given.captions.source, config.captions.source, strict=True)
+    )
+    captions = dataclasses.replace(config.captions, source=sources)
+    config = dataclasses.replace(config, captions=captions)
     if (path.parent / config.base_path).is_dir():
         config = dataclasses.replace(config, base_path=str(path.parent / config.base_path))
     if wordings is not None:

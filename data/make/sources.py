@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dsd_jax.convert.hub import find_table
 from dsd_jax.data.make.stages import Source
 from dsd_jax.errors import UserError, and_more, did_you_mean
 from dsd_jax.rows import Table, lookup, open_table
@@ -28,14 +29,19 @@ class Found(NamedTuple):
 
 
 def read_captions(
-    sources: Sequence[Path], caption_column: str | None = None, url_column: str | None = None
+    sources: Sequence[Path],
+    caption_column: str | None = None,
+    url_column: str | None = None,
+    split: str | None = None,
 ) -> Iterator[Found]:
     """Captions of files and folders, in order.
 
     Args:
-        sources: `.txt` files, or files and folders that `dsd_jax.rows.open_table` reads.
+        sources: `.txt` files, files and folders that `dsd_jax.rows.open_table` reads, or hub ids of
+            datasets.
         caption_column: default: the first of `TEXT`, `caption` and `text` that is there.
         url_column: default: `URL` or `url`, where there is one.
+        split: which split of sources that have several.
 
     Raises:
         UserError: a source is not there or has no such column.
@@ -45,7 +51,8 @@ def read_captions(
             for number, line in enumerate(_lines(path), start=1):
                 yield Found(line, "", Source(file=path.name, row=number))
         else:
-            yield from _from_table(path, caption_column, url_column)
+            table = open_table(find_table(path), split)
+            yield from _from_table(table, caption_column, url_column)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -57,8 +64,9 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _from_table(path: Path, caption_column: str | None, url_column: str | None) -> Iterator[Found]:
-    table = open_table(path)
+def _from_table(
+    table: Table, caption_column: str | None, url_column: str | None
+) -> Iterator[Found]:
     caption, url = _columns(table, caption_column, url_column)
     for row in table.rows():
         where = Source(file=row.file, row=row.number)

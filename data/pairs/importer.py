@@ -9,12 +9,11 @@ import dataclasses
 import os
 from pathlib import Path
 
-from dsd_jax.convert.hub import resolve
+from dsd_jax.convert.hub import find_table
 from dsd_jax.data.pairs.reader import ImportSettings, RowError, RowReader
 from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.progress import progress
 from dsd_jax.rows import Position, Table, open_table
-from dsd_jax.tables.find import ENDINGS
 from dsd_jax.threads import in_order
 
 __all__ = ["Imported", "import_pairs"]
@@ -50,7 +49,7 @@ def import_pairs(
             written.
     """
     settings = settings or ImportSettings()
-    table = open_table(_place(source), settings.split)
+    table = open_table(find_table(source), settings.split)
     reader = RowReader(table, settings)
     files = [[str(path.relative_to(table.folder)), path.stat().st_size] for path in table.files]
     chosen = {
@@ -65,13 +64,6 @@ def import_pairs(
         if not writer.complete:
             _copy(table, reader, writer, workers)
     return Imported(writer.count, writer.rejected, before)
-
-
-def _place(source: str | Path) -> Path:
-    """The path of a source on disk. A hub id is fetched first."""
-    path = Path(source)
-    is_id = len(path.parts) == 2 and not path.is_absolute() and path.suffix not in ENDINGS
-    return Path(resolve(str(source), kind="dataset")) if is_id and not path.exists() else path
 
 
 def _copy(table: Table, reader: RowReader, writer: PairWriter, workers: int) -> None:

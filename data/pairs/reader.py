@@ -14,7 +14,7 @@ from dsd_jax.data.pairs.writer import SHARD_BYTES
 from dsd_jax.errors import UserError, and_more, did_you_mean
 from dsd_jax.images import open_image
 from dsd_jax.inside import OutsideError, read_inside
-from dsd_jax.rows import Row, Table, lookup, plain_text
+from dsd_jax.rows import Row, Table, lookup, plain_path, plain_text
 from dsd_jax.structured import MalformedError, parse_json
 from dsd_jax.tables.tar import KEY
 
@@ -241,7 +241,9 @@ class RowReader:
             return ""
         text = plain_text(value)
         if text is None:
-            raise UserError(f"column {column} must hold text, got {type(value).__name__}")
+            raise UserError(
+                f"column {column} must hold text, got {type(value).__name__}{_item(value, column)}"
+            )
         return text.strip()
 
     def _image(self, row: Row, column: str) -> bytes:
@@ -252,16 +254,15 @@ class RowReader:
         if isinstance(value, bytes) and value:
             return value
         if not isinstance(value, str) or not value:
-            raise UserError(f"column {column} holds no image")
-        if "://" in value:
-            raise UserError(f"{value} is a URL; download the images and name their paths")
+            raise UserError(f"column {column} holds no image{_item(value, column)}")
+        value = plain_path(value)
         # A table from elsewhere must not reach files outside its own folder.
         root = self._table.folder
         try:
             return read_inside(root, row.folder.relative_to(root) / value, MAX_FILE_BYTES)
         except OutsideError:
             raise UserError(
-                f"{value} is outside of the folder of {self._name}; use a relative path"
+                f"{value} is outside of the folder of {self._name}; import a folder that holds both"
             ) from None
         except FileNotFoundError:
             raise UserError(f"there is no image {value}") from None
@@ -281,6 +282,10 @@ class RowReader:
                 return {**own, **kept}
             kept[_PROVENANCE] = own
         return {"file": row.file, "row": row.number, **kept}
+
+
+def _item(value: object, column: str) -> str:
+    return f"; name an item of the list, as {column}.0" if isinstance(value, list) else ""
 
 
 def _panels(data: bytes, padding: int) -> tuple[bytes, bytes]:

@@ -223,8 +223,10 @@ class PairWriter:
         self._close_shard()
         self._sync_rejects()
         if not self._shards:
-            why = f"; {self.path / REJECTED} says why" if self.rejected else ""
-            raise UserError(f"there is nothing to store: {self.rejected:,} rows were refused{why}")
+            why = "the source has no rows"
+            if self.rejected:
+                why = f"{self.rejected:,} rows were refused; {self.path / REJECTED} says why"
+            raise UserError(f"there is nothing to store: {why}")
         if not self.rejected:
             (self.path / REJECTED).unlink()
         manifest = Manifest(

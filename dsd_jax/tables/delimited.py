@@ -1,4 +1,4 @@
-"""CSV and its kin: cells between commas, semicolons or tabs, with the line ends of any system."""
+"""CSV and its kin: cells between commas, semicolons, tabs or bars, with any system's line ends."""
 
 import csv
 import io
@@ -12,9 +12,10 @@ from dsd_jax.tables.parsed import Parsed, checked, open_text
 
 __all__ = ["delimited_columns", "delimited_rows"]
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
 _LINE = 2**24  # characters; a longer line is cut, and its pieces are damaged rows
-_MISSING = ("NaN", "nan")  # how pandas spells a cell without a value
+# Spellings of a cell without a value, by pandas, R, Excel and SQL.
+_MISSING = frozenset("NaN nan NA N/A <NA> #N/A NULL null None NaT".split())
 
 
 def delimited_columns(path: Path) -> tuple[str, ...]:
@@ -55,15 +56,18 @@ def delimited_rows(path: Path) -> Iterator[Parsed]:
 def _reader(text: io.TextIOWrapper, path: Path) -> tuple[Iterator[list[str]], list[str]]:
     """A reader that stands behind the header, and the names in the header."""
     lines = iter(lambda: text.readline(_LINE), "")
-    first = next(lines, "")
+    first = next((line for line in lines if line.strip()), "")
     if first.startswith("sep="):  # what Excel begins a file with to say its delimiter
         delimiter, first = first[len("sep=") :][:1], next(lines, "")
     else:
         # A name may hold one of the others: the delimiter is what gives the most columns.
         delimiter = max(_DELIMITERS, key=lambda each: len(_cells(first, each)))
     try:
-        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter)
-        header = next(reader, [])
+        # Strict: a quote that is never closed must not swallow the rows behind it unseen.
+        reader = csv.reader(
+            itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True, strict=True
+        )
+        header = [name.strip() for name in next(reader, [])]
     except (csv.Error, TypeError) as error:  # TypeError: what follows `sep=` is no delimiter
         raise UserError(f"cannot read the header line of {path} as CSV: {error}") from None
     if not any(header):

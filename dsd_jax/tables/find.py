@@ -33,6 +33,7 @@ _SPLITS = {
     "evaluation": "test",
 }
 _SHARD = re.compile(r"(?P<name>\w+?)-\d{5}-of-\d{5}")
+_CACHED = re.compile(r"cache-[0-9a-f]+\w*\.arrow")  # what `datasets` leaves beside a saved table
 _REST = "the rest"
 
 
@@ -77,6 +78,7 @@ def _of_folder(folder: Path) -> list[Path]:
         if path.suffix.lower() in ENDINGS
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.name not in _NOTES
+        and not _CACHED.fullmatch(path.name)
     )
     top = [path for path in below if path.parent == folder]
     for found in (_ending(top, _TEXT) + _ending(below, BINARY), _ending(below, _TEXT), top, below):
@@ -91,10 +93,20 @@ def _ending(paths: Iterable[Path], endings: Iterable[str]) -> list[Path]:
 
 def _of_split(source: Path, files: list[Path], split: str | None) -> list[Path]:
     splits: dict[str, list[Path]] = {}
+    tables: set[str] = set()
     for path in files:
         inside = path.relative_to(source if source.is_dir() else source.parent)
-        splits.setdefault(split_of(inside) or _REST, []).append(path)
+        found = split_of(inside)
+        splits.setdefault(found or _REST, []).append(path)
+        if found:
+            tables.add(_folder_of_split(inside))
+    if len(tables) > 1:
+        raise UserError(
+            f"{source} holds more than one table ({and_more(sorted(tables), 4)}); give the folder "
+            "of one"
+        )
     named = sorted(set(splits) - {_REST})
+    split = split if split is None or split in named else _SPLITS.get(split.lower(), split)
     if split is None:
         if len(splits) > 1 and len(named) > 1:
             raise UserError(
@@ -108,10 +120,18 @@ def _of_split(source: Path, files: list[Path], split: str | None) -> list[Path]:
     return splits[split]
 
 
+def _folder_of_split(path: Path) -> str:
+    """The folder that holds the splits, of which a path within a data set names one."""
+    parts = path.parts
+    while len(parts) > 1 and split_of(Path(*parts[:-1])) is not None:
+        parts = parts[:-1]
+    return str(Path(*parts[:-1]))
+
+
 def split_of(path: Path) -> str | None:
     """The split that a path within a data set names, as the `datasets` library sees it."""
     for part in reversed(path.parts):
-        words = re.split(r"[^A-Za-z]+", part)
+        words = re.split(r"[^a-z]+", part.lower())
         if found := next((_SPLITS[word] for word in words if word in _SPLITS), None):
             return found
     shard = _SHARD.match(path.name)

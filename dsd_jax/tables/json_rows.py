@@ -1,4 +1,7 @@
-"""JSON: one object per line, or one list of objects, read without holding the file in memory."""
+"""JSON: one object per line, or one list of objects, read without holding the file in memory.
+
+The list may also be a member of an object, as in `{"info": {...}, "data": [...]}`.
+"""
 
 import dataclasses
 import io
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from dsd_jax.errors import UserError
+from dsd_jax.errors import UserError, and_more
 from dsd_jax.inside import open_regular
 from dsd_jax.structured import JSON, MalformedError, json_lines, parse_json
 from dsd_jax.tables.parsed import PROBED, Parsed, names_of, open_text
@@ -38,7 +41,8 @@ def json_rows(path: Path) -> Iterator[Parsed]:
     """Rows of a file. One that is damaged ends nothing but itself.
 
     Raises:
-        UserError: a list that is damaged between its rows, or one object over several lines.
+        UserError: a list that is damaged between its rows, or an object over several lines that
+            holds no list of rows, or several.
     """
     open_text(path).close()  # refuses UTF-16
     with open_regular(path) as file:
@@ -51,8 +55,23 @@ def json_rows(path: Path) -> Iterator[Parsed]:
         with open_text(path) as text:
             yield from _list(_Window(text), path)
         return
-    if path.suffix.lower() == ".json" and not (alone or _is_json(first)):
-        raise UserError(f"{path} holds neither a list of rows nor one row per line; write either")
+    if path.suffix.lower() == ".json" and (alone or not _is_json(first)):
+        with open_text(path) as text:
+            names = list(dict.fromkeys(name for name, _ in _members(_Window(text), path)))
+        if len(names) > 1:
+            raise UserError(
+                f"{path} holds several lists of rows ({and_more(names)}); save one of them as a "
+                "file of its own"
+            )
+        if names:
+            with open_text(path) as text:
+                yield from (row for _, row in _members(_Window(text), path))
+            return
+        if not alone:
+            raise UserError(
+                f"{path} holds neither a list of rows nor one row per line; write either (pandas "
+                "does with to_json(orient='records'))"
+            )
     for _, value in json_lines(path, ROW):
         yield _row(value)
 
@@ -93,6 +112,38 @@ def _list(text: "_Window", path: Path) -> Iterator[Parsed]:
             yield Parsed({}, 1, error.reason)
 
 
+def _members(text: "_Window", path: Path) -> Iterator[tuple[str, Parsed]]:
+    """Rows of every list of objects that is a member of the outer object, with its name.
+
+    It ends where the object does, or without an error where the text is no such object.
+    """
+    sign = "{"
+    while text.skip(sign):
+        sign = ","
+        try:
+            name = json.loads(text.value())
+            if not (isinstance(name, str) and text.skip(":")):
+                return
+            rows = _enter(text)
+        except (ValueError, RecursionError):
+            return
+        if rows:
+            yield from ((name, row) for row in _list(text, path))
+
+
+def _enter(text: "_Window") -> bool:
+    """Whether the next value is a list of objects, which is entered; another one is passed over."""
+    if not text.skip("["):
+        text.value()
+        return False
+    if text.next() == "{":
+        return True
+    while not text.skip("]"):
+        text.value()
+        text.skip(",")
+    return False
+
+
 class _Window:
     """A part of a text that is read on as it is needed."""
 
@@ -106,16 +157,19 @@ class _Window:
             self._held, self._at = self._held[self._at :] + new, 0
         return bool(new)
 
-    def skip(self, sign: str) -> bool:
-        """Whether the next sign behind spaces is this one, which is passed over then."""
+    def next(self) -> str:
+        """The next sign behind spaces; empty at the end."""
         while True:
             space = _SPACE.match(self._held, self._at)
             self._at = space.end() if space else self._at
             if self._at < len(self._held):
-                break
+                return self._held[self._at]
             if not self._more():
-                return False
-        found = self._held[self._at] == sign
+                return ""
+
+    def skip(self, sign: str) -> bool:
+        """Whether the next sign behind spaces is this one, which is passed over then."""
+        found = self.next() == sign
         self._at += found
         return found
 
@@ -126,7 +180,7 @@ class _Window:
             ValueError: it is not JSON, cut off, or too long.
             RecursionError: it is nested too deeply.
         """
-        self.skip("")
+        self.next()
         while True:
             try:
                 _, end = _SCANNER.raw_decode(self._held, self._at)

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +11,22 @@ from dsd_jax.errors import UserError
 from dsd_jax.inside import open_regular
 from dsd_jax.text.plain import text_fault
 
-__all__ = ["PROBED", "Parsed", "checked", "names_of", "open_text"]
+__all__ = ["PROBED", "Parsed", "check_unpacked", "checked", "names_of", "open_text"]
 
 PROBED = 100
 """Rows whose names are taken for the columns where a file does not list them."""
 _MEMBERS = 16  # of a list that are named as columns
+_PACKERS = {  # beginning of a file -> what it was compressed by
+    rb"\x1f\x8b": "gzip",
+    rb"PK\x03\x04": "zip",
+    rb"BZh[1-9]1AY&SY": "bzip2",
+    rb"\xfd7zXZ": "xz",
+    rb"\x28\xb5\x2f\xfd": "zstd",
+}
+_WIDE = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 class Parsed(NamedTuple):
@@ -37,6 +49,20 @@ def checked(cells: Mapping[str, object], size: float) -> Parsed:
     return Parsed({}, size, fault) if fault else Parsed(cells, size)
 
 
+def check_unpacked(path: Path) -> None:
+    """Refuses a file that is compressed, whatever its ending says.
+
+    Raises:
+        UserError: it is.
+        OSError: it cannot be opened.
+    """
+    with open_regular(path) as file:
+        head = file.read(16)
+    for mark, packer in _PACKERS.items():
+        if re.match(mark, head):
+            raise UserError(f"{path} is compressed by {packer}; unpack it first")
+
+
 def open_text(path: Path) -> io.TextIOWrapper:
     r"""Opens a file of UTF-8 text, with or without its mark.
 
@@ -47,9 +73,11 @@ def open_text(path: Path) -> io.TextIOWrapper:
         UserError: the file is UTF-16, as some spreadsheets save text, or no regular file.
     """
     file = open_regular(path)
-    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        file.close()
-        raise UserError(f"{path} is UTF-16 text; save it as UTF-8")
+    head = file.read(4)
+    for name, marks in _WIDE.items():
+        if head.startswith(marks):
+            file.close()
+            raise UserError(f"{path} is {name} text; save it as UTF-8")
     file.seek(0)
     return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
 

@@ -2,7 +2,8 @@
 
 `0001.reference.jpg`, `0001.target.jpg` and `0001.json` are one row. Its columns are the endings
 `reference.jpg`, `target.jpg` and `json`; also `reference` and `target`, and the members of the JSON
-object where those names are free. `__key__` is the name without ending.
+object where those names are free. `__key__` is the name without ending. Endings are read in small
+letters; hidden files, which macOS adds, are passed over.
 """
 
 import tarfile
@@ -21,6 +22,7 @@ __all__ = ["KEY", "tar_columns", "tar_rows"]
 KEY = "__key__"
 _PROBED = 8  # rows whose names are taken for the columns
 _MOST = 2**28  # bytes of a file in the archive that is no text
+_APART = "the files of its row lie apart; sort the archive, as `tar --sort=name` does"
 _TEXT = {"txt", "text", "caption", "cls", "transcript"}
 _JSON = {"json", "jsn"}
 
@@ -46,18 +48,27 @@ def tar_rows(path: Path) -> Iterator[Parsed]:
     with open_regular(path) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                files = (member for member in archive if not member.isdir())
+                files = (member for member in archive if not _is_beside(member))
+                seen: set[str] = set()
                 for key, members in groupby(files, lambda member: _split(member.name)[0]):
-                    yield _row(archive, key, list(members))
+                    row = _row(archive, key, list(members))
+                    yield row._replace(error=_APART) if key in seen else row
+                    seen.add(key)
         except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
             raise UserError(f"{path} cannot be read to its end: {error}") from None
 
 
+def _is_beside(member: tarfile.TarInfo) -> bool:
+    """Whether a member is no file of a row: a folder, or what macOS puts into archives."""
+    name = member.name.rpartition("/")[2]
+    return member.isdir() or name.startswith(".") or "__MACOSX/" in member.name
+
+
 def _split(name: str) -> tuple[str, str]:
-    """Name up to the first dot behind its folder, and ending."""
+    """Name up to the first dot behind its folder, and ending in small letters."""
     folder, slash, own = name.rpartition("/")
     key, _, ending = own.partition(".")
-    return f"{folder}{slash}{key}", ending
+    return f"{folder}{slash}{key}", ending.lower()
 
 
 def _row(archive: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> Parsed:
@@ -68,7 +79,7 @@ def _row(archive: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> 
             ending = _split(member.name)[1]
             if ending in cells:
                 raise UserError(f"{member.name} is there twice")
-            cells[ending] = _cell(archive, member, ending.rpartition(".")[2].lower())
+            cells[ending] = _cell(archive, member, ending.rpartition(".")[2])
     except UserError as error:
         return Parsed({}, size, str(error))
     for ending, value in list(cells.items()):

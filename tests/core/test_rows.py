@@ -1,10 +1,12 @@
 """One reader for the tables of other programs: what is plain is read, what is not is named."""
 
+import gzip
 import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import arro3.core
@@ -61,10 +63,26 @@ class TestDelimited:
         path.write_bytes(b'id\tcaption\r\n1\t"a\ncat\r\nand ""more"""\r\n')
         assert contents(path) == [{"id": "1", "caption": 'a\ncat\r\nand "more"'}]
 
-    def test_nan_is_no_value(self, tmp_path):
+    @pytest.mark.parametrize("missing", ["NaN", "nan", "NA", "<NA>", "NULL", "None", "#N/A"])
+    def test_what_other_programs_write_for_a_missing_value_is_none(self, tmp_path, missing):
         path = tmp_path / "a.csv"
-        path.write_text("id,caption\n1,NaN\nnan,a nan\n")
+        path.write_text(f"id,caption\n1,{missing}\n{missing},a nan\n")
         assert contents(path) == [{"id": "1", "caption": None}, {"id": None, "caption": "a nan"}]
+
+    def test_hand_made_files_with_spaces_bars_and_empty_lines(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_text('\n\nid , caption\n1, "a cat, black"\n\n2, a dog\n')
+        assert contents(path) == ROWS
+        path.write_text("id|caption\n1|a cat, black\n2|a dog\n")
+        assert contents(path) == ROWS
+
+    def test_a_quote_that_is_never_closed_is_told(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_text('id,caption\n1,fine\n2,"a cat\n3,a dog\n')
+        assert contents(path) == [
+            {"id": "1", "caption": "fine"},
+            "not CSV: unexpected end of data",
+        ]
 
     def test_a_damaged_row_ends_nothing_but_itself(self, tmp_path):
         path = tmp_path / "a.csv"
@@ -87,6 +105,24 @@ class TestJson:
         assert open_table(tmp_path / name).columns == ("id", "caption")
         assert contents(tmp_path / name) == ROWS
         assert contents(tmp_path) == ROWS
+
+    @pytest.mark.parametrize("indent", [None, 1])
+    def test_the_one_list_of_rows_in_an_object(self, tmp_path, indent):
+        around = {"info": {"fields": [{"a": 1}]}, "tags": ["x", [1]], "data": ROWS, "none": []}
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps(around, indent=indent))
+        assert open_table(path).columns == ("id", "caption")
+        assert contents(path) == ROWS
+        path.write_text(json.dumps({"train": ROWS, "test": ROWS}, indent=indent))
+        with pytest.raises(UserError, match=r"several lists of rows \(train, test\); save one"):
+            open_table(path)
+        path.write_text(json.dumps(around, indent=indent)[:-60])
+        with pytest.raises(UserError, match="damaged or cut off"):
+            open_table(path)
+
+    def test_one_object_on_one_line_is_one_row(self, tmp_path):
+        (tmp_path / "a.json").write_text('{"id": "1", "images": ["a.png", "b.png"]}')
+        assert contents(tmp_path / "a.json") == [{"id": "1", "images": ["a.png", "b.png"]}]
 
     def test_rows_on_lines_under_any_name(self, tmp_path):
         for name in ("a.json", "a.jsonl", "a.ndjson"):
@@ -213,6 +249,15 @@ class TestTar:
         assert lookup(first.fields, "json.caption") == lookup(first.fields, "caption") == "a cat"
         assert lookup(second.fields, "caption") == "Küken"
 
+    def test_an_archive_of_macos_with_endings_in_capitals(self, tmp_path):
+        files = {"._1.jpg": b"mac", "1.JPG": b"x", "._1.txt": b"mac", "1.TXT": b"a cat"}
+        write_tar(tmp_path / "a.tar", {**files, ".DS_Store": b"", "__MACOSX/1.txt": b""})
+        assert contents(tmp_path / "a.tar") == [{"__key__": "1", "jpg": b"x", "txt": "a cat"}]
+
+    def test_files_of_a_row_that_lie_apart_are_told(self, tmp_path):
+        write_tar(tmp_path / "a.tar", {"1.jpg": b"x", "2.jpg": b"x", "1.txt": b"a cat"})
+        assert str(contents(tmp_path / "a.tar")[2]).startswith("the files of its row lie apart; so")
+
     def test_members_that_are_no_files_cost_their_row(self, tmp_path):
         path = tmp_path / "a.tar"
         with tarfile.open(path, "w") as archive:
@@ -269,6 +314,24 @@ class TestFolders:
         (tmp_path / "dataset_dict.json").write_text("{}")
         assert contents(tmp_path, "validation") == [{"caption": "val"}]
 
+    def test_a_split_has_the_name_of_its_folder_in_any_spelling(self, tmp_path):
+        for split in ("Train", "dev"):
+            write_arrow(tmp_path / split / "0000.parquet", [split])
+        assert contents(tmp_path, "train") == contents(tmp_path, "Train") == [{"caption": "Train"}]
+        assert contents(tmp_path, "dev") == contents(tmp_path, "val") == [{"caption": "dev"}]
+
+    def test_what_datasets_keeps_beside_a_saved_table_is_not_read(self, tmp_path):
+        for name in ("data-00000-of-00001", "cache-4c6309b2fb48b334", "cache-0f_00000_of_00002"):
+            write_arrow(tmp_path / "train" / f"{name}.arrow", [name])
+        assert contents(tmp_path) == [{"caption": "data-00000-of-00001"}]
+
+    def test_tables_beside_each_other_are_not_mixed(self, tmp_path):
+        for table in ("en", "de"):
+            write_arrow(tmp_path / table / "train-00000-of-00001.parquet", [table])
+        with pytest.raises(UserError, match=r"more than one table \(de, en\); give the folder of"):
+            open_table(tmp_path, "train")
+        assert contents(tmp_path / "de", "train") == [{"caption": "de"}]
+
     def test_an_image_folder_with_splits_names_paths_beside_its_table(self, tmp_path):
         for split in ("train", "test"):
             (tmp_path / split).mkdir()
@@ -303,6 +366,20 @@ class TestFolders:
         with pytest.raises(UserError, match=r"a\.jsonl: it is not a regular file"):
             open_table(tmp_path)
 
+    @pytest.mark.parametrize(
+        ("name", "data", "complaint"),
+        [
+            ("a.csv", gzip.compress(b"id,caption\n"), "is compressed by gzip; unpack it first"),
+            ("a.tar", gzip.compress(b""), "is compressed by gzip; unpack it first"),
+            ("a.jsonl", b"PK\x03\x04rest", "is compressed by zip; unpack it first"),
+            ("a.csv", "id\n1".encode("utf-32"), "is UTF-32 text; save it as UTF-8"),
+        ],
+    )
+    def test_another_kind_of_file_is_named(self, tmp_path, name, data, complaint):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=complaint):
+            open_table(tmp_path / name)
+
     def test_a_name_that_is_not_utf8_is_refused(self, tmp_path):
         path = tmp_path / os.fsdecode(b"caf\xe9.csv")
         path.write_text("a,b\n1,2\n")
@@ -310,9 +387,12 @@ class TestFolders:
             open_table(path)
 
 
+ODD = ("nan", "inf")
+
+
 def test_whole_numbers_are_text_and_other_values_are_not():
-    values = ["a", "1.0", 7, 7.0, 0.5, True, None, b"a", [1], float("nan"), float("inf")]
-    texts = ["a", "1.0", "7", "7", *[None] * 7]
+    values = ["a", "1.0", 7, 7.0, Decimal("7.0"), 0.5, True, None, b"a", [1], *map(float, ODD)]
+    texts = ["a", "1.0", "7", "7", "7", *[None] * 7]
     assert list(map(plain_text, values)) == texts
 
 

@@ -117,8 +117,8 @@ class TestManifest:
             ({"text": "a", "seed": -1}, "a seed must be from 0 to 4294967295, got -1"),
             ({"text": "a", "guidance": [1]}, r"guidance must be a number, got \[1\]"),
             ({"text": "a", "vae_sample": "no"}, "vae_sample must be true or false, got 'no'"),
-            ({"text": ["a", "b"]}, r"text must be text, got \['a', 'b'\]"),
-            ({"text": "a", "image": 3}, "image must be text, got 3"),
+            ({"text": ["a", "b"]}, "text must be text, got list"),
+            ({"text": "a", "image": 3}, "image must be the path of a file, got int"),
             ({"text": "a", "id": "../up"}, "id '../up' is not a file name of ASCII letters"),
             ({"text": "a", "id": "Küken"}, "id 'Küken' is not a file name of ASCII letters"),
             ("a", "not a JSON object"),
@@ -187,10 +187,19 @@ class TestManifest:
     def test_no_manifest(self, here):
         with pytest.raises(UserError, match=r"there is no file or folder .*gone\.jsonl"):
             read_manifest(here / "gone.jsonl", DEFAULTS)
-        with pytest.raises(
-            UserError, match=r"the manifest .* is a folder; give the path of a file"
-        ):
+        with pytest.raises(UserError, match=r"holds no file that ends in \.jsonl, "):
             read_manifest(here, DEFAULTS)
+
+    def test_a_split_of_a_folder_and_paths_of_windows(self, here):
+        for split in ("train", "test"):
+            (here / split).mkdir()
+            row = {"id": split, "text": "a", "image": "im\\cat.png"}
+            (here / split / "rows.jsonl").write_text(json.dumps(row))
+        (only,) = read_manifest(here, DEFAULTS, "test")
+        assert (only.id, only.folder, only.image) == ("test", here / "test", "im/cat.png")
+        (here / "rows.jsonl").write_text('{"text": "a", "image": {"bytes": "x"}}')
+        (bad,) = read_manifest(here / "rows.jsonl", DEFAULTS)
+        assert bad.error == "image must be the path of a file, got dict"
 
 
 class TestRun:

@@ -44,6 +44,7 @@ def rows_of(
 
 
 def text_file(path: Path, lines: list[str]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
@@ -60,6 +61,13 @@ def test_a_sample_has_no_repeats_and_depends_on_the_seed_alone(tmp_path: Path):
     assert ids == {row.id for row in second if row.kept}
     assert len(ids & {row.id for row in other}) < 40
     assert counts["read"] == 250
+
+
+def test_a_split_of_the_source(tmp_path: Path):
+    for split in ("train", "test"):
+        text_file(tmp_path / "source" / f"{split}.csv", ["caption", f"a fox in the {split}"])
+    rows, _ = rows_of(tmp_path, config(tmp_path / "source", split="test"))
+    assert [row.caption for row in rows] == ["a fox in the test"]
 
 
 def test_whoever_comes_first_reads_the_source_for_all(tmp_path: Path):

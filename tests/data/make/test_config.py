@@ -54,6 +54,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path):
     assert config.base_path == "owner/flux"
 
 
+def test_a_source_of_captions_may_be_the_hub_id_of_a_dataset(tmp_path: Path):
+    config = load_config(write(tmp_path, ('"captions.csv"', '"owner/cats", "made/captions.txt"')))
+    assert config.captions.source == (Path("owner/cats"), tmp_path / "made" / "captions.txt")
+    (tmp_path / "owner" / "cats").mkdir(parents=True)
+    config = load_config(tmp_path / "make.toml")
+    assert config.captions.source[0] == tmp_path / "owner" / "cats"
+
+
 def test_the_documented_configuration_is_one(tmp_path: Path):
     page = (Path(__file__).parents[3] / "docs" / "data_making.md").read_text(encoding="utf-8")
     path = tmp_path / "make.toml"

@@ -116,14 +116,14 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path: Path):
         "reason": "there is no image gone.png",
     }
     assert [line["reason"] for line in lines[1:]] == [
-        "../secret.png is outside of the folder of pairs.jsonl; use a relative path",
-        "/etc/secret.png is outside of the folder of pairs.jsonl; use a relative path",
+        "../secret.png is outside of the folder of pairs.jsonl; import a folder that holds both",
+        "/etc/secret.png is outside of the folder of pairs.jsonl; import a folder that holds both",
         "target: the image has far more than the 64,000,000 pixels accepted",
         lines[4]["reason"],
         "target: the image is not a picture that can be read (PNG, JPEG, WEBP, BMP, GIF, TIFF)",
         "neither a caption nor an instruction",
         "the id 'row-0' is there already",
-        "column caption must hold text, got list",
+        "column caption must hold text, got list; name an item of the list, as caption.0",
         "column target holds no image",
         "not a JSON object",
     ]
@@ -147,10 +147,30 @@ def test_paths_lead_to_regular_files_inside_the_folder_alone(tmp_path: Path):
     write_rows(source / "pairs.jsonl", rows)
     assert import_pairs(source, tmp_path / "pairs").pairs == 2
     assert [line["reason"] for line in rejected(tmp_path / "pairs")] == [
-        "link-out.png is outside of the folder of pairs.jsonl; use a relative path",
+        "link-out.png is outside of the folder of pairs.jsonl; import a folder that holds both",
         "cannot read pipe.png: it is not a regular file",
-        f"{secret} is outside of the folder of pairs.jsonl; use a relative path",
+        f"{secret} is outside of the folder of pairs.jsonl; import a folder that holds both",
         "https://example.org/a.png is a URL; download the images and name their paths",
+    ]
+
+
+def test_paths_as_other_systems_write_them(tmp_path: Path):
+    source = tmp_path / "source"
+    rows: list[dict[str, Any]] = write_table(source, 5)
+    (source / "im ages").mkdir()
+    for i in range(2):
+        (source / f"target-{i}.jpg").rename(source / "im ages" / f"{i}.jpg")
+    rows[0]["target"] = "im ages\\0.jpg"
+    rows[1]["target"] = f"file://{source}/im%20ages/1.jpg"
+    rows[2]["target"] = "data:image/png;base64,iVBORw0KGgo="
+    rows[3]["target"] = "iVBORw0KGgo" * 1_000
+    rows[4]["target"] = ["target-4.jpg"]
+    write_rows(source / "pairs.jsonl", rows)
+    assert import_pairs(source, tmp_path / "pairs").pairs == 2
+    assert [line["reason"] for line in rejected(tmp_path / "pairs")] == [
+        "a text of 34 characters is no path; store pictures as files or as bytes",
+        "a text of 11,000 characters is no path; store pictures as files or as bytes",
+        "column target holds no image; name an item of the list, as target.0",
     ]
 
 
