@@ -284,7 +284,7 @@ class RowReader:
         return {"file": row.file, "row": row.number, **kept}
 
 
-def _item(value: object, column: str) -> str:
+def _item(value: object, column: str | None) -> str:
     return f"; name an item of the list, as {column}.0" if isinstance(value, list) else ""
 
 
