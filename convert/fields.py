@@ -55,6 +55,13 @@ class Fields:
             raise UserError(f"{self.title}: {key} is {values!r}, expected a list of whole numbers")
         return tuple(values)
 
+    def reals(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        values = self._get(key, default)
+        known = isinstance(values, list | tuple)
+        if not known or any(type(n) not in (int, float) or not abs(n) < _LARGEST for n in values):
+            raise UserError(f"{self.title}: {key} is {values!r}, expected a list of numbers")
+        return tuple(float(n) for n in values)
+
     def skip(self, *keys: str) -> None:
         self._used.update(keys)
 

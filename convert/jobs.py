@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from dsd_jax.checkpoint import save_params, tensor_digest
-from dsd_jax.config import ClipConfig, FluxConfig, T5Config
+from dsd_jax.config import FluxConfig
 from dsd_jax.convert.card import public_name
 from dsd_jax.convert.folder import new_folder
 from dsd_jax.convert.io import Fingerprint
@@ -21,6 +21,7 @@ from dsd_jax.convert.open import (
     ORIGIN,
     PARAMS,
     config_to_json,
+    of_transformers,
     open_component,
     table_for,
 )
@@ -218,9 +219,9 @@ def to_torch(
         for name in names or [""]:
             own = adapters if name in ("transformer", "") else ()
             component = _open(epath.Path(source) / name, own)
-            text = isinstance(component.config, T5Config | ClipConfig)
+            other = of_transformers(component.config)  # has one layout only
             wanted = dataclasses.replace(
-                form, layout="diffusers" if text else layout, adapters=tuple(own)
+                form, layout="diffusers" if other else layout, adapters=tuple(own)
             )
             lost = _to_safetensors(component, wanted, Path(work) / name, name or Path(target).name)
             notices += [*component.notices, *lost]
@@ -281,7 +282,7 @@ def _to_safetensors(
     merged = _Merged(component.source, form)
     specs = table.their_specs(merged.dtypes)
     total = sum(math.prod(shape) for shape, _ in specs.values()) / 1e6
-    text = isinstance(component.config, T5Config | ClipConfig)
+    stem = TRANSFORMERS_STEM if of_transformers(component.config) else DIFFUSERS_STEM
 
     with progress(f"to PyTorch: {title}", total, "M parameters") as advance:
 
@@ -294,7 +295,7 @@ def _to_safetensors(
             target,
             specs,
             tensors(),
-            stem=TRANSFORMERS_STEM if text else DIFFUSERS_STEM,
+            stem=stem,
             overwrite=overwrite,
         )
     config = component.config

@@ -15,7 +15,14 @@ from etils import epath
 from dsd_jax import structured
 from dsd_jax.checkpoint import OrbaxSource
 from dsd_jax.condition import CANVAS
-from dsd_jax.config import FLUX_DEV, AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.config import (
+    FLUX_DEV,
+    AutoencoderConfig,
+    ClipConfig,
+    FluxConfig,
+    T5Config,
+    VisionConfig,
+)
 from dsd_jax.convert.fields import check_depth
 from dsd_jax.convert.flux.bfl import flux_bfl
 from dsd_jax.convert.flux.config import flux_from_json, flux_from_tensors, flux_to_json
@@ -41,6 +48,8 @@ from dsd_jax.convert.vae import (
     autoencoder_from_tensors,
     autoencoder_to_json,
 )
+from dsd_jax.convert.vision.config import VISION_KINDS, vision_from_json, vision_to_json
+from dsd_jax.convert.vision.tables import vision_table
 from dsd_jax.errors import UserError
 from dsd_jax.models import Config
 from dsd_jax.parts import Component, FluxParts, ScaledAdapter, TextParts, with_condition
@@ -50,6 +59,7 @@ __all__ = [
     "ORIGIN",
     "PARAMS",
     "config_to_json",
+    "of_transformers",
     "open_autoencoder",
     "open_component",
     "open_flux",
@@ -90,7 +100,14 @@ def table_for(config: Config, layout: str) -> Table:
             return t5_table(config)
         case ClipConfig(), "diffusers":
             return clip_table(config)
+        case VisionConfig(), "diffusers":
+            return vision_table(config)
     raise UserError(f"there is no {layout} layout for {type(config).__name__}; use diffusers")
+
+
+def of_transformers(config: Config) -> bool:
+    """Whether the model is one of transformers; the others are of diffusers."""
+    return isinstance(config, T5Config | ClipConfig | VisionConfig)
 
 
 def config_to_json(config: Config) -> dict[str, Any]:
@@ -104,6 +121,8 @@ def config_to_json(config: Config) -> dict[str, Any]:
             return t5_to_json(config)
         case ClipConfig():
             return clip_to_json(config)
+        case VisionConfig():
+            return vision_to_json(config)
 
 
 def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> Config:
@@ -111,7 +130,7 @@ def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> 
     match config:
         case FluxConfig():
             check_depth(where, config.double_depth + config.single_depth, len(names))
-        case T5Config() | ClipConfig():
+        case T5Config() | ClipConfig() | VisionConfig():
             check_depth(where, config.depth, len(names))
         case AutoencoderConfig():
             blocks = len(config.block_channels) * config.layers_per_block
@@ -122,6 +141,8 @@ def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> 
 def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
     given = data.get("architectures")
     kind = data.get("_class_name") or (given[0] if isinstance(given, list) and given else None)
+    if data.get("model_type") in VISION_KINDS:
+        return vision_from_json(data, names)
     match kind or data.get("model_type"):
         case "FluxTransformer2DModel" | "FluxTransformer2DConditionalModel":
             return flux_from_json(data, names)
@@ -134,7 +155,8 @@ def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
         case other:
             raise UserError(
                 f"{where} describes a {other or 'model of no known kind'}; expected a FLUX "
-                "transformer, its autoencoder, a T5 encoder or a CLIP text encoder"
+                "transformer, its autoencoder, a T5 encoder, a CLIP text encoder or a vision "
+                "transformer"
             )
 
 

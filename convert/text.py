@@ -5,7 +5,7 @@ from typing import Any
 from dsd_jax.config import ClipConfig, T5Config
 from dsd_jax.convert.fields import Fields, Json
 from dsd_jax.convert.table.engine import Table
-from dsd_jax.convert.table.rules import Rule, linear
+from dsd_jax.convert.table.rules import Rule, linear, norm
 
 __all__ = [
     "clip_from_json",
@@ -110,13 +110,6 @@ def t5_to_json(config: T5Config) -> dict[str, Any]:
 _LAYER = "text_model.encoder.layers.{i}"
 
 
-def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
-    return (
-        Rule(f"{theirs}.weight", f"{ours}.scale", "d -> d"),
-        Rule(f"{theirs}.bias", f"{ours}.bias", "d -> d"),
-    )
-
-
 _CLIP_RULES = (
     Rule("text_model.embeddings.token_embedding.weight", "token_embedding.embedding", "v d -> v d"),
     Rule(
@@ -124,15 +117,15 @@ _CLIP_RULES = (
         "position_embedding.embedding",
         "l d -> l d",
     ),
-    *_norm(f"{_LAYER}.layer_norm1", "blocks.{i}.norm1"),
+    *norm(f"{_LAYER}.layer_norm1", "blocks.{i}.norm1"),
     *linear(f"{_LAYER}.self_attn.q_proj", "blocks.{i}.attn.q", "(n h) d -> d n h", "(n h) -> n h"),
     *linear(f"{_LAYER}.self_attn.k_proj", "blocks.{i}.attn.k", "(n h) d -> d n h", "(n h) -> n h"),
     *linear(f"{_LAYER}.self_attn.v_proj", "blocks.{i}.attn.v", "(n h) d -> d n h", "(n h) -> n h"),
     *linear(f"{_LAYER}.self_attn.out_proj", "blocks.{i}.attn.proj", "d (n h) -> n h d", "d -> d"),
-    *_norm(f"{_LAYER}.layer_norm2", "blocks.{i}.norm2"),
+    *norm(f"{_LAYER}.layer_norm2", "blocks.{i}.norm2"),
     *linear(f"{_LAYER}.mlp.fc1", "blocks.{i}.mlp.in_layer", "m d -> d m", "m -> m"),
     *linear(f"{_LAYER}.mlp.fc2", "blocks.{i}.mlp.out_layer", "d m -> m d", "d -> d"),
-    *_norm("text_model.final_layer_norm", "final_norm"),
+    *norm("text_model.final_layer_norm", "final_norm"),
 )
 
 

@@ -1,6 +1,7 @@
 """Model configurations: frozen dataclasses, with the published sizes as small functions."""
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -17,6 +18,7 @@ __all__ = [
     "FluxConfig",
     "Precision",
     "T5Config",
+    "VisionConfig",
     "default_execution",
     "flux_dev",
     "flux_schnell",
@@ -196,3 +198,54 @@ class ClipConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Size and parts of a vision transformer (defaults: DINO ViT-S/16).
+
+    Attributes:
+        patch: Side of a patch in pixels.
+        grid: Patches along a side of the square pictures that the stored positions are for.
+        width, depth, num_heads, mlp_width: D, the number of blocks, N and M.
+        activation: A key of `dsd_jax.layers.ACTIVATIONS`; a gated mlp has SiLU instead.
+        eps: The term that keeps layer norms from dividing by zero.
+        pool: Source of the feature of a picture: the class token, or attention of a learned query
+            over all patches (SigLIP).
+        registers: Number of register tokens, which stand behind the class token (DINOv2).
+        pre_norm: Tokens pass a layer norm before the first block, and patches have no bias (CLIP).
+        layer_scale: The output of every branch is scaled per channel (DINOv2).
+        gated: Blocks have a SwiGLU mlp (DINOv2 giant).
+        antialias: Positions are resized with antialiasing (DINOv2 with registers).
+        projection: Width of the feature behind a last Linear (CLIP); None: there is no such Linear.
+    """
+
+    patch: int = 16
+    grid: int = 14
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_width: int = 1536
+    activation: str = "gelu"
+    eps: float = 1e-12
+    pool: Literal["class", "attention"] = "class"
+    registers: int = 0
+    pre_norm: bool = False
+    layer_scale: bool = False
+    gated: bool = False
+    antialias: bool = False
+    projection: int | None = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def first_patch(self) -> int:
+        """Number of tokens before those of the patches."""
+        return (self.pool == "class") + self.registers
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the feature of a picture."""
+        return self.projection or self.width

@@ -1,7 +1,7 @@
 """The layers that FLUX is made of: Linear with room for LoRA, norms, modulation, embeddings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,10 +11,12 @@ from flax import nnx
 from jax import lax
 
 from dsd_jax.config import Precision
+from dsd_jax.errors import UserError
 from dsd_jax.sharding import current_mesh
 from dsd_jax.types import Array, Float, Float32, Shape
 
 __all__ = [
+    "ACTIVATIONS",
     "Embedding",
     "JoinedLinear",
     "LayerNorm",
@@ -235,15 +237,45 @@ def gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-class Mlp(nnx.Module):
-    """Linear, tanh GELU, Linear: `[..., D] -> [..., M] -> [..., D]`."""
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
 
-    def __init__(self, width: int, mlp: int, *, precision: Precision, rngs: nnx.Rngs) -> None:
+
+def _quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": _gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": _quick_gelu,
+}
+"""Activations of an `Mlp` by the names that configurations use."""
+
+
+class Mlp(nnx.Module):
+    """Linear, activation, Linear: `[..., D] -> [..., M] -> [..., D]`."""
+
+    def __init__(
+        self,
+        width: int,
+        mlp: int,
+        *,
+        activation: str = "gelu_tanh",
+        precision: Precision,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise UserError(
+                f"the configuration has activation {activation!r}; only {', '.join(ACTIVATIONS)} "
+                "are known"
+            )
         self.in_layer = Linear((width,), (mlp,), precision=precision, rngs=rngs)
         self.out_layer = Linear((mlp,), (width,), precision=precision, rngs=rngs)
+        self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        return self.out_layer(gelu_tanh(self.in_layer(x)))
+        return self.out_layer(ACTIVATIONS[self.activation](self.in_layer(x)))
 
 
 class MlpEmbedder(nnx.Module):

@@ -16,6 +16,7 @@ from dsd_jax.config import (
     FluxConfig,
     Precision,
     T5Config,
+    VisionConfig,
 )
 from dsd_jax.flux import Flux
 from dsd_jax.lora import Adapter, add_factors, combine
@@ -27,17 +28,19 @@ from dsd_jax.sharding import (
     LORA_RULES,
     T5_RULES,
     TRAINED_LORA_RULES,
+    VISION_RULES,
     Rules,
     param_shardings,
 )
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
+from dsd_jax.vision.vit import Vit
 from dsd_jax.weights import Layered, TensorSource, WeightSource, materialise, param_shapes
 
 __all__ = ["Config", "Model", "abstract", "abstract_state", "load", "model_shardings", "stacks_of"]
 
-Config: TypeAlias = FluxConfig | T5Config | ClipConfig | AutoencoderConfig
-Model: TypeAlias = Flux | T5Encoder | ClipTextEncoder | Autoencoder
+Config: TypeAlias = FluxConfig | T5Config | ClipConfig | AutoencoderConfig | VisionConfig
+Model: TypeAlias = Flux | T5Encoder | ClipTextEncoder | Autoencoder | Vit
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 _RULES: dict[type, Rules] = {
@@ -45,6 +48,7 @@ _RULES: dict[type, Rules] = {
     T5Config: T5_RULES,
     ClipConfig: CLIP_RULES,
     AutoencoderConfig: AUTOENCODER_RULES,
+    VisionConfig: VISION_RULES,
 }
 
 
@@ -69,6 +73,10 @@ def abstract(
 def abstract(
     config: AutoencoderConfig, *, precision: Precision, execution: Execution | None = None
 ) -> Autoencoder: ...
+@overload
+def abstract(
+    config: VisionConfig, *, precision: Precision, execution: Execution | None = None
+) -> Vit: ...
 def abstract(config: Config, *, precision: Precision, execution: Execution | None = None) -> Model:
     """The model with shapes and dtypes but no arrays."""
 
@@ -83,6 +91,8 @@ def abstract(config: Config, *, precision: Precision, execution: Execution | Non
                 return ClipTextEncoder(config, precision=precision, execution=execution, rngs=rngs)
             case AutoencoderConfig():
                 return Autoencoder(config, precision=precision, rngs=rngs)
+            case VisionConfig():
+                return Vit(config, precision=precision, execution=execution, rngs=rngs)
 
     return nnx.eval_shape(make)
 

@@ -34,6 +34,7 @@ __all__ = [
     "MESH_AXES",
     "T5_RULES",
     "TRAINED_LORA_RULES",
+    "VISION_RULES",
     "MeshConfig",
     "activation_spec",
     "batch_sharding",
@@ -118,9 +119,10 @@ T5_RULES: Rules = (
     (r"blocks\.mlp\.wi_[01]\.kernel", ("width", "mlp")),
     (r"blocks\.mlp\.wo\.kernel", ("mlp", "width")),
 )
-# 0.12 and 0.08 billion parameters: replicated, which costs less than gathering them.
+# At most a billion parameters each: replicated, which costs less than gathering them.
 CLIP_RULES: Rules = ((r".*", ()),)
 AUTOENCODER_RULES: Rules = ((r".*", ()),)
+VISION_RULES: Rules = ((r".*", ()),)
 
 
 @dataclasses.dataclass(frozen=True)

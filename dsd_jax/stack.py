@@ -16,7 +16,14 @@ from flax import nnx
 from dsd_jax.config import Execution
 from dsd_jax.errors import UserError
 
-__all__ = ["REMAT_POLICIES", "build_stack", "layer_paths", "run_stack", "without_layers"]
+__all__ = [
+    "REMAT_POLICIES",
+    "build_stack",
+    "layer_paths",
+    "part_of_stack",
+    "run_stack",
+    "without_layers",
+]
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -85,6 +92,14 @@ def run_stack(
         return carry
     graphdef, state = nnx.split(stack)
     return jax.lax.scan(lambda c, s: (apply(graphdef, s, c), None), carry, state)[0]
+
+
+def part_of_stack(stack: Any, first: int, last: int) -> Any:
+    """Blocks `first` to `last - 1` of a stack of either kind, as a stack of the same kind."""
+    if isinstance(stack, nnx.List):
+        return nnx.List([stack[i] for i in range(first, last)])
+    graphdef, state = nnx.split(stack)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x[first:last], state))
 
 
 def layer_paths(path: str, stacks: Mapping[str, int]) -> list[str]:

@@ -32,7 +32,7 @@ import numpy as np
 
 from dsd_jax.types import Shape
 
-__all__ = ["Box", "Piece", "Rule", "expand", "linear", "volume"]
+__all__ = ["Box", "Piece", "Rule", "expand", "linear", "norm", "volume"]
 
 Box: TypeAlias = tuple[slice, ...]
 """One slice with explicit bounds and step 1 per axis."""
@@ -61,6 +61,14 @@ def linear(
     return (
         Rule(f"{theirs}.weight", f"{ours}.kernel", weight, sizes or {}),
         Rule(f"{theirs}.bias", f"{ours}.bias", bias, sizes or {}),
+    )
+
+
+def norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    """The two rows of a layer norm over the axis `d`."""
+    return (
+        Rule(f"{theirs}.weight", f"{ours}.scale", "d -> d"),
+        Rule(f"{theirs}.bias", f"{ours}.bias", "d -> d"),
     )
 
 

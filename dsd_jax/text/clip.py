@@ -4,16 +4,13 @@ CLIP (Radford et al. 2021, section 2.4): a causal transformer with learned posit
 last token of a text is the one that has seen all of it.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dsd_jax.config import ClipConfig, Execution, Precision
-from dsd_jax.errors import UserError
-from dsd_jax.layers import Embedding, LayerNorm, Linear
+from dsd_jax.layers import Embedding, LayerNorm, Linear, Mlp
 from dsd_jax.sharding import constrain
 from dsd_jax.stack import build_stack, run_stack
 from dsd_jax.text.attention import biased_attention
@@ -22,17 +19,6 @@ from dsd_jax.types import Array, Float, Float32, Int
 __all__ = ["ClipBlock", "ClipOutput", "ClipTextEncoder"]
 
 LEGACY_EOS_TOKEN_ID = 2
-
-
-def _quick_gelu(x: Array) -> Array:
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
 
 
 class ClipOutput(NamedTuple):
@@ -58,19 +44,6 @@ class ClipAttention(nnx.Module):
         return self.proj(attn)
 
 
-class ClipMlp(nnx.Module):
-    """Linear, the configured activation, Linear."""
-
-    def __init__(self, config: ClipConfig, *, precision: Precision, rngs: nnx.Rngs) -> None:
-        width, mlp = (config.width,), (config.mlp_width,)
-        self.in_layer = Linear(width, mlp, precision=precision, rngs=rngs)
-        self.out_layer = Linear(mlp, width, precision=precision, rngs=rngs)
-        self.activation = config.activation
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.out_layer(ACTIVATIONS[self.activation](self.in_layer(x)))
-
-
 class ClipBlock(nnx.Module):
     """Norm and attention, norm and mlp, each added to its input."""
 
@@ -78,7 +51,13 @@ class ClipBlock(nnx.Module):
         self.norm1 = LayerNorm(config.width, eps=config.eps, precision=precision)
         self.attn = ClipAttention(config, precision=precision, rngs=rngs)
         self.norm2 = LayerNorm(config.width, eps=config.eps, precision=precision)
-        self.mlp = ClipMlp(config, precision=precision, rngs=rngs)
+        self.mlp = Mlp(
+            config.width,
+            config.mlp_width,
+            activation=config.activation,
+            precision=precision,
+            rngs=rngs,
+        )
 
     def __call__(
         self, x: Float[Array, "B L D"], mask: Float32[Array, "1 L L"]
@@ -99,11 +78,6 @@ class ClipTextEncoder(nnx.Module):
         execution: Execution | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        if config.activation not in ACTIVATIONS:
-            raise UserError(
-                f"the CLIP configuration has activation {config.activation!r}; "
-                f"only {' and '.join(ACTIVATIONS)} are known"
-            )
         self.config, self.precision = config, precision
         self.execution = execution or Execution()
         self.token_embedding = Embedding(config.vocab, config.width, precision=precision, rngs=rngs)

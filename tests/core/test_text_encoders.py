@@ -92,5 +92,5 @@ def test_pooled_is_the_hidden_state_of_the_end_token() -> None:
 
 
 def test_unknown_activation_is_refused() -> None:
-    with pytest.raises(UserError, match="activation 'relu'; only quick_gelu and gelu are known"):
+    with pytest.raises(UserError, match="activation 'relu'; only gelu, gelu_tanh, quick_gelu are"):
         clip(dataclasses.replace(CLIP, activation="relu"))

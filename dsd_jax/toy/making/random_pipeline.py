@@ -17,7 +17,7 @@ from dsd_jax.config import (
     FluxConfig,
     T5Config,
 )
-from dsd_jax.convert.open import config_to_json, table_for
+from dsd_jax.convert.open import config_to_json, of_transformers, table_for
 from dsd_jax.convert.schedule import schedule_to_json
 from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weights
 from dsd_jax.flow import Schedule
@@ -99,8 +99,7 @@ def write_model(
     """Writes one model as a folder of safetensors and `config.json`."""
     table = table_for(config, layout)
     specs = table.their_specs({path: tensor.dtype for path, tensor in tensors.items()})
-    text = isinstance(config, T5Config | ClipConfig)
-    stem = TRANSFORMERS_STEM if text else DIFFUSERS_STEM
+    stem = TRANSFORMERS_STEM if of_transformers(config) else DIFFUSERS_STEM
     write_weights(folder, specs, table.iter_theirs(tensors.__getitem__), stem=stem)
     (folder / "config.json").write_text(json.dumps(config_to_json(config), indent=2) + "\n")
 

@@ -1,0 +1,1 @@
+"""Vision transformers as transformers saves them."""

@@ -1,0 +1,1 @@
+"""Vision transformers: one module for DINO, DINOv2, CLIP and SigLIP, and the pictures they take."""

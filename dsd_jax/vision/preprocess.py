@@ -1,0 +1,66 @@
+"""A picture as a vision transformer takes it: resized, cropped and normalised by Pillow and numpy.
+
+The steps and their rounding are those of transformers' image processors with the Pillow backend, so
+that features can be compared with published ones. Other resamplers, JAX's among them, give other
+pixels.
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from dsd_jax.types import Float32
+
+__all__ = ["CLIP_MEAN", "CLIP_STD", "IMAGENET_CROP", "IMAGENET_MEAN", "IMAGENET_STD", "Preprocess"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """Steps from a picture to the input of a model.
+
+    Attributes:
+        resize: Length of the shorter side, with the aspect ratio kept; or (height, width) whatever
+            the aspect ratio; None: no resizing.
+        resample: Pillow's filter.
+        crop: (height, width) of a crop from the centre; None: no crop. What a picture lacks in size
+            becomes black.
+        scale: Factor of the bytes of a pixel.
+        mean, std: Per channel, of the scaled values.
+    """
+
+    resize: int | tuple[int, int] | None = 224
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+    crop: tuple[int, int] | None = (224, 224)
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __call__(self, image: Image.Image) -> Float32[np.ndarray, "H W 3"]:
+        """The pixels of an RGB picture, channels last."""
+        if self.resize is not None:
+            height, width = self._size(image)
+            image = image.resize((width, height), self.resample)
+        if self.crop is not None:
+            height, width = self.crop
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        # The product is rounded to float32 before the mean is taken away, as in the reference.
+        scaled = (np.asarray(image).astype(np.float64) * self.scale).astype(np.float32)
+        return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+    def _size(self, image: Image.Image) -> tuple[int, int]:
+        if not isinstance(self.resize, int):
+            assert self.resize is not None
+            return self.resize
+        short, long = sorted(image.size)
+        longer = int(self.resize * long / short)
+        return (longer, self.resize) if image.width <= image.height else (self.resize, longer)
+
+
+IMAGENET_CROP = Preprocess(resize=256, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+"""Shorter side to 256, bicubic, then the central 224 x 224: the evaluation of DINO and DINOv2."""
