@@ -46,7 +46,7 @@ def public_name(path: epath.PathLike) -> str:
 
 
 def last_scores(run: epath.PathLike) -> dict[str, float]:
-    """The last held-out losses of a run by name; empty where it has none."""
+    """Reads the last held-out losses of a run, by name; empty if it has none."""
     file = Path(run) / "metrics.jsonl"
     found: dict[str, float] = {}
     if file.is_file():
@@ -78,7 +78,7 @@ class Card:
     adapters: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: epath.PathLike) -> None:
-        """Writes `README.md` into a folder whose weights are complete; they are hashed."""
+        """Writes `README.md`, with the digests of the weights, into a complete folder."""
         (epath.Path(folder) / "README.md").write_text(self._text(Path(folder)))
 
     def _text(self, folder: Path) -> str:
@@ -157,7 +157,7 @@ class Card:
 
 
 def _data_name(portion: object) -> str:
-    """A dataset of a run by its fingerprint, and the task that was taken of it."""
+    """Names a dataset of a run by its fingerprint, and the task whose pairs were used."""
     if not isinstance(portion, Mapping):
         return ""
     task = f" ({portion['task']})" if portion.get("task") else ""

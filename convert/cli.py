@@ -23,7 +23,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class HubFlags:
-    """Where an export is uploaded to.
+    """Upload of an export.
 
     Attributes:
         push_to_hub: Upload the folder to this repository (owner/name) of the Hugging Face hub;
@@ -37,12 +37,12 @@ class HubFlags:
 
 @dataclasses.dataclass(frozen=True)
 class LoraFlags(HubFlags):
-    """How an adapter is written.
+    """Form of the LoRA file.
 
     Attributes:
         layout: PEFT names as diffusers and PEFT read them, or kohya names for sd-scripts, ComfyUI
             and others.
-        dtype: Cast to it; by default every tensor keeps its dtype.
+        dtype: Dtype to cast to; by default every tensor keeps its own.
         single_file: Keep the condition embedding in the LoRA file, which dsd reads and other
             programs refuse or drop, and write no transformer/.
     """
@@ -58,7 +58,7 @@ def _say(notices: Iterable[str]) -> None:
 
 
 def _publisher(flags: HubFlags, target: str) -> Publisher | None:
-    """The repository that is asked for, checked before any work."""
+    """Checks the repository that `--push_to_hub` names, before any work is done."""
     if flags.push_to_hub is None:
         return None
     if target.endswith(".safetensors"):
@@ -80,7 +80,7 @@ def to_jax(source: str, target: str, /, *, dtype: Dtype | None = None) -> None:
     Args:
         source: Pipeline folder, folder or file of one model (diffusers or BFL layout), or hub id.
         target: New folder, local or gs://.
-        dtype: Cast to it; by default every tensor keeps its dtype.
+        dtype: Dtype to cast to; by default every tensor keeps its own.
     """
     _say(jobs.to_jax(resolve(source), target, dtype=dtype))
     print(f"wrote {target}")
@@ -107,7 +107,7 @@ def to_torch(
         lora_path: LoRA files to merge into the transformer; DoRA, LoKr, LoHa, and files with
             differences or biases too.
         lora_scale: Scale of each LoRA; default 1.
-        dtype: Cast to it; by default every tensor keeps its dtype.
+        dtype: Dtype to cast to; by default every tensor keeps its own.
         overwrite: Replace a single target file that exists.
     """
     publisher = _publisher(hub, target)
@@ -136,16 +136,18 @@ def lora(
     """Convert a LoRA file of any dialect, or export what `dsd train` has trained.
 
     A folder gets the LoRA file and, in transformer/, the base with the trained condition embedding:
-    the authors' generate.py, diffusers and ComfyUI's DSD nodes open both. A training of all
+    the authors' generate.py, diffusers and ComfyUI's DSD nodes open both. A run that trained all
     parameters gives the transformer alone.
 
     Args:
         source: LoRA file or folder; or the folder of a training run.
         target: New folder; or a new file ending in .safetensors for the LoRA alone.
-        base_path: The transformer it adapts, if that has other sizes than FLUX.1-dev or the LoRA
-            has a condition embedding; for a training run, if the base has moved since.
-        step: Export this checkpoint of a training run; by default the newest.
-        merge: Add the LoRA of a training run to the weights of the transformer.
+        base_path: Transformer that the LoRA adapts. A LoRA file needs it if the model is not of
+            FLUX.1-dev's size, or if the file holds a condition embedding; a training run only if
+            its base has moved.
+        step: Step of the checkpoint to export from a training run. Default: the newest.
+        merge: Add the LoRA of a training run to the weights of the transformer, and write no LoRA
+            file.
     """
     publisher = _publisher(flags, target)
     form = LoraForm(flags.layout, flags.dtype, flags.single_file)

@@ -1,8 +1,8 @@
-"""Exports adapters for the programs that read them: from a LoRA file, or from a training run.
+"""Exports adapters for other programs: from a LoRA file, or from a training run.
 
-A folder for other programs holds the LoRA in `pytorch_lora_weights.safetensors`, whose names all
-say "lora", and the condition embedding in `transformer/`: the authors' program and ComfyUI's DSD
-nodes read both there and refuse them in one file.
+The exported folder holds the LoRA in `pytorch_lora_weights.safetensors`, whose tensor names all say
+"lora", and the condition embedding in `transformer/`. The authors' program and ComfyUI's DSD nodes
+read both there, and refuse them in one file.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ class LoraForm:
 
     Attributes:
         layout: "peft" or "kohya".
-        dtype: cast to it; by default everything keeps its dtype, and what was trained in float32
-            stays in float32.
+        dtype: dtype of the written tensors; by default each keeps its own, so what was trained in
+            float32 stays in float32.
         single_file: keep the condition embedding in the LoRA file, and write no `transformer/`.
     """
 
@@ -68,7 +68,7 @@ def convert_lora(
     Args:
         source: LoRA file or folder.
         target: new folder; or a file ending in `.safetensors`.
-        form: how it is written.
+        form: form of the written files.
         base: the transformer it adapts, alone or in a pipeline; default: one of FLUX.1-dev's size.
             Its weights are needed only for an adapter with a condition embedding.
 
@@ -96,14 +96,14 @@ def export_run(
 ) -> Exported:
     """Writes what a run has trained for other programs.
 
-    A run of all parameters, and `merge`, give a `transformer/` without a LoRA.
+    A run that trained all parameters gives a `transformer/` without a LoRA; so does `merge`.
 
     Args:
         checkpoints: folder of the run's checkpoints.
-        target: new folder; a file ending in `.safetensors` only where that can hold everything.
-        form: how it is written.
+        target: new folder; or a file ending in `.safetensors`, if that can hold everything.
+        form: form of the written files.
         base: the base of the run, if it has moved since.
-        step: which checkpoint; default: the newest.
+        step: step of the checkpoint; default: the newest.
         merge: add the LoRA to the weights of the transformer.
 
     Raises:
@@ -148,7 +148,7 @@ def export_weights(
     adapters: Sequence[tuple[Mergeable, float]] = (),
     overwrite: bool = False,
 ) -> Exported:
-    """Writes weights for other programs; arguments and errors as of `jobs.to_torch`.
+    """Writes weights for other programs; arguments and errors are those of `jobs.to_torch`.
 
     A folder with adapters merged into it is a new model and gets a card.
     """
@@ -174,7 +174,7 @@ def _command(
     step: int | None = None,
     merge: bool = False,
 ) -> str:
-    """The command of an export, without the folders of this machine."""
+    """Writes the command of an export without naming folders of this machine."""
     flags = {
         "--layout": form.layout if form.layout != "peft" else None,
         "--dtype": form.dtype and np.dtype(form.dtype).name,

@@ -18,7 +18,7 @@ _LARGEST = 1e30  # of any number in a config; also refuses what is not finite
 
 
 class Fields:
-    """Takes values out of a JSON config, checks them, and knows what was left."""
+    """Takes values out of a JSON config, checks them, and keeps track of the rest."""
 
     def __init__(self, title: str, data: Json) -> None:
         self.title = title
@@ -66,7 +66,7 @@ class Fields:
         self._used.update(keys)
 
     def nothing_else(self) -> None:
-        """diffusers writes every setting it has: one that is on and not known here matters."""
+        """Refuses settings that are on and unknown here; diffusers writes every setting it has."""
         rest = {
             key: value
             for key, value in self._data.items()
@@ -77,7 +77,7 @@ class Fields:
 
 
 class Sizes:
-    """Shapes of named tensors, with a plain message for one that is not there."""
+    """Shapes of named tensors; a missing one is refused with a plain message."""
 
     def __init__(self, title: str, weights: Tensors) -> None:
         self._title = title
@@ -94,7 +94,7 @@ class Sizes:
         return self._shapes[name]
 
     def axes(self, name: str, count: int) -> Shape:
-        """The shape of a tensor of so many axes, none of them empty."""
+        """The shape of a tensor, checked to have `count` axes, none of them empty."""
         shape = self[name]
         if len(shape) != count or 0 in shape:
             raise UserError(

@@ -22,7 +22,7 @@ from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 __all__ = ["TOY", "check_scheme", "find_table", "may_be_dataset_id", "resolve"]
 
 TOY = "toy"
-"""Name of what ships with the package: the toy FLUX, and the LoRA that makes a customiser of it."""
+"""Name of the weights that ship with the package: the toy FLUX, and its customiser's LoRA."""
 _LINES = (".txt", ".text")
 _SHIPPED = {"model": toy_flux_path, "lora": toy_lora_path}
 
@@ -31,7 +31,7 @@ def check_scheme(path: epath.PathLike) -> None:
     """Refuses a URL that cannot be read or written here; touches no network.
 
     Raises:
-        UserError: a URL, and not of a bucket; or `gs://` without its library.
+        UserError: a URL that is not of a bucket, or a `gs://` path without the library for it.
     """
     text = str(path)
     if "://" not in text:
@@ -55,7 +55,7 @@ def resolve(
     Args:
         path_or_id: A folder, a file, a `gs://` path, a hub id or `toy`.
         patterns: Globs of the files of a repository that are needed; by default all are.
-        kind: What is looked for.
+        kind: The kind of repository.
 
     Raises:
         UserError: There is neither such a path nor such a repository.

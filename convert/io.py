@@ -69,7 +69,7 @@ _AGAIN = "download the file again"
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `offset` counts bytes from the start of its file."""
+    """Place of a tensor: `offset` counts bytes from the start of its file."""
 
     shape: Shape
     dtype: np.dtype[Any]
@@ -143,7 +143,7 @@ class SafetensorsFile:
 
 
 def _parse_header(path: Path, fd: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Checks every statement of the header against the others and against the file's size."""
+    """Checks every entry of the header against the others and against the file's size."""
     size = os.fstat(fd).st_size
     start = os.pread(fd, 64, 0)
     if foreign := _foreign_format(start):
@@ -250,7 +250,7 @@ class Fingerprint:
 
     @property
     def combined(self) -> str:
-        """One SHA-256 for all: of the lines `<hex>  <file name>` in order of file names."""
+        """One SHA-256 for all: that of the lines `<hex>  <file name>`, sorted by file name."""
         lines = (f"{digest}  {name}\n" for name, digest in sorted(self.files.items()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -419,7 +419,7 @@ def _open_sharded(index: Path) -> list[SafetensorsFile]:
             listed = listed_in[shard.path.name]
             for odd, what in (
                 (listed - shard.tensors.keys(), "is in the index but not in the shard"),
-                (shard.tensors.keys() - listed, "is in the shard but not so in the index"),
+                (shard.tensors.keys() - listed, "is in the shard but not listed for it"),
             ):
                 if odd:
                     raise UserError(

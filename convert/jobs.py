@@ -1,4 +1,4 @@
-"""The conversions: whole pipelines or single models, to JAX and back, streamed tensor by tensor."""
+"""Converts complete pipelines or single models to JAX and back, one tensor at a time."""
 
 import dataclasses
 import itertools
@@ -95,7 +95,7 @@ def to_jax(
     Args:
         source: folder or file.
         target: new folder, local or `gs://`.
-        dtype: cast to it; by default every tensor keeps its dtype.
+        dtype: dtype to cast to; by default every tensor keeps its own.
 
     Returns:
         Notices for the user.
@@ -145,12 +145,12 @@ def _finish(
     digests: Mapping[str, str] | None = None,
     changed: bool = False,
 ) -> None:
-    """The small files of a converted model; `config.json` last, which makes it complete.
+    """Writes the small files of a converted model; `config.json` comes last and completes it.
 
-    `source.json` says what the bytes are: `sha256` is that of the files whose numbers these are,
-    or, if numbers were changed by a cast, one for all `tensors`, which have each their own.
+    `source.json` identifies the weights. Its `sha256` is that of the source's files; or, if a cast
+    has changed numbers, one over the digests of all `tensors`.
     """
-    # The name of the source alone: what is shared tells nothing of the machine.
+    # The last part of the path only: a shared folder must not tell anything of this machine.
     origin: dict[str, Any] = {"path": public_name(component.path), "sha256": component.sha256()}
     if adapters:
         origin["lora"] = {adapter.name: scale for adapter, scale in adapters}
@@ -187,7 +187,7 @@ def to_torch(
         source: folder or file.
         target: new folder; or, for one model, a file ending in `.safetensors`.
         layout: "diffusers" (a folder for `from_pretrained`) or "bfl" (one file per model).
-        dtype: cast to it; by default every tensor keeps its dtype.
+        dtype: dtype to cast to; by default every tensor keeps its own.
         adapters: merged into the transformer one after another, each with its scale.
 
     Returns:
@@ -241,7 +241,7 @@ class _Form:
 
 
 def _open(path: epath.PathLike, adapters: Sequence[tuple[Mergeable, float]]) -> Component[Config]:
-    """One model, with room for what the adapters bring."""
+    """Opens one model; it gets a condition embedding if an adapter brings one."""
     component = open_component(path, fingerprint=True)
     if not adapters:
         return component
@@ -251,7 +251,7 @@ def _open(path: epath.PathLike, adapters: Sequence[tuple[Mergeable, float]]) -> 
 
 
 def _plain(adapters: Sequence[tuple[Mergeable, float]]) -> list[ScaledAdapter]:
-    """Those that are factors and whole tensors."""
+    """The adapters that consist of factors and full tensors."""
     return [(adapter, scale) for adapter, scale in adapters if isinstance(adapter, Adapter)]
 
 
@@ -260,7 +260,7 @@ def _exact(
 ) -> tuple[WeightSource, set[str]]:
     """The weights with every adapter, in float32, and the paths that change.
 
-    LoRAs in a row are summed together.
+    LoRAs that follow each other are summed before they are added.
     """
     source: WeightSource = base
     paths: set[str] = set()
@@ -277,7 +277,7 @@ def _exact(
 def _to_safetensors(
     component: Component[Config], form: _Form, target: Path, title: str, *, overwrite: bool = False
 ) -> list[str]:
-    """Writes one model; returns what the user should know of it."""
+    """Writes one model; returns notices for the user."""
     table = table_for(component.config, form.layout)
     merged = _Merged(component.source, form)
     specs = table.their_specs(merged.dtypes)
@@ -306,7 +306,8 @@ def _to_safetensors(
 class _Merged:
     """Weights with their adapters as they are written; measures what rounding takes away.
 
-    Sums are made in float32 and rounded once. Attribute `dtypes`: of every parameter as written.
+    Sums are made in float32 and rounded once. Attribute `dtypes`: the written dtype of every
+    parameter.
     """
 
     def __init__(self, base: WeightSource, form: _Form) -> None:

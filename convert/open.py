@@ -1,4 +1,4 @@
-"""One model on disk, in whatever format: its config and a source of its weights.
+"""Opens models on disk, in any format: the config and a source of the weights.
 
 Formats: a diffusers or transformers folder (`config.json` and safetensors, in one file or several
 with an index), a single file of Black Forest Labs, and this project's own folder (the same
@@ -184,7 +184,7 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
         fingerprint: start hashing the files in the background.
 
     Raises:
-        UserError: not such a folder or file, or weights that do not fit their config.
+        UserError: there is no such folder or file, or the weights do not fit their config.
     """
     root = epath.Path(path)
     if (root / PARAMS).exists():
@@ -205,7 +205,7 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
     if (folder / "config.json").exists():
         where = folder / "config.json"
         data = read_json(where)
-        if held.quantised:  # undone by now
+        if held.quantised:  # unpacking has undone it
             data.pop("quantization_config", None)
         config, layout = _config_from_json(data, names, str(where)), "diffusers"
         if isinstance(config, FluxConfig | AutoencoderConfig):

@@ -1,4 +1,4 @@
-"""The packaging of a model in a file of weights, told by the names of its tensors.
+"""The packaging of a model in a file of weights, recognised by its tensor names.
 
 Files of the same model differ in packing: names have a prefix (`model.diffusion_model.`,
 `transformer.`), other models stand beside it in the same file, or the weights are quantised. This
@@ -49,7 +49,7 @@ class Unpacked:
     notices: tuple[str, ...]
 
     def expect_known(self) -> "Unpacked":
-        """The same.
+        """Returns itself, if the model is known.
 
         Raises:
             UserError: it is neither a transformer nor an autoencoder.
@@ -71,7 +71,7 @@ def unpack(weights: Tensors, where: str) -> Unpacked:
         where: the file, for messages.
 
     Raises:
-        UserError: several transformers, a LoRA, or weights quantised in a way that is not read.
+        UserError: several transformers, a LoRA, or weights quantised in a way that cannot be read.
     """
     if sum("lora" in name for name in weights.tensors) > 0.9 * len(weights.tensors):
         raise UserError(f"{where} is a LoRA, not a model; give it as --lora_path")

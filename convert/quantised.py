@@ -1,4 +1,4 @@
-"""Weights stored in few bits with scales beside them, read as the float32 numbers that they mean.
+"""Weights stored in few bits with scales beside them, read as the float32 numbers they stand for.
 
 Formats: a scale per tensor or per row (ComfyUI's scaled fp8, in its older and newer names, and the
 int8 of bitsandbytes), and the 4-bit formats of bitsandbytes (nf4, fp4), where a code is an index of
@@ -146,7 +146,7 @@ def _check_comfy(weights: Tensors, name: str, where: str) -> None:
 
 
 def _four_bit(weights: Tensors, name: str, state: str, where: str) -> tuple[Shape, _Read]:
-    """Two codes to a byte, the first in the high bits; a table of 16 numbers; scales of blocks."""
+    """Reads two codes per byte, the high bits first: a table of 16 numbers, a scale per block."""
     text = weights.read(state).tobytes()
     told = parse_json(text, f"{state} in {where}", dict, Limits(size=1 << 16, depth=8))
     packed = _require(weights, name, where)

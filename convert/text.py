@@ -41,7 +41,7 @@ _T5_RULES = (
 
 
 def t5_table(config: T5Config) -> Table:
-    """The table for a T5-v1.1 encoder. The embedding goes by two names in some files."""
+    """The table for a T5-v1.1 encoder. Some files hold the embedding under two names."""
     return Table(
         "T5 encoder in transformers layout",
         _T5_RULES,
@@ -62,7 +62,7 @@ def t5_from_json(data: Json) -> T5Config:
     """Reads `text_encoder_2/config.json`, the T5 encoder of transformers.
 
     Raises:
-        UserError: the config is of another model, or asks for what this one does not do.
+        UserError: the config is of another model, or has a setting that our model lacks.
     """
     read = Fields("T5 config", data)
     read.one_of("model_type", "t5")
@@ -136,7 +136,7 @@ def _with_prefix(name: str) -> str:
 
 
 def clip_table(config: ClipConfig) -> Table:
-    """The table for a CLIP text encoder; of what a file adds, FLUX uses nothing."""
+    """The table for a CLIP text encoder; other tensors of such a file are not used by FLUX."""
     return Table(
         "CLIP text encoder in transformers layout",
         _CLIP_RULES,
@@ -161,7 +161,7 @@ def clip_from_json(data: Json) -> ClipConfig:
     """Reads `text_encoder/config.json`, the CLIP text encoder of transformers.
 
     Raises:
-        UserError: the config is of another model, or asks for what this one does not do.
+        UserError: the config is of another model, or has a setting that our model lacks.
     """
     read = Fields("CLIP text config", data)
     read.one_of("model_type", "clip_text_model")

@@ -128,7 +128,7 @@ def autoencoder_from_json(data: Json) -> AutoencoderConfig:
     """Reads `vae/config.json` of a diffusers folder.
 
     Raises:
-        UserError: the config is of another model, or asks for what this one does not do.
+        UserError: the config is of another model, or has a setting that our model lacks.
     """
     read = Fields("autoencoder config", data)
     read.one_of("_class_name", "AutoencoderKL")
@@ -188,7 +188,7 @@ def autoencoder_from_tensors(weights: Tensors) -> AutoencoderConfig:
     """The size of a VAE from a file in BFL layout; scale, shift and norm groups are FLUX.1's.
 
     Raises:
-        UserError: the tensors that tell the size are missing.
+        UserError: the tensors that show the size are missing.
     """
     shapes = Sizes("FLUX autoencoder in BFL layout", weights)
     stages = shapes.count("encoder.down")

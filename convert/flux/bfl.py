@@ -14,7 +14,7 @@ __all__ = ["flux_bfl"]
 
 
 def _stream(name: str) -> tuple[Rule, ...]:
-    """One of the two streams (img, txt) of a double block."""
+    """Rules of one stream (img or txt) of a double block."""
     block = f"double_blocks.{{i}}.{name}"
     return (
         *linear(f"{block}_mod.lin", f"{block}_mod.lin", "(six e) d -> d six e", "(six e) -> six e"),

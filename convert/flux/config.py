@@ -47,7 +47,7 @@ def flux_depths(config: FluxConfig) -> dict[str, int]:
 
 
 def flux_absent(config: FluxConfig) -> tuple[str, ...]:
-    """Modules that some FLUX models have and this one does not."""
+    """Modules that this FLUX model lacks though others have them."""
     optional = {"guidance_in": config.guidance_embed, CANVAS.module: config.condition_embed}
     return tuple(name for name, present in optional.items() if not present)
 
@@ -61,7 +61,7 @@ def flux_from_json(data: Json, names: Iterable[str] = ()) -> FluxConfig:
             a condition embedding; they do.
 
     Raises:
-        UserError: the config is of another model, or asks for what this one does not do.
+        UserError: the config is of another model, or has a setting that our model lacks.
     """
     read = Fields("FLUX transformer config", data)
     read.one_of("_class_name", _FLUX_CLASS, CANVAS.diffusers_class)
@@ -125,7 +125,7 @@ def flux_from_tensors(weights: Tensors, axes_dim: tuple[int, ...] | None = None)
         axes_dim: RoPE channels per axis. No tensor shows them; FLUX.1 has (16, 56, 56).
 
     Raises:
-        UserError: the tensors that tell the size are missing, or the RoPE axes must be given.
+        UserError: the tensors that show the size are missing, or the RoPE axes must be given.
     """
     shapes = Sizes("FLUX transformer in BFL layout", weights)
     width, in_channels = shapes.axes("img_in.weight", 2)

@@ -1,4 +1,4 @@
-"""Adapters that say more than A times B, or something else: merged into full weights.
+"""Adapters that are not just a product A B; they are merged into full weights.
 
 Each is a change of one dense layer W [out, in] of theirs, computed in float32:
 
@@ -44,7 +44,7 @@ class Edits:
 
     Args:
         weights: the file, which stays open: tensors are read when they are merged.
-        held: what is in it, and nothing that cannot be merged.
+        held: its tensors, all of which can be merged.
         config: size of the model.
 
     Raises:
@@ -66,7 +66,7 @@ class Edits:
             self._check(layer)
 
     def table_of(self, layer: str) -> Table:
-        """The table of weights that knows the layer."""
+        """The conversion table that has the layer."""
         for table in self._tables:
             if f"{layer}.weight" in table.their_shapes:
                 return table
@@ -116,7 +116,7 @@ class Edits:
         return total
 
     def _product(self, parts: Mapping[str, str], name: str) -> tuple[np.ndarray, int]:
-        """A matrix, whole or as two factors; the rank of the factors or 0."""
+        """Reads a matrix, stored as one tensor or as two factors; their rank, or 0 for one."""
         if name in parts:
             return self._read(parts[name]), 0
         a, b = self._read(parts[f"{name}_a"]), self._read(parts[f"{name}_b"])
@@ -132,7 +132,7 @@ class Edits:
         return np.float32(alpha / (math.sqrt(rank) if root else rank))
 
     def _check(self, layer: str) -> None:
-        """Compares the shapes of what makes up a change with the layer's, before any work."""
+        """Compares the shapes of a change's tensors with the layer's, before any work is done."""
         out, inputs = self._spelled[layer].shape
         held = {
             part: self._weights.tensors[name].shape
@@ -163,7 +163,7 @@ class Edits:
 
 
 def _matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int] | None:
-    """Shape of a matrix that is whole or made of two factors; None if it is neither."""
+    """Shape of a matrix that is stored as one tensor or as two factors; None if it is neither."""
     if name in shapes:
         whole = shapes[name]
         return (whole[0], whole[1]) if len(whole) == 2 else None
@@ -183,7 +183,7 @@ def read_mergeables(
 
     Args:
         paths: files, folders, or hub ids.
-        scales: one each; none: 1.
+        scales: one for each path; without any, all are 1.
         config: size of the model they are for.
 
     Returns:
@@ -219,7 +219,7 @@ def read_mergeables(
 
 
 class EditedSource:
-    """A source of base weights with changes made while they are read; float32 throughout.
+    """Base weights that are changed while they are read; float32 throughout.
 
     Attribute `sums`: paths of the parameters that change.
     """
@@ -258,7 +258,7 @@ class EditedSource:
         return self._base.read(path, full).astype(np.float32)
 
     def _after(self, table: Table, tensor: str) -> np.ndarray:
-        """A tensor of theirs, changed."""
+        """Reads a tensor under the file format's name and changes it."""
         before = np.empty(table.their_shapes[tensor], np.float32)
         for piece in table.by_theirs[tensor]:
             before[piece.their_box] = piece.write(self._whole(piece.ours)[piece.our_box])

@@ -1,4 +1,4 @@
-"""The contents of a LoRA file. Everything that is wrong with it is told in one message."""
+"""The contents of a LoRA file. One message lists everything that is wrong with it."""
 
 import collections
 import math
@@ -41,7 +41,7 @@ class Inventory:
         edits: name of a dense layer -> part of a change -> tensor name (see `edits`).
         condition: name of a tensor of the condition embedding in the tables -> tensor name.
         dialects: dialect -> number of tensors in it.
-        aside: what is left out -> number of such tensors.
+        aside: kind of tensors that are left out -> their number.
     """
 
     def __init__(self, names: Vocabulary, weights: Weights, *, merging: bool = False) -> None:
@@ -159,10 +159,10 @@ class Inventory:
             self.alphas[layer] = alpha
 
     def refuse(self, file: Path, config: FluxConfig, other_size: str = "") -> None:
-        """Raises all that is wrong as one error, if anything is.
+        """Raises one error that lists everything that is wrong, if anything is.
 
         Args:
-            file: what was read, for the message.
+            file: the file, for the message.
             config: size of the model.
             other_size: advice for a LoRA that was made for a model of another size.
 

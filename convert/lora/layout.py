@@ -28,7 +28,7 @@ from dsd_jax.types import Shape
 __all__ = ["XLABS", "Dense", "Factors", "Slot", "common_dtype", "dense_layers"]
 
 Slot: TypeAlias = tuple[str, int | None]
-"""Path of a Linear of ours, and which of q, k, v where it holds all three."""
+"""Path of one of our Linears, and the number of q, k or v if it holds all three."""
 
 Factors: TypeAlias = dict[str, np.ndarray]
 """Factors of one slot by our names: `lora_a [*in, r]` (or the two of a joined Linear) and
@@ -65,10 +65,10 @@ class _Part:
     """One slot of ours within a dense layer of theirs.
 
     Attributes:
-        slot: which.
+        slot: the slot.
         a: our name of each A factor -> its layout, from [r, in].
         b: layout of B, from [out, r]; a fused slot has an axis of one in front on our side.
-        sizes: of the letters in the layouts.
+        sizes: sizes of the letters in the layouts.
     """
 
     slot: Slot
@@ -97,7 +97,7 @@ class _Part:
         return {**factors, "lora_b": ours if self.slot[1] is None else ours[0]}
 
     def write(self, factors: Factors, inputs: int) -> tuple[np.ndarray, np.ndarray]:
-        """A [r, in], and these rows of B."""
+        """Returns A [r, in] and this slot's rows of B."""
         b = factors["lora_b"]
         a = np.empty((len(b), inputs), factors[next(iter(self.a))].dtype)
         for name, layout in self.a.items():
@@ -111,9 +111,9 @@ class Dense:
     """A dense layer of theirs.
 
     Attributes:
-        name: of the layer, without `.weight`.
-        shape: of its weight, [out, in].
-        parts: what it is in our model.
+        name: name of the layer, without `.weight`.
+        shape: shape of its weight, [out, in].
+        parts: its parts in our model.
     """
 
     name: str
@@ -140,7 +140,7 @@ class Dense:
         }
 
     def _columns(self, b: np.ndarray) -> list[slice | None]:
-        """Which rank components each slot uses."""
+        """Finds the rank components that each slot uses."""
         everything: list[slice | None] = [slice(None)] * len(self.parts)
         if len(self.parts) == 1:
             return everything
@@ -179,7 +179,7 @@ class Dense:
 
 
 def common_dtype(arrays: Iterable[np.ndarray]) -> np.dtype[Any]:
-    """Their one dtype, or for mixed ones float32, which holds all that factors come in."""
+    """The dtype of all arrays; if they differ, float32, which holds the values of each."""
     kinds = {array.dtype for array in arrays}
     return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
 

@@ -54,7 +54,7 @@ class Vocabulary:
 
 @functools.lru_cache(maxsize=4)
 def vocabulary(config: FluxConfig) -> Vocabulary:
-    """The names for one size of model, the condition embedding's included.
+    """Collects the names for one size of model, the condition embedding's included.
 
     Where the base lacks that layer, an adapter may bring it.
     """
@@ -88,7 +88,7 @@ class Name:
             tensors; "aside" for what belongs to another model; else a key of `REFUSED`.
         layer: name of the dense layer; of the tensor for "condition"; what it is for "aside".
         adapter: PEFT's name of the adapter where the name has one.
-        part: which part of a change it is, for what can be merged but is no factor.
+        part: part of a change, for tensors that can be merged but are no factors.
     """
 
     dialect: str
@@ -167,7 +167,7 @@ REFUSED = {
 
 
 def parse_name(name: str) -> Name:
-    """Takes a tensor's name apart; whether the layer exists is not its concern."""
+    """Splits a tensor's name into its parts. It does not check that the layer exists."""
     for pattern, what in _ASIDE:
         if pattern.match(name.removeprefix("base_model.model.")):
             return Name("", "aside", what)
@@ -196,7 +196,7 @@ def parse_name(name: str) -> Name:
 
 
 def _modern(layer: str) -> str:
-    """The name of a layer, also where diffusers before PEFT wrote it."""
+    """Today's name of a layer, for names as diffusers before PEFT wrote them too."""
     if match := _OLD.fullmatch(layer):
         name = {"to_out": "to_out.0"}.get(match["name"], match["name"])
         return f"{match['stem']}.{name}"
@@ -216,7 +216,7 @@ _WIDTHS = {1536: "Stable Diffusion 3", 2432: "Stable Diffusion 3.5", 6144: "FLUX
 
 
 def guess_model(names: Iterable[str], widths: Iterable[int] = ()) -> str:
-    """Which model a LoRA was made for, by names FLUX lacks, or by a wrong width; "" if unknown."""
+    """Guesses the model of a LoRA by names that FLUX lacks, or by a wrong width; "" if unknown."""
     for name in names:
         for pattern, model in _MODELS:
             if re.match(pattern, name):

@@ -93,7 +93,7 @@ def find_file(path: Path) -> Path:
 def _read_factors(
     held: Inventory, names: Vocabulary, weights: Weights
 ) -> tuple[dict[Slot, Factors], tuple[float, ...]]:
-    """The factors of every slot with alpha / rank folded in, and every alpha told, ascending."""
+    """Reads the factors, alpha / rank folded in, by slot; and all stated alphas, ascending."""
     settings = find_settings(weights.files[0], weights.metadata, raw="raw PEFT" in held.dialects)
     told = {} if settings is None else settings.alphas_of(held.spelling.values())
     slots: dict[Slot, Factors] = {}

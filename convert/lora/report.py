@@ -12,7 +12,7 @@ from dsd_jax.stack import without_layers
 
 __all__ = ["LETTERS", "LoraReport", "targets"]
 
-LETTERS = "qkv"  # what a Linear of ours holds three of
+LETTERS = "qkv"  # the three parts of a fused Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LoraReport:
     """The summary of a LoRA file.
 
     Attributes:
-        dialect: in whose manner its tensors are named.
+        dialect: the program whose tensor names it uses.
         ranks, alphas: every rank and alpha in it, ascending; no alphas if it tells none.
         targets: a key of `dsd_jax.lora.TARGETS` if it adapts exactly that, else our paths.
         linears: number of adapted dense layers, counting q, k and v apart (the DSD release: 266).

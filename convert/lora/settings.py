@@ -111,7 +111,7 @@ def _parse(text: str | bytes, where: str) -> Settings | None:
 
 
 def _repeats(pattern: str) -> float:
-    """How many copies the counted repetitions of a pattern can make, at most."""
+    """Bounds the number of copies that the counted repetitions of a pattern can make."""
     return math.prod(float(number[:9]) or 1 for number in re.findall(r"\{[\d,]*?(\d+)\}", pattern))
 
 
@@ -127,7 +127,7 @@ def header_for(ranks: Mapping[str, int], layers: Iterable[str]) -> dict[str, str
 
 
 def config_text(ranks: Mapping[str, int], layers: Iterable[str]) -> str:
-    """The same as the `adapter_config.json` that PEFT reads."""
+    """The same settings as the text of PEFT's `adapter_config.json`."""
     own = {**_settings(ranks, layers), "bias": "none", "inference_mode": True, "lora_dropout": 0.0}
     return json.dumps(own, indent=2, sort_keys=True) + "\n"
 

@@ -58,7 +58,7 @@ def write_lora(
         adapter: at scale 1. Rank components that are zero in both factors are left out.
         config: size of the model it is for.
         layout: "peft", as diffusers writes it, or "kohya", as sd-scripts and ComfyUI do.
-        dtype: cast to it; by default factors keep theirs.
+        dtype: dtype to cast to; by default factors keep their own.
         overwrite: replace files of these names.
 
     Returns:

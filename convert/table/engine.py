@@ -1,8 +1,8 @@
 """Conversion by table: checks weights against it, reads ours from theirs and theirs from ours.
 
-A `Table` is a list of rules with all sizes known. It refuses to exist unless its pieces tile every
-parameter of ours and every tensor of theirs exactly once, so whatever passes it can be converted
-back without losing a bit. Values are moved, never computed with; casts happen after or before.
+A `Table` is a list of rules with all sizes known. It cannot be constructed unless its pieces tile
+every parameter of ours and every tensor of theirs exactly once, so every conversion can be undone
+without losing a bit. Values are moved, never computed with; casts come before or after.
 """
 
 import collections
@@ -120,7 +120,7 @@ class Table:
         """Shape and dtype of every tensor of theirs, for `write_weights`.
 
         Args:
-            dtype: of all parameters of ours, or of each by name.
+            dtype: dtype of all our parameters, or of each by name.
         """
         specs = {}
         for name, pieces in self.by_theirs.items():
@@ -142,7 +142,7 @@ class Table:
 
         Args:
             read_ours: gives a parameter by name.
-            dtype: cast to it; by default the dtype of the parameter.
+            dtype: dtype to cast to; by default that of the parameter.
         """
         uses = collections.Counter(piece.ours for piece in self.pieces)
         held: dict[str, np.ndarray] = {}
@@ -170,7 +170,7 @@ class Source:
     """Weights that passed `Table.check`, read by our names: a `dsd_jax.weights.WeightSource`.
 
     Attributes:
-        table, weights: what was checked.
+        table, weights: the table, and the weights that fit it.
         found: their names in the table -> their names in the weights.
         notices: what the user should know, one sentence each.
     """
@@ -198,7 +198,7 @@ class Source:
         threads, so it can serve as the callback of `jax.make_array_from_callback`.
 
         Args:
-            index: a slice of step 1 per axis; axes left out are taken whole.
+            index: a slice of step 1 per axis; axes left out are read in full.
         """
         shape = self.shapes[path]
         index = (*index, *(slice(None) for _ in shape[len(index) :]))
@@ -218,7 +218,7 @@ class Source:
         """Every parameter of ours with its path, in the order of the file, one at a time.
 
         Args:
-            dtype: cast to it; by default the dtype of the weights.
+            dtype: dtype to cast to; by default that of the weights.
         """
         order = {name: k for k, name in enumerate(self.weights.tensors)}
         first = {

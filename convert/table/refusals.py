@@ -1,4 +1,4 @@
-"""The five refusals: what stops weights from being converted, all told in one message.
+"""The five reasons to refuse a conversion, all listed in one message.
 
 Unknown tensors (no rule speaks of such a name), unexpected ones (a rule does, but not in this size
 of model), duplicates (two spellings of one tensor), missing ones, and wrong shapes or dtypes.
@@ -63,7 +63,7 @@ class Expected:
     """The weights that a table expects; `engine.Table` explains the last three.
 
     Attributes:
-        title: what the tensors are.
+        title: name of the format, for messages.
         shapes: every tensor of theirs with its shape.
         parts: the tensors that make up each parameter of ours.
         families: families of all names the format has, for any size of model.
@@ -153,7 +153,7 @@ def _match_names(
 
 
 def _compare_tied(weights: Tensors, one: str, other: str, refusals: _Refusals) -> None:
-    """Two names of one tensor must agree in every bit; compared a few rows at a time."""
+    """Compares two names of one tensor, which must agree in every bit, a few rows at a time."""
     first, second = weights.tensors[one], weights.tensors[other]
     same = first.shape == second.shape and first.dtype == second.dtype
     for start in range(0, first.shape[0], 1024) if same else ():

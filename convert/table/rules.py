@@ -44,7 +44,7 @@ class Rule:
 
     Attributes:
         theirs, ours: names of the tensor and of the parameter.
-        layout: how their axes relate, as described above.
+        layout: the relation of their axes, as described above.
         sizes: sizes of letters that hold in this row only, before those of the table.
     """
 
@@ -125,8 +125,8 @@ class Piece:
 
     Attributes:
         theirs, ours: full names.
-        their_shape: shape of their whole tensor.
-        their_box, our_box: what this piece covers on each side.
+        their_shape: shape of their tensor.
+        their_box, our_box: the box that this piece covers on each side.
     """
 
     theirs: str
