@@ -62,10 +62,10 @@ class Job(NamedTuple):
     """A program to plan.
 
     Attributes:
-        run: what is jitted.
+        run: the function to compile.
         arguments: abstract, with shardings.
         kinds: name -> tree of abstract arrays that are in memory while it runs.
-        flops: of one step over all chips, without rematerialisation.
+        flops: FLOPs of one step over all chips, without rematerialisation.
         activations: bytes per chip that a training step keeps for its backward pass, by arithmetic.
         working: bytes per chip beside all that, by arithmetic, where no compiler tells.
         donate: positions of donated arguments.
@@ -85,9 +85,9 @@ class Plan:
     """Memory, work and traffic of one chip and step, with sizes in GiB.
 
     Attributes:
-        memory: by kind; "temporary" is what the compiler adds (workspace, gradients, copies).
-        total: of memory on the chip.
-        fits: whether that is less than the chip has.
+        memory: GiB by kind; "temporary" is what the compiler adds (workspace, gradients, copies).
+        total: GiB of all kinds together.
+        fits: whether the chip has that much.
         source: "compiler" or "arithmetic".
         step_floor_s: seconds of a step at the chip's peak, if nothing else took time.
         problem: the compiler's own words where it refused.
@@ -112,7 +112,7 @@ class Topology:
 
     Attributes:
         kind: a key of `CHIPS`.
-        shape: how many there are along each axis of their network.
+        shape: number of chips along each axis of their network.
     """
 
     kind: str
@@ -123,7 +123,7 @@ class Topology:
         """`v5e:8x8` or `h100:8`.
 
         Raises:
-            UserError: an unknown kind, or a number of chips that nobody has.
+            UserError: an unknown kind, or an impossible number of chips.
         """
         kind, _, shape = text.partition(":")
         if kind not in CHIPS or not re.fullmatch(r"\d{1,6}(x\d{1,6})*", shape):
@@ -162,7 +162,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     """The devices of a topology, or CPU devices standing in for GPUs.
 
     Raises:
-        UserError: a compiler that is not installed or does not know the topology, or too few
+        UserError: the compiler is not installed or does not know the topology, or there are too few
             stand-ins.
     """
     if topology.is_gpu:
@@ -199,7 +199,7 @@ def compile_job(build: Callable[[Mesh], Job], topology: Topology, mesh: MeshConf
 
     Args:
         build: makes the job for a mesh.
-        mesh: how the topology's devices are used.
+        mesh: sizes of the mesh over the topology's devices.
     """
     chip, gpu = CHIPS[topology.kind], topology.is_gpu
     devices = devices_of(topology)
@@ -244,7 +244,7 @@ def compile_job(build: Callable[[Mesh], Job], topology: Topology, mesh: MeshConf
 
 
 def _memory_words(message: str) -> str | None:
-    """The compiler's sentence about memory; None if it failed for another reason."""
+    """Finds the compiler's sentence about memory; None if it failed for another reason."""
     found = re.search(r"Used [\d.]+[GMK] of [\d.]+[GMK] hbm[^\n]*", message) or re.search(
         r"total memory required for [^\n]* exceeds available HBM[^\n.]*[\d.]*\w*\)", message
     )

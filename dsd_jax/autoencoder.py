@@ -1,8 +1,8 @@
 """The FLUX VAE: images to latents and back, 8 pixels per latent pixel and 16 channels.
 
-The convolutional autoencoder of latent diffusion (Rombach et al. 2022, appendix E) with 16 latent
-channels and without the 1x1 convolutions around the latents. Arrays are NHWC, which is what TPUs
-and tensor cores want; kernels are HWIO.
+It is the convolutional autoencoder of latent diffusion (Rombach et al. 2022, appendix E) with 16
+latent channels and without the 1x1 convolutions around the latents. Arrays are NHWC, which is what
+TPUs and tensor cores want; kernels are HWIO.
 """
 
 import dataclasses
@@ -315,7 +315,7 @@ class Autoencoder(nnx.Module):
         self.decoder = Decoder(config, precision=precision, rngs=rngs)
 
     def encode(self, image: Float[Array, "B H W C_image"]) -> Posterior:
-        """Posterior of the latents, not yet normalised; its log variance is clipped to [-30, 20].
+        """Posterior of latents that are not normalised; its log variance is clipped to [-30, 20].
 
         Raises:
             UserError: height or width is not a multiple of `config.downscale`.
@@ -325,7 +325,7 @@ class Autoencoder(nnx.Module):
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W C_image"]:
-        """Image of latents that are not normalised (any more); not clipped to [-1, 1]."""
+        """Decodes latents that are not normalised to an image, not clipped to [-1, 1]."""
         return self.decoder(latents)
 
 
@@ -357,7 +357,7 @@ class Tiling:
 
     Attributes:
         size: side of a tile; an image not larger than this is not cut.
-        overlap: what neighbours share at least; they are blended linearly over it.
+        overlap: least overlap of neighbours, over which they are blended linearly.
     """
 
     size: int = 128

@@ -111,7 +111,7 @@ def save_params(
 
 
 def _forget_machine(root: epath.Path) -> None:
-    """Takes the folder of this machine out of the mark that Orbax leaves in a finished checkpoint.
+    """Removes this machine's folder from the mark that Orbax leaves in a finished checkpoint.
 
     Orbax asks only whether the mark is there.
     """
@@ -155,7 +155,7 @@ def tensor_digest(tensor: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def _damage(root: epath.Path, what: str) -> Iterator[None]:
-    """Turns what a damaged file makes Orbax and TensorStore raise into a message."""
+    """Turns the exceptions of Orbax and TensorStore about a damaged file into a message."""
     log = logging.getLogger("absl")
     was, log.disabled = log.disabled, True  # what Orbax logs is in the message
     try:
@@ -176,8 +176,8 @@ class OrbaxSource:
 
     Args:
         path: the checkpoint.
-        digests: SHA-256 of parameters by path (`tensor_digest`). Each is checked when it is first
-            read, for which it is read whole.
+        digests: SHA-256 of parameters by path (`tensor_digest`). The first read of a parameter
+            reads all of it and checks its digest.
 
     Raises:
         UserError: not a finished checkpoint, or a damaged one.

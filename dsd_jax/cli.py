@@ -23,7 +23,7 @@ __all__ = ["COMMANDS", "Command", "completion", "doctor", "main"]
 
 
 class Command(NamedTuple):
-    """One line of help, and the function behind it as `module:function`.
+    """One line of help, and the function that it stands for, as `module:function`.
 
     `takes_words`: the function reads the words itself, because its flags depend on the first one.
     """
@@ -147,9 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `dsd`, by default those of the process.
 
     Returns:
-        The exit status: 0 done; 2 something that the user can mend, said in a line; 130
-        interrupted; 141 nobody reads the output any more. Any other error, and with `--debug` every
-        error, leaves as an exception with its traceback.
+        The exit status: 0 done; 2 a mistake that the user can correct, told in one line; 130
+        interrupted; 141 nobody reads the output any more. Any other error, and with `--debug`
+        every error, is raised with its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -231,7 +231,7 @@ def _call(name: str) -> str:
 
 
 def _table(prefix: str) -> str:
-    """The commands whose names begin with `prefix`, one a line, by what people do."""
+    """The commands whose names begin with `prefix`, one a line, grouped by purpose."""
     lines, names = [f"usage: {_call(prefix)} COMMAND [FLAGS]"], []
     column = max(map(len, _commands())) + 2
     for title, group in COMMANDS.items():
@@ -263,7 +263,7 @@ def doctor(folder: Path = Path()) -> None:
     """Show devices, versions, disks, caches and logins, and what is missing for what.
 
     Args:
-        folder: Folder whose disk is looked at.
+        folder: Folder whose disk is reported.
     """
     from dsd_jax.doctor import findings
 
@@ -298,7 +298,7 @@ def _offers() -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
 
 
 def _help_of(name: str) -> str:
-    """The help of a command, in a terminal wide enough for every flag."""
+    """The help of a command, laid out wide enough for every flag."""
     out, columns = StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "110"  # tyro would use two columns of a much wider one
     try:
@@ -330,7 +330,7 @@ def _main_thread_only(
 
 
 def _without_reader() -> bool:
-    """Whether the reader of our output has gone, as that of `dsd data stats | head` does."""
+    """Whether the reader of our output has gone, such as `head` in `dsd data stats | head`."""
     gone = False
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # not a file
@@ -343,7 +343,7 @@ def _without_reader() -> bool:
 
 
 def _drop_unwritten() -> None:
-    """Lets go of output that cannot be written, or Python would complain about it at its exit."""
+    """Drops output that cannot be written; otherwise Python complains about it when it exits."""
     try:
         sys.stdout.flush()
     except OSError:

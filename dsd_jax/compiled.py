@@ -56,7 +56,7 @@ def _own_folder() -> Path:
 
 
 def _machine() -> str:
-    """Programs for a CPU use the instructions of that kind of CPU; homes are shared by many."""
+    """Names the kind of CPU: its programs fail on others, and home folders are shared."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,6 +1,6 @@
 """Completion of `dsd` in a shell: a script made from the commands and their help.
 
-The script is data and a few lines: it calls no program, so that a key press waits for nothing.
+The script holds the words themselves and calls no program, so a key press waits for nothing.
 """
 
 import re
@@ -101,10 +101,10 @@ SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 def offer_of(help_text: str) -> Offer:
-    """The flags that a help lists, with their choices; or the presets that it lists.
+    """Reads the flags with their choices, or else the presets, out of a help text.
 
     Args:
-        help_text: The help of a command, in a terminal wide enough to wrap no flag.
+        help_text: The help of a command, wide enough that no flag is wrapped.
     """
     offer: Offer = {}
     for line in help_text.splitlines():
@@ -123,7 +123,7 @@ def script(shell: str, offers: Mapping[str, Offer]) -> str:
 
     Args:
         shell: A key of `SHELLS`.
-        offers: Name of a command, such as `data stats`, to what may follow it.
+        offers: Maps the name of a command, such as `data stats`, to the words that may follow it.
     """
     words: dict[str, list[str]] = {}  # what is offered -> names after which it is
     values: dict[str, list[str]] = {}

@@ -1,13 +1,13 @@
 """The condition: the way a reference enters the model, and everything that belongs to it.
 
-A `Condition` says which module it adds to the transformer, what that module is called in every file
-format, and so what an adapter's training trains in full. `CANVAS` is the method's own (paper,
-section 3.2): the condition tokens get an embedding of their own, which is added to that of the
-noisy tokens, one for one (`dsd_jax.flux.Flux.__call__`).
+A `Condition` names the module that it adds to the transformer, in our model and in every file
+format. LoRA training trains that module in full. `CANVAS` is the method's own (paper, section 3.2):
+the condition tokens get an embedding of their own, which is added to that of the noisy tokens, one
+for one (`dsd_jax.flux.Flux.__call__`).
 
 Other ways are known: channels beside the noisy ones (FLUX Fill and Depth), a longer sequence
 (Kontext), a second network whose residuals are added (ControlNet), further keys and values
-(IP-Adapter). Each would be one more object here, and its own line where it enters the model.
+(IP-Adapter). Each would be one more object here, and one line of the model.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Condition:
         return path == self.module or path.startswith(f"{self.module}.")
 
     def is_in(self, paths: Container[str]) -> bool:
-        """Whether the parameters with these paths hold the condition's."""
+        """Whether these paths include the condition's parameters."""
         return f"{self.module}.kernel" in paths
 
     def shapes(self, config: FluxConfig) -> dict[str, Shape]:

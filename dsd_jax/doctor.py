@@ -1,4 +1,4 @@
-"""The abilities and gaps of this machine, for `dsd doctor`."""
+"""The report of `dsd doctor`: what this machine offers, and what it lacks."""
 
 import importlib.metadata
 import os
@@ -23,10 +23,10 @@ _BASE = "black-forest-labs/FLUX.1-dev"
 
 
 def findings(folder: Path) -> Iterator[tuple[str, str]]:
-    """Titles, and what was found; nothing is computed, written, or asked of a network.
+    """Returns titled findings. Nothing is computed or written, and no network is used.
 
     Args:
-        folder: Folder whose disk is looked at.
+        folder: Folder whose disk is reported.
     """
     python = f"Python {sys.version.split()[0]}"
     yield "dsd-jax", f"{__version__}, {python}, {platform.platform(terse=True)}"

@@ -1,7 +1,7 @@
 """The frozen models around the transformer: pictures to latents and back, prompts to embeddings.
 
-Sampling, training, caching and validation all encode with what is here, so a picture or a text has
-the same numbers wherever it is met.
+Sampling, training, caching and validation all encode with these classes, so the same picture or
+text gets the same numbers everywhere.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Text(NamedTuple):
 
 
 def in_groups(run: Callable[..., Any], arrays: Sequence[np.ndarray], size: int) -> Any:
-    """Calls `run` on groups of `size` rows; the last group is filled up by repetition.
+    """Calls `run` on groups of `size` rows; the last group is filled up with repeated rows.
 
     One program serves any number of rows, and a row's result cannot depend on how many there are.
 
@@ -72,10 +72,10 @@ class TextEncoder:
     """Both text encoders, compiled, with their weights on a mesh.
 
     Args:
-        tokenizers: of the two encoders.
-        t5, clip: filled models.
-        mesh: where their weights lie; None: one device.
-        compiler_options: of XLA.
+        tokenizers: tokenisers of both encoders.
+        t5, clip: models with their weights.
+        mesh: devices that hold their weights; None for one device.
+        compiler_options: options for XLA.
     """
 
     def __init__(
@@ -152,9 +152,9 @@ class ImageCodec:
     """The autoencoder, compiled, with its weights on a mesh: pictures to latents and back.
 
     Args:
-        autoencoder: filled.
-        mesh: pictures are split over its batch axes; None: one device.
-        tiling: how pictures larger than a tile are cut.
+        autoencoder: model with its weights.
+        mesh: devices; its batch axes split the pictures. None for one device.
+        tiling: tiles for pictures that are larger than one.
 
     Attributes:
         graphdef, state: the autoencoder taken apart, for programs that contain it.
@@ -186,9 +186,9 @@ class ImageCodec:
         return cls(load(model, component.source, mesh=mesh), mesh=mesh)
 
     def encode(self, pixels: Float32[Any, "B H W 3"]) -> Posterior:
-        """Moments of latents, before they are normalised, of pictures in [-1, 1].
+        """Encodes pictures in [-1, 1] as moments of latents that are not normalised.
 
-        With a mesh, B must be a multiple of the parts that a batch is split into.
+        On a mesh, B must be a multiple of the number of parts that it splits a batch into.
         """
         with on_mesh(self.mesh):
             x = self._place(pixels)
@@ -196,7 +196,7 @@ class ImageCodec:
             return encode_tiled(run, x, self.config, self._tiling)
 
     def encode_condition(self, references: Float32[Any, "B H W 3"]) -> Posterior:
-        """Moments of [reference | black], encoded as one picture; see `encode`."""
+        """Encodes [reference | black] as one picture; see `encode`."""
         return self.encode(condition_canvas(jnp.asarray(references)))
 
     def condition(
@@ -206,7 +206,7 @@ class ImageCodec:
 
         Args:
             references: in [-1, 1].
-            seeds: 32 bits per picture, for the sample of the posterior; None: its mode.
+            seeds: 32-bit seed per picture, for sampling the posterior. None takes its mode.
         """
         posterior = self.encode_condition(references)
         if seeds is None:
@@ -218,7 +218,7 @@ class ImageCodec:
         return latent_tokens(latents, self.config)
 
     def decode(self, latents: Float32[Any, "B h w C"]) -> Float32[Array, "B H W 3"]:
-        """Pictures in about [-1, 1] of normalised latents; see `encode`."""
+        """Decodes normalised latents to pictures in about [-1, 1]; see `encode`."""
         with on_mesh(self.mesh):
             z = unnormalize(self._place(latents), self.config)
             run = functools.partial(self._decode, self.state)

@@ -11,7 +11,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: says what was given, what was expected, what to do next.
+    """A mistake of the user; the message says what was given, what was expected, what to do.
 
     The command line prints the message alone, without a traceback, and exits with status 2.
     """
@@ -35,10 +35,10 @@ def and_more(names: Sequence[str], most: int = 8) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """Returns the message of an error that the user can mend; None if the error is a bug.
+    """Returns the message of an error that the user can correct; None if the error is a bug.
 
-    The user can mend a `UserError`, a file or folder that the system refuses to open or write, and
-    a full disk. Libraries wrap these in errors of their own, so causes are looked at too.
+    The user can correct a `UserError`, a file or folder that the system refuses to open or write,
+    and a full disk. Libraries wrap these in errors of their own, so causes are looked at too.
     """
     for cause in _causes(error):
         if isinstance(cause, UserError):

@@ -1,4 +1,4 @@
-"""Libraries that only some commands need: extras of the package, and how their absence is said."""
+"""Extras: libraries that only some commands need, and the message if one is missing."""
 
 import importlib.util
 from typing import NamedTuple

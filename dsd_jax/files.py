@@ -21,7 +21,7 @@ def explained(path: str | Path, *others: type[Exception]) -> Iterator[None]:
     """Turns errors of the operating system in the block into one message about `path`.
 
     Args:
-        path: what is being written.
+        path: file or folder that is being written.
         others: further exceptions with which a library reports such an error.
 
     Raises:
@@ -86,7 +86,7 @@ def write_file(path: str | Path, content: bytes | str) -> None:
 
 
 def write_object(path: epath.Path, content: str) -> None:
-    """Writes a small text file on a disk or in a bucket, which replaces objects whole.
+    """Writes a small text file to a disk or a bucket; a bucket replaces an object in one step.
 
     Raises:
         UserError: the operating system refuses; nothing is left behind.

@@ -1,6 +1,6 @@
 """Command lines: how functions with typed, documented parameters become flags and help.
 
-tyro reads the types and the docstrings. The rules below word the help: a positional argument has
+tyro reads the types and the docstrings. The rules below change its help: a positional argument has
 its own name, `None` is not among the values, a default is never empty, and a flag `--no_x` is
 described by what it does.
 """
@@ -74,7 +74,7 @@ def _description(command: Callable[..., Any]) -> str:
 
 
 class _Rules:
-    """How types become flags: as tyro does it, in other words."""
+    """Rules that turn types into flags: tyro's own, with our wording."""
 
     def __init__(self, *, pairs: bool) -> None:
         self.registry = ConstructorRegistry()
@@ -86,7 +86,7 @@ class _Rules:
     def _value(
         self, info: PrimitiveTypeInfo
     ) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
-        """Leaves `None` out of the values that the help offers; it is read all the same."""
+        """Leaves `None` out of the values that the help offers; it is accepted all the same."""
         if self._asking_tyro or type(None) not in typing.get_args(info.type):
             return None
         self._asking_tyro = True
@@ -129,7 +129,7 @@ class _Rules:
             yield self._worded(StructFieldSpec(name, kind, default, texts.get(name)))
 
     def _worded(self, field: StructFieldSpec) -> StructFieldSpec:
-        """A field in our words."""
+        """Applies our wording to a field."""
         marks = getattr(field.type, "__metadata__", ())
         positional = any(mark in _POSITIONAL for mark in marks)
         choices = typing.get_origin(typing.get_args(field.type)[0]) if positional else None
@@ -147,7 +147,7 @@ class _Rules:
 
 
 def _by_name(function: Callable[..., T]) -> Callable[..., T]:
-    """Takes every argument by name, also those that Python wants by position."""
+    """Wraps a function so that every argument can be given by name, even positional-only ones."""
     names = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -162,14 +162,14 @@ def _by_name(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def _default(label: str) -> str:
-    """The words of the help for a default; never empty, which would wrap to an empty line."""
+    """Words of the help for a default. They are never empty, which would give an empty line."""
     words = {"": "(optional)", "''": "(optional)", "None": "(optional)"}
     flags = {"True": "(default: on)", "False": "(default: off)"}
     return (words | flags).get(label, f"(default: {label})")
 
 
 def _sentence(field: StructFieldSpec, *, off: bool) -> str:
-    """The text of a field as one paragraph; of a flag that turns something off, what it does.
+    """The text of a field as one paragraph; for a flag that turns something off, its effect.
 
     `Sample the posterior. Otherwise take its mode.` becomes `Take its mode.` then.
     """

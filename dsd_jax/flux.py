@@ -101,7 +101,7 @@ class Flux(nnx.Module):
             img: noisy packed latents x_t.
             t: time in [0, 1]; 1 is noise.
             inputs: text, distilled guidance scale and condition.
-            canvas: where the tokens of `img` lie.
+            canvas: canvas on which the tokens of `img` lie.
         """
         compute = self.precision.compute_dtype
         img = self.img_in(img)

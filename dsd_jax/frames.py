@@ -47,7 +47,7 @@ class Canvas:
         """The canvas of an image.
 
         Args:
-            height, width: of the image in pixels.
+            height, width: size of the image in pixels.
             downscale: image pixels per latent pixel, along each side.
 
         Raises:
@@ -69,7 +69,7 @@ class Canvas:
 
 
 class FluxInputs(NamedTuple):
-    """The inputs of the model beside the noisy tokens and their time.
+    """The inputs of the model other than the noisy tokens and their time.
 
     Attributes:
         txt: T5 token embeddings, padded, not masked.

@@ -1,4 +1,4 @@
-"""Compiled HLO text, read: which collectives a program runs, and how many bytes they move."""
+"""Reads compiled HLO text: which collectives a program runs, and how many bytes they move."""
 
 import math
 import re
@@ -20,11 +20,11 @@ _SIZES = {"pred": 1, "bf16": 2}
 
 
 def collectives(hlo: str) -> dict[str, int]:
-    """Bytes of every kind of collective in an HLO text, loops counted as often as they run.
+    """Adds up the bytes of each kind of collective; a loop counts as often as it runs.
 
-    A collective counts the size of its result. The TPU compiler spreads one over several fusions,
-    some inside loops that it overlaps with: all carry its channel, and the one that runs least
-    often says how often it happens.
+    The bytes of a collective are those of its result. The TPU compiler spreads one collective over
+    several fusions, some of them inside loops that overlap with it. All carry its channel, and the
+    fusion that runs least often tells how often the collective happens.
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
@@ -60,8 +60,8 @@ def collectives(hlo: str) -> dict[str, int]:
 def _turns(instruction: str, bodies: Mapping[str, list[str]]) -> int:
     """Number of times that a loop runs its body; 1 for anything else.
 
-    The CPU compiler writes it down. The TPU compiler leaves it in the condition: a scan counts from
-    zero and compares with its length, the largest constant there.
+    The CPU compiler states the number. The TPU compiler leaves it in the loop's condition: a scan
+    counts from zero and compares with its length, the largest constant there.
     """
     if found := _TRIPS.search(instruction):
         return int(found.group(1))
@@ -74,7 +74,7 @@ def _turns(instruction: str, bodies: Mapping[str, list[str]]) -> int:
 
 
 def _result_bytes(instruction: str, op: str) -> int:
-    """Size of the result; of a started one, its tuple's last array."""
+    """Bytes of the result; for a started operation, of the last array in its tuple."""
     head = instruction[: re.search(rf"\s{op}(-start)?\(", instruction).start()]  # type: ignore[union-attr]
     shapes = _SHAPE.findall(head)
     if f" {op}-start(" in instruction and len(shapes) > 1:

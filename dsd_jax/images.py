@@ -47,14 +47,14 @@ _UNREADABLE = (OSError, EOFError, LookupError, SyntaxError, TypeError, ValueErro
 
 
 class NotFiniteError(UserError):
-    """An image that no picture can show: the fault of its settings or of the weights."""
+    """An image with NaN or infinity, because of its settings or of the weights."""
 
 
 def open_image(source: Source) -> Image.Image:
     """A fully decoded RGB picture from a path, file bytes, or a PIL image.
 
     The size is checked before anything is decoded. EXIF rotation is applied, transparency is laid
-    over white, 16-bit and CMYK pictures are brought to 8-bit RGB; of several frames the first.
+    over white, 16-bit and CMYK pictures become 8-bit RGB, and the first of several frames is taken.
 
     Raises:
         UserError: missing, unreadable, truncated, tiny or huge file, or not a picture.
@@ -77,14 +77,14 @@ class Frame(NamedTuple):
 
 
 def open_frame(source: Source, height: int, width: int) -> Frame:
-    """A reference as the released program reads it: cropped, resized, then rotated by its EXIF.
+    """Reads a reference as the released program does: crops, resizes, then rotates by EXIF.
 
-    It drops the alpha channel, so transparent parts show the colours stored under them. Any size
-    from 1x1 on is read.
+    The alpha channel is dropped, so transparent parts show the colours stored under them. Pictures
+    of any size from 1x1 on are read.
 
     Args:
         source: the reference.
-        height, width: of the frame.
+        height, width: size of the frame.
 
     Raises:
         UserError: missing, unreadable, truncated or huge file, or not a picture.
@@ -156,7 +156,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _LargeMetadata(Exception):  # noqa: N818 - never leaves this file
-    """Pillow refuses a PNG for its texts or its colour profile, which nothing here needs."""
+    """Raised when Pillow refuses a PNG because of texts or a colour profile that we do not need."""
 
 
 def _raise_if_metadata(error: BaseException) -> None:

@@ -1,6 +1,6 @@
 """Opening files of folders that strangers made: regular files inside the folder, and no others.
 
-A data set or a model from elsewhere may name any path, and its folder may hold links, devices and
+A dataset or a model from elsewhere may name any path, and its folder may hold links, devices and
 named pipes. A link to a private file must not be read, and a pipe must not be waited for.
 """
 
@@ -23,8 +23,8 @@ def open_regular(path: str | Path, name: str | Path | None = None) -> BinaryIO:
     """Opens a file for reading if it is a regular one; links are followed.
 
     Args:
-        path: of the file.
-        name: what a message calls it, by default `path`.
+        path: path of the file.
+        name: name of the file in messages; by default `path`.
 
     Raises:
         UserError: it is a folder, a device, a named pipe or a socket.
@@ -48,12 +48,12 @@ def open_inside(folder: Path, path: str | Path) -> BinaryIO:
     counts as inside.
 
     Args:
-        folder: what the file must lie in; may itself be a link.
+        folder: folder that the file must lie in; may itself be a link.
         path: relative to `folder`, or absolute.
 
     Raises:
         OutsideError: the file lies elsewhere.
-        UserError: it is no regular file.
+        UserError: it is not a regular file.
         OSError: it cannot be opened.
     """
     real = Path(os.path.realpath(folder / str(path).replace("\0", "")))
@@ -67,7 +67,7 @@ def read_inside(folder: Path, path: str | Path, most: int) -> bytes:
 
     Raises:
         OutsideError: the file lies elsewhere.
-        UserError: it is no regular file, or has more bytes.
+        UserError: it is not a regular file, or has more bytes.
         OSError: it cannot be read.
     """
     with open_inside(folder, path) as file:

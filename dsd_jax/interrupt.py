@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: a long job stops at its next step, anything else stops now.
+"""Handles Ctrl-C and SIGTERM: a long job stops at its next step, anything else at once.
 
 Python runs its own signal handlers between two instructions of the main thread, so a signal that
-arrives while XLA compiles for minutes would be heard minutes later. Here a second thread hears it
-at once, through the file descriptor that Python writes every signal to.
+arrives while XLA compiles for minutes would be handled minutes later. Here a second thread reads it
+at once, from the file descriptor that Python writes every signal to.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _COMPILER = f"jax{os.sep}_src{os.sep}compiler.py"
 
 
 def leave(status: int) -> None:
-    """Ends the process without Python's own ending, in which threads that still compile crash."""
+    """Ends the process without Python's own cleanup, in which threads that still compile crash."""
     if sys.stderr.isatty():
         os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
     for stream in (sys.stdout, sys.stderr):
@@ -50,15 +50,15 @@ def _is_compiling(thread: int | None) -> bool:
     return False
 
 
-class _Ears:
-    """Hears signals in a thread while it is open; subclasses say what follows."""
+class _SignalThread:
+    """Reads signals in a thread while it is open; subclasses say what follows."""
 
     def __init__(self, signals: tuple[signal.Signals, ...]) -> None:
         self._signals = signals
         self._open = False
         self._main = threading.main_thread().ident
 
-    def __enter__(self) -> "_Ears":  # noqa: PYI034 - beartype wants the class
+    def __enter__(self) -> "_SignalThread":  # noqa: PYI034 - beartype wants the class
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may set handlers
         self._open = True
@@ -82,42 +82,42 @@ class _Ears:
         os.close(self._read)
 
     def _listen(self) -> None:
-        while heard := os.read(self._read, 64):
-            for number in heard:
+        while numbers := os.read(self._read, 64):
+            for number in numbers:
                 if number in self._signals:
-                    self._heard(number)
+                    self._received(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Runs in the main thread, when that gets to it."""
+        """Runs in the main thread, as soon as Python lets it."""
 
-    def _heard(self, number: int) -> None:
+    def _received(self, number: int) -> None:
         """Runs in the listening thread, at once."""
 
 
-class StopsAtOnce(_Ears):
+class StopsAtOnce(_SignalThread):
     """Ctrl-C and SIGTERM end what runs inside within seconds, also while XLA compiles.
 
-    The main thread gets a KeyboardInterrupt, so that `with` blocks are left as usual; where it has
-    not got to that within two seconds, the process ends.
+    The main thread gets a KeyboardInterrupt, so that `with` blocks are left as usual. If it has not
+    handled that within two seconds, the process ends.
 
     Attributes:
-        status: exit status for the signal that was heard: 130 or 143.
+        status: exit status for the signal that came: 130 or 143.
     """
 
     def __init__(self) -> None:
         super().__init__(_SIGNALS)
         self.status = 128 + signal.SIGINT
-        self._heard_before = False
+        self._received_before = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.status = 128 + number
         raise KeyboardInterrupt
 
-    def _heard(self, number: int) -> None:
-        if self._heard_before:
+    def _received(self, number: int) -> None:
+        if self._received_before:
             leave(128 + number)
-        self._heard_before = True
+        self._received_before = True
         threading.Thread(target=self._insist, args=(number,), daemon=True).start()
 
     def _insist(self, number: int) -> None:
@@ -127,21 +127,21 @@ class StopsAtOnce(_Ears):
             leave(128 + number)
 
 
-class Stop(_Ears):
+class Stop(_SignalThread):
     """Asks a long job to stop: at its next step, or at once the second time.
 
     The first Ctrl-C or SIGTERM makes `asked` true. The second ends the process, with status 130
     (or 143). While XLA compiles, the first one ends it: the next step may be minutes away.
 
     Args:
-        unit: what the job finishes before it stops, for the message.
+        unit: unit of work that the job finishes before it stops, for the message.
     """
 
     def __init__(self, unit: str = "step") -> None:
-        import jax  # noqa: PLC0415 - the command line hears signals without JAX
+        import jax  # noqa: PLC0415 - the command line handles signals without JAX
 
         self._alone = jax.process_count() == 1
-        # Among several processes JAX's own service hears SIGTERM and agrees on a step.
+        # Among several processes JAX's own service receives SIGTERM and agrees on a step.
         super().__init__(_SIGNALS if self._alone else (signal.SIGINT,))
         self._unit = unit
         self._asked = threading.Event()
@@ -152,7 +152,7 @@ class Stop(_Ears):
         return self
 
     def asked(self, step: int = 0) -> bool:
-        """Whether to stop: the same answer on every process, all of which ask once per step."""
+        """Whether to stop. Every process must ask once per step, and all get the same answer."""
         if self._alone:
             self._answered = self._asked.is_set()
             return self._answered
@@ -161,15 +161,15 @@ class Stop(_Ears):
         return bool(multihost_utils.reached_preemption_sync_point(step))
 
     def check(self, step: int = 0) -> None:
-        """Leaves the job where `asked` says so.
+        """Ends the job if it was asked to stop.
 
         Raises:
-            KeyboardInterrupt: it does.
+            KeyboardInterrupt: it was asked to stop.
         """
         if self.asked(step):
             raise KeyboardInterrupt
 
-    def _heard(self, number: int) -> None:
+    def _received(self, number: int) -> None:
         if self._asked.is_set():
             _say("stopped at once")
             leave(128 + number)

@@ -279,7 +279,7 @@ class Mlp(nnx.Module):
 
 
 class MlpEmbedder(nnx.Module):
-    """Linear, SiLU, Linear: how time, guidance and pooled text enter the conditioning vector."""
+    """Linear, SiLU, Linear; embeds time, guidance and pooled text into the conditioning vector."""
 
     def __init__(self, in_width: int, width: int, *, precision: Precision, rngs: nnx.Rngs) -> None:
         self.in_layer = Linear((in_width,), (width,), precision=precision, rngs=rngs)

@@ -60,7 +60,7 @@ class LoraConfig:
     Attributes:
         rank: Rank of the factors.
         alpha: Scale times rank; by default the rank, which is a scale of 1.
-        targets: What is adapted: attention, attention+ff, all, or regular expressions of paths.
+        targets: Layers to adapt: attention, attention+ff, all, or regular expressions of paths.
     """
 
     rank: int = 512
@@ -80,7 +80,7 @@ class Adapter:
     Attributes:
         factors: per-layer path -> factor, with alpha / rank folded into B.
         full: per-layer path -> tensor that replaces a base parameter (the condition embedding).
-        name: for messages.
+        name: name for messages.
     """
 
     factors: Mapping[str, np.ndarray]
@@ -139,7 +139,7 @@ def _layer_axis(linear: Linear | JoinedLinear) -> Shape:
 
 
 def select(module: nnx.Module, targets: str | Sequence[str]) -> list[str]:
-    """Paths of the Linears that `targets` names, in the module's own layout.
+    """Finds the paths of the Linears that `targets` names, in the module's own layout.
 
     Raises:
         UserError: a pattern that matches nothing, or an unknown name of a set of targets.
@@ -322,7 +322,7 @@ class MergedSource:
     Args:
         base: the weights.
         adapters: each with its scale; if several replace the same tensor, the last one wins.
-        dtype: what everything is rounded to; by default sums have the dtype of the weights, and
+        dtype: dtype of everything that is read; by default sums have the dtype of the weights, and
             tensors that an adapter replaces have the adapter's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a config and a source of weights to a model on devices: the same steps for every model."""
+"""Makes models on devices from a config and a source of weights, by the same steps for all."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -110,9 +110,9 @@ def load(
     Args:
         model: from `abstract`.
         source: base weights.
-        mesh: default: the first device.
+        mesh: devices that hold the model; by default the first device.
         adapters: each with its scale; their factors stay apart from the kernels.
-        reuse: arrays that are taken as they are, see `dsd_jax.weights.materialise`.
+        reuse: arrays to take instead of reading them, see `dsd_jax.weights.materialise`.
 
     Raises:
         UserError: weights or adapters do not fit the model, or the mesh does not divide it.
@@ -135,8 +135,8 @@ def model_shardings(
 
     Args:
         model: with or without arrays.
-        mesh: None: the first device.
-        trained_lora: factors lie as for training, sharded over every device of the batch axes.
+        mesh: devices that hold the model; None for the first device.
+        trained_lora: shard the factors over every device of the batch axes, as training does.
 
     Raises:
         UserError: the mesh does not divide the model.

@@ -36,8 +36,8 @@ class Component(Generic[Config_co]):
     """One model on disk.
 
     Attributes:
-        path: as given.
-        config: its size.
+        path: path as given.
+        config: size of the model.
         source: its weights, by our names.
         layout: "diffusers", "bfl" or "orbax".
         notices: what the user should know, one sentence each.
@@ -59,7 +59,7 @@ class Component(Generic[Config_co]):
         return self.digests()
 
     def expect(self, kind: type[Kind]) -> "Component[Kind]":
-        """The same component, known to hold a model of this kind.
+        """Returns itself, if it holds a model of this kind.
 
         Raises:
             UserError: it holds another kind of model.
@@ -77,8 +77,8 @@ def with_condition(
     """The transformer with a condition embedding; one that has none gets zeros.
 
     Args:
-        transformer: with or without one.
-        adapters: add it only if one of these brings its tensors; None: in any case.
+        transformer: component with or without one.
+        adapters: add it only if one of these brings its tensors. None adds it in any case.
     """
     if adapters is not None and not any(CANVAS.is_in(own.full) for own, _ in adapters):
         return transformer
@@ -107,7 +107,7 @@ class FluxParts:
     """An opened pipeline.
 
     Attributes:
-        path: where the transformer came from, as the user gave it.
+        path: path of the transformer, as the user gave it.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Several processes as one run: joining them and agreeing."""
+"""Joins several processes to one run and lets them agree on numbers and errors."""
 
 import contextlib
 import dataclasses
@@ -111,7 +111,7 @@ def on_first(check: Callable[[], None]) -> None:
     """Runs a check on the first process. If it fails there, it fails on all.
 
     Raises:
-        UserError: the check did, here or on the first process.
+        UserError: the check failed, here or on the first process.
     """
     error: UserError | None = None
     if first_process():

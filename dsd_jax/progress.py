@@ -34,9 +34,9 @@ def clock_time(seconds: float) -> str:
 
 
 class _Job:
-    """How far a job is, and when it will be done.
+    """Progress of a job, and the time that it still takes.
 
-    The pace is measured from the first unit on: what comes before, such as compiling, happens once.
+    The pace is measured from the first unit on; work before that, such as compiling, comes once.
     """
 
     def __init__(self, total: float, unit: str) -> None:
@@ -72,7 +72,7 @@ class _Job:
 
 
 class _Elapsed(ProgressColumn):
-    """The time left of a job; the time that a phase has taken."""
+    """Shows the time left of a job, or the time that a phase has taken."""
 
     def render(self, task: Task) -> Text:
         job = task.fields["job"]
@@ -109,9 +109,9 @@ def progress(title: str, total: float, unit: str = "", first: str = "") -> Itera
     seconds (every minute of a long job), and at the end.
 
     Args:
-        title: what is done.
-        total: how many units there are.
-        unit: what is counted.
+        title: name of the work.
+        total: number of units.
+        unit: name of a unit, in the plural.
         first: a phase that lasts until the first units are done, such as "compiling".
     """
     with contextlib.ExitStack() as before, _counted(title, _Job(total, unit)) as advance:
@@ -159,7 +159,7 @@ def _counted(title: str, job: _Job) -> Iterator[Advance]:
 
 @contextmanager
 def phase(title: str) -> Iterator[None]:
-    """Shows what a job is busy with where there are no units to count, and for how long.
+    """Shows the name of a phase without units to count, and how long it has taken.
 
     On a terminal this is a line that goes away at the end; elsewhere a line at the start, every
     minute, and at the end of what took more than a second.

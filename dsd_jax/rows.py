@@ -1,6 +1,6 @@
 """Rows of other people's tables, in any of the formats they come in, read as a stream.
 
-A row that cannot be read is still a row, with the reason, so that it can be counted and named.
+A row that cannot be read is still a row, with the reason, so that it can be counted and reported.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from dsd_jax.text.plain import check_text
 __all__ = ["Position", "Row", "Table", "lookup", "open_table", "plain_path", "plain_text"]
 
 Position = tuple[int, int]
-"""Number of a file in a table, and of rows of it."""
+"""Number of a file in a table, and number of its rows."""
 
 
 class _Format(NamedTuple):
@@ -61,11 +61,11 @@ class Row:
     Attributes:
         fields: column -> value: text, bytes, numbers, None, mappings and lists. All text can be
             stored as UTF-8.
-        file, number: where it is; the first row of a file is 1.
-        folder: what its paths are relative to.
-        position: number of the file, and of its rows up to and including this one.
-        size: its part of `Table.left`, for progress.
-        error: why it cannot be read.
+        file, number: the file, and the number of the row in it, from 1.
+        folder: folder that its paths are relative to.
+        position: number of the file, and number of its rows up to this one.
+        size: its share of `Table.left`, for progress.
+        error: reason why it cannot be read.
     """
 
     fields: Mapping[str, object]
@@ -82,7 +82,7 @@ class Table:
     """Files of rows with the same columns.
 
     Attributes:
-        folder: what all files that the rows name must lie in.
+        folder: folder that all files named in rows must lie in.
         files: in the order they are read.
         columns: names; members of structs as `column.member`, of lists as `column.0`.
     """
@@ -101,7 +101,7 @@ class Table:
         return column in self.columns or re.sub(r"\.\d+(?=\.|$)", ".0", column) in self.columns
 
     def left(self, after: Position = (0, 0)) -> float:
-        """About how much there is to read behind a position, in `unit`."""
+        """Estimates how much there is to read behind a position, in `unit`."""
         files = self.files[after[0] :]
         if self.unit == "MB":
             return sum(path.stat().st_size for path in files) / 1e6
@@ -128,10 +128,10 @@ def open_table(source: str | Path, split: str | None = None) -> Table:
 
     Args:
         source: a file, or a folder.
-        split: which split of a folder with several: `train`, `validation`, `test` or another name.
+        split: split of a folder with several: `train`, `validation`, `test` or another name.
 
     Raises:
-        UserError: nothing there to read, or more than one thing.
+        UserError: there is no table, or more than one.
     """
     source = Path(source)
     files = tuple(find_files(source, split))
@@ -148,10 +148,10 @@ def open_table(source: str | Path, split: str | None = None) -> Table:
 
 
 def lookup(fields: Mapping[str, object], column: str) -> object:
-    """A value by its column; None where there is none, and for NaN, as pandas writes what is none.
+    """Finds the value of a column; None if it is missing or NaN, which pandas writes then.
 
     Args:
-        fields: of a row.
+        fields: fields of a row.
         column: a name, `column.member` of a struct, or `column.0` of a list.
     """
     name, _, member = column.partition(".")
@@ -164,10 +164,10 @@ def lookup(fields: Mapping[str, object], column: str) -> object:
 
 
 def plain_text(value: object) -> str | None:
-    """A cell as text: `1` also for 1.0, which is how tables spell whole numbers beside gaps.
+    """A cell as text; 1.0 becomes `1`, since tables write integers so in columns with gaps.
 
     Returns:
-        None for a cell that holds neither text nor a whole number.
+        None for a cell that holds neither text nor an integer.
     """
     if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value % 1 == 0:
         value = int(value)

@@ -107,7 +107,7 @@ def _check_schema(path: epath.Path, schema: object) -> None:
 
 
 def find_checkpoints(run: epath.PathLike) -> epath.Path | None:
-    """The folder of the checkpoints of a run, given that or the run's own; None: neither."""
+    """Finds the checkpoints of a run, in their own folder or the run's; None if there are none."""
     for root in (epath.Path(run) / FOLDER, epath.Path(run)):
         if folders(root):
             return root
@@ -156,8 +156,8 @@ def read_trained(
 
     Args:
         root: folder of a run's checkpoints.
-        step: which one; default: the newest whole one.
-        ema: the averaged parameters, where the run keeps them.
+        step: step of the checkpoint; default: the newest one that is undamaged.
+        ema: read the averaged parameters, if the run keeps them.
 
     Raises:
         UserError: no checkpoint, or a damaged one.

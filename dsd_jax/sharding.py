@@ -176,8 +176,8 @@ def make_mesh(
 def device_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     """Arranges devices in the shape of a mesh.
 
-    Between slices, or GPU hosts without a common link, lies the axis `data` if they divide it,
-    otherwise `fsdp`.
+    The axis `data` runs between slices (or GPU hosts without a common link) if their number divides
+    it; otherwise `fsdp` does.
 
     Raises:
         UserError: the slices divide neither axis.
@@ -265,7 +265,7 @@ def param_specs(
         rules: ordered table; the first pattern that matches the path (layer numbers removed) wins.
         mesh: gives the axis sizes.
         stacks: paths of stacks; a parameter below one, without layer number, has a layer axis.
-        spare: more rules, tried last; of these, some may match nothing (adapters have targets).
+        spare: more rules, tried last. These may match nothing, since the targets of adapters vary.
 
     Raises:
         UserError: a large parameter matches no rule, a rule matches nothing, two axes of a

@@ -21,8 +21,8 @@ def contact_sheet(
 
     Args:
         pictures: as many as captions; each is read when it is placed.
-        captions: cut to the width of their cell.
-        side: of a cell in pixels.
+        captions: texts, each cut to the width of its cell.
+        side: side of a cell in pixels.
         columns: cells per row. Default: about as many as rows.
     """
     columns = columns or max(1, math.ceil(math.sqrt(len(captions))))

@@ -1,4 +1,4 @@
-"""JSON and TOML that somebody else wrote: read within limits, refused with file, place and reason.
+"""Reads JSON and TOML of other people within limits; errors name file, place and reason.
 
 Every reader of a structured file or text goes through here. A value that comes out is safe to walk,
 to print and to write again: its depth is bounded, its numbers fit 64 bits, its texts fit UTF-8, and
@@ -92,7 +92,7 @@ def parse_json(source: Source, where: str, kind: type[T], limits: Limits = JSON)
 
     Args:
         source: UTF-8 bytes (a byte order mark is passed over), or a str.
-        where: What messages call it: a file, or a file and a line.
+        where: Name of the source in messages: a file, or a file and a line.
         kind: Python type that the outermost value must have: dict, list, or object for any.
         limits: Bounds that are checked before and after parsing.
 
@@ -127,7 +127,7 @@ def parse_json(source: Source, where: str, kind: type[T], limits: Limits = JSON)
 
 
 def parse_toml(source: Source, where: str, limits: Limits = TOML) -> dict[str, Any]:
-    """Reads a TOML text; arguments and errors as of `parse_json`."""
+    """Reads a TOML text; arguments and errors are those of `parse_json`."""
     text = _decoded(source, where, limits)
     if found := _dotted(limits.depth).search(text):
         line = text.count("\n", 0, found.start()) + 1
@@ -180,8 +180,8 @@ def read_bytes(path: PathLike, most: int) -> bytes:
 def json_lines(path: PathLike, limits: Limits = JSON) -> Iterator[tuple[int, Any]]:
     """Number (from 1) and value of each line that is not blank, of a local JSON Lines file.
 
-    A line that cannot be used gives its `MalformedError` as the value: one bad line costs one
-    row. Whoever wants to end there raises it.
+    A line that cannot be used gives its `MalformedError` as the value, so one bad line costs one
+    row. A caller that wants to stop there raises it.
 
     Raises:
         UserError: The file cannot be read.
@@ -268,7 +268,7 @@ def _dotted(depth: int) -> re.Pattern[str]:
 
 
 class _UnfitError(ValueError):
-    """Something that strict JSON does not allow, found while parsing."""
+    """Raised while parsing at something that strict JSON does not allow."""
 
 
 class _LongInteger:
@@ -334,7 +334,7 @@ def _check(value: object, where: str, limits: Limits, *, halves: bool) -> None:
 
 
 def _unfit(value: object, limits: Limits, *, halves: bool) -> str | None:
-    """Why a single value is refused, or None."""
+    """The reason to refuse a single value, or None."""
     if isinstance(value, _LongInteger):
         return f"a number of {len(value.digits)} digits, more than 64 bits hold"
     if type(value) is int and not _LEAST <= value <= _MOST:
@@ -372,7 +372,7 @@ def _check_size(name: str, size: int, most: int) -> None:
 
 
 def _bounded_lines(file: BinaryIO, most: int) -> Iterator[bytes]:
-    """Lines of a file; of a line that is too long, as much as shows that it is."""
+    """Yields the lines of a file; a line that is too long is cut just after the limit."""
     while line := file.readline(most + 2):
         yield line
         while not line.endswith(b"\n") and (line := file.readline(most + 2)):

@@ -67,7 +67,7 @@ class Task:
         name: A lower-case word; it stands in ids and records.
         grid: Text in `[prompts]` that asks for the prompt of a grid. None: pairs of this task do
             not come from grids.
-        question: How the judge is asked about a pair.
+        question: Questions of the judge about a pair.
         similarity: Bounds of the similarity of a pair's frames, unless `[pairs]` sets others.
         description: Text in `[caption]` that asks for a description of the target.
         instruction: Text in `[caption]` that asks for the edit from reference to target.

@@ -1,4 +1,4 @@
-"""Work of several threads on a stream, with the results in order and little of it in memory."""
+"""Runs a function over a stream in several threads; results stay in order and few are in memory."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -14,12 +14,12 @@ R = TypeVar("R")
 def in_order(
     function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int | None = None
 ) -> Generator[tuple[T, Future[R]], None, None]:
-    """Every item with its future, in order.
+    """Yields every item with its future, in order.
 
     Args:
         function: called in the threads.
         items: taken as they are needed.
-        threads: how many.
+        threads: number of threads.
         ahead: items that are taken before the first is asked for; default: two per thread.
     """
     limit = 2 * threads if ahead is None else ahead

@@ -125,11 +125,10 @@ def materialise(
 
     Args:
         module: from `nnx.eval_shape`; its dtypes are what the weights are cast to.
-        source: where the weights are read from.
+        source: source of the weights.
         stacks: path and depth of the module's stacks of blocks.
         shardings: per path in the module's own layout, or one for all; default: one device.
-        reuse: arrays that are taken as they are, by path in the module's own layout; all others
-            are read.
+        reuse: arrays to take instead of reading them, by path in the module's own layout.
 
     Returns:
         The module with arrays on devices.
