@@ -1,4 +1,4 @@
-"""The part of asking that questions one by one and questions in batches share."""
+"""The part of asking that is the same for single questions and for batches."""
 
 import abc
 import asyncio
@@ -26,7 +26,7 @@ class Stop:
     """The switch that ends a run: the first error that is set is the reason.
 
     Attributes:
-        error: What the run will raise, or None while it goes on.
+        error: Error that the run will raise, or None while it goes on.
         wake: Event that tells the run that there is something to do.
     """
 
@@ -41,9 +41,9 @@ class Stop:
         self.wake.set()
 
     async def wait_to_be_cancelled(self) -> NoReturn:
-        """Waits without end, where a coroutine of a run that ends must not see the error.
+        """Waits without end, so that a coroutine of a run that ends does not see the error.
 
-        So no stage can take it for an error of its item.
+        A stage could take it for an error of its item.
         """
         await asyncio.Event().wait()
         raise AssertionError
@@ -95,19 +95,19 @@ class Asker(abc.ABC):
 
     @abc.abstractmethod
     def on_idle(self, live: int) -> None:
-        """Told when nothing is left to do but to wait for `live` coroutines."""
+        """Called when nothing is left to do but to wait for `live` coroutines."""
 
     @abc.abstractmethod
     async def close(self) -> None:
         """Ends asking, and closes the connections."""
 
     def note_row(self, item: int, row: object) -> None:
-        """Notes the row that a stage made of the answers about an item, with the last of them."""
+        """Stores a stage's row about an item beside the last answer that it was made from."""
         if (key := self._keys.pop(item, None)) is not None:
             self._ledger.parsed(key, json.dumps(row, default=repr, sort_keys=True))
 
     def _key(self, item: int, request: Request) -> str:
-        """The key of a question, noted as the last one about its item."""
+        """The key of a question, remembered as the last one about its item."""
         self._keys[item] = key = request.key(self._provider.asked)
         return key
 
@@ -131,7 +131,7 @@ class Asker(abc.ABC):
         return None
 
     def _unreadable(self, key: str) -> str | None:
-        """The reason not to pay for a question again: its answers cannot be read."""
+        """The reason not to pay for a question again, if its answers cannot be read."""
         broken = [
             kept
             for kept in self._ledger.answers(key)
@@ -142,9 +142,9 @@ class Asker(abc.ABC):
         return f"no answer in {len(broken)} attempts: {NOT_IN_FORM}: {_beginning(broken[0].raw)}"
 
     async def _refuse(self, key: str, reason: str) -> None:
-        """Notes that a question cannot be answered; for good, once the model answers others.
+        """Records that a question cannot be answered; for good, once the model answers others.
 
-        Until then the fault may be in what all questions have in common: after ten, the run ends.
+        Until then all questions may share the fault: after ten of them, the run ends.
         """
         self._refusals[key] = reason
         if self.answers or self._ledger.answered_by(self._provider.model):
@@ -168,7 +168,7 @@ class Asker(abc.ABC):
         return dataclasses.replace(answer, cost=self._price(answer))
 
     def _taken(self, attempt: int, raw: Raw) -> Answer | None:
-        """Reads an answer that the ledger has, notes what it says, and checks who answered."""
+        """Reads a stored answer, stores what it says, and checks which model answered."""
         answer = self._read(raw)
         self._ledger.noted(attempt, answer)
         if answer is not None:
@@ -205,7 +205,7 @@ class Asker(abc.ABC):
             )
 
     def _clean(self, raw: Raw) -> Raw:
-        """A raw answer without the key, should the server have repeated it."""
+        """A raw answer without the key, which the server may have repeated."""
         return Raw(self._scrub.body(raw.body), self._scrub.text(raw.request_id))
 
 

@@ -106,7 +106,7 @@ class Batched(Asker):
             yield questions, lines
 
     async def _hand_over(self, questions: dict[str, Request], lines: list[bytes]) -> Batch:
-        """Writes the intents, hands the batch over, and writes down its name if it gets one."""
+        """Writes the intents, hands the batch over, and stores its name if it gets one."""
         asked = [(key, each, *self._expected(each)) for key, each in questions.items()]
         batch = await self._ledger.begin_batch(secrets.token_hex(8), asked, self._provider.model)
         try:
@@ -124,7 +124,7 @@ class Batched(Asker):
         return await self._name(batch, remote)
 
     async def _name(self, batch: Batch, remote: str) -> Batch:
-        """Writes down the provider's name of a batch."""
+        """Stores the provider's name of a batch."""
         if self._scrub.holds(remote):
             raise UserError(
                 f"{self._provider.url} puts the key into the name of a batch, which is not stored; "
@@ -176,7 +176,7 @@ class Batched(Asker):
                 await self._weigh(key, NOT_IN_FORM, None)
 
     async def _weigh(self, key: str, reason: str, result: Raw | Failed | None) -> None:
-        """Decides about a question without an answer: it stays for the next round, or ends."""
+        """Decides whether a question without an answer stays for the next round or has failed."""
         if isinstance(result, Failed) and result.kind == "fatal":
             self.stop.set(UserError(reason))
         elif isinstance(result, Failed) and result.kind == "invalid":
@@ -190,7 +190,7 @@ class Batched(Asker):
                 await self._refuse(key, words)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Calls until it works; too many failures one after the other end the run."""
+        """Repeats a call until it works; too many failures in a row end the run."""
         failures = 0
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The settings of one provider: who is asked, how fast, and for how much."""
+"""The settings of one provider: the model, its pace and its budget."""
 
 import dataclasses
 import ipaddress
@@ -35,15 +35,16 @@ class ProviderConfig:
             `base_url`, it is OPENAI_API_KEY or GEMINI_API_KEY; another server gets no key unless
             it is named.
         api_key_file: File with the key, in place of a variable.
-        reasoning: How much the model thinks before it answers: a level, or a budget of tokens. None
+        reasoning: Amount of thinking before the answer: a level, or a budget of tokens. None
             uses the model's default. Thoughts are paid for as output and count towards a question's
             `max_tokens`.
-        reasoning_form: Whether `reasoning` is sent as a level or as a budget. None decides by the
+        reasoning_form: Form in which `reasoning` is sent: a level or a budget. None decides by the
             model, and tries a budget if the server refuses a level.
         max_tokens_name: Name of the limit of an answer. None decides by the host, and tries the
             other name if the server refuses one.
-        schema_form: How the form of an answer is asked for. None sends the JSON schema; if the
-            server refuses that, it asks for a JSON object, or leaves it to the question's words.
+        schema_form: Way in which the form of an answer is asked for. None sends the JSON schema; if
+            the server refuses that, it asks for a JSON object, or leaves it to the question's
+            words.
         finish_words: The server's own words for the end of an answer, with their meaning: stop,
             length, blocked or other. Common words are known.
         accept_models: Other names under which the model may answer.
@@ -55,7 +56,7 @@ class ProviderConfig:
         max_tokens: Most tokens of a stage.
         max_cost: Most dollars of a stage.
         max_undecided: A larger share of undecided answers ends the run.
-        undecided_after: Answers from which on `max_undecided` is checked.
+        undecided_after: Number of answers after which `max_undecided` is checked.
         timeout: Seconds for one answer.
         retries: Repetitions of one question after faults that pass.
         poll_seconds: Seconds between looks at a batch.
@@ -129,7 +130,7 @@ class ProviderConfig:
 
     @property
     def asked(self) -> str:
-        """The model and how it thinks, as far as it decides about answers: part of every key."""
+        """The model and its reasoning, on which answers depend; part of every key."""
         return self.model if self.reasoning is None else f"{self.model} reasoning={self.reasoning}"
 
     @property

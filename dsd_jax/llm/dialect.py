@@ -1,4 +1,4 @@
-"""Spellings in which servers of the same form differ, and the next one after a refusal."""
+"""Spellings in which servers of the same form differ; after a refusal the next one is tried."""
 
 import dataclasses
 import re
@@ -44,8 +44,8 @@ class Dialect:
     Attributes:
         max_tokens: Name of the limit of the answer's tokens.
         reasoning: Whether thinking is set by a level or by a budget of tokens.
-        schema: How the form of an answer is asked for. With `json_object` and `none` the wording
-            of the question alone describes it.
+        schema: Way in which the form of an answer is asked for. With `json_object` and `none` the
+            wording of the question alone describes it.
         chosen: Parameters that the user has set, which no refusal changes.
     """
 
@@ -56,7 +56,7 @@ class Dialect:
 
     @classmethod
     def of(cls, provider: ProviderConfig) -> "Dialect":
-        """The dialect to begin with: as it is set, or as the host and the model suggest."""
+        """The dialect to begin with, from the settings or else from the host and the model."""
         chosen: set[Parameter] = set()
         if provider.max_tokens_name is not None:
             chosen.add("max_tokens")
@@ -73,7 +73,7 @@ class Dialect:
         )
 
     def refused(self, error: Failed) -> Parameter | None:
-        """The parameter whose spelling a server's refusal is about, if it is about one."""
+        """The parameter whose spelling a server refused, if that was the reason."""
         if error.kind != "invalid" or not _UNSUPPORTED.search(error.body):
             return None
         return next((name for name, mark in _NAMED.items() if mark.search(error.body)), None)
@@ -114,9 +114,9 @@ def adapted(
 
 
 def thinking_budget(reasoning: str | int, request: Request) -> int:
-    """Tokens of thought where a model takes a budget: as given, or what a level stands for.
+    """Budget of thinking tokens: as given, or what a level stands for.
 
-    Thoughts count towards the limit of the answer, so a level leaves some of it to the words.
+    Thoughts count towards the answer's limit, so a level leaves a part of it to the words.
     """
     if isinstance(reasoning, int):
         return reasoning

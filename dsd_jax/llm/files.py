@@ -19,7 +19,7 @@ _MOST_BYTES = 4 << 30  # of a file of answers
 
 
 class QuestionFiles:
-    """One file of questions per batch beside the ledger, and one of answers beside it."""
+    """A file of questions and a file of answers per batch, both beside the ledger."""
 
     most, most_bytes = 1_000_000, 1_000_000_000
 

@@ -116,7 +116,7 @@ class GeminiTransport(HttpTransport):
         return {"x-goog-api-key": access.secret} if access.secret else {}
 
     def path(self) -> str:
-        """As `HttpTransport.path`; a name with a slash, such as that of a tuned model, is whole."""
+        """As `HttpTransport.path`; a name with a slash, such as a tuned model's, is a full path."""
         model = self._provider.model
         name = urllib.parse.quote(model if "/" in model else f"models/{model}")
         return f"{API_VERSION}/{name}:generateContent"

@@ -113,7 +113,7 @@ class GeminiBatches:
 
 
 async def _turn_page(pager: Any) -> bool:
-    """Loads the next page of a list; whether there is one."""
+    """Loads the next page of a list; returns whether there is one."""
     try:
         await pager.next_page()
     except IndexError:  # the library's word for the end

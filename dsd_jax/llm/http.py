@@ -1,4 +1,4 @@
-"""HTTP as all providers are asked over it: bounded answers, no redirects, no retries."""
+"""The HTTP client for all providers: bounded answers, no redirects, no retries."""
 
 import abc
 import json
@@ -17,7 +17,7 @@ from dsd_jax.llm.transport import Access, Failed, Raw, failure_of
 __all__ = ["MOST_RESULTS", "HttpTransport", "http_client", "http_failure"]
 
 MOST_RESULTS = 1 << 30
-"""Bytes of the results of a batch."""
+"""Most bytes of the results of a batch."""
 
 _PACKED = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # encoding -> window bits of zlib
 
@@ -30,7 +30,7 @@ class _StatusError(httpx2.RequestError):
     """A response with an error status, or a redirect.
 
     Attributes:
-        failure: What it means.
+        failure: Its meaning.
     """
 
     def __init__(self, failure: Failed) -> None:
@@ -97,12 +97,12 @@ def http_client(
     headers: Mapping[str, str] | None = None,
     most: int = MOST_BYTES,
 ) -> httpx2.AsyncClient:
-    """A client that follows no redirect, which would carry the key to another host.
+    """Makes a client that follows no redirects, which would send the key to another host.
 
     Args:
-        provider: Whose host, timeout and number of connections it uses.
+        provider: Settings with the host, the timeout and the number of connections.
         headers: Sent with every request.
-        most: Bytes of a response.
+        most: Most bytes of a response.
     """
     in_flight = provider.max_in_flight
     limits = httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
@@ -141,7 +141,7 @@ def http_failure(error: Exception) -> Failed:
 class HttpTransport(abc.ABC):
     """Questions one by one, as JSON over HTTP; a subclass knows the form of one provider.
 
-    The bodies of answers reach the ledger as bytes that nothing has looked at.
+    The bodies of answers reach the ledger as the bytes that came.
     """
 
     id_header = ""
@@ -168,7 +168,7 @@ class HttpTransport(abc.ABC):
         """As `Transport.read`."""
 
     async def send(self, request: Request) -> Raw:
-        """As `Transport.send`; after a refusal of a spelling, the next one is tried.
+        """As `Transport.send`; if the server refuses a spelling, the next one is tried.
 
         A refused spelling costs nothing. The one that the server takes is used from then on.
         """

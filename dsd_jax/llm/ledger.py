@@ -1,14 +1,15 @@
-"""The ledger of paid questions: each attempt before it is sent, and each answer before it is read.
+"""The ledger of paid questions: it stores attempts before sending, and answers before reading.
 
 One SQLite file per stage and part, with one writer. The order is: intent, sending, raw answer,
-reading. An intent that a stopped process left without an answer may have been charged: it is
-counted as such, and its question is asked once more.
+reading. An intent that a stopped process left without an answer may have been charged: it counts as
+charged, and its question is asked once more.
 
-Writes are committed with a full sync (`synchronous=FULL` in WAL mode), since what a power cut takes
-back would be paid for again. All writes of a millisecond share a commit, and while a slow disk is
-busy more of them gather: it makes the groups larger and not the questions fewer. (A thread for the
-commits was slower: it and the event loop wait for each other's turn of the interpreter.) Each write
-has a savepoint of its own, so that one that fails takes no other with it.
+Writes are committed with a full sync (`synchronous=FULL` in WAL mode), since an answer that a power
+cut deletes would be paid for again. All writes of a millisecond share a commit, and more of them
+gather while a slow disk is busy, so a slow disk makes larger commits but does not slow the
+questions. (A thread for the commits was slower, because it and the event loop wait for the
+interpreter's lock.) Each write has a savepoint of its own, so that a failed write does not undo the
+others.
 """
 
 import asyncio
@@ -30,13 +31,13 @@ __all__ = ["Batch", "Caps", "Kept", "Ledger", "Outcome", "Question"]
 
 R = TypeVar("R")
 Outcome = Literal["answered", "unreadable", "lost", "failed"]
-"""How an attempt ended.
+"""End of an attempt.
 
 `answered` and `unreadable` (a body that is not in the provider's form) were charged, `lost`
 (nothing came back) may have been, `failed` (the server said no) was not.
 """
 Question = tuple[str, Request, int, float]
-"""Key, request, and the most tokens and dollars that it can take."""
+"""Key, request, and the most tokens and dollars that the answer can take."""
 
 _TOGETHER_S = 0.001  # writes so close share a commit: an answer, and the intent it makes room for
 _SIBLINGS_S = 1.0  # how old the sums of the stage's other ledgers may be
@@ -66,7 +67,7 @@ class Kept:
     Attributes:
         attempt: Number of the attempt that it answers.
         raw: The answer as it came.
-        noted: Whether the ledger has what was read from it: model, end, tokens and cost.
+        noted: Whether the ledger holds what was read from it: model, end, tokens and cost.
     """
 
     attempt: int
@@ -113,7 +114,7 @@ class Ledger:
             ).rowcount
 
     def close(self) -> None:
-        """Writes what waits, folds the log into the file, and closes it."""
+        """Writes what is waiting, merges the log into the file, and closes it."""
         self._commit()
         with contextlib.suppress(sqlite3.Error):  # a reader may hold the log: it stays beside
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -136,7 +137,7 @@ class Ledger:
         ]
 
     def refusal(self, key: str) -> str | None:
-        """The reason why a question cannot be answered, or None if nothing is known against it."""
+        """The reason why a question cannot be answered, or None if none is known."""
         row = self._db.execute("SELECT reason FROM refusals WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
@@ -163,7 +164,7 @@ class Ledger:
     # Writing
 
     async def intend(self, questions: Sequence[Question], model: str) -> list[int]:
-        """Writes down that questions are about to be sent, if the caps allow them all.
+        """Stores that questions are about to be sent, if the caps allow them all.
 
         Returns:
             The numbers of the attempts.
@@ -178,7 +179,7 @@ class Ledger:
         await self.write(lambda: self._received(attempt, raw))
 
     def noted(self, attempt: int, answer: Answer | None) -> None:
-        """Notes what was read from an answer, with the next commit; None: it could not be read.
+        """Stores what was read from an answer, with the next commit; None if it is unreadable.
 
         The budget then counts the tokens that it took, if they are known, in place of the most that
         it could take.
@@ -186,18 +187,18 @@ class Ledger:
         self._soon(lambda: self._noted(attempt, answer))
 
     async def ended(self, attempt: int, outcome: Outcome, detail: str) -> None:
-        """Notes that an attempt ended without an answer, and why."""
+        """Stores that an attempt ended without an answer, and why."""
         await self.write(lambda: self._ended(attempt, outcome, detail))
 
     async def refused(self, key: str, reason: str) -> None:
-        """Notes that a question cannot be answered, whoever asks it again."""
+        """Stores that a question cannot be answered, by any later attempt either."""
         row = (key, _text(reason))
         await self.write(
             lambda: self._db.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?)", row)
         )
 
     def parsed(self, key: str, result: str) -> None:
-        """Notes what a stage made of the answer to a question, with the next commit."""
+        """Stores what a stage made of the answer to a question, with the next commit."""
         self._soon(
             lambda: self._db.execute(
                 "INSERT INTO parses VALUES (?, ?) ON CONFLICT DO UPDATE SET result = "
@@ -231,7 +232,7 @@ class Ledger:
         return await self.write(change)
 
     async def handed_over(self, batch: Batch, remote: str) -> Batch:
-        """Notes the provider's name of a batch."""
+        """Stores the provider's name of a batch."""
         await self.write(
             lambda: self._db.execute(
                 "UPDATE batches SET remote = ? WHERE id = ?", (_text(remote), batch.number)
@@ -242,12 +243,12 @@ class Ledger:
     async def end_batch(
         self, batch: Batch, results: Mapping[str, Raw | str], missing: str
     ) -> dict[str, int]:
-        """Keeps the outcomes of a batch: answers as they came, or words why there is none.
+        """Stores the outcomes of a batch: answers as they came, or reasons why there is none.
 
         Args:
             batch: The batch, which has ended.
             results: Outcomes by key.
-            missing: The words for questions without an outcome.
+            missing: The reason for questions without an outcome.
 
         Returns:
             The number of the attempt of each question of the batch, by key.
@@ -446,7 +447,7 @@ def _text(text: str) -> str:
 
 
 def _stored(body: bytes) -> str | bytes:
-    """A body as it is stored: as text where it is text, for those who look at the table."""
+    """The stored form of a body: text where possible, which people can read in the table."""
     try:
         return body.decode()
     except UnicodeDecodeError:

@@ -37,10 +37,10 @@ def chat_results(content: bytes) -> Results:
 def read_results(
     content: bytes, name: str, failure: Callable[[dict[str, Any]], Failed | None]
 ) -> Results:
-    """Outcomes of questions, by key. Each line has its own fate.
+    """Outcomes of questions, by key. Every line is read independently of the others.
 
     A line that is not JSON is an answer that cannot be read, if it names its question. A last line
-    without an end is passed over unless it is complete.
+    without a line end is passed over unless it is complete.
 
     Args:
         content: A file of results.

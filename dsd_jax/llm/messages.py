@@ -11,7 +11,7 @@ from dsd_jax.text.plain import text_fault
 __all__ = ["Answer", "Ask", "Finish", "Message", "Picture", "Request", "Unanswered", "Usage"]
 
 Finish = Literal["stop", "length", "blocked", "not_text", "other"]
-"""Why an answer ended.
+"""Reason for the end of an answer.
 
 `stop`: it is complete. `length`: it reached the limit of tokens. `blocked`: a filter or the model
 refused the question or the answer. `not_text`: the provider sent something that is not text, or
@@ -64,7 +64,7 @@ class Request:
     schema: Mapping[str, Any] | None = None
 
     def key(self, model: str) -> str:
-        """Hex digest of everything that is asked, and of the model; a picture counts by its bytes.
+        """Hex digest of the complete question and the model; a picture counts by its bytes.
 
         Raises:
             Unanswered: A text holds what UTF-8 cannot hold, so that it cannot be sent.
@@ -106,7 +106,7 @@ class Answer:
 
     Attributes:
         text: The words of the answer without thoughts; empty if there are none.
-        finish: Why it ended; only `stop` is a complete answer.
+        finish: Reason for its end; only `stop` is a complete answer.
         model: Name of the model that answered, as the provider gives it.
         request_id: The provider's name of the exchange.
         usage: Tokens that it took. None if the provider did not say, or said something absurd.

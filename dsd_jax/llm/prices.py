@@ -1,4 +1,4 @@
-"""Prices of answers by a dated table; the providers' bills are the truth."""
+"""Prices of answers by a dated table; only the providers' bills are exact."""
 
 import dataclasses
 import functools
@@ -23,8 +23,8 @@ class Price:
     Attributes:
         input: For the question.
         output: For the answer, thoughts included.
-        cached: For the part of the question that the provider had cached. None: as `input`.
-        batch: The share of these that the batch interface takes.
+        cached: For the part of the question that the provider had cached. None takes `input`.
+        batch: Factor on these prices for the batch interface.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -53,7 +53,7 @@ class Prices:
     """A table of prices.
 
     Attributes:
-        date: When they were looked up.
+        date: Date of the table.
         models: Prices by the exact name of the model.
     """
 

@@ -1,4 +1,4 @@
-"""The kinds of providers: where each is reached, and which class asks it in which mode."""
+"""The kinds of providers: the address of each, and the class that asks it in each mode."""
 
 import dataclasses
 import importlib
@@ -15,7 +15,7 @@ class Kind:
     """One kind of provider.
 
     Attributes:
-        url: Where it is asked unless a `base_url` is given; empty if nothing leaves the process.
+        url: Address, unless a `base_url` is given; empty if nothing leaves the process.
         key_env: Environment variable of its key; empty if it needs none.
         modes: For each mode, "module:class" of its `Transport` or `BatchTransport`, which is called
             with the settings of the provider and its `Access`. It is imported when it is needed,

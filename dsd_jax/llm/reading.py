@@ -1,6 +1,6 @@
 """The one reader of answers: text, thoughts, JSON, usage and the reason of the end.
 
-Every provider's form ends here, and so does every stage that makes something of an answer.
+Every provider's answers are read here, and every stage gets its text or JSON from here.
 """
 
 import json
@@ -28,9 +28,9 @@ __all__ = [
 ]
 
 LONGEST = 50_000
-"""Characters of an answer's text; no question of this package needs a tenth of it."""
+"""Most characters of an answer's text; no question of this package needs a tenth of it."""
 MOST_BYTES = 32 << 20
-"""Bytes of one answer as a provider sends it."""
+"""Most bytes of one answer as a provider sends it."""
 
 _ENVELOPE = Limits(size=MOST_BYTES, depth=64, lenient=True)
 _OBJECT = Limits(size=4 * LONGEST, depth=32)
@@ -91,7 +91,7 @@ def unwrapped(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_answer_like(body: bytes) -> bool:
-    """Whether bytes that are not in a provider's form were still made, and paid for, as an answer.
+    """Whether bytes that are not in a provider's form were still charged as an answer.
 
     An error in JSON, or the page of a gateway, is not.
     """
@@ -114,8 +114,8 @@ def answer_of(
     """An answer from the parts of a provider's form.
 
     Args:
-        content: What the form holds as the content: a text, a list of parts, or None.
-        finish: Why the answer ended, by `finish_of`.
+        content: The content in the provider's form: a text, a list of parts, or None.
+        finish: Reason for the end, by `finish_of`.
         model: Name of the answering model, unchecked.
         request_id: The provider's name of the exchange, unchecked.
         usage: Tokens, by `usage_of`.
@@ -133,7 +133,7 @@ def answer_of(
 
 
 def finish_of(word: object, content: object, words: Mapping[str, Finish]) -> Finish:
-    """Why an answer ended, by a provider's word for it.
+    """Translates a provider's word for the end of an answer.
 
     Many servers say nothing (null) when an answer is complete; this counts as `stop` if there is
     content.
@@ -164,7 +164,7 @@ def usage_of(read: object, cached: object, written: object) -> Usage | None:
 
 
 def problem_of(answer: Answer) -> str | None:
-    """Why there is no complete text: blocked, cut_off, not_text, ended_oddly, too_long, empty."""
+    """One word for what an answer lacks to be used; None if it has a complete text."""
     if answer.finish != "stop":
         known = {"blocked": "blocked", "length": "cut_off", "not_text": "not_text"}
         return known.get(answer.finish, "ended_oddly")
@@ -174,7 +174,7 @@ def problem_of(answer: Answer) -> str | None:
 
 
 def json_of(text: str) -> dict[str, Any] | None:
-    """The one JSON object in a text, with whatever words stand around it.
+    """Finds the one JSON object in a text, whatever words stand around it.
 
     None if there is no object, or if there are different ones.
     """
@@ -252,7 +252,7 @@ def _without_thoughts(text: str) -> str:
 
 
 def _count(value: object) -> int | None:
-    """A number of tokens; None if it is none."""
+    """A number of tokens; None if the value is no such number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value) or value != int(value) or not 0 <= value <= _MOST_TOKENS:

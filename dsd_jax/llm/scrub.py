@@ -1,8 +1,8 @@
-"""Keeps a key out of everything that is stored or said, however a server spells it.
+"""Keeps a key out of everything that is stored or shown, however a server spells it.
 
 A server can repeat the key that it was sent: as it is, with JSON escapes, in the quoting of
 addresses, in base64 or hexadecimal digits, or in parts. A text is decoded and searched, and the key
-is blotted out where it is found. A text that still holds it afterwards is withheld as a whole.
+is replaced wherever it is found. A text that still holds it afterwards is withheld as a whole.
 """
 
 import base64
@@ -36,7 +36,7 @@ Span = tuple[int, int]
 
 
 class Scrubber:
-    """Finds and blots out one key. Without a key it changes nothing."""
+    """Finds and replaces one key. Without a key it changes nothing."""
 
     def __init__(self, secret: str | None) -> None:
         self._needles = () if secret is None or len(secret) < _SHORTEST else tuple(_needles(secret))
@@ -67,7 +67,7 @@ class Scrubber:
         return bool(self._find(text))
 
     def _find(self, text: str) -> list[Span]:
-        """Where the key is, in order and without overlaps."""
+        """Spans of the key, in order and without overlaps."""
         if not self._needles:
             return []
         spans = list(self._direct(text))
@@ -86,7 +86,7 @@ class Scrubber:
         return _merged(spans)
 
     def _direct(self, text: str) -> Iterator[Span]:
-        """Where a spelling of the key, or enough of it, stands without escapes.
+        """Spans of a spelling of the key, or of enough of it, without escapes.
 
         A run of `window` characters of a needle holds at least one of its `anchors`; these are
         searched for, and extended as far as the needle goes on.
@@ -112,7 +112,7 @@ class Scrubber:
 
 
 def _needles(secret: str) -> Iterator[tuple[str, int]]:
-    """Spellings of a key in lower case, and how many characters in a row give it away."""
+    """Spellings of a key in lower case, each with the number of characters that reveal it."""
     halved = len(secret) >= _SHORTEST_HALVED
     window = len(secret) // 2 if halved else len(secret)
     yield secret.lower(), window
@@ -129,7 +129,7 @@ def _needles(secret: str) -> Iterator[tuple[str, int]]:
 
 
 class _Map:
-    """From positions in a decoded text back to the text before."""
+    """Maps positions in a decoded text back to the text before decoding."""
 
     def __init__(self) -> None:
         self.decoded: list[int] = []  # where each piece starts in the decoded text
@@ -142,7 +142,7 @@ class _Map:
         self.escaped.append(escaped)
 
     def back(self, span: Span) -> Span:
-        """Where a span of the decoded text was."""
+        """The span in the text before decoding."""
         return self._at(span[0])[0], self._at(span[1] - 1)[1]
 
     def _at(self, position: int) -> Span:

@@ -45,7 +45,7 @@ class Session:
         """Checks what can be checked before anything is sent.
 
         Args:
-            provider: Who is asked.
+            provider: The provider to ask.
             ledger: File of the ledger, named `<stage>-<part>.sqlite`; caps count all parts of the
                 stage in that folder. None keeps it in memory, for questions that are asked once.
 
@@ -68,7 +68,7 @@ class Session:
         self._stop: Stop | None = None
 
     def note(self, undecided: bool) -> None:
-        """Tells whether an answer decided what was asked; too many that do not end the run."""
+        """Counts an answer as decided or undecided; too many undecided ones end the run."""
         self._noted += 1
         self._undecided += undecided
         share = self._undecided / self._noted
@@ -149,7 +149,7 @@ class _Run(Generic[T, R]):
         """Rows that are finished, at least one; none at the end.
 
         Raises:
-            BaseException: Whatever ends the run.
+            BaseException: The reason that ends the run.
         """
         while True:
             if self.stop.error is not None:
@@ -185,7 +185,7 @@ class _Run(Generic[T, R]):
         self.stop.wake.set()
 
     def interrupt(self, number: signal.Signals) -> None:
-        """Ctrl-C: the first lets what is on its way arrive, the second does not."""
+        """Handles Ctrl-C: the first waits for answers on their way, the second does not."""
         self.heard = number
         if isinstance(self.stop.error, KeyboardInterrupt):
             for task in self._asker.sending:
@@ -195,7 +195,7 @@ class _Run(Generic[T, R]):
         self.stop.set(KeyboardInterrupt())
 
     async def close(self, grace: float) -> None:
-        """Keeps what comes within `grace` seconds, ends the coroutines, closes connections."""
+        """Keeps answers that come within `grace` seconds, then ends everything."""
         if self._closed:
             return
         self._closed = True

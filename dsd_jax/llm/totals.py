@@ -15,7 +15,7 @@ __all__ = ["Spent", "Totals", "first_answer", "read_totals", "spent_of", "totals
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """Calls that were or may have been charged, their tokens and dollars.
+    """Calls that were or may have been charged, with their tokens and dollars.
 
     Questions under way and lost ones count with the most that they can take.
     """

@@ -1,4 +1,4 @@
-"""The interface of all ways to a model: answers as they came, and the kinds of failures."""
+"""The interface of all providers: raw answers, and the kinds of failures."""
 
 import dataclasses
 import datetime as dt
@@ -42,7 +42,7 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Everything that a way to a model needs besides the settings of its provider.
+    """Everything that a transport needs besides the settings of its provider.
 
     Attributes:
         secret: The key, or None if none is sent.
@@ -60,10 +60,10 @@ class Failed(Exception):  # noqa: N818 - it is not always an error: a batch may 
         kind: "retry": it may work later; "invalid": this question will never be answered; "fatal":
             no question will, until the user has done something.
         retry_after: Seconds that the server asked to wait, or None.
-        limited: The server has too much to do, whatever is asked.
-        maybe_charged: Nobody knows what became of it: the connection broke, or time was up.
+        limited: The server is overloaded, whatever is asked.
+        maybe_charged: It may have been charged: the connection broke, or time was up.
         unreadable: The server answered, and charged, but not in the provider's form.
-        body: What the server said, as far as it is looked at; never stored or shown.
+        body: The beginning of the server's response; never stored or shown.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Failed(Exception):  # noqa: N818 - it is not always an error: a batch may 
 
 @runtime_checkable
 class Transport(Protocol):
-    """A way to a model for one question at a time. It is made in the event loop that uses it."""
+    """Sends one question at a time to a model. It is made in the event loop that uses it."""
 
     async def send(self, request: Request) -> Raw:
         """Asks once, without trying again after a fault.
@@ -114,11 +114,11 @@ class AnswersPending(UserError):  # noqa: N818 - nothing is wrong
 
 @runtime_checkable
 class BatchTransport(Protocol):
-    """A way to a model for many questions at once. Each has its key as its name there.
+    """Sends many questions at once to a model, each under its key.
 
     Attributes:
-        most: Questions in one batch.
-        most_bytes: Bytes of their lines.
+        most: Most questions in one batch.
+        most_bytes: Most bytes of their lines.
     """
 
     most: int
@@ -132,7 +132,7 @@ class BatchTransport(Protocol):
         """Hands a batch over under a tag and returns the provider's name of it.
 
         Raises:
-            Failed: It was not accepted, or nobody knows.
+            Failed: It was not accepted, or that is not known.
         """
         ...
 
@@ -141,7 +141,7 @@ class BatchTransport(Protocol):
         ...
 
     async def state(self, remote: str) -> str | None:
-        """How a batch ended, or None while it goes on.
+        """The end of a batch in words, or None while it goes on.
 
         Raises:
             Failed: The provider cannot tell now.
@@ -214,7 +214,7 @@ def _printable(words: str) -> str:
 
 
 def _retry_after(headers: Mapping[str, str], body: str) -> float | None:
-    """Seconds to wait, by a header or by Google's error details; None if nobody says."""
+    """Seconds to wait, by a header or by Google's error details; None if neither tells."""
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]*)?", given := headers.get("retry-after-ms", "").strip()):
         return float(given) / 1000
     given = headers.get("retry-after", "").strip()

@@ -1,4 +1,4 @@
-"""Columnar files: Parquet, and Arrow as `save_to_disk` of the `datasets` library writes it."""
+"""Columnar files: Parquet, and Arrow as `save_to_disk` of `datasets` writes it."""
 
 import functools
 import os

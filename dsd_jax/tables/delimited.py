@@ -29,7 +29,7 @@ def delimited_columns(path: Path) -> tuple[str, ...]:
 
 
 def delimited_rows(path: Path) -> Iterator[Parsed]:
-    """Rows behind the header. One that is damaged ends nothing but itself.
+    """Rows after the header. A damaged row does not affect the others.
 
     Raises:
         UserError: there is no header.
@@ -54,7 +54,7 @@ def delimited_rows(path: Path) -> Iterator[Parsed]:
 
 
 def _reader(text: io.TextIOWrapper, path: Path) -> tuple[Iterator[list[str]], list[str]]:
-    """A reader that stands behind the header, and the names in the header."""
+    """A reader positioned after the header, and the names in the header."""
     lines = iter(lambda: text.readline(_LINE), "")
     first = next((line for line in lines if line.strip()), "")
     if first.startswith("sep="):  # what Excel begins a file with to say its delimiter

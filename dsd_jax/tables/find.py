@@ -42,8 +42,8 @@ def find_files(source: Path, split: str | None) -> list[Path]:
 
     Args:
         source: a file, or a folder that holds one table or several splits of one.
-        split: which split: `train`, `validation`, `test`, or another name that files of the form
-            `data/NAME-00000-of-00001.parquet` have. None: the only one there is.
+        split: `train`, `validation`, `test`, or another NAME of files such as
+            `data/NAME-00000-of-00001.parquet`. None takes the only split.
 
     Raises:
         UserError: there is no table, more than one, or no such split.
@@ -129,7 +129,7 @@ def _folder_of_split(path: Path) -> str:
 
 
 def split_of(path: Path) -> str | None:
-    """The split that a path within a data set names, as the `datasets` library sees it."""
+    """The split that a path within a dataset names, by the rules of the `datasets` library."""
     for part in reversed(path.parts):
         words = re.split(r"[^a-z]+", part.lower())
         if found := next((_SPLITS[word] for word in words if word in _SPLITS), None):

@@ -38,7 +38,7 @@ def json_columns(path: Path) -> tuple[str, ...]:
 
 
 def json_rows(path: Path) -> Iterator[Parsed]:
-    """Rows of a file. One that is damaged ends nothing but itself.
+    """Rows of a file. A damaged row does not affect the others.
 
     Raises:
         UserError: a list that is damaged between its rows, or an object over several lines that
@@ -92,7 +92,7 @@ def _row(value: object) -> Parsed:
 
 
 def _list(text: "_Window", path: Path) -> Iterator[Parsed]:
-    """Rows of a list, of which little more than one is held at a time."""
+    """Rows of a list; little more than one of them is in memory at a time."""
     text.skip("[")
     number = 0
     while not text.skip("]"):
@@ -145,7 +145,7 @@ def _enter(text: "_Window") -> bool:
 
 
 class _Window:
-    """A part of a text that is read on as it is needed."""
+    """A part of a text file that is read further as needed."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text, self._held, self._at = text, "", 0
@@ -174,7 +174,7 @@ class _Window:
         return found
 
     def value(self) -> str:
-        """The text of the next value, which is passed over.
+        """Passes over the next value and returns its text.
 
         Raises:
             ValueError: it is not JSON, cut off, or too long.

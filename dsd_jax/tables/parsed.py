@@ -1,4 +1,4 @@
-"""The output of every reader of a format: the cells of a row, or why it cannot be read."""
+"""The output of every format reader: the cells of a row, or the reason why it cannot be read."""
 
 import codecs
 import io
@@ -14,7 +14,7 @@ from dsd_jax.text.plain import text_fault
 __all__ = ["PROBED", "Parsed", "check_unpacked", "checked", "names_of", "open_text"]
 
 PROBED = 100
-"""Rows whose names are taken for the columns where a file does not list them."""
+"""Number of rows that give the column names, if a file does not list them."""
 _MEMBERS = 16  # of a list that are named as columns
 _PACKERS = {  # beginning of a file -> what it was compressed by
     rb"\x1f\x8b": "gzip",
@@ -30,12 +30,12 @@ _WIDE = {
 
 
 class Parsed(NamedTuple):
-    """A row as it lies in a file.
+    """A row as it stands in a file.
 
     Attributes:
         cells: column -> value: text, bytes, numbers, None, mappings and lists.
-        size: its part of the file, in rows or megabytes.
-        error: why it cannot be read.
+        size: its share of the file, in rows or megabytes.
+        error: reason why it cannot be read.
     """
 
     cells: Mapping[str, object]
@@ -70,7 +70,7 @@ def open_text(path: Path) -> io.TextIOWrapper:
     with `\n`, `\r` or `\r\n`, and keep their ends.
 
     Raises:
-        UserError: the file is UTF-16, as some spreadsheets save text, or no regular file.
+        UserError: the file is UTF-16, as some spreadsheets save text, or not a regular file.
     """
     file = open_regular(path)
     head = file.read(4)

@@ -1,4 +1,4 @@
-"""WebDataset: a tar archive whose neighbouring files of one name are the cells of a row.
+"""WebDataset: a tar archive in which adjacent files of the same name are the cells of a row.
 
 `0001.reference.jpg`, `0001.target.jpg` and `0001.json` are one row. Its columns are the endings
 `reference.jpg`, `target.jpg` and `json`; also `reference` and `target`, and the members of the JSON

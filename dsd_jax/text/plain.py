@@ -14,7 +14,7 @@ __all__ = ["check_text", "text_fault"]
 
 
 def text_fault(value: object) -> str | None:
-    """Says which text in a value UTF-8 cannot hold, and where; None if all of it can be stored.
+    """Names the text in a value that UTF-8 cannot hold, and its place; None if there is none.
 
     Args:
         value: a text, or mappings and lists of texts at any depth; other values are never at fault.
@@ -59,7 +59,7 @@ def check_text(text: str, name: str) -> str:
 
     Args:
         text: as it was given.
-        name: what it is called where the user gave it, such as `--text`.
+        name: name of the place where the user gave it, such as `--text`.
 
     Raises:
         UserError: UTF-8 cannot hold it.

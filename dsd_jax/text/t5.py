@@ -1,8 +1,8 @@
 """The encoder of T5 v1.1: FLUX takes its last hidden state as the text tokens.
 
-T5 (Raffel et al. 2020) with the changes of version 1.1: gated GELU and no tied output. No bias
-anywhere; norms only scale; logits are not divided by sqrt(H), and learned biases by distance, one
-table for all layers, are all that says where a token stands.
+T5 (Raffel et al. 2020) with the changes of version 1.1: gated GELU and no tied output. No layer has
+a bias term; norms only scale; logits are not divided by sqrt(H). The only position information is a
+learned bias by distance, one table for all layers.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Prompts to token ids, with the two tokenisers of FLUX read from a local folder.
 
-The tokenisers themselves are transformers'; it is imported when they are loaded, not before.
+The tokenisers are those of transformers, which is imported when they are loaded, not before.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def clean_prompt(prompt: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TextIds:
-    """Token ids of some prompts, int32, and the end of each prompt that found no room (or None)."""
+    """Token ids of prompts, int32, and the end of each prompt that was cut off (or None)."""
 
     clip: Int[np.ndarray, "B L_clip"]
     t5: Int[np.ndarray, "B L_t5"]
@@ -72,7 +72,7 @@ class Tokenizers:
         Never uses the network.
 
         Args:
-            folder: of the pipeline.
+            folder: folder of the pipeline.
             clip_length, t5_length: tokens of every prompt, at most what the tokenisers state;
                 default: 77 and 512, as in FLUX.1-dev.
 
@@ -153,7 +153,7 @@ def _check_files(folder: Path, name: str, choices: tuple[tuple[str, ...], ...]) 
 
 @contextlib.contextmanager
 def _explain(path: Path) -> Iterator[None]:
-    """Turns whatever the tokeniser libraries raise about bad files into one kind of error."""
+    """Turns the exceptions of tokeniser libraries about bad files into one kind of error."""
     try:
         yield
     except Exception as error:
