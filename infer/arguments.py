@@ -1,4 +1,4 @@
-"""Names and types of Python arguments: what is wrong is said as for a flag, near names are offered.
+"""Checks names and types of Python arguments, with messages like those for flags.
 
 People who come from diffusers, or from the released program, may use the names they know.
 """
@@ -35,12 +35,12 @@ Instance = TypeVar("Instance")
 
 
 def own_names(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
-    """The arguments by our names.
+    """Renames arguments to our names.
 
     Args:
-        given: by any names.
+        given: arguments by any names.
         known: our names.
-        where: what takes the arguments, for messages.
+        where: name of the callee, for messages.
 
     Raises:
         UserError: an unknown name, or one argument under two names.
@@ -63,9 +63,9 @@ def check_choice(
     """Refuses a value that is not one of the choices.
 
     Args:
-        name: of the argument.
-        value: as given.
-        choices: what it may be.
+        name: name of the argument.
+        value: value as given.
+        choices: values that it may have.
         meant: choices by the names that other programs have for them.
 
     Raises:
@@ -94,14 +94,14 @@ def _plain(name: str, value: Any, kind: type) -> Any:
 
 
 def structure(kind: type[Instance], given: Mapping[str, Any], where: str) -> Instance:
-    """A dataclass from arguments, whose int, float, bool and str fields have those types.
+    """Makes a dataclass from arguments, and checks its int, float, bool and str fields.
 
     Numbers of NumPy are turned into Python's.
 
     Args:
         kind: the dataclass.
         given: arguments by any names, see `own_names`.
-        where: what takes the arguments, for messages.
+        where: name of the callee, for messages.
 
     Raises:
         UserError: an unknown name or a value of another type.

@@ -1,8 +1,8 @@
-"""A manifest of images to make: sharded over devices, resumable, one broken row at a time.
+"""Generates the images of a manifest: sharded over devices, resumable, tolerant of bad rows.
 
-Every row that is finished is one line of `results.jsonl`, written after its image. A restart skips
-the rows that have a line; an image without a line (the run was killed between the two) is
-recognised by the digest inside the PNG and gets its line without being made again.
+Every finished row gets a line in `results.jsonl`, written after its image. A restart skips the rows
+that have a line. If the run was killed between the two, the image is recognised by the digest in
+its PNG and gets its line without being made again.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Row:
     Attributes:
         id: unique, a file name; default: the line's number, from 0.
         image: path in the manifest, relative to `folder`.
-        folder: of the manifest.
+        folder: folder of the manifest.
     """
 
     id: str
@@ -75,7 +75,7 @@ class Row:
 
 @dataclasses.dataclass
 class Summary:
-    """Outcome of a run: rows `made` now, `kept` from before, `failed` (now or before).
+    """Outcome of a run: rows `made` now, `kept` from earlier runs, and `failed` in any.
 
     `stopped` tells that the run was asked to stop before its last row.
     """
@@ -102,8 +102,8 @@ def read_manifest(path: str | Path, defaults: Settings, split: str | None = None
     Args:
         path: a table in any format that `dsd_jax.rows.open_table` reads, or the hub id of a
             dataset that holds one.
-        defaults: settings of rows that do not say.
-        split: which split of a dataset with several.
+        defaults: settings for columns that the manifest or the row leaves out.
+        split: split of a dataset with several.
 
     Raises:
         UserError: no such table, another format, no rows, or ids that are not unique.
@@ -146,7 +146,7 @@ def _row(read: TableRow, defaults: Settings) -> Row:
 
 
 def _typed(key: str, value: Any) -> Any:
-    """A value of JSON, or of CSV, where all are text."""
+    """Converts a value of JSON, or of CSV, where every value is text."""
     if key in (*_WHOLE, "seed"):
         try:
             return int(str(value).removesuffix(".0"))  # spreadsheets write 512 as 512.0
@@ -167,7 +167,7 @@ def _typed(key: str, value: Any) -> Any:
 
 
 class _Results:
-    """The results file of one run: read at the start, appended to, one writer at a time."""
+    """The results file of one run: read at the start, then appended to by one writer at a time."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def run_batch(
     """Makes the images of a manifest.
 
     Args:
-        pipeline: what makes them.
+        pipeline: the pipeline that makes them.
         rows: from `read_manifest`.
         output_dir: gets `<id>.png` per row and `results.jsonl`.
         batch_size: images sampled together; default: as few as occupy every device.
@@ -274,7 +274,7 @@ class _Run:
         self._sizes: set[tuple[int, int]] = set()
 
     def make(self, rows: list[Row], batch_size: int | None, *, retry_failed: bool) -> Summary:
-        """Makes what is not there yet."""
+        """Makes the images that are missing."""
         start = time.monotonic()
         self._remove_partial({row.id for row in rows})
         todo = [row for row in rows if self._is_open(row, retry_failed=retry_failed)]
@@ -296,7 +296,7 @@ class _Run:
         return self.summary
 
     def _remove_partial(self, ids: set[str]) -> None:
-        """Removes what `save_image` was writing for these rows when an earlier run was killed."""
+        """Removes the partial images of these rows that a killed run left behind."""
         for path in self.folder.glob(".*.png.*.part"):
             if path.name[1:].rsplit(".png.", 1)[0] in ids:
                 path.unlink(missing_ok=True)
@@ -311,7 +311,7 @@ class _Run:
             self._on_result(entry)
 
     def _is_open(self, row: Row, *, retry_failed: bool) -> bool:
-        """Whether the row is still to be made; counts (and if need be records) what is not."""
+        """Whether the row must be made; counts, and if needed records, a row that need not."""
         output, digest = self.folder / f"{row.id}.png", self._digest(row)
         entry = self.results.lines.get(row.id)
         if entry and entry["digest"] == digest:
@@ -388,7 +388,7 @@ def _worker_of(name: str, count: int) -> int:
 
 
 def _write_sheet(path: Path, folder: Path, rows: list[Row]) -> None:
-    """A contact sheet of the images that are there, in the order of the manifest."""
+    """Writes a contact sheet of the images that exist, in the order of the manifest."""
     shown = [row for row in rows if (folder / f"{row.id}.png").exists()][:_ON_SHEET]
     if shown:
         images = (Image.open(folder / f"{row.id}.png") for row in shown)
@@ -396,9 +396,9 @@ def _write_sheet(path: Path, folder: Path, rows: list[Row]) -> None:
 
 
 def _chunks(pipeline: Pipeline, rows: list[Row], size: int) -> Iterator[tuple[list[Row], Settings]]:
-    """Rows that can run as one batch: equal checked settings, all or none with a reference.
+    """Groups rows that can run as one batch: equal checked settings, all or none with a reference.
 
-    Rows that cannot be used come alone, so that the caller records them.
+    A row that cannot be used is a group of its own, so that the caller records it.
     """
     groups: dict[tuple[Settings, bool], list[Row]] = {}
     for row in rows:
@@ -417,7 +417,7 @@ def _chunks(pipeline: Pipeline, rows: list[Row], size: int) -> Iterator[tuple[li
 
 
 def _open(row: Row, settings: Settings) -> Frame | None:
-    """The row's reference; raises UserError for whatever is wrong with the row."""
+    """Opens the row's reference; raises a UserError for anything wrong with the row."""
     if row.error:
         raise UserError(row.error)
     check_texts([row.text])

@@ -31,11 +31,11 @@ _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--settings.steps`; but `--mes
 
 @dataclasses.dataclass(frozen=True)
 class ModelFlags:
-    """Which model makes the images, and where it runs.
+    """The model that makes the images, and the devices that it runs on.
 
     Attributes:
         base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
-        model_path: Another transformer: the DSD release's folder, or a file.
+        model_path: Another transformer, such as the DSD release's: a folder or a file.
         lora_path: LoRA files, of any dialect.
         lora_scale: Scale of each LoRA. Default: 1.
         max_sequence_length: T5 tokens that a text is padded or cut to. Default: as many as the
@@ -88,12 +88,12 @@ class ModelFlags:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseFlags:
-    """What the images start from.
+    """The noise that the images start from.
 
     Attributes:
         seed: Seed of the first image; image i has seed + i.
         num_images: Number of images.
-        latents: Initial noise instead of a seed, .npy, float32 [N, 16, H/8, W/8].
+        latents: File with initial noise instead of a seed, .npy, float32 [N, 16, H/8, W/8].
     """
 
     seed: int = 0
@@ -101,7 +101,7 @@ class NoiseFlags:
     latents: Path | None = None
 
     def read(self) -> np.ndarray | None:
-        """The initial noise of the file, if one is given."""
+        """Reads the initial noise from the file, if one is given."""
         if self.latents is None:
             return None
         try:
@@ -124,12 +124,12 @@ def generate(
     """Generate an image of the subject of a reference image, in the scene of a text.
 
     Args:
-        text: What the image shows.
-        image_path: The reference. Without it the text alone is painted, by the base model.
-        output: What is written, and where.
-        model: Which model makes the images.
-        settings: How they are sampled.
-        noise: What they start from.
+        text: Text that describes the image.
+        image_path: Reference image. Without it, the image follows the text alone.
+        output: Files to write.
+        model: The model.
+        settings: Settings of sampling.
+        noise: Initial noise.
         enhance: Whether a vision model enriches the text.
     """
     if output.save_frames and image_path is None:
@@ -173,12 +173,12 @@ def batch(
         manifest: Table with text, image, seed, id, and any of the settings below; a file, a folder
             with one, or the hub id of a dataset.
         output_dir: Folder that gets ID.png for every row, and results.jsonl.
-        model: Which model makes the images.
+        model: The model.
         settings: Settings of rows that do not say otherwise.
         split: The split of a dataset with several, such as `test`.
         batch_size: Images sampled together. Default: one per device that shares the batch.
         retry_failed: Try again the rows that failed before.
-        share: Which rows this process makes.
+        share: Rows that this process makes.
     """
     rows = read_manifest(manifest, settings, split)
     own = share.share()

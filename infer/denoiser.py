@@ -35,13 +35,13 @@ MAX_CANVASES = 4  # sizes whose programs are kept; the next one begins anew
 
 
 class Denoiser:
-    """The transformer, filled and placed, with a sampler for each of a few canvases.
+    """The transformer with its weights on devices, and a sampler for each of a few canvases.
 
     Args:
-        transformer: as opened.
-        adapters: each with its scale.
-        options: how it is loaded and run.
-        reuse: arrays that are taken as they are instead of being read, by parameter path.
+        transformer: the opened transformer.
+        adapters: adapters, each with its scale.
+        options: options of loading and running.
+        reuse: arrays to take instead of reading them, by parameter path.
 
     Raises:
         UserError: weights or adapters do not fit, or the mesh does not divide the model.
@@ -79,9 +79,9 @@ class Denoiser:
         return self._samplers[canvas]
 
     def with_adapters(self, adapters: Sequence[ScaledAdapter]) -> "Denoiser":
-        """The same transformer with other adapters; its base weights are not read again.
+        """Returns the transformer with other adapters; its base weights are not read again.
 
-        Where only scales or numbers change, the compiled programs stay in use too.
+        If only scales or values change, the compiled programs stay in use too.
 
         Raises:
             UserError: an adapter does not fit.
@@ -109,12 +109,12 @@ class Denoiser:
         """Samples all images, a batch at a time.
 
         Args:
-            prepared: what is wanted.
-            start: what sampling starts from.
-            schedule: gives the times of the steps.
+            prepared: the images to make.
+            start: tokens and embeddings that sampling starts from.
+            schedule: schedule of the times of the steps.
             batch_size: images sampled together. Default: as few as occupy every device.
             callback: called after every step of every batch.
-            show: what is shown on standard error.
+            show: amount of output on standard error.
 
         Returns:
             Final latents.
@@ -157,7 +157,7 @@ class Denoiser:
         return np.asarray(unpack_latents(jnp.asarray(done), canvas))
 
     def _base_arrays(self, adapters: Sequence[ScaledAdapter]) -> dict[str, jax.Array]:
-        """Arrays of the base that no adapter replaces, before or after the change."""
+        """Arrays of the base that neither the old nor the new adapters replace."""
         if self._options.merge_lora:
             return {}
         replaced = {path for own, _ in (*self._adapters, *adapters) for path in own.full}
@@ -170,11 +170,11 @@ class Denoiser:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What sampling starts from.
+    """The tokens and embeddings that sampling starts from.
 
     Attributes:
-        canvas: of every image.
-        noise: packed.
+        canvas: canvas of every image.
+        noise: packed initial noise.
         text: embeddings of the distinct prompts.
         condition: tokens of every reference.
     """

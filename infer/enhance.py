@@ -1,4 +1,4 @@
-"""A user's prompt enriched by what the reference image shows, as the released program does.
+"""Enriches a user's prompt by the contents of the reference image, as the released program does.
 
 A vision model describes the cropped reference, then puts the subject's details into the user's
 words.
@@ -34,14 +34,14 @@ _FENCE = re.compile(r"^```\w*\s*|\s*```$")
 
 @dataclasses.dataclass(frozen=True)
 class Enhancement:
-    """Enrich the text by what a vision model sees in the reference.
+    """Enrichment of the text by a vision model that looks at the reference.
 
     Attributes:
         enhance_prompt: Whether to enhance. auto does so if the key of the provider is in the
             environment.
         disable_gemini_prompt: The same as --enhance_prompt off.
-        enhance_provider: Who is asked: gemini (GEMINI_API_KEY), or openai (OPENAI_API_KEY) for
-            OpenAI and every server that speaks its form.
+        enhance_provider: Provider of the vision model: gemini (GEMINI_API_KEY), or openai
+            (OPENAI_API_KEY) for OpenAI and every server with its interface.
         enhance_model: Exact name of the provider's model.
         enhance_base_url: Another server, https or on this machine.
         enhance_key_env: Environment variable with the key of that other server.
@@ -60,7 +60,7 @@ class Enhancement:
 
     @property
     def provider(self) -> ProviderConfig:
-        """Who is asked."""
+        """The provider to ask."""
         return ProviderConfig(
             self.enhance_provider,
             self.enhance_model or _MODELS[self.enhance_provider],
@@ -73,18 +73,18 @@ class Enhancement:
 
 
 class NotEnhanced(Exception):  # noqa: N818 - the plain prompt is used, and that is said
-    """The vision model gave nothing that can be used; says what."""
+    """The vision model gave nothing that can be used; the message says why."""
 
 
 def enhanced(text: str, image: Image.Image | None, settings: Enhancement) -> tuple[str, str | None]:
-    """The text to use, and a notice of what was done, if anything was to be done.
+    """Returns the text to use, and a notice if enhancement was tried.
 
-    The user's words are kept: should the model have dropped one, they are put before its answer.
+    The user's words are kept: if the model dropped one of them, they are put before its answer.
 
     Args:
         text: the user's prompt.
         image: the reference as the pipeline crops it.
-        settings: who is asked.
+        settings: provider and model.
 
     Raises:
         UserError: enhancement was asked for, but there is no reference or no key.
@@ -135,7 +135,7 @@ def _enhance(text: str, image: Image.Image, provider: ProviderConfig) -> str:
 
 @functools.cache
 def _wording() -> dict[str, Any]:
-    """The texts by which the model is asked, with their `name`."""
+    """The texts of the questions, with their `name`."""
     return tomllib.loads(Path(__file__).with_name("enhance.toml").read_text(encoding="utf-8"))
 
 

@@ -19,10 +19,10 @@ class Generated(Sequence[Image.Image]):
     """Images in order, as a sequence of PIL images. A notebook shows them side by side.
 
     Attributes:
-        images: the targets (or, without reference, the whole pictures).
+        images: the targets (or, without reference, the complete images).
         references: the reconstructed reference frames; empty without reference.
         latents: final latents of the whole canvases, normalised.
-        parameters: what each image was made with, as stored in its file; JSON types.
+        parameters: parameters of each image, as stored in its file; JSON types.
         notices: what the user should know, one sentence each.
     """
 

@@ -1,6 +1,6 @@
 """True guidance over image and text, as a wrapper around a velocity function.
 
-The distilled guidance scale is an input of the model. What is here comes on top of it: three
+The distilled guidance scale is an input of the model. True guidance comes on top of it: three
 predictions, with and without text and condition, combined as in InstructPix2Pix (equation 3) and in
 the released model:
 

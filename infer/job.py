@@ -25,7 +25,7 @@ class SampleSize:
 
     Attributes:
         batch: images sampled together.
-        canvas: of each image.
+        canvas: canvas of each image.
         text: T5 tokens of a text.
         guided: whether true guidance takes three passes.
     """

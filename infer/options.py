@@ -1,4 +1,4 @@
-"""How the models of a pipeline are loaded and run."""
+"""Options of loading and running the models of a pipeline."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ Offload = Literal["none", "model", "layers"]
 
 @dataclasses.dataclass(frozen=True)
 class LoadOptions:
-    """How the models of a pipeline are loaded and run.
+    """Options of loading and running the models of a pipeline.
 
     Attributes:
         precision: dtypes of the weights and of the computation.

@@ -18,12 +18,12 @@ __all__ = ["Outputs", "Places"]
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What is written, and where.
+    """The files to write.
 
     Attributes:
         output_path: Image to write: .png, .jpg or .webp. Several images are NAME-0, NAME-1 and so
             on.
-        overwrite: Replace files that exist. By default new ones are numbered, NAME-2 and so on.
+        overwrite: Replace existing files. By default the new ones are numbered, NAME-2 and so on.
         save_frames: Also write NAME-frames, the reference frame beside the target.
         output_latents: Also write the final latents, .npy, float32 [N, 16, H/8, W/8].
     """
@@ -67,7 +67,7 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Files of images, of frames (none, or one per image) and of latents; what the user is told."""
+    """Files of images, of frames (none, or one per image) and of latents; and notices."""
 
     images: list[Path]
     frames: list[Path]

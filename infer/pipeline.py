@@ -1,4 +1,4 @@
-"""The whole way from a reference image and a text to images.
+"""The pipeline from a reference image and a text to images.
 
 pipe = Pipeline.load("FLUX.1-dev/", model_path="dsd/transformer", lora_path="lora.safetensors")
 image = pipe(text="this character sitting on a chair", image=reference, seed=0)[0]
@@ -58,11 +58,12 @@ class Pipeline:
     Args:
         parts: the opened pipeline.
         loras: adapters by name, each with its scale.
-        options: how models are loaded and run.
+        options: options of loading and running.
 
     Attributes:
-        notices: what the user should know about the files, one sentence each.
-        identity: what decides about an image beside text, reference, seed and settings; JSON types.
+        notices: notices about the files for the user, one sentence each.
+        identity: everything that an image depends on besides text, reference, seed and settings;
+            JSON types.
 
     Raises:
         UserError: a transformer that this program cannot sample.
@@ -146,7 +147,7 @@ class Pipeline:
         Args:
             path: file, folder or hub id, of any dialect.
             scale: its strength.
-            name: by which it is scaled and removed. Default: the name of the file.
+            name: name for `scale_lora` and `remove_lora`. Default: the name of the file.
 
         Returns:
             The name.
@@ -205,7 +206,7 @@ class Pipeline:
 
     @property
     def group(self) -> int:
-        """Images that must be run together for every device to have one."""
+        """Number of images that give every device one."""
         return batch_ways(self.mesh) if self.mesh else 1
 
     def __call__(
@@ -225,7 +226,8 @@ class Pipeline:
 
         Args:
             text: one prompt or several.
-            image: the reference: one for all texts, or one each. None: plain text to image.
+            image: the reference: one for all texts, or one each. Without it, images follow the text
+                alone.
             seed: image j of a text has seed + j; or one seed for every image.
             num_images: images per text.
             batch_size: images sampled together. Default: as few as occupy every device.
@@ -270,7 +272,7 @@ class Pipeline:
         """The settings with the default size filled in.
 
         Args:
-            settings: as given.
+            settings: settings as given.
             two_frames: whether there is a reference.
 
         Raises:
@@ -299,7 +301,7 @@ class Pipeline:
         Args:
             prepared: from `dsd_jax.infer.prepared.prepare`.
             batch_size, latents, callback: as for a call.
-            show: what is shown on standard error.
+            show: amount of output on standard error.
 
         Raises:
             UserError: a batch size or latents that cannot be used, or weights that cannot be read.

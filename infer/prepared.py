@@ -1,4 +1,4 @@
-"""What a pipeline is asked for, checked before anything large is read or computed."""
+"""The images that a pipeline is asked for, checked before anything large is read or computed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Prepared:
         settings: checked.
         prompts: every distinct prompt once, the negative one included if it counts.
         ids: tokens of `prompts`.
-        notices: what the user should know about each image, one sentence each.
+        notices: notices for the user about each image, one sentence each.
     """
 
     texts: list[str]
@@ -54,7 +54,7 @@ def prepare(
     """Tokenises the texts.
 
     Args:
-        tokenizers: of the pipeline.
+        tokenizers: tokenisers of the pipeline.
         texts: prompt of every image.
         frames: reference of every image, cropped and resized, or None.
         seeds: seed of every image.
@@ -95,7 +95,7 @@ def prepare(
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuses texts that say nothing or cannot be stored.
+    """Refuses texts that are empty or cannot be stored.
 
     Raises:
         UserError: one is empty, or UTF-8 cannot hold it.
@@ -121,7 +121,7 @@ def open_frames(image: Images | None, count: int, settings: Settings) -> list[Fr
     """Opens and crops the references of `count` texts, each file once.
 
     Args:
-        image: one reference for all texts, or one each; None: none.
+        image: one reference for all texts, one each, or None.
         count: number of texts.
         settings: checked.
 
@@ -144,7 +144,7 @@ def open_frames(image: Images | None, count: int, settings: Settings) -> list[Fr
 
 
 def seeds_of(seed: int | Sequence[int] | np.ndarray, texts: int, num_images: int) -> np.ndarray:
-    """The seed of every image: image j of a text has seed + j, or each its own.
+    """Makes the seed of every image: seed + j for image j of a text, or a seed given for each.
 
     Raises:
         UserError: no images, not as many seeds as images, or one that does not fit 32 bits.

@@ -1,4 +1,4 @@
-"""Sampling of packed latents: one jitted step to watch, or the whole loop as one program."""
+"""Samples packed latents: by a jitted step that can be watched, or by one program for the loop."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ Carry = tuple[Array, Any]  # packed latents, and the solver's memory
 
 
 class SamplerInputs(NamedTuple):
-    """Everything a batch of images is sampled from; `true_guidance` None means a single pass."""
+    """The inputs of a batch of images; `true_guidance` None means a single pass."""
 
     flux: FluxInputs
     true_guidance: TrueGuidance | None = None
@@ -40,7 +40,7 @@ def initial_noise(seeds: np.ndarray, canvas: Canvas, channels: int) -> Float32[A
 
 
 def sample(solver: Solver, velocity: VelocityFn, carry: Carry, timesteps: Array) -> Carry:
-    """Takes the solver through decreasing `timesteps` `[n + 1]`, as one `lax.scan`."""
+    """Runs the solver over decreasing `timesteps` `[n + 1]`, as one `lax.scan`."""
 
     def step(carry: Carry, times: tuple[Array, Array]) -> tuple[Carry, None]:
         return _step(solver, velocity, carry, *times), None

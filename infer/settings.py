@@ -1,4 +1,4 @@
-"""The settings of sampling, which a command line, a manifest row and Python share."""
+"""The settings of sampling, the same on the command line, in manifests and in Python."""
 
 import dataclasses
 from typing import TypedDict

@@ -1,4 +1,4 @@
-"""What is shown while images are made, and models that are read when they are first used."""
+"""Progress output while images are made, and models that are loaded at their first use."""
 
 import contextlib
 import gc
@@ -11,7 +11,7 @@ from dsd_jax.progress import phase
 __all__ = ["Lazy", "Shown", "in_notebook", "shown_phase"]
 
 Shown = Literal["nothing", "phases", "all"]
-"""What is shown while images are made: nothing, what is read and computed, or steps as well."""
+"""Amount of output: nothing, the phases (loading, encoding, ...), or sampling steps as well."""
 
 T = TypeVar("T")
 
@@ -28,15 +28,15 @@ def shown_phase(title: str, show: Shown) -> contextlib.AbstractContextManager[No
 
 
 class Lazy(Generic[T]):
-    """Something large that is made when it is first used, and again after it was dropped.
+    """A large object that is made at its first use, and again after it was dropped.
 
     Args:
-        title: what it is, for the user.
+        title: its name for the user.
         make: makes it.
         keep: keep it between its uses.
 
     Attributes:
-        value: what is in memory now.
+        value: the object, while it is in memory.
     """
 
     def __init__(self, title: str, make: Callable[[], T], *, keep: bool) -> None:
@@ -45,7 +45,7 @@ class Lazy(Generic[T]):
 
     @contextlib.contextmanager
     def use(self, show: Shown) -> Iterator[T]:
-        """Makes it, if need be, and drops it at the end if it is not to be kept."""
+        """Makes it if needed, and drops it at the end unless it is to be kept."""
         if self.value is None:
             with shown_phase(f"reading the {self._title}", show):
                 if not self._keep:

@@ -16,8 +16,8 @@ def quickstart(output_dir: Path = Path("outputs/quickstart"), minutes: float = 1
     It needs no accelerator, no key and no download. Stopped and started again, it goes on.
 
     Args:
-        output_dir: Folder of everything that is made; its report.html shows the result.
-        minutes: Minutes that it may take on two cores, about. Less time makes a weaker model.
+        output_dir: Folder for all files of the run; its report.html shows the result.
+        minutes: Approximate minutes that it may take on two cores. Less time gives a weaker model.
     """
     keep_memory()
     budget = Budget.of(minutes)

@@ -51,7 +51,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """All that a report says.
+    """The contents of a report.
 
     Attributes:
         scores: Intervals by model and metric.
@@ -87,7 +87,7 @@ def findings(
 
     Args:
         folder: Its folder.
-        cases: The cases whose images it made.
+        cases: The cases that it has images of.
         commands: The commands, and the seconds that each took.
         notes: Sentences for the end of the report.
 
@@ -137,7 +137,7 @@ def findings(
 
 
 def _spread(rows: Sequence, count: int) -> Sequence:
-    """Takes rows from all over the run, since those that lie together are of one grid."""
+    """Takes rows from all over the run, since adjacent rows are of one grid."""
     return rows[:: max(1, len(rows) // count)][:count]
 
 

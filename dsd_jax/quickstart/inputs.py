@@ -28,7 +28,7 @@ _BUDGET = "budget.json"
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How much of everything is made.
+    """The amounts that a quickstart makes.
 
     Attributes:
         captions: Reference captions; each gives one grid.
@@ -44,7 +44,7 @@ class Budget:
 
     @classmethod
     def of(cls, minutes: float) -> "Budget":
-        """Estimates what two cores do in so many minutes.
+        """Estimates the amounts that two cores make in so many minutes.
 
         Raises:
             UserError: The minutes are not more than 0, or more than 600.

@@ -1,4 +1,4 @@
-"""Writes the report of a quickstart as one picture, such as the README shows."""
+"""Writes the report of a quickstart as one picture, as the README shows it."""
 
 import dataclasses
 from collections.abc import Sequence

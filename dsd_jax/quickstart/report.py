@@ -25,7 +25,7 @@ def write_report(findings: Findings, path: Path, view: Path | None = None) -> No
     """Writes the page.
 
     Args:
-        findings: What it says.
+        findings: The contents.
         path: The file.
         view: A page with all grids and pairs, in the same folder, to link to.
 

@@ -1,7 +1,7 @@
 """The steps of a quickstart: plain `dsd` commands, one after another.
 
-Every command goes on where it was stopped when it is run again, so the quickstart does too. Nothing
-here knows how a command works; the report reads the files that they write.
+Every command resumes when it is run again after a stop, and so does the quickstart. Nothing here
+knows how a command works; the report reads the files that the commands write.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Step:
     """A `dsd` command.
 
     Attributes:
-        title: What it does, in a few words.
+        title: A few words for what it does.
         words: Its command line after `dsd`.
         prepare: Called before it.
     """
@@ -53,7 +53,7 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
     """Runs all steps and writes the report.
 
     Args:
-        folder: Folder of everything that is made.
+        folder: Folder for all files of the run.
         budget: The amounts that a quickstart makes.
         dsd: The command line.
         show: Gets a few lines before every step.

@@ -1,9 +1,9 @@
 """The pixel judge tells which subject and which scene a picture of the toy world shows.
 
-It compares a picture with drawings of everything that it could show. The background is the one
-that the better part of the pixels agrees with; then silhouettes are laid over what differs from it;
-then every marking and pair of colours is tried on the silhouettes that fit best. An attribute is
-unclear if another answer explains the picture nearly as well. All are unclear if no drawing fits.
+It compares a picture with drawings of everything that it could show. First it takes the background
+that most pixels agree with, then compares silhouettes with the pixels that differ from it, then
+tries every marking and pair of colours on the silhouettes that fit best. An attribute is unclear if
+another answer explains the picture nearly as well. All are unclear if no drawing fits.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ _FLOATS = np.float32
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """The contents of a picture. None means that they are unclear.
+    """The contents of a picture. None marks an attribute that is unclear.
 
     Attributes:
         error: Root mean square difference from the best drawing, where 1 is black to white.

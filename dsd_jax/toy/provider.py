@@ -1,6 +1,6 @@
-"""Answers the questions of `dsd data` offline, for the toy world alone.
+"""Answers the questions of `dsd data` offline, about the toy world alone.
 
-It answers in words, through the interface of real models. As a language model it knows the toy
+It answers in words, by the same interface as real models. As a language model it knows the toy
 world's grammar; as a vision model it measures pixels with the pixel judge. It answers only for a
 provider of kind `toy` and model `toy`; nothing else falls back to it.
 """

@@ -1,8 +1,7 @@
-"""Scores a customiser on the toy world: cases, and what the pixel judge sees in its images.
+"""Scores a customiser on the toy world: cases, and the pixel judge's view of its images.
 
 A case shows a subject in one scene and asks for "this thing" in another, with another background
-and another place. The words say nothing about the subject, so what is right about it comes from
-the reference.
+and another place. The words say nothing about the subject, so only the reference can tell it.
 """
 
 import dataclasses
@@ -50,7 +49,7 @@ class Case:
 
 
 class Score(NamedTuple):
-    """What is right in one image.
+    """The correct attributes of one image.
 
     Attributes:
         identity: Shape, both colours and the marking are the reference's.
@@ -85,7 +84,7 @@ def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case
     Args:
         count: Number of cases.
         seed: Seed of the choice. A seed gives the same first cases for every count.
-        held_out: Take subjects that nothing was trained on; otherwise those that it was.
+        held_out: Take held-out subjects; otherwise those that models are trained on.
     """
     pool = subjects(held_out=held_out)
     order = np.random.default_rng([seed, len(pool)]).permutation(len(pool))

@@ -50,13 +50,13 @@ KINDS: tuple[tuple[str, ...], ...] = (
     *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)),
     (*PANELS, BESIDE),
 )
-"""Kinds of words that say what a picture shows, and where."""
+"""Kinds of words that describe the contents of a picture and their places."""
 WORDS = (
     *itertools.chain(*KINDS),
     "thing", "it", "its", "put", "move", "show", "now", "make", "to", "from", "is", "but", "here",
     "again", "place", "picture", "pictures", "of",
 )  # fmt: skip
-"""What the toy tokenisers know beside their common words."""
+"""Words of the toy tokenisers beside the common ones."""
 
 
 def describe_subject(subject: Subject) -> str:
@@ -86,7 +86,7 @@ def describe_grid(
 
 
 def describe_pair(scene: Scene) -> str:
-    """Describes two pictures of one subject by the right-hand scene, as a customiser is told it."""
+    """Describes two pictures of one subject by the right-hand scene, as for a customiser."""
     return f"two pictures of this thing, {BESIDE} {describe_scene(scene)}"
 
 

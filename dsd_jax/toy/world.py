@@ -2,8 +2,8 @@
 
 A subject is a shape in a body colour with a marking in another colour; a scene is a background, a
 place in the frame, a size, a tilt and a light. Words name all of these. Places lie 8 pixels apart,
-one token of the toy FLUX, so a subject that moves keeps its tokens. In FLUX, whose tokens are fine
-beside what they show, that is nearly so. Horizons lie 4 pixels apart, one pixel of its latents.
+one token of the toy FLUX, so a subject that moves keeps its tokens. In FLUX, whose tokens are small
+beside subjects, this holds nearly. Horizons lie 4 pixels apart, one pixel of its latents.
 
 A tenth of the subjects is held out (`is_held_out`): nothing that is trained ever sees them.
 """
@@ -79,7 +79,7 @@ _FINE = 2  # samples of a pixel along each side
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Subject:
-    """What stays the same from picture to picture. Body and mark differ in colour."""
+    """The thing that all pictures of a grid or pair show. Body and mark differ in colour."""
 
     shape: str
     body: str
@@ -89,7 +89,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Scene:
-    """What changes from picture to picture. The last three have defaults that go unsaid."""
+    """The surroundings and pose of a subject. Words leave out defaults of the last three."""
 
     background: str
     place: str
@@ -123,7 +123,7 @@ def subjects(*, held_out: bool) -> tuple[Subject, ...]:
 
 
 def is_held_out(subject: Subject) -> bool:
-    """Whether nothing may be trained on this subject. That is a tenth, by the hash of the words."""
+    """Whether the subject is kept from training: a tenth is, chosen by the hash of the words."""
     words = " ".join(dataclasses.astuple(subject))
     return hashlib.sha256(words.encode()).digest()[0] < 26
 

@@ -1,10 +1,10 @@
-"""Text encoders of the toy FLUX: written down, never trained, made so that no word is lost.
+"""Text encoders of the toy FLUX: constructed instead of trained, so that no word is lost.
 
 FLUX's text tokens all have the same position, so the embedding of a word must tell its neighbours.
 This T5 finds them by kind. For every kind of word (colours, shapes, places, ...) one head looks
 back and one looks ahead for the nearest word of that kind, up to seven tokens away, and writes it
 where only that head writes. So the embedding of "star" in "a red star with blue dots" tells that
-red stands before it, and blue and dots behind. A trained T5 resolves such roles too, and more.
+red stands before it, and blue and dots after it. A trained T5 resolves such roles too, and more.
 
 CLIP's pooled embedding is the gist of a text. Its end token looks at the words of the subject
 alone, in any order. A text without such words is averaged.
@@ -50,9 +50,9 @@ def _nearest_words(
 ) -> dict[str, np.ndarray]:
     """Makes a T5 of one block.
 
-    The coordinates of an embedding are a constant, the kind of the word, and which word of its kind
-    it is. Then come those that the heads write: which word of each kind stands before and behind.
-    The rest is a code for words of no kind.
+    The coordinates of an embedding are a constant, the kind of the word, and its number among the
+    words of that kind. Then come those that the heads write: the word of each kind that stands
+    before it, and after it. The rest is a code for words of no kind.
     """
     tensors = {
         path: np.ones(shape) if path.endswith("norm.scale") else np.zeros(shape)

@@ -1,6 +1,6 @@
 """Draws the batches that the toy's autoencoder and teacher are trained on.
 
-The batch of a step is a function of (seed, step) alone, as the loader's are. It shows no subject
+The batch of a step is a function of (seed, step) alone, as in the loader. It shows no subject
 that is held out.
 """
 
@@ -32,7 +32,7 @@ VIEWS_OF: dict[str, tuple[View, ...]] = {
     "toy_teacher": ("pair", "grid", "pair", "single", "pair"),
     "toy_decoder": ("canvas", "single", "canvas", "grid"),
 }
-"""What the batches of these presets show, in turn."""
+"""Views that the batches of each preset show, in turn."""
 _UNNAMED = {"single": 0.15, "canvas": 0.15, "grid": 0.3}
 """Share of the samples whose words say "this thing", as those of a pair always do. Such a text does
 not tell the subject, so the panels must tell each other, as those of FLUX do. Only so can a student
@@ -61,7 +61,7 @@ class WorldSource:
         """Draws nothing yet.
 
         Args:
-            views: What the batches show, in turn.
+            views: Views that the batches show, in turn.
             batch: Samples per step, over all processes.
             seed: Seed of everything that is drawn.
             drop_text: Share of the samples without text.

@@ -66,7 +66,7 @@ class VaeTrainer:
         mesh: All devices of the run. Each of them holds the whole model.
         start: Weights whose decoder is trained further. Their encoder stays as it is, so that a
             transformer trained on its latents still fits. None trains all from random weights.
-        origin: Where `start` comes from, for the record.
+        origin: Origin of `start`, stored with checkpoints.
     """
 
     compiled_in = 0.0
@@ -143,7 +143,7 @@ class VaeTrainer:
             return float(learning_rate(self.config.optimizer, self.config.steps)(step))
 
     def flops(self, size: tuple[int, int]) -> None:
-        """None: the FLOPs of convolutions are not counted."""
+        """Returns None, since the FLOPs of convolutions are not counted."""
 
     def _step_program(
         self, state: TrainState, frozen: nnx.State, pictures: UInt8[Array, "B H W 3"]
