@@ -28,7 +28,7 @@ def import_dataset(
     settings: tyro.conf.OmitArgPrefixes[ImportSettings] = ImportSettings(),
     workers: int | None = None,
 ) -> None:
-    """Import a table of images as a dataset. If it was stopped, start it again to go on.
+    """Import a table of images as a dataset. If it was stopped, start it again to resume.
 
     Rows that cannot be used are listed in rejected.jsonl with the reason.
 
@@ -36,7 +36,7 @@ def import_dataset(
         source: A table (JSON, JSON Lines, CSV, TSV, Parquet, Arrow or WebDataset tar), a folder
             with one, or the hub id of a dataset.
         target: New folder for the dataset.
-        settings: What the columns mean.
+        settings: Meaning of the columns.
         workers: Threads that decode images. Default: one per core.
     """
     done = import_pairs(source, target, settings, workers=workers)
@@ -52,7 +52,7 @@ def export(
     format: Literal["parquet", "folder"] = "parquet",  # noqa: A002 - the flag's name
     licence: tyro.conf.OmitArgPrefixes[Licence] = Licence(),
 ) -> None:
-    """Export a dataset for other programs. If it was stopped, start it again to go on.
+    """Export a dataset for other programs. If it was stopped, start it again to resume.
 
     Both formats open with `load_dataset` of the `datasets` library, and `dsd data import` gives
     back the same pairs.
@@ -71,7 +71,7 @@ def export(
 
 
 def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None:
-    """Count what is in a dataset, or the yields and costs of a work folder.
+    """Count the contents of a dataset, or the yields and costs of a work folder.
 
     Args:
         dataset: Dataset folder, or the work folder of `dsd data make`.
@@ -119,8 +119,8 @@ class EncodeFlags:
             training will ask for.
         text: Also encode captions and instructions by T5 and CLIP.
         max_sequence_length: T5 tokens that a text is padded or cut to. Fewer are faster to train
-            on. A model trained with fewer is sampled with as many.
-        dtype: Type of the weights, of the computation and of what is stored.
+            on; sample with the same number then.
+        dtype: Dtype of the weights, of the computation and of the result.
         batch_size: Canvases encoded together. Default: one per device that shares the batch.
     """
 
@@ -139,7 +139,7 @@ def encode(
     worker: tyro.conf.OmitArgPrefixes[ShareFlags] = ShareFlags(),
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
 ) -> None:
-    """Encode a dataset by the VAE once, for training. If it was stopped, start it again to go on.
+    """Encode a dataset by the VAE once, for training. If it was stopped, start it again to resume.
 
     A pair of two 512 x 512 frames takes 1 MB in bfloat16, and 4.2 MB more for each text of 512
     tokens of T5-XXL.
@@ -147,7 +147,7 @@ def encode(
     Args:
         dataset: Dataset folder.
         target: New folder for the moments.
-        flags: What is encoded, and by which weights.
+        flags: Frames to encode, and the weights.
         worker: Shards of the dataset that this worker encodes; the last to finish completes the
             folder.
         mesh: Devices to use along each axis; -1 takes all that the other axes leave.

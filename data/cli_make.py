@@ -40,7 +40,7 @@ Share = tyro.conf.OmitArgPrefixes[ShareFlags]
 
 
 def captions(config: Config, share: Share = ShareFlags(), prompts: Path | None = None) -> None:
-    """Sample captions without repeats; if a model is named, keep those with a clear subject.
+    """Sample captions without repeats; if a model is configured, keep those with a clear subject.
 
     Args:
         config: TOML file of all stages.
@@ -65,12 +65,12 @@ def grids(
     batch_size: int | None = None,
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
 ) -> None:
-    """Paint a grid for every prompt that was kept; a run that was stopped goes on.
+    """Paint a grid for every kept prompt. If it was stopped, start it again to resume.
 
     Args:
         config: TOML file of all stages.
         batch_size: Pictures painted at once. Default: one per device that shares the batch.
-        mesh: Devices along each axis. -1: all that the other axes leave.
+        mesh: Devices along each axis; -1 takes all that the other axes leave.
     """
     _run(load_config(config), GRIDS, share.share(), batch_size, mesh)
 
@@ -78,7 +78,7 @@ def grids(
 def pairs(config: Config, share: Share = ShareFlags()) -> None:
     """Cut grids into panels, reject uneven grids, near copies and duplicates, and make pairs.
 
-    Pairs are made when the grids of all workers are cut.
+    Pairs are made once the grids of all workers are cut.
 
     Args:
         config: TOML file of all stages.
@@ -120,7 +120,7 @@ def make(
     share: Share = ShareFlags(),
     prompts: Path | None = None,
 ) -> None:
-    """Make a dataset: run all stages in order; a run that was stopped goes on.
+    """Make a dataset: run all stages in order. If it was stopped, start it again to resume.
 
     With several workers, the last one to finish packs.
 
@@ -176,7 +176,7 @@ def view(config: Config, output: Path, limit: int = 200) -> None:
     Args:
         config: TOML file of all stages.
         output: HTML file to write.
-        limit: Largest number of grids; of more, a sample is shown.
+        limit: Largest number of grids; a sample is shown if there are more.
     """
     parts = open_parts(load_config(config))
     shown, total = write_page(parts, output, limit, parts.root.resolve().name)

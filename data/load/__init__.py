@@ -1,1 +1,1 @@
-"""From pairs on disk to batches on a mesh."""
+"""Loads pairs from disk as batches on a mesh."""

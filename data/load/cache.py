@@ -1,6 +1,6 @@
 """Encodes a dataset once: VAE moments of both canvases, and text embeddings if wanted.
 
-One shard of the dataset gives one encoded shard, so that an interrupted run goes on with the next
+Each shard of the dataset gives one encoded shard, so an interrupted run resumes with the next
 shard, and several machines can share the work. Within a shard, records of one size are encoded a
 batch at a time over the mesh, and written as they are finished.
 """
@@ -52,7 +52,7 @@ from dsd_jax.types import Float32
 __all__ = ["TextEncode", "encode_pairs"]
 
 TextEncode = Callable[[Sequence[str]], Mapping[str, tuple[Any, Any]]]
-"""Encodes prompts: for each distinct one, the arrays `txt` [Lt, Dt] and `vec` [Dv]."""
+"""Encodes prompts; gives the arrays `txt` [Lt, Dt] and `vec` [Dv] for each distinct one."""
 
 Size = tuple[int, int]
 _BINDING = "binding.json"  # what an unfinished folder is being encoded from, and with
@@ -83,9 +83,9 @@ def encode_pairs(
     """Encodes the shards of a dataset that are not encoded yet.
 
     Args:
-        store: what is encoded.
+        store: dataset to encode.
         target: folder for the result, new or unfinished.
-        binding: what is encoded and with what; its digests go into the result.
+        binding: the dataset and the weights, whose digests go into the result.
         images: encodes pictures; its mesh splits every batch.
         text: encodes prompts; needed if the binding names text encoders.
         batch: canvases encoded together, a multiple of that split.

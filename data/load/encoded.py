@@ -1,12 +1,11 @@
-"""Moments of the VAE, and text embeddings, computed once: a folder of shards beside a dataset.
+"""VAE moments and text embeddings, computed once: a folder of shards beside a dataset.
 
     encoded.json                  what was encoded, with what; written last
     encoded-00000.array_record    one record per record of the dataset's shard 00000
     encoded-00000.index           where each of them is
     null.msgpack                  embedding of the empty prompt, if there are embeddings
 
-The dataset, the sizes and the weights that encoded it are bound by their digests: what does not
-belong together is refused.
+Digests bind the folder to the dataset, the sizes and the weights: others are refused.
 """
 
 import dataclasses
@@ -69,7 +68,7 @@ class Embedding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPair:
-    """The encoded form of a record: everything that training needs of it.
+    """The encoded form of a record: everything that training needs.
 
     Attributes:
         id, caption, instruction: as in the record.
@@ -95,10 +94,10 @@ class Binding:
     Attributes:
         dataset: its fingerprint.
         sizes: height and width of a frame in pixels; each record in the one nearest in aspect.
-        dtype: of the computation and of what is stored, "bfloat16" or "float32".
+        dtype: dtype of the computation and of the stored arrays, "bfloat16" or "float32".
         autoencoder: digest of its weights (`weights_digest`).
-        text: digest of the text encoders' weights; None: no embeddings.
-        text_tokens: of T5 for every text; None: no embeddings.
+        text: digest of the text encoders' weights; None without embeddings.
+        text_tokens: T5 tokens of every text; None without embeddings.
     """
 
     dataset: str
@@ -116,7 +115,7 @@ def weights_digest(files: Mapping[str, str]) -> str:
         files: SHA-256 by file name, as `Component.sha256()` of `dsd_jax.convert` gives it.
 
     Raises:
-        UserError: there are no digests, so nothing could be bound to these weights.
+        UserError: there are no digests, so nothing can be bound to these weights.
     """
     if not files:
         raise UserError(
@@ -156,7 +155,7 @@ def pack_encoded(pair: EncodedPair, dtype: str) -> bytes:
 
 
 def write_null(folder: Path, encode: Callable[[], Embedding], dtype: str) -> None:
-    """Writes the embedding of the empty prompt, unless it is there."""
+    """Writes the embedding of the empty prompt, unless it exists."""
     if not (folder / _NULL).exists():
         write_file(folder / _NULL, msgpack.packb(_pack_arrays(encode(), dtype)))
 
@@ -198,9 +197,10 @@ class EncodedStore:
         """Opens an encoded folder.
 
         Args:
-            path: of the folder.
-            autoencoder, text: digests of the weights that it is to be used with; None: any.
-            text_tokens: T5 tokens that its texts must have, if it has texts; None: any.
+            path: path of the folder.
+            autoencoder, text: digests of the weights that it is to be used with; None allows any.
+            text_tokens: T5 tokens that its texts must have, if it has texts; None allows any
+                number.
 
         Raises:
             UserError: no such folder, unfinished or damaged, or encoded with other weights or

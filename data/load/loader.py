@@ -1,11 +1,11 @@
-"""Batches of pairs, where the position is the step.
+"""Loads batches of pairs by step.
 
 The global batch of a step is a function of (datasets, mixture, sizes, seed, batch size, step) and
-of nothing else: not of hosts, threads, or what was loaded before. So there is no state to save; a
-run that was stopped goes on with `start_step`, on any number of hosts.
+of nothing else: not of hosts, threads, or earlier batches. So there is no state to save; a run that
+was stopped resumes at `start_step`, on any number of hosts.
 
-Which text is shown and what is dropped is drawn by hashing (seed, step, id): it belongs to the
-sample, not to its place in a batch.
+The choice of the text and of what is dropped is a hash of (seed, step, id), so it does not depend
+on a sample's place in the batch.
 """
 
 import dataclasses
@@ -36,13 +36,14 @@ _ENDLESS = 2**60  # samples; Grain wants a length
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """The steps from pairs to samples. They decide the numbers of a run.
+    """The settings that turn pairs into samples. The numbers of a run depend on them.
 
     Attributes:
         seed: seed of the order and of the draws.
-        sizes: height and width of a frame in pixels. A batch has one of them; a record the one
-            nearest to its target's aspect ratio.
-        instruction: how often a pair that has both texts shows its instruction, not its caption.
+        sizes: height and width of a frame in pixels. A batch has one size; a record goes to the
+            size nearest to its target's aspect ratio.
+        instruction: share of the pairs with both texts that show their instruction, not their
+            caption.
         drop_text, drop_image, drop_both: shares of the samples without text, without reference
             image, and without both; exclusive, as in InstructPix2Pix (section 3.2.1).
     """
@@ -64,7 +65,7 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The way records are read. It decides nothing about the numbers of a run.
+    """The way records are read. The numbers of a run do not depend on it.
 
     Attributes:
         threads: threads that read and decode. With 0, a record is read when it is asked for.
@@ -85,18 +86,18 @@ class PairBatch:
     After `prefetch_to_mesh`, arrays hold the whole batch; ids and texts stay those of the host.
 
     Attributes:
-        step: step that it belongs to.
+        step: step of the batch.
         global_size: samples of the batch over all hosts.
-        rows: which of those samples these are, in ascending order.
+        rows: positions of these samples in the batch, ascending.
         size: height and width of a frame in pixels.
         ids: ids of these records.
-        texts: caption or instruction, as drawn; also where the text is dropped.
+        texts: caption or instruction, as drawn; kept even if the text is dropped.
         drop_text: samples to be trained with the empty prompt instead.
         drop_image: samples to be trained with zero condition tokens instead.
         reference, target: pixels; None if moments are given.
         canvas, condition: moments of [reference | target] and [reference | black].
         text: embeddings of `texts`.
-        skipped: ids of records that could not be read and that others stand in for.
+        skipped: ids of records that could not be read and were replaced.
     """
 
     step: int
@@ -127,13 +128,13 @@ class _Sample(NamedTuple):
 
 
 class Loader:
-    """Endless batches from a step on.
+    """Endless batches, beginning at a step.
 
         loader = Loader([PairStore.open("pairs")], LoaderConfig(seed=1), batch=160)
         for batch in loader: ...
 
-    Grain's threads read and decode ahead, at most `buffer` samples, and only this host's. Records
-    are decoded as late as possible; a sample of two 512 x 512 frames takes 1.5 MB.
+    Grain's threads read and decode at most `buffer` samples ahead, and only those of this host.
+    Records are decoded as late as possible; a sample of two 512 x 512 frames takes 1.5 MB.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Loader:
         start_step: int = 0,
         reading: Reading = Reading(),
     ) -> None:
-        """Opens the indices alone.
+        """Opens only the indices.
 
         Args:
             stores: datasets, or parts of them with weights.
@@ -158,11 +159,11 @@ class Loader:
             rows: instead, the samples of every batch that it loads (see
                 `dsd_jax.data.load.prefetch.mesh_rows`).
             start_step: first step.
-            reading: how records are read.
+            reading: the way records are read.
 
         Raises:
-            UserError: the batch does not divide over the hosts, or what `Mixture` refuses, or
-                encoded data of other sizes.
+            UserError: the batch does not divide over the hosts, `Mixture` refuses the datasets, or
+                encoded data has other sizes.
         """
         portions = [store if isinstance(store, Portion) else Portion(store) for store in stores]
         self.config, self.batch, self.start_step = config, batch, start_step
@@ -175,7 +176,7 @@ class Loader:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Everything that decides what a step loads, as JSON: equal identities load the same."""
+        """Everything that a step's batch depends on, as JSON: equal identities load the same."""
         return {
             "order_version": ORDER_VERSION,
             "batch": self.batch,
@@ -189,7 +190,7 @@ class Loader:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def check_resume(self, saved: Mapping[str, object]) -> None:
-        """Refuses to continue a run that was loading something else.
+        """Refuses to resume a run that was loading other data.
 
         Args:
             saved: `identity` of that run.
@@ -216,16 +217,16 @@ class Loader:
         return self.mixture.plan(step).size
 
     def ids_of(self, step: int) -> list[str]:
-        """Ids of the global batch of any step; nothing is read or decoded."""
+        """Ids of the global batch of a step; nothing is read or decoded."""
         samples = self.mixture.plan(step).samples
         return [self._id(portion, record) for portion, record in samples.tolist()]
 
     def epochs_at(self, step: int) -> list[float]:
-        """Epochs gone through before a step: one number, or one per weighted portion."""
+        """Epochs completed before a step: one number, or one per weighted portion."""
         return self.mixture.epochs(step)
 
     def __iter__(self) -> Generator[PairBatch, None, None]:
-        """Batches from `start_step` on, without end.
+        """Yields batches from `start_step` on, without end.
 
         Raises:
             UserError: a record cannot be read; the step, the record and its shard are named.
@@ -314,7 +315,7 @@ class Loader:
 
 
 class _Source:
-    """This host's samples, counted from the start step: what Grain reads from."""
+    """Grain's data source: this host's samples, counted from the start step."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -340,7 +341,7 @@ def _rows(batch: int, host: int, hosts: int) -> Int[np.ndarray, " b"]:
 
 
 def _stack(values: list[Any]) -> Any:
-    """Arrays, or named tuples of arrays, with a batch axis."""
+    """Stacks arrays, or named tuples of arrays, along a batch axis."""
     if isinstance(values[0], tuple):
         kind = type(values[0])
         return kind(*(np.stack(column) for column in zip(*values, strict=True)))
@@ -348,7 +349,7 @@ def _stack(values: list[Any]) -> Any:
 
 
 def _check_encoded(portions: Sequence[Portion], sizes: Sequence[Size]) -> tuple[bool, bool]:
-    """Whether moments and whether embeddings are loaded."""
+    """Checks the encoded data; returns whether moments, and whether embeddings, are loaded."""
     encoded = [portion.encoded for portion in portions]
     stores = [store for store in encoded if store is not None]
     if not stores:

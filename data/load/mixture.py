@@ -2,10 +2,10 @@
 
 A *portion* is a dataset, or one task of it. A *stream* is the records of one size of a portion, in
 an order that is shuffled anew in every epoch; an epoch of a stream holds each of its records once.
-A batch has one size. Sizes take turns in proportion to how many records they have (by weight, if
-portions are weighted), and the samples of a batch are dealt to the portions by their weights. A
-batch that reaches the end of a stream's epoch goes on with its next epoch, so no record is left
-out, and none waits for a batch to fill.
+A batch has one size. Sizes take turns in proportion to their number of records (by weight, if
+portions are weighted), and the samples of a batch are divided among the portions by weight. A batch
+that reaches the end of a stream's epoch takes its remaining samples from the next epoch, so no
+record is left out.
 
 Without weights, all portions are one pool: one shuffle over all, one epoch over all.
 """
@@ -42,10 +42,10 @@ class Portion:
 
     Attributes:
         store: a dataset.
-        task: only its records of this task; None: all.
-        weight: share of the samples, relative to the other portions'; None for all of them: in
-            proportion to their records.
-        encoded: moments and embeddings to yield instead of pixels.
+        task: only its records of this task; None for all.
+        weight: share of the samples, relative to other portions. If all are None, each counts by
+            its number of records.
+        encoded: moments and embeddings to load instead of pixels.
     """
 
     store: PairStore
@@ -67,7 +67,7 @@ class Portion:
         """Opens `PATH`, `PATH#TASK`, `PATH=WEIGHT` or `PATH#TASK=WEIGHT`.
 
         Raises:
-            UserError: not of this form, or no such dataset or task.
+            UserError: the text is not of this form, or there is no such dataset or task.
         """
         exact = Path(text).is_dir()  # a folder may have # or = in its name
         parts = _SPEC.fullmatch(text)
@@ -80,7 +80,7 @@ class Portion:
         return cls(PairStore.open(parts["path"]), parts["task"], weight)
 
     def describe(self) -> dict[str, object]:
-        """Everything that decides the order, as JSON."""
+        """Everything that the order depends on, as JSON."""
         return {"dataset": self.store.fingerprint, "task": self.task, "weight": self.weight}
 
     def records(self) -> Int[np.ndarray, " n"]:
@@ -112,7 +112,7 @@ def nearest_size(shapes: Int[np.ndarray, "N 2"], sizes: Sequence[Size]) -> Int[n
 
 
 class _Stream(NamedTuple):
-    """Records of one size of one pool."""
+    """The records of one size in one pool."""
 
     key: int
     portion: Int[np.ndarray, " n"]
@@ -130,7 +130,7 @@ class _Stream(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The global batch of one step: its size (height, width), and portion and record per sample."""
+    """The global batch of one step: its size, and the portion and record of each sample."""
 
     size: Size
     samples: Int[np.ndarray, "B 2"]
@@ -146,14 +146,14 @@ class Mixture:
 
         Args:
             portions: at least one.
-            sizes: height and width of a frame in pixels; a record has the one whose aspect ratio is
-                nearest to its target's.
-            seed: of the shuffles.
+            sizes: height and width of a frame in pixels; a record goes to the size nearest to its
+                target's aspect ratio.
+            seed: seed of the shuffles.
             batch: samples per step, over all hosts.
 
         Raises:
-            UserError: nothing to load, an unknown task, some portions with a weight and some
-                without, or sizes that are not sizes.
+            UserError: nothing to load, an unknown task, weights for some portions only, or
+                impossible sizes.
         """
         self.portions, self.sizes, self.batch = tuple(portions), tuple(sizes), batch
         if not portions:
@@ -238,7 +238,7 @@ class Mixture:
         return Plan(self.sizes[size], samples)
 
     def neighbours(self, step: int, row: int) -> Int[np.ndarray, "n 2"]:
-        """The records behind a sample in its stream: what stands in if it cannot be read."""
+        """The records after a sample in its stream, which replace it if it cannot be read."""
         ((turn, number),) = self._turns.run(step, 1)
         size = self._used[turn]
         ((stream, position),) = self._dealt[size].run(number * self.batch + row, 1)
@@ -246,7 +246,7 @@ class Mixture:
         return own.at(position + 1 + np.arange(len(own.record) - 1))
 
     def epochs(self, step: int) -> list[float]:
-        """Number of times that the samples before a step have gone through each pool.
+        """Epochs of each pool that the samples before a step make up.
 
         One number without weights, else one per portion.
         """

@@ -1,9 +1,9 @@
-"""The record at a position, as a function of the position: no state, nothing drawn in turn.
+"""The order of training data, as a function of the position: no state, no sequence of draws.
 
-Three things make the order of training data. A *permutation* shuffles a set of records anew in
-every epoch. An *interleave* mixes endless streams by weight, as evenly as whole numbers can. A
-*draw* is a pair of random numbers for one record at one step. All are functions of keys and
-positions alone, so any position can be asked for, in any order, by any number of hosts.
+It has three parts. A *permutation* shuffles a set of records anew in every epoch. An *interleave*
+mixes endless streams by weight, as evenly as whole numbers can. A *draw* is a pair of random
+numbers for one record at one step. All are functions of keys and positions alone, so any position
+can be computed, in any order, by any number of hosts.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _ROUNDS = 12
 
 
 def key_of(*parts: object) -> int:
-    """64 bits that depend on every part's `repr`."""
+    """Hashes the `repr` of every part to 64 bits."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -43,11 +43,11 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(positions: Int[np.ndarray, " n"], size: int, key: int) -> Int[np.ndarray, " n"]:
-    """Images of positions under a pseudo-random permutation of `range(size)`.
+    """Maps positions by a pseudo-random permutation of `range(size)`.
 
-    A balanced Feistel network over the next even number of bits; what falls outside is sent
-    through again until it falls inside, which keeps it a permutation (cycle walking, Black and
-    Rogaway 2002). Its own arithmetic, so that no library's next version changes the order.
+    It is a balanced Feistel network over the next even number of bits. A result outside the range
+    is mapped again until it falls inside, which keeps it a permutation (cycle walking, Black and
+    Rogaway 2002). The arithmetic is our own, so that no library's next version changes the order.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = np.uint64(2**half - 1)
@@ -66,7 +66,7 @@ def permute(positions: Int[np.ndarray, " n"], size: int, key: int) -> Int[np.nda
 
 @dataclasses.dataclass(frozen=True)
 class Interleave:
-    """Endless streams as one, mixed by weight as evenly as whole items can be.
+    """Several endless streams as one, mixed by weight as evenly as possible.
 
     Item k of a stream of weight w is due at (k + 1/2) / w; items come in order of their due time,
     streams of the same due time in order of their number. The arithmetic is exact: with whole

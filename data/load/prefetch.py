@@ -1,4 +1,4 @@
-"""Batches on their way to devices: laid over a mesh by a thread, a few ahead of the step."""
+"""Moves batches to devices: a thread lays them over the mesh, a few steps ahead."""
 
 import dataclasses
 import queue
@@ -23,7 +23,7 @@ _END = object()
 
 
 def mesh_rows(mesh: Mesh, batch: int) -> Int[np.ndarray, " b"]:
-    """The samples of a global batch that lie on this process's devices: what its loader loads.
+    """The samples of a global batch that lie on this process's devices, which its loader loads.
 
     Processes that hold the same part of the batch (their devices differ along `tensor` or
     `context` only) get the same rows.
@@ -44,7 +44,7 @@ def mesh_rows(mesh: Mesh, batch: int) -> Int[np.ndarray, " b"]:
 
 
 def to_mesh(batch: PairBatch, mesh: Mesh) -> PairBatch:
-    """The batch with global arrays on devices, batch axis over fsdp and data; texts stay."""
+    """Moves a batch to devices as global arrays, batch axis over fsdp and data; texts stay."""
     sharding = batch_sharding(mesh)
 
     def place(array: np.ndarray) -> jax.Array:
@@ -58,15 +58,15 @@ def to_mesh(batch: PairBatch, mesh: Mesh) -> PairBatch:
 def prefetch_to_mesh(
     batches: Iterable[PairBatch], mesh: Mesh, size: int = 2
 ) -> Generator[PairBatch, None, None]:
-    """Batches on devices, made ready by a thread.
+    """Yields batches on devices, which a thread prepares.
 
     Args:
-        batches: of a loader whose rows are `mesh_rows(mesh, batch)`.
-        mesh: what the arrays are laid over.
-        size: batches that wait on devices at most, beside the one that is being made.
+        batches: batches of a loader whose rows are `mesh_rows(mesh, batch)`.
+        mesh: mesh for the arrays.
+        size: most batches that wait on devices, beside the one that is being made.
 
-    An error of the loader is raised here, behind the batches before it. Closing the iterator, or
-    dropping it, ends the thread and closes the loader's.
+    An error of the loader is raised here, after the batches before it. Closing or dropping the
+    iterator ends the thread and closes the loader's iterator.
 
     Raises:
         UserError: a size below 1.

@@ -1,1 +1,1 @@
-"""Making pairs: captions, grid prompts, grids, pairs, verdicts, captions of pairs, a dataset."""
+"""Makes datasets of pairs: captions, prompts, grids, pairs, judgements, descriptions, packing."""

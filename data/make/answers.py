@@ -1,4 +1,4 @@
-"""Reads answers: a text that keeps to rules, a JSON object, or the reason why there is neither."""
+"""Reads answers: a text that obeys rules, a JSON object, or the reason why there is neither."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,11 +30,11 @@ _MAX_SHOWN = 2_000  # characters of a faulty answer that go back into the conver
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Why an answer cannot be used.
+    """A fault of an answer.
 
     Attributes:
-        reason: as it is counted; always the same words.
-        told: what the model is told.
+        reason: fixed words under which it is counted.
+        told: words for the model.
     """
 
     reason: str
@@ -42,16 +42,16 @@ class Fault:
 
 
 Check = Callable[[str], tuple[str, list[Fault]]]
-"""A raw answer to the text in it, and its faults."""
+"""Finds the text in a raw answer, and its faults."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A text that keeps to the rules, or the reason why there is none.
+    """A text that obeys the rules, or the reason why there is none.
 
     Attributes:
         text: The text, or None.
-        reason: Why there is none.
+        reason: Reason why there is none.
         asked: Number of questions that were put.
         model: Model that answered last.
         detail: More about the reason.
@@ -82,7 +82,7 @@ def detail_of(error: Unanswered) -> str:
 
 
 def one_line(text: str) -> tuple[str, list[Fault]]:
-    """The text without quotation marks around it, and the faults that keep it from one line."""
+    """Strips quotation marks from a text, and lists the faults that keep it from being one line."""
     text = text.strip()
     while len(text) > 1 and _WRAPPED.get(text[0]) == text[-1]:
         text = text[1:-1].strip()
@@ -98,7 +98,7 @@ def one_line(text: str) -> tuple[str, list[Fault]]:
 
 
 def clip_faults(tokens: int) -> list[Fault]:
-    """The fault of a text that has more tokens than CLIP reads."""
+    """Lists the fault of a text that has more tokens than CLIP reads."""
     if tokens <= CLIP_TOKENS:
         return []
     return [Fault("too_long", f"it has {tokens} CLIP tokens where {CLIP_TOKENS} are allowed")]
@@ -111,7 +111,7 @@ async def written(
     again: Callable[[str], str],
     retries: int,
 ) -> Written:
-    """Asks for a text until it keeps to the rules, in one conversation.
+    """Asks for a text until it obeys the rules, in one conversation.
 
     Args:
         ask: Puts a question.

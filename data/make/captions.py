@@ -54,7 +54,7 @@ class CaptionsConfig:
             `caption` and `url`.
         split: Split of the source, where it has several.
         min_words, max_letters: Shorter and longer captions are left out.
-        similarity: Share of common runs of letters from which two captions count as one.
+        similarity: Least share of common letter sequences for two captions to count as one.
         provider: Model that keeps captions with a clear subject. Empty: all captions are kept.
     """
 
@@ -79,7 +79,7 @@ class CaptionsConfig:
 
 
 def clean_caption(text: str, config: CaptionsConfig) -> tuple[str, str]:
-    """The caption on one line, and why it cannot be used, or an empty reason."""
+    """The caption on one line, and the reason why it cannot be used, or an empty one."""
     if len(text) > 10 * config.max_letters:
         return "", "too_long"  # before any work on it
     text = " ".join(html.unescape(text).split())
@@ -102,11 +102,11 @@ def _words(text: str) -> int:
 
 
 def sampled(parts: Parts, config: CaptionsConfig) -> tuple[list[list[Caption]], Mapping[str, int]]:
-    """Reads the sample, which the first worker to come draws from the source for all of them.
+    """Reads the sample, which the first worker draws from the source for all workers.
 
     Returns:
         The rows of each part, `kept`, or `rejected` as near duplicates; and the number of lines of
-        the source by what became of them.
+        the source by outcome.
 
     Raises:
         UserError: A source cannot be read, or holds no usable caption.
@@ -126,7 +126,7 @@ def sampled(parts: Parts, config: CaptionsConfig) -> tuple[list[list[Caption]], 
 
 
 class _Candidate(NamedTuple):
-    """A usable caption; `place` is the larger, the earlier it comes in the sample."""
+    """A usable caption; a larger `place` comes earlier in the sample."""
 
     place: int
     id: CaptionId
@@ -151,7 +151,7 @@ def _sample(config: CaptionsConfig) -> tuple[list[Caption], dict[str, int]]:
 
 
 def _first(config: CaptionsConfig, limit: int) -> tuple[list[_Candidate], dict[str, int]]:
-    """The captions with the smallest hashes, in the order of these, and counts of the source."""
+    """The captions with the smallest hashes, sorted by hash, and counts of the source."""
     counts: Counter[str] = Counter()
     heap: list[tuple[int, str, _Candidate]] = []  # the last of the first on top
     held: set[CaptionId] = set()
@@ -182,7 +182,7 @@ def _first(config: CaptionsConfig, limit: int) -> tuple[list[_Candidate], dict[s
 
 
 def _without_near(candidates: list[_Candidate], config: CaptionsConfig) -> list[Caption]:
-    """Rows up to the one that completes the sample; near duplicates are rejected."""
+    """The rows that make up the sample; near duplicates among them are rejected."""
     near = NearTexts(config.similarity)
     rows: list[Caption] = []
     kept = 0
@@ -201,12 +201,12 @@ def _without_near(candidates: list[_Candidate], config: CaptionsConfig) -> list[
 
 @dataclasses.dataclass(frozen=True)
 class CaptionFilter:
-    """Asks whether a caption names one clear subject, in the words of `wording`."""
+    """Asks whether a caption names one clear subject, with the texts of `wording`."""
 
     wording: Wording
 
     async def __call__(self, row: Caption, ask: Ask) -> Caption:
-        """The row, `kept` with its subject, or `rejected` with the reason that was given."""
+        """Returns the row, `kept` with its subject, or `rejected` with the model's reason."""
         request = Request(
             stage=CAPTIONS.name,
             item=str(row.id),

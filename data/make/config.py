@@ -63,7 +63,7 @@ ASKING: tuple[Stage[StageRow], ...] = (CAPTIONS, PROMPTS, JUDGEMENTS, DESCRIPTIO
 
 @dataclasses.dataclass(frozen=True)
 class MakeConfig:
-    """The whole file.
+    """The contents of the file.
 
     Attributes:
         root: The work folder.
@@ -117,7 +117,7 @@ class MakeConfig:
         return load_wording(self.wordings, stage.name)
 
     def settings(self, stage: Stage[StageRow]) -> dict[str, object]:
-        """The settings that decide the rows of a stage; places and speeds do not."""
+        """The settings that the rows of a stage depend on; paths and speeds are left out."""
         settings = dataclasses.asdict(self._section(stage))
         settings.pop("provider", None)
         if provider := self.provider(stage):
@@ -132,7 +132,7 @@ class MakeConfig:
 
 
 def _one(by_task: Mapping[str, float]) -> float | Mapping[str, float]:
-    """The one value that all tasks have, or the value of each."""
+    """The value that all tasks share, or the value of each."""
     values = set(by_task.values())
     return values.pop() if len(values) == 1 else by_task
 
@@ -170,7 +170,7 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
 
 
 def _placed(value: Any, folder: Path) -> Any:
-    """The value with its relative paths put into a folder."""
+    """Makes the relative paths of a value relative to a folder."""
     if isinstance(value, Path):
         return folder / value.expanduser()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

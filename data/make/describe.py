@@ -37,8 +37,8 @@ class CaptionConfig:
         provider: Model that describes.
         description: Describes the target.
         instruction: Puts the edit from reference to target into words.
-        both_ways: Describes a pair from target to reference, too.
-        retries: Number of times that a text which breaks a rule is asked for again.
+        both_ways: Describes a pair from target to reference too.
+        retries: Most further questions for a text that breaks a rule.
         temperature: Temperature of the model. None uses the model's default.
         max_tokens: Largest number of tokens of an answer, hidden reasoning included.
     """
@@ -153,7 +153,7 @@ def _check_instruction(answer: str) -> tuple[str, list[Fault]]:
 
 
 def _words(way: PairId, results: Mapping[Id, Written]) -> Words:
-    """The texts of one direction, or why they are missing."""
+    """The texts of one direction, or the reasons why they are missing."""
     _, end = way.panels
     caption, instruction = results.get(end, Written()), results.get(way, Written())
     return Words(

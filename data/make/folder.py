@@ -1,4 +1,4 @@
-"""The work folder of a configuration: whether it was begun, and with which settings."""
+"""The work folder of a configuration, and the settings that it was begun with."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def is_begun(root: Path) -> bool:
 
 
 def begun_folder(root: Path) -> Parts:
-    """A work folder without its configuration.
+    """Opens a work folder without its configuration.
 
     Raises:
         UserError: It is no such folder.
@@ -39,7 +39,7 @@ def begun_folder(root: Path) -> Parts:
 
 
 def open_parts(config: MakeConfig) -> Parts:
-    """The work folder of a configuration, begun or not.
+    """Opens the work folder of a configuration, begun or not.
 
     Raises:
         UserError: It was begun with another number of parts, or it holds something else.
@@ -57,7 +57,7 @@ def open_parts(config: MakeConfig) -> Parts:
 
 
 def begin_stage(config: MakeConfig, stage: Stage[StageRow]) -> Parts:
-    """The work folder, ready for a stage: everything in it was made with these settings.
+    """Prepares the work folder for a stage, and checks that it was made with these settings.
 
     Raises:
         UserError: This stage or one before it was begun with other settings, or one before it was

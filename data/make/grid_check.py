@@ -1,4 +1,4 @@
-"""Bounds for a picture that passes as an evenly separated 2x2 grid."""
+"""Limits within which a picture passes as an evenly separated 2x2 grid."""
 
 import dataclasses
 from typing import Any, ClassVar

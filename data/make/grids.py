@@ -1,9 +1,9 @@
 """Stage 3 (`dsd data grids`): the teacher paints grids from the prompts that were kept.
 
 A picture is written to `grids/part-00012/<grid id>.png` when its batch is done, with its parameters
-inside; the rows of the part follow when all its pictures exist. A run that was killed paints what
-is missing and loses one batch at most. Batches are cut from the sorted ids of a part, and the last
-one is filled up. So every run paints a picture by the same program, beside the same others.
+inside; the rows of the part follow when all its pictures exist. A restarted run paints the missing
+pictures; a kill loses one batch at most. Batches are cut from the sorted ids of a part, and the
+last one is filled up, so every run paints a picture by the same program, in the same batch.
 """
 
 import dataclasses
@@ -59,11 +59,11 @@ class GridsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A text-to-image model. A picture depends on nothing but its prompt and its seed.
+    """A text-to-image model. A picture depends only on its prompt and its seed.
 
     Attributes:
         batch_size: Number of pictures that are painted at once.
-        parameters: Everything else that decides about a picture, such as steps and model.
+        parameters: Everything else that a picture depends on, such as steps and model.
         paint: Paints `batch_size` prompts with their seeds. None stands for a picture with values
             that are not finite.
     """
@@ -74,7 +74,7 @@ class Teacher:
 
 
 class _Plan(NamedTuple):
-    """A grid to be painted, and where its picture goes."""
+    """A grid to be painted, and the path of its picture."""
 
     id: GridId
     prompt: str
@@ -127,7 +127,7 @@ def paint_grids(
 
 
 def _plans(parts: Parts, config: GridsConfig, part: int) -> list[_Plan]:
-    """Grids of a part, in the order of their ids; removes what a killed run left unfinished."""
+    """Lists the grids of a part, sorted by id; removes unfinished files of a killed run."""
     plans = []
     for row in parts.kept(PROMPTS, part):
         assert row.prompt is not None  # it was kept
@@ -141,7 +141,7 @@ def _plans(parts: Parts, config: GridsConfig, part: int) -> list[_Plan]:
 
 
 def _painted(plans: Sequence[_Plan], teacher: Teacher, advance: Advance) -> list[Grid]:
-    """Rows of a part's grids, after their pictures are on disk."""
+    """Paints a part's grids; returns their rows once the pictures are on disk."""
     rows: list[Grid] = []
     size = teacher.batch_size
     with ThreadPoolExecutor(_WRITERS) as writers:

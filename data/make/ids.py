@@ -1,4 +1,4 @@
-"""Ids of what a work folder holds; each extends the one before it.
+"""Ids of the items in a work folder; each extends the id of the item that it was made from.
 
     9f0c6a1b2d3e4f50                 a caption: the hash of its text
     9f0c6a1b2d3e4f50-identity        its prompt for a task
@@ -6,7 +6,7 @@
     9f0c6a1b2d3e4f50-identity-0-3    a panel of that grid
     9f0c6a1b2d3e4f50-identity-0-31   a pair of its panels, the reference first
 
-Ids are written and compared as text. Only this file takes such a text apart.
+Ids are written and compared as text. Only this file parses that text.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 
 class _Parsed:
-    """An id that is read from a text, and is one in JSON."""
+    """An id that is parsed from a text, and is a text in JSON."""
 
     @classmethod
     def parse(cls, text: str) -> "_Parsed":
@@ -55,7 +55,7 @@ def _fault(kind: str, text: object) -> UserError:
 
 
 def _split(text: str, kind: str) -> tuple[str, str]:
-    """The id that another one extends, and what it adds."""
+    """Splits an id into the id that it extends and the rest."""
     if not isinstance(text, str):
         raise _fault(kind, text)
     before, _, last = text.rpartition("-")
@@ -77,7 +77,7 @@ class CaptionId(_Parsed):
 
     @classmethod
     def of(cls, caption: str) -> "CaptionId":
-        """The id of a text; texts that differ in case and spaces alone share one."""
+        """The id of a text; texts that differ only in case and spaces share one."""
         normal = " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
         return cls(hashlib.sha256(normal.encode()).hexdigest()[:16])
 

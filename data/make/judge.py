@@ -84,7 +84,7 @@ class JudgeConfig:
 
 
 def verdict_of(text: str) -> Verdict | None:
-    """`yes` or `no`, if that is the last word of the last line with a word in it; else None."""
+    """Returns `yes` or `no` if the last line that holds words ends in it, else None."""
     lines = [line for line in text.splitlines() if _WORD.search(line)]
     if not lines or _ECHO.search(lines[-1]):
         return None
@@ -96,7 +96,7 @@ def verdict_of(text: str) -> Verdict | None:
 
 @dataclasses.dataclass
 class _Talk:
-    """One conversation, in which one question may be put twice.
+    """One conversation, in which one question may be asked twice.
 
     Attributes:
         ask: Puts a question.
@@ -111,7 +111,7 @@ class _Talk:
     spare: int = 1
 
     async def turn(self, name: str, question: str, *shown: str | Picture) -> Answer:
-        """The answer to the next question; if it is broken, the question is put again."""
+        """Asks the next question; if the answer is broken, asks again."""
         messages = (*self.request.messages, user(*shown, question))
         self.request = dataclasses.replace(self.request, messages=messages)
         answer = await self._put(name, 0)
@@ -120,7 +120,7 @@ class _Talk:
         return answer
 
     async def once_more(self, name: str) -> Answer | None:
-        """The same question again; None if no repetition is left."""
+        """Asks the same question again; None if no repetition is left."""
         if not self.spare:
             return None
         self.spare -= 1
@@ -302,7 +302,7 @@ class Judge:
     async def _with_audit(
         self, pairs: Sequence[Pair], rows: Sequence[Judgement], ask: Ask
     ) -> list[Judgement]:
-        """The rows of a grid; a sample of them is judged by steps too, and that look decides."""
+        """The rows of a grid; a sample is judged by steps too, whose verdict then counts."""
         audited = [pair for pair in pairs if self._audited(pair.id)]
         panels = await asyncio.to_thread(self.pictures, audited)
         closer = await asyncio.gather(
@@ -334,7 +334,7 @@ def _scores_of(answer: Answer, aspects: Sequence[str]) -> dict[str, int] | None:
 
 
 def _groups_of(answer: Answer) -> dict[int, int] | None:
-    """The number of the group of each panel, every panel in just one group; or None."""
+    """The group number of each panel, if every panel is in exactly one group; else None."""
     content = None if problem_of(answer) else json_of(answer.text)
     groups = (content or {}).get("groups")
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):

@@ -1,4 +1,4 @@
-"""Compares pictures by their pixels, and finds the pictures of a corpus that are copies.
+"""Compares pictures by their pixels, and finds copies among many pictures.
 
 All of it is arithmetic on integers, so a picture has the same hash on every machine.
 """
@@ -30,7 +30,7 @@ _COSINES = np.rint(
 
 
 def hashes(image: Image.Image) -> str:
-    """A picture in 64 hex digits: 16 of structure, 48 of colour.
+    """Hashes a picture to 64 hex digits: 16 of structure, 48 of colour.
 
     The structure is a perceptual hash: whether each of the 8 x 8 slowest waves of the brightness
     lies above their median. The colour is the mean of 4 x 4 fields, a digit per channel.
@@ -44,10 +44,10 @@ def hashes(image: Image.Image) -> str:
 
 
 def similarity(first: Image.Image, second: Image.Image) -> float:
-    """1 for equal pixels, 0 for opposite ones: from where two pictures differ most.
+    """Similarity of two pictures where they differ most: 1 for equal pixels, 0 for opposite ones.
 
-    Both are reduced to 16 x 16 pixels; the eight that differ most count. So a copy under other
-    light, or with another face, is less alike than a copy.
+    Both are reduced to 16 x 16 pixels, and the eight that differ most count. So a picture in
+    another light, or with another face, is less similar than a copy.
     """
     a, b = (_pixels(image, THUMB) for image in (first, second))
     differences = np.sort(np.abs(a - b).sum(2).reshape(-1))[-WORST:]
@@ -62,7 +62,7 @@ def duplicates(grids: Mapping[GridId, Sequence[str]]) -> dict[PanelId, PanelId]:
     """Finds panels that are copies of a panel of another grid.
 
     The copy with the smallest id stays; the answer does not depend on the order of the grids.
-    Panels of one grid are not compared. Time grows like the number of panels, if few are alike.
+    Panels of one grid are not compared. Time is linear in the number of panels, if few are similar.
 
     Args:
         grids: `hashes` of the panels of each grid.
@@ -97,7 +97,7 @@ def duplicates(grids: Mapping[GridId, Sequence[str]]) -> dict[PanelId, PanelId]:
 
 
 def _near(looks: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of different hashes that copies may have, each once."""
+    """Yields pairs of different hashes that may belong to copies, each once."""
     raw = looks.view(np.uint8).reshape(len(looks), 32)
     structure = np.ascontiguousarray(raw[:, :8]).view(">u8")[:, 0].astype(np.uint64)
     shades = np.stack([raw[:, 8:] >> 4, raw[:, 8:] & 15], 2).reshape(len(looks), -1).astype(np.int8)

@@ -44,7 +44,7 @@ class Lines:
         return np.stack([found[: self._top].mean(0), found[self._top :].mean(0)])
 
     def uniform(self, start: int, stop: int) -> bool:
-        """Whether the columns from start to stop have one colour from top to bottom."""
+        """Whether the columns from `start` to `stop` have one colour from top to bottom."""
         band = self._bins[:, start:stop].reshape(-1, 3)
         away = np.abs(band - np.median(band, 0)).max(1)
         return bool((away <= LEVELS).mean() >= PLAIN)
@@ -52,7 +52,7 @@ class Lines:
     def plain(self, start: int, step: int, most: int) -> int:
         """Number of columns from `start` on, in the direction of `step`, that have one colour.
 
-        0 if there are more than `most` or the colour fades: that is no gutter but a background.
+        0 if there are more than `most` or the colour fades, which shows a background, not a gutter.
         """
         columns = start + step * np.arange(most + 3)
         strip = self._bins[:, columns.clip(0, self.width - 1)]
@@ -64,10 +64,10 @@ class Lines:
 
 
 def _steps(bins: np.ndarray, size: int, check: GridCheck) -> np.ndarray:
-    """[bins, width + 1]: places where the means of `size` columns on both sides stand apart.
+    """[bins, width + 1]: places where the means of `size` columns on both sides differ clearly.
 
-    Step x lies between the columns x - 1 and x. It has to be much larger than the steps beside it,
-    where those do not overlap with it, and if it is broad, the largest of those that do.
+    Step x lies between the columns x - 1 and x. It must be much larger than the steps beside it
+    that do not overlap with it; a broad step must also be the largest of those that do.
     """
     count = bins.shape[1] + 1
     sums = np.pad(bins, ((0, 0), (size, size), (0, 0)), mode="edge").cumsum(1)

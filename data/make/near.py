@@ -1,9 +1,10 @@
 """Finds texts that nearly repeat an earlier one: MinHash with banding, then an exact comparison.
 
-The signature of a text holds 64 hashes. Two texts agree in each of them with a probability that is
-the share of their common runs of letters (Jaccard similarity). Signatures are cut into bands, and
-only texts that agree in a whole band are compared. The bands are as wide as the similarity allows,
-so that few unlike texts meet in one: time grows like the number of texts.
+The signature of a text holds 64 hashes. Two texts agree in each of them with a probability equal to
+the share of letter sequences that they have in common (Jaccard similarity). Signatures are cut into
+bands, and only texts that agree in a whole band are compared. The bands are as wide as the
+similarity allows, so that few different texts share one, and the time is linear in the number of
+texts.
 """
 
 import hashlib
@@ -34,11 +35,11 @@ _OFFSETS = _constants("offsets", _HASHES)
 class NearTexts:
     """A collection of texts that differ from each other.
 
-    What it says about a text depends on nothing but the texts before it.
+    The result for a text depends only on the texts before it.
     """
 
     def __init__(self, similarity: float) -> None:
-        """`similarity`: share of common runs of letters from which two texts count as one."""
+        """`similarity`: least share of common letter sequences for two texts to count as one."""
         self._similarity = similarity
         self._width = _width(similarity)
         self._held: list[tuple[str, str]] = []
@@ -82,7 +83,7 @@ class NearTexts:
 
 
 def _width(similarity: float) -> int:
-    """The widest band in which nearly all texts of a similarity meet."""
+    """The widest band that nearly all pairs of texts of a similarity share."""
     return max(
         (w for w in _WIDTHS if (1 - similarity**w) ** (_HASHES // w) <= _MISSED),
         default=min(_WIDTHS),

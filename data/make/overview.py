@@ -61,7 +61,7 @@ def tables(root: Path) -> list[Any]:
 
 
 def show(table: Any) -> None:
-    """Prints a table of rich; where it does not fit, every cell on a line, so that none is lost."""
+    """Prints a table of rich; if it does not fit, prints each cell on a line of its own."""
     from rich.console import Console  # noqa: PLC0415 - only where something is shown
     from rich.text import Text  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Stage 7 (`dsd data pack`): writes the described pairs as a dataset, with their whole history."""
+"""Stage 7 (`dsd data pack`): writes the described pairs as a dataset, with their provenance."""
 
 import contextlib
 import dataclasses
@@ -83,10 +83,10 @@ class _History:
     description: Description
 
     def ways(self, both_judged: bool) -> Iterator[tuple[str, PairId, Words]]:
-        """The directions that there are texts for: name, id and texts.
+        """The directions that have texts: name, id and texts of each.
 
         Args:
-            both_judged: Whether the reverse is a pair of its own, which was judged for itself.
+            both_judged: Whether the reverse is a pair of its own with its own judgement.
         """
         if self.description.forward:
             yield "forward", self.pair.id, self.description.forward
@@ -100,7 +100,7 @@ def pack(
     pictures: Pictures,
     settings: Mapping[str, Mapping[str, object]],
 ) -> int:
-    """Writes the dataset into the work folder; a packing that was stopped goes on.
+    """Writes the dataset into the work folder; resumes if it was stopped.
 
     Args:
         parts: Work folder in which every stage is finished.
@@ -182,7 +182,7 @@ def _grids_of(parts: Parts, part: int) -> Iterator[_Grid]:
 def _records(
     grid: _Grid, panels: list[tuple[bytes, bytes]], size: tuple[int, int] | None
 ) -> list[PairRecord]:
-    """The records of a grid: each kept pair in the directions that there are texts for."""
+    """The records of a grid: each kept pair, in the directions that have texts."""
     found = []
     for one, shown in zip(grid.kept, panels, strict=True):
         images = [_resized(panel, size) for panel in shown]
@@ -204,7 +204,7 @@ def _records(
 
 
 def _provenance(one: _History, way: str, words: Words) -> dict[str, object]:
-    """Everything from the caption to the words of the judge."""
+    """The provenance of a record: everything from the caption to the judge's answers."""
     models = {"caption_model": words.caption_model, "instruction_model": words.instruction_model}
     return {
         "caption": _fields(one.caption, "id", "caption", "source", "subject"),
@@ -283,7 +283,7 @@ def _lines(counts: Mapping[str, int]) -> str:
 
 
 def _card(manifest: Manifest, yields: Mapping[Stage[StageRow], Yield]) -> str:
-    """The card of any pair store, with a section on how the pairs were made."""
+    """The usual dataset card, with a section on how the pairs were made."""
     origin = manifest.origin
     lines = ["| stage | rows | kept | |", "| --- | --- | --- | --- |"]
     for stage, counts in yields.items():

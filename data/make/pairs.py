@@ -1,12 +1,12 @@
 """Stage 4 (`dsd data pairs`): cuts grids into panels and puts the panels into pairs.
 
-It has two halves. `panels/` holds a row per grid: where its four panels are and what they look
-like, or why it cannot be used; every worker writes its parts. `pairs/` holds the pairs. A panel
-that repeats one of any other grid makes no pair, so the parts of `pairs/` are written when all
-parts of `panels/` exist, each by its worker; all workers come to the same answer.
+It has two halves. `panels/` holds a row per grid: the places and hashes of its four panels, or the
+reason why it cannot be used; every worker writes its parts. `pairs/` holds the pairs. A panel that
+repeats one of any other grid makes no pair, so the parts of `pairs/` are written when all parts of
+`panels/` exist, each by its worker; all workers get the same result.
 
-A grid that was rejected has one row under its own id, with the reason. All these filters are free,
-and all run before a judge is paid.
+A grid that was rejected has one row under its own id, with the reason. These filters cost nothing
+and run before a judge is paid.
 """
 
 import dataclasses
@@ -39,14 +39,14 @@ class PairsConfig:
     """`[pairs]`.
 
     Attributes:
-        both_directions: Makes a pair for either panel as the reference, each judged for itself.
-            Without it there are six pairs per grid, and chance says which panel is the reference;
-            kept pairs are described in both directions all the same.
-        max_similarity: Largest similarity of the two panels, from 0 to 1, for all tasks. None:
-            each task has its own (0.94). Copies teach to copy.
-        min_similarity: Smallest similarity. None: each task has its own (0, which is any). Views
-            of one subject may have no pixel in common.
-        check: What passes as a grid.
+        both_directions: Makes a pair for either panel as the reference, each with its own
+            judgement. Without it there are six pairs per grid, and the reference is chosen at
+            random; kept pairs are described in both directions all the same.
+        max_similarity: Largest similarity of the two panels, from 0 to 1, for all tasks. None takes
+            each task's own (0.94). Copies teach a model to copy.
+        min_similarity: Smallest similarity. None takes each task's own (0, no limit). Views of one
+            subject may have no pixel in common.
+        check: Limits within which a picture passes as a grid.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -120,7 +120,7 @@ def _cut_all(parts: Parts, config: PairsConfig, todo: list[int]) -> None:
 
 
 def _cut(path: Path, grid: Grid, check: GridCheck) -> CutGrid:
-    """The places and hashes of a grid's panels, or the reason why it is rejected."""
+    """Finds the places and hashes of a grid's panels, or the reason to reject it."""
 
     def rejected(reason: str, detail: str) -> CutGrid:
         return dataclasses.replace(row, status="rejected", reason=reason, detail=detail)
@@ -185,7 +185,7 @@ def _pairs(
 
 
 def _checked(pair: Pair, bounds: Similarity, copies: Mapping[PanelId, PanelId]) -> Pair:
-    """The pair with what the filters say about it."""
+    """Applies the filters to a pair."""
     copied = next((panel for panel in pair.id.panels if panel in copies), None)
     if pair.similarity > bounds.most:
         return dataclasses.replace(pair, status="rejected", reason="near_copy")

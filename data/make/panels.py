@@ -1,10 +1,10 @@
-"""Finds the four panels of an evenly separated 2x2 grid, or says why a picture is none.
+"""Finds the four panels of an evenly separated 2x2 grid, or the reason why there are none.
 
 A separator is a straight line from edge to edge across which the picture changes: one line where
 panels touch, two with one colour between them where there is a gutter. The picture is reduced until
-its longer side has at most 256 pixels. Then, for every line, we measure along which part of its
-length the step across it stands out from the steps beside it; both panels beside a separator must
-agree. The arithmetic is exact up to divisions, so every machine finds the same boxes.
+its longer side has at most 256 pixels. Then, for every line, we measure the part of its length
+along which the step across it stands out from the steps beside it; both panels beside a separator
+must agree. The arithmetic is exact up to divisions, so every machine finds the same boxes.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Panels(NamedTuple):
         boxes: empty if the picture was rejected.
         reason: `too_small`, `no_separator`, `merged`, `three_panels`, `crooked`, `uneven`,
             `wide_gutter`, `too_many` or `blank_panel`; empty if it was not.
-        detail: in words.
+        detail: details in words.
     """
 
     boxes: tuple[Box, ...]

@@ -20,7 +20,7 @@ __all__ = ["Parts", "part_of"]
 
 
 def part_of(caption: CaptionId, count: int) -> int:
-    """The part of a caption, and of all that is made from it."""
+    """The part of a caption, and of everything that is made from it."""
     return int(hashlib.sha256(caption.digest.encode()).hexdigest()[:12], 16) % count
 
 
@@ -53,7 +53,7 @@ class Parts:
         return self.path(stage, part).exists()
 
     def write(self, stage: Stage[StageRow], part: int, rows: Sequence[StageRow]) -> None:
-        """Finishes a part: writes its rows in the order of their ids, all of them or none.
+        """Finishes a part: writes its rows, sorted by id, completely or not at all.
 
         Raises:
             UserError: It cannot be written.
@@ -115,7 +115,7 @@ class Parts:
 
     @contextlib.contextmanager
     def writing(self, stage: Stage[StageRow], part: int) -> Iterator[None]:
-        """Holds a part of a stage against other writers on this machine.
+        """Locks a part of a stage against other writers on this machine.
 
         Raises:
             UserError: Another process holds it.

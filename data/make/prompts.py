@@ -47,7 +47,7 @@ class PromptsConfig:
     Attributes:
         provider: Model that writes.
         tasks: Weight of each task; every caption gets one of them.
-        retries: Number of times that a prompt which breaks a rule is asked for again.
+        retries: Most further questions for a prompt that breaks a rule.
         temperature: Temperature of the model. None uses the model's default.
         max_tokens: Largest number of tokens of an answer, hidden reasoning included.
     """
@@ -84,7 +84,7 @@ def task_of(caption: CaptionId, weights: Mapping[str, float]) -> Task:
 
 
 def subject_of(prompt: str) -> str:
-    """The subject of a grid prompt, in at most four words; empty if that cannot be told."""
+    """The subject of a grid prompt, in at most four words; empty if it is not clear."""
     head = _BEGINNING.sub("", prompt, count=1)
     first = min(
         (found.start() for _, mark in _QUADRANTS if (found := mark.search(head))), default=0
@@ -115,7 +115,7 @@ class PromptWriter:
     count_tokens: Callable[[str], int]
 
     async def __call__(self, caption: Caption, ask: Ask) -> Prompt:
-        """The row of a caption: `kept` with its prompt, or why there is none."""
+        """Returns the row of a caption: `kept` with its prompt, or the reason for none."""
         task = task_of(caption.id, self.config.tasks)
         assert task.grid is not None
         name = PromptId(caption.id, task.name)

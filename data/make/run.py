@@ -1,4 +1,4 @@
-"""Runs the stages: part by part, rows of the stage before become rows of this one."""
+"""Runs a stage part by part: turns the rows of the stage before into rows of this one."""
 
 import contextlib
 import dataclasses
@@ -49,12 +49,12 @@ CountTokens = Callable[[str], int]
 
 
 class OthersFirst(Exception):  # noqa: N818 - nothing is wrong
-    """This worker has done what it can until other workers are done."""
+    """This worker cannot go on until other workers are done."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """The tools of stages beside language models. Each is opened when it is first needed.
+    """The tools of stages other than language models. Each is opened when it is first needed.
 
     Attributes:
         teacher: Opens the text-to-image model.
@@ -133,7 +133,7 @@ class _Asking(Generic[T]):
     """A stage that asks a language model.
 
     Attributes:
-        provider: Whom it asks. None: nobody.
+        provider: Provider to ask. None asks nobody.
         items: Rows of a part that need no question, and the items that are asked about.
         work: Asks about an item and makes its rows.
     """
@@ -232,5 +232,5 @@ def _judged(parts: Parts, part: int) -> list[Pair]:
 
 
 def _by_grid(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """Pairs of the same grid together; they follow each other in the order of their ids."""
+    """Groups pairs by grid; pairs of a grid follow each other in the order of their ids."""
     return [list(each) for _, each in groupby(pairs, key=lambda pair: pair.grid_id)]

@@ -25,8 +25,8 @@ class Separator(NamedTuple):
     """The separator of one direction, in reduced pixels; `state` says whether it is one.
 
     Attributes:
-        start, stop: what lies between is gutter; equal where panels touch.
-        low, high: inner borders of a frame around the grid.
+        start, stop: ends of the gutter; equal if panels touch.
+        low, high: inner borders of a rim around the grid.
         lean: whether it may be tilted by a few pixels, and to which side.
     """
 
@@ -42,9 +42,9 @@ class _Found(NamedTuple):
     """A candidate for the separator, along lines of one tilt.
 
     Attributes:
-        support: by the half that supports it less.
+        support: support by the half that supports it less.
         start, stop: its first and its last step.
-        width: of what lies between its two borders for certain; 0 for a single step.
+        width: width that certainly lies between its two borders; 0 for a single step.
     """
 
     support: float
@@ -93,7 +93,7 @@ def _joint(support: np.ndarray) -> np.ndarray:
 
 
 def _tilt(supports: Mapping[int, np.ndarray], straight: int, check: GridCheck) -> int:
-    """The tilt of the separator; a steep one only if it is seen clearly better so."""
+    """The tilt of the separator; a steep tilt only if the support is clearly better with it."""
     width = supports[0].shape[1]
     near = slice(round((0.5 - OFF_MIDDLE) * width), round((0.5 + OFF_MIDDLE) * width) + 1)
     means = {t: float(s[:, near].mean(0).max()) for t, s in supports.items() if abs(t) <= straight}
@@ -109,7 +109,7 @@ def _found(
 ) -> tuple[list[_Found], list[_Found]]:
     """Single steps that both halves support, and pairs of steps with one colour between them.
 
-    Where panels have the colour of the gutter, its border cannot be seen; so a step of a pair may
+    If panels have the colour of the gutter, its border is invisible there, so a step of a pair may
     be supported by one half only.
     """
     both, mean = _joint(support), support.mean(0)
@@ -173,8 +173,8 @@ def _divided(
 ) -> bool:
     """Whether the halves are divided again.
 
-    A second gutter says so. Where panels touch, steps at both quarters do; but not if they are
-    horizontal, since in four views of one scene there may be a horizon.
+    A second gutter shows that. If panels touch, steps at both quarters show it, except horizontal
+    ones, since four views of one scene may have a horizon.
     """
     if any(
         one.support >= CLEAR and (one.stop < separator.start or one.start > separator.stop)
@@ -188,7 +188,7 @@ def _divided(
 
 
 def _frame(lines: Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]:
-    """Inner borders of a frame of one colour around the grid; the outer ones if there is none."""
+    """Inner borders of a rim of one colour around the grid; the picture's own if there is none."""
     width, both = lines.width, support.min(0) >= check.min_support
     widest = round(FRAME * width)
     left = [x for x in range(1, widest + 1) if both[x] and lines.uniform(0, x - (x > 2))]

@@ -1,7 +1,7 @@
 """Reads captions from tables in any format, or from lines of text, as a stream.
 
-A line that cannot be read becomes a caption with a reason, so that it is counted; the lines after
-it are read all the same.
+A line that cannot be read becomes a caption with a reason, so that it is counted; reading goes on
+after it.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _PLAIN = (".txt", ".text")
 
 
 class Found(NamedTuple):
-    """A caption of a source, or why there is none, and where it stands."""
+    """A caption of a source, or the reason why there is none, and its place."""
 
     text: str | None
     problem: str
@@ -39,12 +39,13 @@ def read_captions(
     Args:
         sources: `.txt` files, files and folders that `dsd_jax.rows.open_table` reads, or hub ids of
             datasets.
-        caption_column: default: the first of `TEXT`, `caption` and `text` that is there.
-        url_column: default: `URL` or `url`, where there is one.
-        split: which split of sources that have several.
+        caption_column: name of the column; default: the first of `TEXT`, `caption` and `text` that
+            exists.
+        url_column: name of the column; default: `URL` or `url`, if one exists.
+        split: split of sources that have several.
 
     Raises:
-        UserError: a source is not there or has no such column.
+        UserError: a source does not exist or has no such column.
     """
     for path in sources:
         if path.suffix in _PLAIN:
@@ -56,7 +57,7 @@ def read_captions(
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines, with U+FFFD for what is not UTF-8."""
+    """Lines, with U+FFFD for bytes that are not UTF-8."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             yield from file

@@ -31,13 +31,13 @@ _EXACT = ConfigDict(extra="forbid")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRow:
-    """An item of a stage and what became of it.
+    """An item of a stage and its outcome.
 
     Attributes:
         id: Unique within the stage.
-        status: `kept`, or why the next stage does not see it.
-        reason: Why it was not kept; rows are counted by it.
-        detail: More about that.
+        status: `kept`, or another word if the next stage does not see it.
+        reason: Reason why it was not kept; rows are counted by it.
+        detail: Details of the reason.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT
@@ -89,7 +89,7 @@ class Prompt(StageRow):
         asked: Number of questions that it took.
         prompt: The text. None if there is no usable one.
         tokens: CLIP tokens of the text.
-        subject: What the text is about; may be empty.
+        subject: Subject of the text; may be empty.
     """
 
     id: PromptId
@@ -127,8 +127,8 @@ class CutGrid(StageRow):
 
     Attributes:
         boxes: The panels, in the order of `ids.PANELS`. None if it is no even grid.
-        hashes: What each panel looks like (`likeness.hashes`).
-        similarity: Of every two panels, by their numbers, such as `13`.
+        hashes: Hashes of each panel's pixels (`likeness.hashes`).
+        similarity: Similarity of every two panels, by their numbers, such as `13`.
     """
 
     id: GridId
@@ -144,8 +144,8 @@ class Pair(StageRow):
     """Two panels of a grid.
 
     Attributes:
-        reference_box, target_box: Where they are in the grid.
-        similarity: Of the two, from 0 to 1.
+        reference_box, target_box: Their places in the grid.
+        similarity: Their similarity, from 0 to 1.
     """
 
     id: PairId
@@ -163,8 +163,8 @@ class Turn:
 
     Attributes:
         step: Name of the question's text.
-        sample: 0, or 1 for a question that was put again.
-        finish: Why the answer ended.
+        sample: 0, or 1 for a question that was asked again.
+        finish: Reason for the end of the answer.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT
@@ -181,7 +181,7 @@ class Judgement(StageRow):
     """The judge's answers about a pair.
 
     Attributes:
-        mode: How it was asked.
+        mode: Mode of the judge.
         verdict: `yes` or `no`. None if it is undecided or could not be asked.
         grid_verdict: Verdict about the whole grid, of a pair that was audited.
         scores: Marks by aspect.
@@ -206,7 +206,7 @@ class Words:
     Attributes:
         caption: Description of the target.
         instruction: The edit from reference to target.
-        no_caption, no_instruction: Why there is no such text.
+        no_caption, no_instruction: Reasons why there is no such text.
         caption_model, instruction_model: Models that answered last.
         detail: More about a missing text.
     """
@@ -279,7 +279,7 @@ PAIRS: Stage[Pair | CutGrid] = Stage("pairs", (Pair, CutGrid))
 JUDGEMENTS = Stage("judge", (Judgement,))
 DESCRIPTIONS = Stage("caption", (Description,))
 STAGES: tuple[Stage[StageRow], ...] = (CAPTIONS, PROMPTS, GRIDS, PAIRS, JUDGEMENTS, DESCRIPTIONS)
-"""In order."""
+"""The stages in order."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Counts what is in a work folder: yields, reasons, doubts of the judge, costs, diversity."""
+"""Counts the contents of a work folder: yields, reasons, verdicts, costs, diversity."""
 
 import dataclasses
 import json
@@ -88,7 +88,7 @@ class Judging:
 
     Attributes:
         verdicts: Rows by `yes`, `no`, `undecided`, `failed`.
-        asked_again: Rows with a question that was put twice.
+        asked_again: Rows with a question that was asked twice.
         audited, agreed: Rows judged by the grid and by the pair, and those with equal verdicts.
     """
 
@@ -179,7 +179,7 @@ def ledger_totals(root: Path) -> dict[str, Totals]:
 
 
 def source_counts(root: Path) -> dict[str, int]:
-    """Lines of the captions' source by what became of them; empty before it was read."""
+    """Lines of the captions' source by outcome; empty before it was read."""
     path = root / CAPTIONS.name / "sample.jsonl"
     if not path.exists():
         return {}

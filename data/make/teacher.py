@@ -1,4 +1,4 @@
-"""The teacher that paints grids, FLUX by our own pipeline, plain text to image."""
+"""The teacher that paints grids: FLUX, by our own pipeline, from text alone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +30,8 @@ def open_teacher(
 
     Args:
         config: All settings.
-        batch_size: Number of pictures painted at once. None: one per device that shares the batch.
+        batch_size: Number of pictures painted at once. None takes one per device that shares the
+            batch.
         mesh: Devices along each axis.
         note: Gets the notices of the pipeline.
 
@@ -68,7 +69,7 @@ def teacher_of(pipeline: Pipeline, config: GridsConfig, batch_size: int | None =
         return pipeline.run(prepared, batch_size=size).images
 
     def paint_alone(prompt: str, seed: int) -> Image.Image | None:
-        """A picture by the same program, which takes no fewer."""
+        """Paints one picture by the same program, which has a fixed batch size."""
         try:
             return paint([prompt] * size, [seed] * size)[0]
         except NotFiniteError:

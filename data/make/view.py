@@ -1,7 +1,7 @@
 """Writes a web page with grids and their boxes, pairs, prompts and every answer of the judge.
 
-The page is one file. Words of models and captions are foreign: all of them are escaped, and the
-page's own policy lets no script run but the one that it came with.
+The page is one file. Captions and words of models are not trusted: all of them are escaped, and the
+page's own policy allows no script but its own.
 """
 
 import base64
@@ -57,7 +57,7 @@ _STEPS = {
 
 
 class _Shown(NamedTuple):
-    """A pair of a grid, or the grid itself where it made no pairs, as far as it has come."""
+    """A pair of a grid, or the grid itself if it made no pairs, with all rows about it so far."""
 
     row: Pair | CutGrid | Grid
     judgement: Judgement | None = None
@@ -65,7 +65,7 @@ class _Shown(NamedTuple):
 
 
 class _Card(NamedTuple):
-    """A grid and what was made of it."""
+    """A grid and everything that was made from it."""
 
     grid: Grid
     caption: Caption | None
@@ -77,13 +77,14 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
     """Writes the page.
 
     Args:
-        parts: what is finished of them is shown.
+        parts: work folder, whose finished parts are shown.
         output: file to write.
-        limit: grids at most; of more, those with the smallest hashes, which is a fair sample.
-        title: of the page.
+        limit: most grids on the page; if there are more, those with the smallest hashes,
+            which is a random sample.
+        title: title of the page.
 
     Returns:
-        Grids on the page, and grids that there are.
+        Number of grids on the page, and number of all grids.
 
     Raises:
         UserError: there are no grids yet, or the file cannot be written.
@@ -123,7 +124,7 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
 
 
 def _policy(script: str) -> str:
-    """Nothing is loaded, and no script runs but ours; styles hold positions and pictures."""
+    """Content policy: nothing is loaded, and no script runs but ours; styles hold the pictures."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src "
@@ -178,7 +179,7 @@ def _cards(parts: Parts, chosen: Mapping[int, set[GridId]]) -> Iterator[_Card]:
 
 
 def _add_picture(parts: Parts, grid: GridId, number: int, pictures: list[str]) -> tuple[int, int]:
-    """Adds the style with a small copy of a grid; width and height of the original."""
+    """Adds the style with a small copy of a grid; returns width and height of the original."""
     try:
         image = open_image(parts.picture(grid).read_bytes())
     except (UserError, OSError):

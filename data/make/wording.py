@@ -1,4 +1,4 @@
-"""The texts with which the stages ask, from a versioned file."""
+"""The texts of the stages' questions, from a versioned file."""
 
 import dataclasses
 import functools

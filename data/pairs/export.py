@@ -61,7 +61,7 @@ class Licence:
 
 
 def export_pairs(store: PairStore, target: str | Path, format_name: Format, card: Licence) -> None:
-    """Writes a dataset for other programs; goes on where an interrupted export stopped.
+    """Writes a dataset for other programs; resumes where an interrupted export stopped.
 
     Args:
         store: dataset to export.

@@ -1,7 +1,7 @@
-"""Imports other people's tables: rows in, records and rejected rows out, in order.
+"""Imports tables of images: turns rows into records and rejected rows, in order.
 
 Several threads decode images, but rows are stored in the order of the source, so that an
-interrupted import goes on behind its last whole shard and ends with the same bytes.
+interrupted import resumes after its last complete shard and ends with the same bytes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ __all__ = ["Imported", "import_pairs"]
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """Counts of an import: pairs and rejected rows in all, and pairs that were there before."""
+    """Counts of an import: all pairs and rejected rows, and the pairs of earlier runs."""
 
     pairs: int
     rejected: int
@@ -35,18 +35,17 @@ def import_pairs(
     *,
     workers: int | None = None,
 ) -> Imported:
-    """Makes a pair store of a table of images; goes on where an interrupted import stopped.
+    """Makes a dataset from a table of images; resumes where an interrupted import stopped.
 
     Args:
         source: a table in any format that `dsd_jax.rows.open_table` reads, or the hub id of a
             dataset that holds one.
         target: dataset folder, new or unfinished.
-        settings: which columns mean what.
+        settings: meaning of the columns.
         workers: threads that decode. None uses one per core.
 
     Raises:
-        UserError: no table, columns that are not there, no usable row, or a folder that cannot be
-            written.
+        UserError: no table, a missing column, no usable row, or a folder that cannot be written.
     """
     settings = settings or ImportSettings()
     table = open_table(find_table(source), settings.split)

@@ -1,4 +1,4 @@
-"""Reads pairs from the rows of other people's tables: which columns mean what, and their checks."""
+"""Reads pairs from the rows of a table: the meaning of its columns, and the checks of its cells."""
 
 import contextlib
 import dataclasses
@@ -43,19 +43,20 @@ class ImportSettings:
 
     Attributes:
         reference_column: Image of the subject: a path, file bytes, or {bytes, path}.
-        target_column: Image to be made from it.
+        target_column: Image that the model is to make from the reference.
         image_column: The one image that holds both panels; only with composite.
-        caption_column: What the target shows. Default: `caption` if there is such a column.
-        instruction_column: How to get from reference to target. Default: `instruction` if there.
-        subject_column: What both show. Default: `subject` if there.
-        task_column: Task of a row. Default: `task` if there.
-        id_column: Unique name of a row. Default: `id` if there, the name in a tar archive, or else
-            a digest of the pair.
-        task: Task of rows that do not say.
-        composite: How one image holds both: two_panels is [reference | target], with padding around
-            each panel.
+        caption_column: Description of the target. Default: `caption`, if there is such a column.
+        instruction_column: Edit from reference to target. Default: `instruction`, likewise.
+        subject_column: Subject that both images show. Default: `subject`, likewise.
+        task_column: Task of a row. Default: `task`, likewise.
+        id_column: Unique name of a row. Default: `id`, the name in a tar archive, or else a digest
+            of the pair.
+        task: Task of rows that name none.
+        composite: Layout of one image that holds both: two_panels is [reference | target], with
+            padding around each panel.
         padding: Pixels around and between the panels.
-        reverse_caption_column: What the reference shows; every pair is stored in both directions.
+        reverse_caption_column: Description of the reference. Every pair is then stored in both
+            directions.
         where: Conditions that a row must meet, such as `quality.score>=5`; the others are rejected.
         provenance_columns: Columns to keep with the record.
         split: The split to import from a folder with several, such as `train`.
@@ -81,7 +82,7 @@ class ImportSettings:
 
 
 class RowError(UserError):
-    """Why a row is not taken."""
+    """The reason why a row cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +108,13 @@ class _Condition:
 
 
 class RowReader:
-    """Makes records of the rows of one table. Safe to use from many threads."""
+    """Makes records from the rows of one table. Safe to use from many threads."""
 
     def __init__(self, table: Table, settings: ImportSettings) -> None:
         """Finds the columns.
 
         Raises:
-            UserError: one that is named or needed is not there.
+            UserError: a column that is named or needed is missing.
         """
         self._table, self._settings = table, settings
         if settings.padding < 0:
@@ -183,7 +184,7 @@ class RowReader:
         return _Condition(text, column, _OPERATORS[sign], value)
 
     def name(self, row: Row) -> str:
-        """The id that a row gives itself, or nothing."""
+        """The id that a row states, or None."""
         return (plain_text(lookup(row.fields, self._id)) if self._id else None) or ""
 
     def records(self, row: Row) -> list[PairRecord]:
@@ -247,7 +248,7 @@ class RowReader:
         return text.strip()
 
     def _image(self, row: Row, column: str) -> bytes:
-        """File bytes of an image cell."""
+        """Reads the file bytes of an image cell."""
         value = lookup(row.fields, column)
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
@@ -289,7 +290,7 @@ def _item(value: object, column: str | None) -> str:
 
 
 def _panels(data: bytes, padding: int) -> tuple[bytes, bytes]:
-    """Left and right panel of a picture: `padding` around both, and once between them."""
+    """Cuts out left and right panel; `padding` lies around both, and once between them."""
     try:
         image = open_image(data)
     except UserError as error:
@@ -307,6 +308,6 @@ def _panels(data: bytes, padding: int) -> tuple[bytes, bytes]:
 
 
 def _digest(images: list[bytes], *words: str) -> str:
-    """A name that depends on nothing but the pair, so that a repeated pair is seen."""
+    """A name that depends only on the pair, so that a repeated pair is noticed."""
     parts = [*(hashlib.sha256(image).hexdigest() for image in images), *words]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

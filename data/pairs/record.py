@@ -28,13 +28,13 @@ class PairRecord:
 
     Attributes:
         id: unique name in the dataset.
-        reference, target: image files (PNG, JPEG or WebP) as they came.
+        reference, target: image files (PNG, JPEG or WebP), unchanged.
         reference_size, target_size: height and width in pixels, after EXIF rotation.
-        caption: what the target shows; may be empty if there is an instruction.
-        instruction: how to get from reference to target; may be empty if there is a caption.
-        subject: what both show, in a few words; may be empty.
+        caption: description of the target; may be empty if there is an instruction.
+        instruction: edit from reference to target; may be empty if there is a caption.
+        subject: subject of both images, in a few words; may be empty.
         task: `identity`, `relight`, `depth`, `instruction`, or another lower-case word.
-        provenance: where the pair came from, in JSON types.
+        provenance: origin of the pair, in JSON types.
     """
 
     id: str
@@ -125,7 +125,7 @@ class PairRecord:
         """The inverse of `pack`.
 
         Raises:
-            UserError: not such a record, or an image does not have its digest.
+            UserError: the bytes are no record, or an image does not have its digest.
         """
         try:
             fields = msgpack.unpackb(packed)
@@ -145,7 +145,7 @@ class PairRecord:
 
 
 def checked_image(data: bytes, role: str) -> tuple[bytes, Size]:
-    """An image file that was decoded in full, in a format that is kept, and its height and width.
+    """Decodes an image file in full; returns it in a stored format, with height and width.
 
     Raises:
         UserError: it cannot be used; the message begins with `role`.

@@ -1,4 +1,4 @@
-"""Counts what is in a dataset, and checks that all of it is still what was written."""
+"""Counts the contents of a dataset, and checks that nothing has changed since it was written."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -70,8 +70,8 @@ def verify_folder(path: str | Path, *, workers: int) -> list[str]:
     """Checks every digest of a dataset or an encoded folder; of a dataset, decodes every image.
 
     Args:
-        path: of the folder.
-        workers: threads.
+        path: path of the folder.
+        workers: number of threads.
 
     Returns:
         The problems, a line each.

@@ -1,8 +1,9 @@
-"""ArrayRecord shards: written whole or not at all, read at random, known by size and sha256.
+"""ArrayRecord shards: complete or absent, read at random, checked by size and SHA-256.
 
 A shard is a file `<stem>-00000.array_record` with one record per chunk, so that any record is one
-read, and an index `<stem>-00000.index` (msgpack) that says what is in it without reading it. The
-index is written last: a shard with an index is whole, one without is what a killed writer left.
+read, and an index `<stem>-00000.index` (msgpack) that describes the records without reading them.
+The index is written last: a shard with an index is complete, a shard without one was left by a
+killed writer.
 """
 
 import bisect
@@ -44,10 +45,10 @@ class Shard:
     """One shard as a dataset's JSON lists it.
 
     Attributes:
-        name: of the record file.
-        count: of records.
-        bytes, sha256: of the record file.
-        index_sha256: of the index beside it.
+        name: name of the record file.
+        count: number of records.
+        bytes, sha256: size and digest of the record file.
+        index_sha256: digest of the index beside it.
     """
 
     name: str
@@ -105,7 +106,7 @@ class ShardWriter:
         """Makes the shard visible, then its index.
 
         Args:
-            index: what readers need to know without reading records; msgpack types.
+            index: description of the records, for readers; msgpack types.
 
         Raises:
             UserError: it cannot be written; nothing is left behind.
@@ -127,7 +128,7 @@ class ShardWriter:
         return Shard(self._path.name, self.count, size, digest, hashlib.sha256(packed).hexdigest())
 
     def discard(self) -> None:
-        """Gives up; nothing is left behind."""
+        """Gives the shard up; nothing is left behind."""
         with contextlib.suppress(RuntimeError):
             self._writer.close()
         self._partial.unlink(missing_ok=True)
@@ -137,7 +138,7 @@ def committed_shard(folder: Path, name: str) -> Shard | None:
     """A shard that was finished, or None.
 
     Raises:
-        UserError: it was, but its files are damaged.
+        UserError: it was finished, but its files are damaged.
     """
     path = _index_path(folder, name)
     if not path.exists():
@@ -153,7 +154,7 @@ def committed_shard(folder: Path, name: str) -> Shard | None:
 
 
 def remove_partials(folder: Path, name: str) -> None:
-    """Removes what a killed writer left of a shard that was not finished."""
+    """Removes the files of an unfinished shard that a killed writer left."""
     for path in (folder / name, folder / f".{name}{PARTIAL}"):
         path.unlink(missing_ok=True)
 
@@ -185,7 +186,7 @@ class Shards:
     """Random access to the records of a list of shards. Safe to read from many threads."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
-        """Checks that every shard is there in its full size; opens none yet.
+        """Checks that every shard exists in its full size; opens none yet.
 
         Raises:
             UserError: a shard is missing or of another size.
@@ -211,7 +212,7 @@ class Shards:
         """One record.
 
         Raises:
-            UserError: the shard is damaged, there or as a whole.
+            UserError: the record or the shard is damaged.
         """
         shard, own = self.locate(number)
         try:

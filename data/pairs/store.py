@@ -1,9 +1,9 @@
-"""The pair store on disk: a folder that is complete exactly when it has a `dataset.json`.
+"""A dataset on disk: a folder that is complete exactly when it has a `dataset.json`.
 
-dataset.json                what is in the folder: counts, tasks, every shard with its sha256
+dataset.json                contents of the folder: counts, tasks, every shard with its sha256
 pairs-00000.array_record    records (`dsd_jax.data.pairs.record`)
 pairs-00000.index           ids, tasks, sizes and word counts of those records
-rejected.jsonl              rows that were not taken, with the reason; where there are any
+rejected.jsonl              rejected rows with the reason, if there are any
 README.md                   the dataset card
 """
 
@@ -50,7 +50,7 @@ _LIMITS = Limits(size=2**28)  # a dataset may have many shards
 
 
 class Index(TypedDict):
-    """Columns of an index: one entry per record. Sizes are height and width in pixels."""
+    """Columns of an index, with one entry per record. Sizes are height and width in pixels."""
 
     id: list[str]
     task: list[str]
@@ -69,12 +69,12 @@ class Manifest:
     """`dataset.json`.
 
     Attributes:
-        count: of records.
-        tasks: count by task.
-        rejected: rows of the source that were not taken.
+        count: number of records.
+        tasks: number of records by task.
+        rejected: number of rejected rows of the source.
         shards: in order; a record's number counts through them.
         fingerprint: digest of the shards' digests: the same records in the same order.
-        origin: what the dataset was made from; JSON.
+        origin: origin of the dataset; JSON.
     """
 
     count: int
@@ -116,15 +116,15 @@ def index_row(record: PairRecord) -> tuple[Any, ...]:
 
 
 def read_manifest(path: Path, format_name: str, schema: int) -> dict[str, Any]:
-    """The JSON that makes a folder of shards complete, with `shards` read.
+    """Reads the JSON file that completes a folder of shards.
 
     Args:
-        path: of the JSON file.
-        format_name: which format it must be of.
-        schema: the newest version of it that is known here.
+        path: path of the JSON file.
+        format_name: name that its format must have.
+        schema: newest known version of the format.
 
     Raises:
-        UserError: another format, a newer version, damaged, or without records.
+        UserError: the file is of another format or a newer version, damaged, or lists no records.
     """
     try:
         content = read_json(path, dict, _LIMITS)
@@ -166,11 +166,11 @@ class PairStore:
 
     @classmethod
     def open(cls, path: str | Path) -> "PairStore":
-        """Opens a dataset; checks that every shard is there in its full size.
+        """Opens a dataset; checks that every shard exists in its full size.
 
         Raises:
-            UserError: no dataset, an unfinished, empty or newer one, or a shard that is missing or
-                of another size.
+            UserError: there is no dataset, it is unfinished, empty or newer, or a shard is missing
+                or of another size.
         """
         path = Path(path)
         if not path.is_dir():
@@ -193,7 +193,7 @@ class PairStore:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the records and their order, whatever the folder is called."""
+        """Digest of the records and their order, independent of the folder's name."""
         return self.manifest.fingerprint
 
     @property
@@ -205,7 +205,7 @@ class PairStore:
         return self.manifest.count
 
     def __getitem__(self, number: int) -> PairRecord:
-        """One record, its images checked against their digests.
+        """Reads one record and checks its images against their digests.
 
         Raises:
             UserError: the record or its shard is damaged; both are named.

@@ -1,7 +1,7 @@
-"""Writes a pair store so that a crash at any moment leaves whole shards or nothing.
+"""Writes a dataset so that a crash at any moment leaves only complete shards.
 
-Shards are cut by size alone, so the same records give the same files, byte for byte, in one go or
-in many.
+Shards are cut by size alone, so the same records give the same files, byte for byte, with or
+without interruptions.
 """
 
 import contextlib
@@ -44,19 +44,19 @@ SHARD_BYTES = 2**28  # a shard is closed by the record that reaches this
 
 
 class PairWriter:
-    """Writes a dataset, or goes on with one that was interrupted.
+    """Writes a dataset, or resumes one that was interrupted.
 
         with PairWriter("pairs", origin={"source": "grids"}) as writer:
             for number in range(writer.position or 0, len(records)):
                 writer.add(records[number], position=number + 1)
 
-    Leaving the block completes the dataset. An exception leaves the whole shards, and the next
-    writer with the same origin goes on behind them.
+    Leaving the block completes the dataset. An exception leaves the complete shards, and the next
+    writer with the same origin resumes after them.
 
     Attributes:
-        position: position of the last record in a whole shard, as given to `add`; None at the
-            start.
-        complete: whether the dataset was there already, so that there is nothing to write.
+        position: position of the last record in a complete shard, as given to `add`; None at
+            the start.
+        complete: whether the dataset exists already, so that there is nothing to write.
         count, rejected: records and refused rows, those of earlier runs included.
     """
 
@@ -71,8 +71,8 @@ class PairWriter:
 
         Args:
             path: dataset folder, new or unfinished.
-            origin: what the dataset is made from and how, in JSON types. An unfinished dataset is
-                continued only if it has the same origin.
+            origin: source and settings of the dataset, in JSON types. An unfinished dataset is
+                resumed only if it has the same origin.
             shard_bytes: size of a shard.
 
         Raises:
@@ -166,8 +166,9 @@ class PairWriter:
         """Adds the records of one row of a source.
 
         Args:
-            records: kept in one shard, so that none of them is lost or repeated by a restart.
-            position: where in the source to go on after these.
+            records: records that stay in one shard, so that a restart neither loses nor
+                repeats one.
+            position: position in the source after these.
 
         Raises:
             UserError: an id is there already (nothing is added then), or the disk is full.
@@ -193,7 +194,7 @@ class PairWriter:
             self._close_shard()
 
     def reject(self, reason: str, **where: str | int) -> None:
-        """Lists a row that cannot be taken, with the reason and where it is."""
+        """Lists a rejected row, with the reason and its place."""
         assert self._rejects is not None  # a complete dataset takes nothing
         line = json.dumps({**where, "reason": reason}, ensure_ascii=False)
         # The reason may repeat the text that it complains about.
@@ -201,7 +202,7 @@ class PairWriter:
         self.rejected += 1
 
     def _sync_rejects(self) -> int:
-        """Brings the rejected rows to disk; bytes of their file."""
+        """Flushes the rejected rows to disk; returns the size of their file in bytes."""
         assert self._rejects is not None
         self._rejects.flush()
         os.fsync(self._rejects.fileno())
