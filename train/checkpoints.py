@@ -1,12 +1,12 @@
-"""Checkpoints of what is trained: written in the background, checked before they are used.
+"""Checkpoints of the training state: written in the background, checked before they are used.
 
     00000500/state/         Orbax: parameters, moments, averages, step
     00000500/run.json       the recipe, the data's and the base's fingerprints, versions
     00000500/manifest.json  size and SHA-256 of every file; written last, by rename
 
-A folder without a manifest is the rest of a save that was cut off, and is removed. Orbax has no
-digest of its content, so a flipped bit would load; here it shows, and the checkpoint before is
-taken.
+A folder without a manifest is left from an interrupted save, and is removed. Orbax has no digest of
+its content, so it would load a flipped bit; the manifest reveals it, and the checkpoint before is
+used.
 
 Parameters are stored under per-layer paths, whatever the layout in memory, and restored onto any
 mesh and any number of processes.
@@ -51,7 +51,7 @@ __all__ = ["Checkpoints", "Keep"]
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Finished checkpoints that stay: the last few, and those of round steps."""
+    """The finished checkpoints to keep: the last few, and those of round steps."""
 
     last: int = 2
     every: int = 0
@@ -65,13 +65,13 @@ class Keep:
 class Checkpoints:
     """Saves and restores the state of one run.
 
-    Saves run in the background, one at a time; an error of one is raised by the next call.
+    Saves run in the background, one at a time; the next call raises the error of a failed one.
 
     Args:
         root: their folder, local or `gs://`, seen by all processes.
         run: content of `run.json`.
         stacks: path and depth of the model's stacks.
-        keep: which of them stay.
+        keep: checkpoints to keep.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Checkpoints:
     def _prune(self) -> None:
         for step in self._keep.drops(steps_of(self.root)):
             folder = folder_of(self.root, step)
-            (folder / MANIFEST).unlink()  # first, so that what is left cannot pass for whole
+            (folder / MANIFEST).unlink()  # first, so that the rest cannot pass for a checkpoint
             folder.rmtree()
 
     def wait(self) -> None:
@@ -164,7 +164,7 @@ class Checkpoints:
         self.check()
 
     def check(self) -> None:
-        """Raises the error of a save that has failed meanwhile."""
+        """Raises the error of a failed save, if there is one."""
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -191,10 +191,10 @@ class Checkpoints:
             log.disabled = was
 
     def newest(self) -> int | None:
-        """Finds the step of the newest whole checkpoint, the same on every process, or None.
+        """Finds the step of the newest undamaged checkpoint, the same on every process, or None.
 
-        What a cut-off save left is removed; a damaged checkpoint is set aside with a line on
-        standard error, and the one before it is taken.
+        The rest of an interrupted save is removed. A damaged checkpoint is set aside with a line on
+        standard error, and the one before it is used.
 
         Raises:
             UserError: every checkpoint is damaged.
@@ -228,7 +228,7 @@ class Checkpoints:
         return read_run(folder_of(self.root, step))
 
     def _choose(self) -> int | None:
-        """Finds the step of the newest whole checkpoint."""
+        """Finds the step of the newest undamaged checkpoint."""
         problem = None
         for step, folder in reversed(folders(self.root)):
             if not (folder / MANIFEST).exists():

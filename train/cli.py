@@ -30,7 +30,7 @@ _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--config.steps`; but `--lora.
 
 
 def train(words: Sequence[str]) -> None:
-    """`dsd train PRESET [FLAGS]`: the preset decides about the defaults of the flags."""
+    """`dsd train PRESET [FLAGS]`: the preset sets the defaults of the flags."""
     if not words or words[0] in ("-h", "--help"):
         print(_presets("usage: dsd train PRESET --data PAIRS --output_dir RUN [FLAGS]", "train"))
         return
@@ -55,7 +55,7 @@ def train_recipe(
         name: Name of the recipe.
         recipe: Defaults of its flags.
         words: The flags.
-        base: Defaults of the flags that say which weights it starts from.
+        base: Defaults of the flags for the weights that it starts from.
     """
     file = _config_file(words)
     groups = DataConfig, RunConfig, BaseConfig, ClusterConfig, recipe
@@ -93,10 +93,10 @@ def _command(
         cluster: Annotated[ClusterConfig, _PLAIN] = ClusterConfig(),
         config: Path | None = None,
     ) -> tuple[Launch, ClusterConfig]:
-        """Fine-tune FLUX on pairs. Stopped and started again, the same command goes on.
+        """Fine-tune FLUX on pairs. If it was stopped, start it again to resume.
 
         Args:
-            data: What is trained on.
+            data: The data to train on.
             run: How and where it runs.
             recipe: The recipe.
             base: The weights to start from.
@@ -172,7 +172,7 @@ def _plan_command(recipe: TrainConfig) -> Callable[..., None]:
         search: bool = False,
         json: Path | None = None,
     ) -> None:
-        """Say what a recipe needs on hardware that you do not have yet.
+        """Show what a recipe needs on hardware that you do not have yet.
 
         Args:
             topology: Kind and shape, such as v5e:8x8, v5p:4x4x4, v6e:16x16 or h100:8.

@@ -1,4 +1,4 @@
-"""Settings of a training run: the recipe, which fixes the numbers, and how it is run.
+"""Settings of a training run: the recipe, which fixes its numbers, and everything else.
 
 Presets are in `dsd_jax.train.presets`.
 """
@@ -57,7 +57,7 @@ class FlowConfig:
 class DropoutConfig:
     """Shares of the samples trained without text, image, or both; they exclude each other.
 
-    Without them the model has no unconditional branches, and true guidance means nothing.
+    Without them the model learns no unconditional predictions, and true guidance has no meaning.
 
     Attributes:
         text: Share trained without text.
@@ -124,16 +124,16 @@ class TrainConfig:
         seed: Seed of the adapter, the order of the data, times, noise and dropout.
         condition: Train pairs, conditioned on the reference. Without it, train the targets alone,
             as a text-to-image teacher.
-        condition_init: How a base without condition embedding gets one: "zero" starts as the
-            teacher is; "image" copies the embedding of the canvas, so that the condition is read as
-            a picture from the first step on.
+        condition_init: Start of the condition embedding if the base has none: "zero" leaves the
+            teacher as it is; "image" copies the embedding of the canvas, so that the condition is
+            read as a picture from the first step on.
         lora: The adapter; without one, every parameter is trained.
         flow: The loss.
         dropout: Samples trained without text or reference.
         optimizer: Optimiser and schedule.
         mesh: Devices along each axis. -1 takes all that the other axes leave.
-        remat: What the backward pass keeps instead of computing it again: none (everything), dots,
-            attention+qkv, attention or full (nothing).
+        remat: Activations that are kept for the backward pass instead of computed again: none
+            (keeps all), dots, attention+qkv, attention or full (keeps none).
         scan_layers: Compile one program for all layers of a stack.
         base_dtype: Precision of the frozen base. What is trained is float32.
         max_sequence_length: T5 tokens that a text is padded or cut to, at most what the tokeniser
@@ -198,30 +198,32 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """The way a recipe is run. Nothing here changes the trained parameters, bad batches aside.
+    """The way a recipe is run. Apart from bad batches, nothing here changes the trained parameters.
 
     Attributes:
         output_dir: Folder of the run: settings, checkpoints, logs, samples.
         checkpoint_dir: Folder of the checkpoints, such as `gs://BUCKET/RUN`, instead of one in
             `output_dir`. All processes must see it.
-        resume: Go on from the newest whole checkpoint in the folder.
-        save_every: Steps between checkpoints; the last step is always saved. A run that dies loses
-            what it did since the last one.
+        resume: Resume from the newest undamaged checkpoint in the folder.
+        save_every: Steps between checkpoints; the last step is always saved. A crash loses the
+            steps since the last one.
         keep_last: Number of checkpoints to keep; older ones are deleted.
-        keep_every: Keep the checkpoints of steps that this divides for good. 0 keeps none.
-        eval_every: Steps between validations. 0 validates never.
-        eval_pairs: Held-out pairs that the validation loss is taken over.
-        eval_samples: Held-out pairs that are sampled as a sheet of pictures. 0 samples none.
+        keep_every: Never delete the checkpoints of steps that this number divides. 0 deletes all
+            older ones.
+        eval_every: Steps between validations. 0 never validates.
+        eval_pairs: Number of held-out pairs for the validation loss.
+        eval_samples: Number of held-out pairs that are sampled as a sheet of pictures. 0 samples
+            none.
         eval_steps: Sampling steps of those pictures.
-        sample_prompts: File of prompts to sample at every validation: a manifest as of `dsd batch`
-            (.jsonl or .csv), or text with a prompt per line, which borrow held-out references.
+        sample_prompts: File of prompts to sample at every validation: a manifest as for `dsd batch`
+            (.jsonl or .csv), or a text file with a prompt per line, which get held-out references.
         log_every: Steps between lines of metrics.
         tensorboard: Write event files for TensorBoard as well (extra: tensorboard).
         wandb: Project to log to on Weights & Biases as well.
         peak_tflops: Peak of one device in TFLOP/s, for MFU; by default that of its name.
         max_loss_ratio: Stop at a loss above this many times the running median. 0 never stops.
-        skip_bad_batches: Leave out updates whose loss or gradient is not finite, and count them,
-            instead of stopping.
+        skip_bad_batches: Skip updates whose loss or gradient is not finite, and count them, instead
+            of stopping.
         profile: First and last step of a profiler trace, written to `profile/`.
         dump_hlo: Write the text of the compiled step to `hlo/`.
     """
@@ -269,15 +271,15 @@ class DataConfig:
     Attributes:
         data: Datasets: PATH, PATH#TASK, PATH=WEIGHT or PATH#TASK=WEIGHT.
         encoded: For each dataset the folder that `dsd data encode` made of it. Without them, pairs
-            are encoded as training goes.
+            are encoded during training.
         eval_data: Held-out dataset for validation.
         sizes: Further frame sizes in pixels, height and width. A batch has one size; a pair goes
             to the one nearest to its aspect ratio.
-        instruction: Share of the pairs with both texts that show their instruction, not their
+        instruction: Share of the pairs with both texts for which the instruction is used, not the
             caption.
         threads: Threads per process that read and decode. They do not change the order.
-        skip_bad_records: Put the next record in the place of one that cannot be read, and list it,
-            instead of stopping.
+        skip_bad_records: Replace a record that cannot be read by the next one, and list it, instead
+            of stopping.
     """
 
     data: tuple[str, ...]

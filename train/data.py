@@ -26,7 +26,7 @@ def frame_of(config: TrainConfig) -> tuple[int, int]:
 
 
 def _digests(base: FluxParts, folders: Sequence[str]) -> dict[str, str]:
-    """Digests of the weights that encoded data must have been made with."""
+    """Digests of the weights that encoded data must come from."""
     digests = {"autoencoder": weights_digest(base.autoencoder.sha256())}
     if any(EncodedStore.open(folder).binding.text for folder in folders):
         digests["text"] = text_digest(base.text.t5.sha256(), base.text.clip.sha256())

@@ -1,9 +1,8 @@
-"""A batch of pairs to what the transformer takes: the frozen VAE and text encoders, on the mesh.
+"""Encodes batches of pairs for the transformer: the frozen VAE and text encoders, on the mesh.
 
 Reference and target are encoded as one picture, and so are reference and black, because the VAE
-mixes across the seam and that is what sampling will see (`dsd_jax.frames`). What a dataset brings
-encoded already is taken as it is; noise is drawn from the posteriors either way, anew for every
-step, as a function of (seed, step).
+mixes across the seam, as it does in sampling (`dsd_jax.frames`). Encoded datasets bring their
+moments. Either way, posteriors are sampled anew for every step, as a function of (seed, step).
 """
 
 import functools
@@ -47,9 +46,9 @@ class Encoder:
     Args:
         base: the opened pipeline.
         config: dtype, seed, and whether there is a condition.
-        mesh: where everything lies.
-        null: embedding of the empty prompt; None: encode it.
-        compiler_options: of XLA.
+        mesh: devices.
+        null: embedding of the empty prompt; None encodes it.
+        compiler_options: options for XLA.
     """
 
     def __init__(
@@ -108,11 +107,11 @@ class Encoder:
         return self._null
 
     def __call__(self, batch: PairBatch, step: int) -> EncodedBatch:
-        """A batch, encoded.
+        """Encodes a batch.
 
         Args:
             batch: on the mesh (`dsd_jax.data.load.prefetch.to_mesh`).
-            step: decides about the posteriors' noise.
+            step: step that the posteriors' noise depends on.
 
         Raises:
             UserError: moments of pairs for a training without condition.
@@ -149,7 +148,7 @@ class Encoder:
         """Embeddings of this process's rows, as rows of the whole batch.
 
         Args:
-            texts: of the rows.
+            texts: texts of the rows.
             shorten: pad to the longest text only.
         """
         tokenizers = self.base.text.tokenizers
@@ -203,7 +202,7 @@ class Encoder:
         )
 
     def _encode(self, state: nnx.State, pictures: Float32[Array, "B H W 3"]) -> Posterior:
-        """A few pictures per device at a time; every device keeps its share of every group."""
+        """Encodes a few pictures per device at a time; each device keeps its share of a group."""
         encode = nnx.merge(self.images.graphdef, state).encode
         count, *rest = pictures.shape
         own = count // batch_ways(self.mesh)

@@ -61,8 +61,8 @@ def step_flops(
 
     Args:
         shapes: path -> shape of every parameter, in either layout of `dsd_jax.stack`.
-        trained: paths of those that are trained.
-        config: of the model.
+        trained: paths of the trained parameters.
+        config: size of the model.
         image: tokens of the canvas.
         text: tokens of the prompt.
     """

@@ -1,4 +1,4 @@
-"""Starts a run from its settings: opens what they name and hands it to the loop."""
+"""Starts a run from its settings: opens weights and data and hands them to the loop."""
 
 import dataclasses
 
@@ -32,8 +32,8 @@ class Launch:
     Attributes:
         preset: name that the recipe began with.
         config: the recipe.
-        data: what is trained on.
-        run: how and where.
+        data: data to train on.
+        run: how and where it runs.
         base: the weights to start from.
     """
 

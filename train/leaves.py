@@ -33,7 +33,7 @@ def _layers(name: str, shape: tuple[int, ...], stacks: Mapping[str, int]) -> lis
 
 
 def split_layers(tree: Any, stacks: Mapping[str, int]) -> dict[str, jax.Array]:
-    """Copies the leaves by per-layer name, since the next step takes over the leaves themselves."""
+    """Copies the leaves under per-layer names; the next step reuses the memory of the originals."""
     flat: dict[str, jax.Array] = {}
     for name, leaf in zip(names_of(tree), jax.tree.leaves(tree), strict=True):
         layers = _layers(name, leaf.shape, stacks)
@@ -55,7 +55,7 @@ def join_layers(flat: Mapping[str, jax.Array], like: Any, stacks: Mapping[str, i
 
 
 def split_shapes(like: Any, stacks: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of what `split_layers` makes of `like`."""
+    """Shapes and shardings of the result of `split_layers` for `like`."""
     flat: dict[str, jax.ShapeDtypeStruct] = {}
     for name, leaf in zip(names_of(like), jax.tree.leaves(like), strict=True):
         layers = _layers(name, leaf.shape, stacks)

@@ -1,7 +1,7 @@
-"""The training loop: validate -> save -> next batch -> step, and numbers one step late.
+"""The training loop: validate, save, next batch, step; numbers are read one step late.
 
-The position is the step and nothing else: batches, noise, dropout and times are functions of
-(seed, step), so a run that goes on from a checkpoint takes the steps that it would have taken.
+Batches, noise, dropout and times are functions of (seed, step) alone, so a resumed run takes the
+same steps as an uninterrupted one.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ __all__ = ["BatchSource", "Outcome", "Program", "train"]
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Batches for the loop, from files (`dsd_jax.data.load.loader.Loader`) or drawn on the way.
+    """Batches for the loop, from files (`dsd_jax.data.load.loader.Loader`) or drawn at random.
 
     Attributes:
-        start_step: where iterating begins.
-        identity: all that decides what a step loads; JSON.
+        start_step: first step of the iteration.
+        identity: everything that a step's batch depends on; JSON.
         null_text: embedding of the empty prompt, where embeddings are loaded.
     """
 
@@ -53,7 +53,7 @@ class BatchSource(Protocol):
         """Ids of the global batch of a step."""
 
     def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Refuses to go on from a run with another identity."""
+        """Refuses to resume a run with another identity."""
 
     def __iter__(self) -> Iterator[PairBatch]:
         """This process's rows of every batch, from `start_step` on, without end."""
@@ -84,7 +84,7 @@ class Program(Counted, Protocol):
         """Path and depth of the stacks of blocks."""
 
     def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
-        """The state to go on from."""
+        """The state to resume from."""
 
     def step(
         self, state: TrainState, batch: PairBatch, step: int
@@ -113,14 +113,14 @@ def train(
 
     Args:
         trainer: model and programs.
-        run: where and how.
-        source: the data; it is set to the step that the run goes on from.
-        validation: held-out pairs; None: no validation.
-        preset: for the record.
+        run: how and where it runs.
+        source: the data; it is set to the step that the run resumes at.
+        validation: held-out pairs; None for no validation.
+        preset: name of the preset, stored with checkpoints.
 
     Raises:
         UserError: the folder belongs to another run, a step went wrong, a record cannot be read,
-            or a checkpoint cannot be written. What was saved before stays.
+            or a checkpoint cannot be written. Earlier checkpoints stay.
     """
     steps = trainer.config.steps
     checkpoints = Checkpoints(
@@ -139,7 +139,7 @@ def train(
         stop = stack.enter_context(Stop())
         log = stack.enter_context(_open_log(run, -1 if found is None else found, trainer))
         advance = _Shown(stack, steps - start)
-        stack.callback(checkpoints.wait)  # a save under way is finished, whatever happens below
+        stack.callback(checkpoints.wait)  # a save under way is finished whatever happens below
         batches = stack.enter_context(closing(prefetch_to_mesh(source, trainer.mesh)))
         step_log = StepLog(trainer, run, log, checkpoints, steps)
 
@@ -173,7 +173,7 @@ def _restore(
     """Prepares to restore a checkpoint of this run.
 
     Raises:
-        UserError: it is another run's, or none is to be gone on from.
+        UserError: it belongs to another run, or the run must not resume.
     """
 
     def check() -> None:

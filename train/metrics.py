@@ -5,9 +5,9 @@
     skipped.jsonl      one line per update that was left out
     tensorboard/       the same numbers as event files, where they are asked for
 
-Step n is the n-th update. Every line is handed to the system as soon as it is written, so a run
-that is killed has logged every step it has finished; what lies behind the checkpoint that it goes
-on from is cut off, so no step is logged twice.
+Step n is the n-th update. Every line is flushed at once, so a killed run has logged every step that
+it finished. When the run resumes, the lines after its checkpoint are removed, so no step is logged
+twice.
 """
 
 import contextlib
@@ -44,11 +44,11 @@ _LEAST = 20  # of them, before it is trusted
 
 
 class Journal:
-    """A JSONL file in order of `step`, from which later steps can be cut off.
+    """A JSONL file in order of `step`, from which later steps can be removed.
 
     Args:
         path: the file.
-        after: lines of later steps are removed, and a last line that was cut off.
+        after: last step to keep; lines of later steps and a cut-off last line are removed.
     """
 
     def __init__(self, path: Path, after: int) -> None:
@@ -111,10 +111,10 @@ class Log:
 
     Args:
         folder: the run's folder.
-        after: the step that the run goes on from; what was logged behind it is forgotten.
+        after: step that the run resumes at; lines of later steps are removed.
         tensorboard: write event files.
         wandb: project on Weights & Biases.
-        config: what is shown beside the curves there.
+        config: settings that are shown beside the curves there.
 
     Raises:
         UserError: tensorboardX or wandb is asked for and not installed.
@@ -163,7 +163,7 @@ class Log:
             self._ids.write(step, ids=list(ids))
 
     def skipped(self, step: int, ids: Sequence[str]) -> None:
-        """Logs an update that was left out."""
+        """Logs a skipped update."""
         self.skips += 1
         if self._active:
             self._skipped.write(step, ids=list(ids))
@@ -210,7 +210,7 @@ class Watch:
     """Tells whether a step went wrong.
 
     Args:
-        ratio: how many times the median of the last losses is too much; 0: only what is not finite.
+        ratio: multiple of the median loss that is too large; 0 checks only for finite numbers.
     """
 
     def __init__(self, ratio: float) -> None:
@@ -218,7 +218,7 @@ class Watch:
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
     def problem(self, values: Mapping[str, float]) -> str | None:
-        """Says what is wrong with the numbers of a step; None if nothing is."""
+        """Describes what is wrong with the numbers of a step; None if nothing is."""
         for name, value in values.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
@@ -232,7 +232,7 @@ class Watch:
 
 
 def memory(devices: Sequence[Any]) -> dict[str, float]:
-    """GiB in use, and at most so far, on the fullest local device; empty if devices do not tell."""
+    """GiB in use and peak GiB on the fullest local device; empty if devices do not tell."""
     found = [stats for d in devices if (stats := d.memory_stats())]
     names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
     return {

@@ -1,4 +1,4 @@
-"""Takes opened weights apart into what is trained and what is frozen, both on the mesh."""
+"""Splits opened weights into trained and frozen parameters, both on the mesh."""
 
 import dataclasses
 import functools
@@ -36,7 +36,8 @@ class Start:
     """Origin of the parameters beside the base.
 
     Attributes:
-        adapter: where the factors start instead of at random; its full tensors replace the base's.
+        adapter: adapter that the factors start from instead of random values; its full tensors
+            replace the base's.
         from_scratch: random weights instead of the base's, of which only the size is used.
     """
 
@@ -48,10 +49,9 @@ BASE = Start()  # the base as it is, with a new adapter
 
 
 class Trainee(NamedTuple):
-    """A model taken apart, on the mesh.
+    """A split model on the mesh.
 
-    `stacks` are path and depth of its stacks of blocks; parameters of checkpoints have per-layer
-    paths.
+    `stacks` holds path and depth of its stacks of blocks; checkpoints use per-layer paths.
     """
 
     split: Split
@@ -74,10 +74,10 @@ def make_trainee(
     """Loads the transformer and gives it an adapter.
 
     Args:
-        config: which adapter, which precision.
+        config: settings of the adapter and the precision.
         transformer: the base.
-        mesh: base weights lie as for inference; factors on every device of the batch axes.
-        start: what the parameters start from.
+        mesh: devices; base weights are sharded as for inference, factors over the batch axes.
+        start: start of the parameters.
 
     Raises:
         UserError: the base does not fit the mesh, or the adapter does not fit the config.
@@ -148,7 +148,7 @@ _ZERO = {"img_mod", "txt_mod", "modulation", "final_layer"}
 
 
 def _random(empty: Flux, config: TrainConfig, mesh: Mesh) -> Flux:
-    """Draws weights with which every block starts as the identity (adaLN-Zero; DiT, section 3.2).
+    """Draws weights that make every block start as the identity (adaLN-Zero; DiT, section 3.2).
 
     The kernels of all modulations and of the last Linear are zero, and so are all biases.
     """
@@ -168,7 +168,7 @@ def _random(empty: Flux, config: TrainConfig, mesh: Mesh) -> Flux:
 
 
 def _add_fresh(model: Flux, lora: LoraConfig, seed: int, mesh: Mesh) -> None:
-    """Draws new factors on the devices that keep them: the same numbers on any mesh."""
+    """Draws new factors on the devices that keep them; they are the same on any mesh."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.state(model))
     graphdef = nnx.graphdef(model)
 
@@ -186,7 +186,7 @@ def _add_fresh(model: Flux, lora: LoraConfig, seed: int, mesh: Mesh) -> None:
 
 
 def _spread(model: Flux, mesh: Mesh) -> None:
-    """Moves the factors to where they are trained."""
+    """Moves the factors to the devices that train them."""
     factors = nnx.state(model, LoraParam)
     where = _by_path(factors, model_shardings(model, mesh, trained_lora=True))
     nnx.update(model, jax.device_put(factors, where))

@@ -83,14 +83,14 @@ class Objective(abc.ABC):
     canvas: Canvas
 
     def __call__(self, model: Flux, batch: EncodedBatch, key: Array) -> Losses:
-        """Takes the losses of a batch with noise and times from `key`."""
+        """Computes the losses of a batch with noise and times drawn from `key`."""
         return self.at(model, batch, *self.draw(key, batch.x_0))
 
     @abc.abstractmethod
     def at(
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
     ) -> Losses:
-        """Takes the losses with given noise and times."""
+        """Computes the losses for given noise and times."""
 
     def draw(
         self, key: Array, x_0: Float[Array, "B L C"]

@@ -1,8 +1,8 @@
 """Optimisers of optax by name, with schedule and clipping.
 
 Weight decay means one thing in all of them: each step takes `rate * weight_decay` off every trained
-parameter, whatever its gradient (Loshchilov & Hutter 2019). Where optax's own alias does otherwise
-(adafactor decays without the rate, sgd not at all), the parts are chained here.
+parameter, whatever its gradient (Loshchilov & Hutter 2019). optax's own adafactor decays without
+the rate and its sgd not at all, so their parts are chained here.
 """
 
 import difflib
@@ -31,9 +31,10 @@ def _adamw(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransforma
 
 
 def _adafactor(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransformation:
-    """Adafactor without momentum, and with the rate as it is.
+    """Adafactor without momentum and with an unscaled rate.
 
-    Scaled by the size of a parameter, as in the paper, a new adapter's B, zero, would hardly move.
+    The paper scales the rate by the size of a parameter. B of a new adapter is zero, so it would
+    hardly move.
     """
     rms = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     return _decayed(rms, rate, c)
@@ -46,7 +47,7 @@ def _lion(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransformat
 def _prodigy(rate: optax.Schedule, c: OptimizerConfig) -> optax.GradientTransformation:
     """Prodigy, which finds its own rate; `learning_rate` is a factor on it, usually 1.
 
-    Its estimate divides by the rate, which is zero when a warm-up starts, unless it is told so.
+    Without `safeguard_warmup`, its estimate divides by the rate, which is zero at the start.
     """
     betas = c.b1, c.b2
     return optax.contrib.prodigy(

@@ -1,8 +1,8 @@
-"""One run, one folder: the folder of a run belongs to the processes that train in it.
+"""Keeps a second run out of the folder of a run.
 
-The first process writes `owner.json` into the folder and renews it while it lives. Another
-`dsd train` that finds the file decides whether its writer still lives: on the same machine by the
-process, on another one by whether the file changes. No clocks are compared.
+The first process writes `owner.json` into the folder and renews it while it lives. Another `dsd
+train` that finds the file checks whether its writer still lives: on the same machine by its
+process, on another machine by changes of the file. No clocks are compared.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ class Owner:
         host: name of the machine of the first process.
         boot: identifies the machine's last start, so that process numbers mean something.
         process: its number there.
-        started: of the process, in the system's own unit; numbers are given again.
-        since: when it began, for people.
-        beat: how often it has been renewed.
+        started: start of the process in the system's own unit, since process numbers are reused.
+        since: time of the start, for people.
+        beat: number of renewals.
     """
 
     token: str
@@ -70,7 +70,7 @@ class Owner:
 
 @contextlib.contextmanager
 def owned(folder: str | Path) -> Iterator[None]:
-    """Holds a folder, local or `gs://`, for the run of this process and those that belong to it.
+    """Holds a folder, local or `gs://`, for this run with all its processes.
 
     Raises:
         UserError: another run holds it.

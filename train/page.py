@@ -116,7 +116,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST_POINTS` of them, the last one included."""
+    """Thins a curve to at most `MOST_POINTS` points, the last one included."""
     step = max(1, math.ceil(len(points) / MOST_POINTS))
     return [*points[:-1:step], points[-1]]
 

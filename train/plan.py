@@ -1,4 +1,4 @@
-"""Plans a recipe for hardware that you do not have yet, and searches meshes that suit it."""
+"""Plans a recipe for hardware that you do not have yet, and searches for suitable meshes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -64,8 +64,8 @@ def plans_of(question: Question, say: Callable[[str], None]) -> list[tuple[str, 
     """Plans as configured; if that does not fit, tries cheaper settings until one does.
 
     Args:
-        question: what is planned.
-        say: told what is tried.
+        question: the step and the hardware.
+        say: called with each change that is tried.
     """
     plans = [("as configured", make_plan(question))]
     if plans[0][1].fits or question.job != "train":
@@ -79,11 +79,11 @@ def plans_of(question: Question, say: Callable[[str], None]) -> list[tuple[str, 
 
 
 def searched(question: Question, say: Callable[[str], None]) -> list[tuple[str, Plan]]:
-    """Plans every candidate; those that fit come first, then the least collective traffic.
+    """Plans every candidate; sorts by fit, then by the least collective traffic.
 
     Args:
-        question: what is planned.
-        say: told what is tried.
+        question: the step and the hardware.
+        say: called with each candidate that is tried.
     """
     made = []
     for change, config in candidates(question.config, question.topology.chips):

@@ -37,9 +37,9 @@ def read_prompts(path: Path, pairs: str, *, condition: bool) -> list[Prompt]:
     """Reads the prompts of a file.
 
     Args:
-        path: a manifest as of `dsd batch`, with the columns text, image and seed, or a text file
+        path: a manifest as for `dsd batch`, with the columns text, image and seed, or a text file
             with a prompt per line.
-        pairs: dataset whose references are borrowed, in turn, by prompts without an image.
+        pairs: dataset whose references serve, in turn, for prompts without an image.
         condition: whether references are needed at all.
 
     Raises:
@@ -81,7 +81,7 @@ def prompts_on_mesh(prompts: Sequence[Prompt], frame: tuple[int, int], mesh: Mes
     Args:
         prompts: all of them with a reference, or none.
         frame: height and width of a frame in pixels.
-        mesh: where the batch lies.
+        mesh: devices for the batch.
     """
     ways = batch_ways(mesh)
     count = -(-len(prompts) // ways) * ways

@@ -1,4 +1,4 @@
-"""The description of a run in its checkpoints, and the check whether a run may go on from them."""
+"""The description of a run in its checkpoints, and the check whether a run may resume from them."""
 
 import dataclasses
 import datetime as dt
@@ -43,13 +43,13 @@ class Origin(NamedTuple):
 
 
 def record(config: Recipe, origin: Origin, data: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """Describes a run well enough to tell, years later, how its numbers were made; JSON.
+    """Describes a run completely enough to reproduce its numbers later; JSON.
 
     Args:
         config: the recipe.
         origin: recorded by path and digests; its weights are not copied.
         data: `identity` of the loader.
-        preset: what the recipe began as.
+        preset: name of the preset that the recipe began with.
     """
     return {
         "preset": preset,
@@ -67,7 +67,7 @@ def record(config: Recipe, origin: Origin, data: Mapping[str, Any], preset: str)
 
 
 def check_recipe(saved: Mapping[str, Any], config: Recipe) -> None:
-    """Refuses to go on with another recipe; says what was changed where that is allowed.
+    """Refuses to resume with another recipe; prints changes that are allowed.
 
     Raises:
         UserError: a setting that makes it another run.
@@ -86,11 +86,11 @@ def check_recipe(saved: Mapping[str, Any], config: Recipe) -> None:
 
 
 def check_base(saved: Mapping[str, Any], path: str, given: Mapping[str, str]) -> None:
-    """Refuses to go on from other base weights.
+    """Refuses to resume with other base weights.
 
     Args:
         saved: `run.json`.
-        path: of the base that is given now.
+        path: path of the base that is given now.
         given: its digests by file name; empty where they are not known.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The settings of a run as a TOML file: saved at the top of every run, read by `--config`.
+"""The settings of a run as a TOML file: saved at the start of every run, read by `--config`.
 
 Keys are the names of the flags: `steps = 100`, and `rank = 16` under `[lora]` for `--lora.rank`.
 A setting that is not in the file keeps its default.

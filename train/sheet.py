@@ -1,4 +1,4 @@
-"""Sheets of sample pictures: a row per sample, columns with heads, a caption under every row."""
+"""Sheets of sample pictures: a row per sample, titled columns, a caption under every row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ def layout_of(heads: Sequence[str], rows: int, height: int, width: int) -> dict[
     """Describes the places of the pictures of a sheet.
 
     Args:
-        heads: of the columns.
-        rows: how many.
-        height, width: of a picture in pixels.
+        heads: titles of the columns.
+        rows: number of rows.
+        height, width: size of a picture in pixels.
     """
     return {
         "heads": list(heads),
@@ -49,8 +49,8 @@ def draw_sheet(
 
     Args:
         rows: a picture per row, which is one picture per head side by side.
-        heads: of the columns.
-        captions: of the rows.
+        heads: titles of the columns.
+        captions: captions of the rows.
     """
     count, height, whole, _ = rows.shape
     layout = layout_of(heads, count, height, whole // len(heads))
@@ -74,7 +74,7 @@ def cells(path: Path) -> UInt8[np.ndarray, "n columns h w 3"]:
     """Cuts the pictures out of a sheet that was saved with its layout.
 
     Raises:
-        UserError: the file is no such sheet.
+        UserError: the file is not a sheet.
     """
     layout = read_parameters(path)
     if layout is None or "heads" not in layout:

@@ -18,7 +18,7 @@ __all__ = ["Split", "TrainState", "init_state", "split_model", "state_shardings"
 
 
 class Split(NamedTuple):
-    """A model taken apart: `merge(graphdef, trained, frozen)` puts it together."""
+    """A split model; `merge(graphdef, trained, frozen)` puts it together."""
 
     graphdef: nnx.GraphDef[Flux]
     trained: nnx.State
@@ -40,7 +40,7 @@ def is_adapter(path: tuple[Any, ...], variable: Any) -> bool:
 
 
 def split_model(model: Flux, *, full: bool) -> Split:
-    """Takes a model apart; the parameters to be trained become float32.
+    """Splits a model; the parameters to be trained become float32.
 
     Args:
         model: with arrays or abstract.
@@ -74,9 +74,9 @@ def state_shardings(
     *,
     ema: bool,
 ) -> TrainState:
-    """Finds the shardings of a whole state: moments lie as their parameters do.
+    """Finds the shardings of a state: moments are sharded like their parameters.
 
-    What has no parameter's shape (counters, adafactor's row and column means) lies everywhere.
+    Arrays of other shapes (counters, adafactor's row and column means) are replicated.
 
     Args:
         params: arrays or abstract.

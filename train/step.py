@@ -38,8 +38,8 @@ def make_step(
 ) -> Step:
     """Builds the training step of an objective.
 
-    Randomness is a function of (seed, step) alone, so that a resumed run takes the steps that an
-    uninterrupted one would have taken.
+    Randomness is a function of (seed, step) alone, so a resumed run takes the same steps as an
+    uninterrupted one.
     """
     accumulate = config.optimizer.accumulate
 
@@ -81,7 +81,7 @@ def make_step(
 
 
 def guarded(step: Step) -> Step:
-    """Wraps a step so that numbers that are not finite leave all but the counter as it was."""
+    """Wraps a step so that a loss or gradient that is not finite changes only the counter."""
 
     def run(
         state: TrainState, frozen: nnx.State, batch: EncodedBatch
@@ -95,7 +95,7 @@ def guarded(step: Step) -> Step:
 
 
 def _micro_batch(batch: EncodedBatch, index: Array, count: int) -> EncodedBatch:
-    """Takes every `count`-th sample, so that each device keeps its share of a micro-batch."""
+    """Takes every `count`-th sample, so that each device has its share of a micro-batch."""
 
     def take(x: Array) -> Array:
         return jax.lax.dynamic_index_in_dim(

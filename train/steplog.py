@@ -1,4 +1,4 @@
-"""The numbers of a run's steps: fetched one step late, checked, averaged, written down."""
+"""The numbers of a run's steps: fetched one step late, checked, averaged, logged."""
 
 import contextlib
 import math
@@ -33,7 +33,7 @@ class StepMetrics(Protocol):
 
 @runtime_checkable
 class Counted(Protocol):
-    """A program that takes the steps and can say how much work they are.
+    """A program that takes the steps and knows their cost.
 
     Attributes:
         compiled_in: seconds that the last step spent on compiling.
@@ -42,21 +42,21 @@ class Counted(Protocol):
     compiled_in: float
 
     def flops(self, size: tuple[int, int]) -> float | None:
-        """FLOPs of a step per sample. None means that nobody counts them."""
+        """FLOPs of a step per sample. None if they are not counted."""
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of update `step + 1`."""
 
 
 class StepLog:
-    """Numbers of the steps: fetched when the next step is under way, checked, written down.
+    """Numbers of the steps: fetched during the next step, checked, logged.
 
     Args:
-        program: what takes the steps.
-        run: how often to write, and which numbers stop a run.
-        log: where they are written.
+        program: program that takes the steps.
+        run: settings of logging, and of the numbers that stop a run.
+        log: log that they are written to.
         checkpoints: named in the message when a step goes wrong.
-        steps: the last one is written in any case.
+        steps: number of steps; the last one is always logged.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StepLog:
         self._peak = run.peak_tflops or peak_tflops(kind)
 
     def timed(self, batches: Iterator[PairBatch]) -> PairBatch:
-        """Takes the next batch; the time until it is there counts as waiting."""
+        """Takes the next batch; the time until it arrives counts as waiting."""
         start = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - start
@@ -153,7 +153,7 @@ class StepLog:
         say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
     def _warn(self, seconds: float) -> None:
-        """Says once what a crash would lose, now that the time of a step is known."""
+        """Warns once how much a crash would lose, as soon as the time of a step is known."""
         note = None if self._warned else at_risk(self._run.save_every, self._last, seconds)
         self._warned = True
         if note is not None:

@@ -22,12 +22,12 @@ def summary(
     """Names parameters, pairs, mesh, precision and save points of a run, a line each.
 
     Args:
-        name: of the preset.
+        name: name of the preset.
         config: the recipe.
-        run: how it is run.
-        data: where the pairs come from.
-        pairs: how many there are.
-        split: the model, taken apart.
+        run: how and where it runs.
+        data: sources of the pairs.
+        pairs: number of pairs.
+        split: the split model.
     """
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     kind = "canvases" if config.condition else "pictures"
@@ -49,8 +49,8 @@ def at_risk(every: int, steps: int, seconds: float) -> str | None:
 
     Args:
         every: steps between checkpoints.
-        steps: of the run.
-        seconds: of one step.
+        steps: steps of the run.
+        seconds: seconds of one step.
     """
     lost = min(every, steps)
     if lost * seconds < _LONG:

@@ -1,4 +1,4 @@
-"""The trainer of a transformer: takes a batch of pairs and makes a step."""
+"""The trainer of a transformer: makes a step from a batch of pairs."""
 
 import dataclasses
 import functools
@@ -38,12 +38,12 @@ MakeObjective = Callable[[FlowConfig, Schedule, Canvas], Objective]
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """Options of the compiled step. None changes the numbers of a good batch.
+    """Options of the compiled step. They do not change the numbers of a good batch.
 
     Attributes:
-        skip_bad: make steps that a batch with a loss that is not finite cannot spoil.
+        skip_bad: leave the state as it is after a batch whose loss is not finite.
         dump: folder for the text of compiled steps.
-        compiler: options of XLA.
+        compiler: options for XLA.
     """
 
     skip_bad: bool = False
@@ -56,12 +56,12 @@ class Trainer:
 
     Args:
         config: the recipe.
-        base: what training starts from.
+        base: weights that training starts from.
         mesh: all devices of the run.
-        start: what the parameters start from.
-        objective: what is minimised; by default `Customise`, or `Teach` without condition.
+        start: start of the parameters.
+        objective: loss; by default `Customise`, or `Teach` without condition.
         null: embedding of the empty prompt, if the data brings it.
-        options: how the step is built.
+        options: options of the step.
 
     Raises:
         UserError: base, adapter, mesh and config do not fit together.
@@ -105,10 +105,11 @@ class Trainer:
         return self.trainee.stacks
 
     def state(self, restore: Callable[[TrainState], TrainState] | None = None) -> TrainState:
-        """Makes the state to go on from. Call it once.
+        """Makes the state to resume from. Call it once.
 
         Args:
-            restore: makes it from its shapes and shardings; None: the state before the first step.
+            restore: makes it from its shapes and shardings; None gives the state before the first
+                step.
         """
         split, ema = self.trainee.split, self.config.optimizer.ema > 0
         # The new factors are used up or not needed: in either case they free their memory.
@@ -121,8 +122,8 @@ class Trainer:
         """Makes one update; `state` is used up.
 
         Args:
-            state: of `step` updates.
-            batch: on the mesh.
+            state: state after `step` updates.
+            batch: batch on the mesh.
             step: the same number on the host.
         """
         encoded = self.encoder(batch, step)

@@ -1,4 +1,4 @@
-"""Validation: a loss that is the same for the same weights, and sheets of samples to look at."""
+"""Validation: a loss that depends on the weights alone, and sheets of samples."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ class SampleSheet:
     They are sampled as `dsd generate` does without true guidance.
 
     Args:
-        trainer: of the run; its encoders encode the inputs and decode the samples.
-        pairs: on the mesh, as pictures; the first `len(seeds)` are sampled.
-        seeds: of the noise, one per sample.
+        trainer: trainer of the run; its encoders encode the inputs and decode the samples.
+        pairs: pairs on the mesh, as pictures; the first `len(seeds)` are sampled.
+        seeds: seeds of the noise, one per sample.
         steps: sampling steps.
         show_target: whether the pairs have targets to compare with.
     """
@@ -110,8 +110,8 @@ class HeldOut:
     """The loss over held-out pairs, encoded once.
 
     Args:
-        trainer: of the run.
-        pairs: on the mesh, as pictures.
+        trainer: trainer of the run.
+        pairs: pairs on the mesh, as pictures.
     """
 
     def __init__(self, trainer: Trainer, pairs: PairBatch) -> None:
@@ -125,7 +125,7 @@ class HeldOut:
         )
 
     def loss(self, state: TrainState) -> dict[str, float]:
-        """Takes the loss over fixed noise and times, with averaged parameters if there are any."""
+        """Computes the loss for fixed noise and times, with averaged parameters if any."""
         params = state.params if state.ema is None else state.ema
         means = self._program(params, self._trainer.frozen, self._batch)
         names = "eval/loss", "eval/loss_reference", "eval/loss_target"
@@ -155,7 +155,7 @@ class Validation:
     """The checks that a run makes from time to time.
 
     Attributes:
-        held_out: pairs whose loss is taken.
+        held_out: pairs for the validation loss.
         sheets: samples by the name of their sheet.
     """
 
@@ -163,7 +163,7 @@ class Validation:
     sheets: dict[str, SampleSheet] = dataclasses.field(default_factory=dict)
 
     def loss(self, state: TrainState) -> dict[str, float]:
-        """Takes the losses by name; none without held-out pairs."""
+        """Computes the losses by name; none without held-out pairs."""
         return {} if self.held_out is None else self.held_out.loss(state)
 
     def draw(self, state: TrainState) -> dict[str, Sheet]:
