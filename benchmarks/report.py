@@ -2,8 +2,8 @@
 
     python -m benchmarks.report
 
-Run it after any other benchmark, so that the page has its figures. Every script says in `SECTIONS`
-what its tables show: a dict from the variant of a result ("" where there is one) to a title and a
+Run it after any other benchmark, so that the page has its figures. Every script describes its
+tables in `SECTIONS`: a dict from the variant of a result ("" if there is only one) to a title and a
 text. They are read from the source, so that no script, and nothing heavy, is imported.
 """
 
@@ -29,7 +29,7 @@ PAGE = FOLDER.parent / "docs" / "verification.md"
 
 
 def sections_of(script: Path) -> dict[str, tuple[str, str]]:
-    """Variant to title and text of every result of a script; none where it is on no page."""
+    """Title and text of every result of a script, by variant; empty if it is not on the page."""
     for node in ast.parse(script.read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SECTIONS":
             return ast.literal_eval(node.value)
@@ -59,7 +59,7 @@ def section(result: dict[str, Any], title: str, text: str) -> str:
 
 
 def page() -> Iterator[str]:
-    """The parts of the page, of the results that there are."""
+    """The parts of the page, for the results that exist."""
     yield """# Verification
 
 Every table is printed by the command below it; the results are in `benchmarks/results/`. This page

@@ -68,7 +68,7 @@ def result_path(script: str, variant: str = "") -> Path:
 
     Args:
         script: the script's own `__file__`.
-        variant: which of its results, where it has several: `results/toy/study.guidance.json`.
+        variant: name of a result, if the script has several: `results/toy/study.guidance.json`.
     """
     place = Path(script).resolve().relative_to(FOLDER)
     return FOLDER / "results" / place.with_suffix(f".{variant}.json" if variant else ".json")

@@ -1,4 +1,4 @@
-"""What 400,000 pairs take: questions, tokens, dollars and hours, from stated assumptions.
+"""Estimates the cost of 400,000 pairs: questions, tokens, dollars and hours, by assumptions.
 
     python -m benchmarks.cost.make_cost [--pairs 400000] [--yes 0.5]
 
@@ -49,7 +49,7 @@ UTILISATION = 0.4  # of the dense bfloat16 peak
 
 @dataclasses.dataclass(frozen=True)
 class Yields:
-    """Shares that are kept, and how often a text is asked for on average."""
+    """Shares of rows that are kept, and the mean number of questions for a text."""
 
     clear: float = 0.6
     prompts: float = 0.97
@@ -61,7 +61,7 @@ class Yields:
 
     @property
     def per_grid(self) -> float:
-        """Kept pairs of a grid that was painted."""
+        """Kept pairs per painted grid."""
         return self.grids * 6 * self.pairs * self.yes * self.words
 
 

@@ -1,10 +1,10 @@
-"""Every tensor of the published models, by PyTorch's modules and by our tables: names and shapes.
+"""Compares names and shapes of the published models' tensors: PyTorch's modules and our tables.
 
     python -m benchmarks.exact.full_size_names
 
 The reference modules are built on torch's `meta` device from the published configurations, so that
-nothing is downloaded or allocated. Both directions: what we would write has exactly their names and
-shapes, and what we would read fills exactly our modules.
+nothing is downloaded or allocated. In both directions: we would write exactly their names and
+shapes, and reading them would fill exactly our modules.
 """
 
 import math
@@ -48,7 +48,7 @@ def reference(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def published(name: str) -> str:
-    """transformers 5 drops the prefix that CLIP's published files have."""
+    """Adds the prefix of CLIP's published files, which transformers 5 drops."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 

@@ -1,11 +1,12 @@
-"""LoRA files of every dialect on a tiny FLUX: what is read, what survives, and the same outputs.
+"""Reads and writes LoRA files of every dialect on a tiny FLUX, and compares outputs.
 
     python -m benchmarks.exact.lora_dialects   # from the root of the repository; CPU, half a minute
 
-One random adapter is written in each dialect. `round trip`: read, written as PEFT and as kohya and
-read again, every factor has its bits. Then relative differences of the velocity in float32: to
-`PyTorch`, diffusers' transformer with the products B A added to its weights; to `diffusers`, that
-transformer after loading our PEFT file; to `base`, without adapter, which must not be small.
+One random adapter is written in each dialect. `round trip`: every factor keeps its bits when the
+file is read, written as PEFT and as kohya, and read again. Then relative differences of the
+velocity in float32: to `PyTorch`, diffusers' transformer with the products B A added to its
+weights; to `diffusers`, that transformer after loading our PEFT file; to `base`, without adapter,
+which must not be small.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The same images on one device and on meshes of eight virtual CPU devices.
+"""Compares images of one device with those of meshes of eight virtual CPU devices.
 
     python -m benchmarks.exact.mesh_equality
 

@@ -4,7 +4,8 @@
 
 Eight pairs of the toy world through `dsd train` and its validation grid. The figure compares every
 sampled target with its own target and with the other seven, as a mean difference of pixels (0 to
-255): overfitted means far nearer to its own. The grid is written to `docs/overfit.png`, a row per
+255): an overfitted model is far nearer to its own. The grid is written to `docs/overfit.png`, a row
+per
 pair: reference, target, and both frames as sampled.
 """
 

@@ -1,4 +1,4 @@
-"""What `dsd` writes for fixed seeds, as digests: does a change of the code change any number?
+"""Digests of the outputs of `dsd` at fixed seeds: does a change of the code change a number?
 
     python -m benchmarks.exact.regress --record             # writes results/exact/regress.json
     python -m benchmarks.exact.regress                      # compares; status 1: differs
@@ -108,7 +108,7 @@ def draw_reference(tree: Tree) -> Path:
 
 
 def generate(tree: Tree) -> Iterator[tuple[str, str]]:
-    """One image by every road through the sampler."""
+    """One image by every path through the sampler."""
     subject = draw_reference(tree)
     words = ("--text", "a red circle with stripes on a beach", *SMALL, *LIGHT)
     base = ("--base_path", tree.toy, *words, "--disable_gemini_prompt")
@@ -137,7 +137,7 @@ def generate(tree: Tree) -> Iterator[tuple[str, str]]:
 
 
 def batch(tree: Tree) -> Iterator[tuple[str, str]]:
-    """A manifest with a bad row, in one go and in two parts."""
+    """A manifest with a bad row, at once and in two parts."""
     draw_reference(tree)
     rows: list[dict[str, Any]] = [
         {"id": f"row{i}", "text": text, "image": "reference.png", "seed": i, "height": 32}
@@ -205,7 +205,7 @@ size = [32, 32]
 
 
 def train(tree: Tree) -> Iterator[tuple[str, str]]:
-    """Twenty steps in one go and in two, and what is exported of them."""
+    """Twenty steps at once and in two runs, and their exports."""
     text = ("--base_path", tree.toy, *LIGHT)
     if not (tree.folder / "making").exists():
         dict(make(tree))

@@ -5,8 +5,8 @@
 LoRA training of a small random FLUX, float32: 20 steps of AdamW, 16 pairs each, in two
 micro-batches. A mesh of one process is one of eight virtual CPU devices; two processes have four
 such devices each and talk to each other through JAX's distributed service on this machine, as
-hosts would. `largest difference` is that of any step's loss from the first row's, relative; `norm`
-is that of all trained parameters in the end.
+hosts would. `largest difference` is the largest relative difference of a step's loss from the first
+row's; `norm` compares the norm of all trained parameters at the end.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Run:
 
 
 def batch_of(step: int, mesh: Mesh) -> EncodedBatch:
-    """Of random numbers; every process makes all of it and keeps what its devices hold."""
+    """A batch of random numbers; every process makes all of it and keeps its devices' part."""
     rng = np.random.default_rng(step)
     tokens = CANVAS.tokens
     shapes = EncodedBatch(
@@ -142,8 +142,8 @@ def two_processes(mesh: MeshConfig, steps: int, *, flags: str = "", timeout: flo
     """The run on two processes with four devices each, which this one starts.
 
     Args:
-        mesh: of eight devices.
-        steps: of training.
+        mesh: sizes of the axes, for eight devices.
+        steps: training steps.
         flags: for XLA.
         timeout: in seconds.
 
@@ -181,7 +181,7 @@ def two_processes(mesh: MeshConfig, steps: int, *, flags: str = "", timeout: flo
 
 
 def work(index: int, job: dict[str, Any]) -> None:
-    """What a started process does: joins the other one, trains, prints the run."""
+    """Runs in a started process: joins the other one, trains, prints the run."""
     jax.config.update("jax_num_cpu_devices", 4)
     join(ClusterConfig(job["address"], 2, index))
     run = train(make_mesh(MeshConfig(**job["mesh"])), job["steps"])

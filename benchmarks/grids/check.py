@@ -1,10 +1,10 @@
-"""The check of grids on drawn pictures with known faults.
+"""Measures the check of grids on drawn pictures with known faults.
 
     python -m benchmarks.grids.check [--repeats 1] [--seed 13] [--failures FOLDER]
 
-Every kind in every style at six sizes from 64 to 1024 pixels. A picture passes rightly if it is
-good and each box lies in its panel and covers most of it. `--failures` writes what was judged
-wrongly as PNG files.
+It draws every kind in every style at six sizes from 64 to 1024 pixels. A picture passes rightly if
+it is good and each box lies in its panel and covers most of it. `--failures` writes wrongly judged
+pictures as PNG files.
 """
 
 import argparse
@@ -39,9 +39,9 @@ SIZES = (64, 128, 256, 512, 768, 1024)
 
 
 def drawn(repeats: int, seed: int, sizes: tuple[int, ...] = SIZES) -> Iterator[tuple[int, Drawn]]:
-    """Pictures with the size they were asked in; each depends on its own numbers only.
+    """Draws pictures; each depends only on its own numbers.
 
-    There are twice as many of the good kinds, so that good and bad are about as many.
+    There are twice as many of each good kind, so that good and bad ones are about equally many.
     """
     for size in sizes:
         for i, kind in enumerate([*GOOD, *FAULTS]):
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def _row(kind: str, own: list[Any], results: list[Any]) -> dict[str, Any]:
-    """Of a kind: how many are judged rightly, and of what got its name, how many are of it."""
+    """Recall of a kind, and precision of its name."""
     right = sum(named_rightly(found, picture) for *_, found, picture in own)
     names = FAULTS.get(kind, {""})
     called = [r for r in results if r[3].reason in names]
@@ -116,7 +116,7 @@ def _row(kind: str, own: list[Any], results: list[Any]) -> dict[str, Any]:
 
 
 def _overall(name: str, results: list[Any]) -> dict[str, Any]:
-    """Of the accepted: how many are good and cut rightly; of the good, how many are accepted so."""
+    """Precision of the accepted grids, and recall of the good ones; both must be cut rightly."""
     accepted = [r for r in results if not r[3].reason]
     right = sum(r[1] in GOOD and fits(r[3], r[4]) for r in accepted)
     good = sum(r[1] in GOOD for r in results)

@@ -33,7 +33,7 @@ FAULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A picture with what is true of it: its kind, and its panels if it is good."""
+    """A picture with the truth about it: its kind, and its panels if it is good."""
 
     image: Image.Image
     kind: str
@@ -128,7 +128,7 @@ def _even(side: int, count: int, gutter: int) -> list[tuple[int, int]]:
 
 
 def _turned(canvas: Image.Image, rng: Rng) -> Image.Image:
-    """Turned by some degrees and cropped to what is covered."""
+    """Turns a picture by some degrees and crops it to the covered part."""
     width, height = canvas.size
     angle = float(rng.choice([-1, 1]) * rng.uniform(2.0, 6.0))
     turned = canvas.resize((round(width * 1.25), round(height * 1.25)), Image.Resampling.BICUBIC)
@@ -219,7 +219,7 @@ def _clouds(width: int, height: int, rng: Rng, octaves: int = 5) -> np.ndarray:
 
 
 def _photo(width: int, height: int, hue: int, rng: Rng) -> Image.Image:
-    """Sky and ground with texture, and something standing around."""
+    """Sky and ground with texture, and some objects."""
     sky = np.array(_hue(hue, rng, rng.uniform(0.6, 1.1)), float)
     ground = np.array(_colour(rng, 30, 200), float)
     horizon = height * (0.35 + 0.35 * rng.random()) + height * 0.08 * (

@@ -1,4 +1,4 @@
-"""`dsd batch` killed at random moments and started again until it is done.
+"""Kills `dsd batch` at random moments and starts it again until it is done.
 
     python -m benchmarks.kill.batch [--rows 30] [--kills 6] [--seed 0]
 
@@ -85,7 +85,7 @@ def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
 
 
 def images(output: Path) -> dict[str, tuple[int, int]]:
-    """Every finished image with what tells its file from a later one of that name."""
+    """Every finished image, with values that change if its file is replaced."""
     stats = {path.stem: path.stat() for path in output.glob("*.png")}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
@@ -123,7 +123,7 @@ def same_pixels(first: Path, second: Path) -> bool:
 
 
 def kill_and_restart(folder: Path, rows: int, kills: int, seed: int = 0) -> dict[str, Any]:
-    """What came of it, as counts; `folder` is empty."""
+    """Counts of the outcome; `folder` is empty."""
     rng = random.Random(seed)
     write_random_pipeline(folder / "flux", CONFIG)
     write_manifest(folder, rows)
@@ -166,7 +166,7 @@ def kill_and_restart(folder: Path, rows: int, kills: int, seed: int = 0) -> dict
 
 
 def main() -> None:
-    """Runs it, prints the table, saves it, and fails if anything is amiss."""
+    """Runs it, prints the table, saves it, and fails if a count is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=30)
     parser.add_argument("--kills", type=int, default=6)

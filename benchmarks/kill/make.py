@@ -6,13 +6,13 @@ All stages run, from a file of captions to the packed dataset, with drawn grids 
 teacher's. The questions go through the real clients, half of them OpenAI's and half Google's, to a
 server of this machine that bills every answer and is unreliable: 429 with and without Retry-After,
 500, connections cut before and within an answer, half an answer, blocked answers, refused
-questions. What it says depends on the question alone.
+questions. Its answers depend on the question alone.
 
 First it runs undisturbed, then with SIGKILL at random moments and once while packing. Every row of
 every stage and every byte of the dataset must be the same, every question must have one answer in
-the ledgers, and it may be sent again only after an attempt that brought no answer. The bill must be
-what the ledgers say: exactly so undisturbed; of a call that a kill cut off, nobody here can know
-whether it was billed.
+the ledgers, and it may be sent again only after an attempt that brought no answer. The bill of the
+undisturbed run must equal the ledgers' sum; whether a call that a kill cut off was billed cannot be
+known.
 """
 
 import argparse
@@ -165,7 +165,7 @@ def make(config: Path) -> None:
 
 
 class Answers:
-    """What the server says, a function of the question, and the faults that pass, which are not."""
+    """The server's answers, which depend on the question, and its faults, which do not."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -283,7 +283,7 @@ def contents(root: Path) -> dict[str, str]:
 
 
 def ledgers(root: Path) -> dict[str, int]:
-    """Attempts by outcome over all ledgers, and what must not be."""
+    """Attempts by outcome over all ledgers, and the attempts that must not exist."""
     found: Counter[str] = Counter(answered=0, unreadable=0, lost=0, failed=0, invalid=0)
     for path in sorted((root / "ledgers").glob("*.sqlite")):
         with contextlib.closing(sqlite3.connect(path)) as db:
@@ -308,7 +308,7 @@ def stage_of(root: Path) -> str:
 
 
 def kill(process: subprocess.Popen[bytes], config: Path) -> str:
-    """Kills it; the stage that it was at."""
+    """Kills the process and returns the stage that it was at."""
     process.send_signal(signal.SIGKILL)
     process.wait()
     return stage_of(config.parent / "made")
@@ -379,7 +379,7 @@ def kill_and_restart(
 
 
 def check(rows: list[dict[str, Any]], kills: int) -> list[str]:
-    """What is amiss."""
+    """Lists the rules that the rows break."""
     wrong = []
     for row in rows:
         known, lost = row["answers in the ledgers"], row["attempts without an answer"]
@@ -398,7 +398,7 @@ def check(rows: list[dict[str, Any]], kills: int) -> list[str]:
 
 
 def main() -> None:
-    """Runs it, prints and saves the table, and fails if anything is amiss."""
+    """Runs it, prints and saves the table, and fails if a rule is broken."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--captions", type=int, default=110)
     parser.add_argument("--kills", type=int, default=20)

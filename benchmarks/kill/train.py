@@ -1,12 +1,12 @@
-"""Kills a training run at random moments and compares what comes out with a run left alone.
+"""Kills a training run at random moments and compares the result with an undisturbed run.
 
     python -m benchmarks.kill.train --kills 20
 
-Every life of the run gets another number of loader threads and one or two processes, which share
-the same mesh of two devices, and is ended by SIGKILL: while it starts, between steps, or while it
-saves. Up to three times a bit of the newest checkpoint is flipped as well, where there is an older
-one. At the end, every array of the last checkpoint must equal that of the run left alone bit for
-bit, and the logged batch ids must be the same list.
+Each start of the run gets another number of loader threads and one or two processes, which share
+the same mesh of two devices. SIGKILL ends it while it starts, between steps, or while it saves. Up
+to three times a bit of the newest checkpoint is flipped as well, if there is an older one. At the
+end, every array of the last checkpoint must equal that of the undisturbed run bit for bit, and the
+logged batch ids must be the same list.
 """
 
 import argparse
@@ -46,7 +46,7 @@ FLIPS = 3
 
 @dataclasses.dataclass
 class World:
-    """Where the run lives."""
+    """The files of the run."""
 
     folder: Path
     steps: int
@@ -71,7 +71,7 @@ class World:
         return [sys.executable, "-m", "dsd_jax", "train", "tiny", *words, "--no_tensorboard"]
 
     def start(self, output: Path, threads: int, processes: int) -> list[subprocess.Popen[bytes]]:
-        """Starts a life of the run, of one process with two devices or two with one each."""
+        """Starts the run, as one process with two devices or two processes with one each."""
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // processes}",
@@ -149,32 +149,34 @@ def wait_for(done: list[subprocess.Popen[bytes]], moment: object, limit: float =
         if any(process.poll() is not None for process in done):
             return False
         if time.monotonic() > deadline:
-            raise SystemExit("a life of the run does not get on; see log.txt")
+            raise SystemExit("the run takes no further step; see log.txt")
         time.sleep(0.002)
     return True
 
 
-def live_and_die(world: World, output: Path, rng: random.Random, moment: str) -> dict[str, object]:
-    """One life, ended at a random point of the given kind."""
+def start_and_kill(
+    world: World, output: Path, rng: random.Random, moment: str
+) -> dict[str, object]:
+    """Starts the run and kills it at a random moment of the given kind."""
     threads, processes = rng.choice(THREADS), rng.choice((1, 2))
     begun = logged(output)
     from_step = max(steps_of(output / "checkpoints"), default=0)
-    life = world.start(output, threads, processes)
+    started = world.start(output, threads, processes)
     if moment == "start":
         time.sleep(rng.uniform(0.5, 6))
     else:
-        # Every life makes some way, or the run would never end: it must reach new ground first.
+        # Each start must take a new step first, or the run would never end.
         ahead = from_step + rng.randint(1, 2 * SAVE_EVERY)
-        wait_for(life, lambda: logged(output) >= ahead and _fresh(output, begun, from_step))
+        wait_for(started, lambda: logged(output) >= ahead and _fresh(output, begun, from_step))
         if moment == "save":
-            wait_for(life, lambda: saving(output))
+            wait_for(started, lambda: saving(output))
             time.sleep(rng.uniform(0, 0.15))
         else:
             time.sleep(rng.uniform(0, 1.0))
     during = "save" if saving(output) else moment if moment == "start" else "step"
-    if all(process.poll() == 0 for process in life):
+    if all(process.poll() == 0 for process in started):
         during = "end"
-    kill(life, rng)
+    kill(started, rng)
     return {
         "processes": processes,
         "threads": threads,
@@ -185,13 +187,13 @@ def live_and_die(world: World, output: Path, rng: random.Random, moment: str) ->
 
 
 def _fresh(output: Path, begun: int, from_step: int) -> bool:
-    """Whether this life has cut the log and gone on, and not just found the last one's."""
+    """Whether this start has logged a step of its own, and not just found older ones."""
     count = logged(output)
     return count != begun or count == from_step
 
 
 def flip(output: Path, rng: random.Random) -> int | None:
-    """Flips a bit of the newest checkpoint; its step."""
+    """Flips a bit of the newest checkpoint; returns its step."""
     steps = steps_of(output / "checkpoints")
     if len(steps) < 2:
         return None
@@ -205,7 +207,7 @@ def flip(output: Path, rng: random.Random) -> int | None:
 
 
 def compare(alone: Path, killed: Path, steps: int) -> dict[str, object]:
-    """How the two runs differ."""
+    """The differences of the two runs."""
     one, two = (
         OrbaxSource(str(output / "checkpoints" / f"{steps:08d}" / "state"))
         for output in (alone, killed)
@@ -236,7 +238,7 @@ def compare(alone: Path, killed: Path, steps: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """The whole benchmark; some minutes on two cores."""
+    """Runs the benchmark; it takes some minutes on two cores."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -251,30 +253,30 @@ def main() -> None:
     start = time.monotonic()
     (process,) = world.start(alone, threads=16, processes=1)
     if process.wait():
-        raise SystemExit(f"the run left alone failed; see {folder / 'log.txt'}")
+        raise SystemExit(f"the undisturbed run failed; see {folder / 'log.txt'}")
     seconds = time.monotonic() - start
 
     rows: list[dict[str, object]] = []
     flips = rng.sample(range(2, arguments.kills), min(FLIPS, max(arguments.kills - 2, 0)))
     for number in range(arguments.kills):
         moment = ("step", "save", "start", "save")[number % 4]
-        row = live_and_die(world, killed, rng, moment)
+        row = start_and_kill(world, killed, rng, moment)
         flipped = flip(killed, rng) if number in flips else None
-        rows.append({"life": number + 1, **row, "bit flipped in": flipped or ""})
+        rows.append({"start": number + 1, **row, "bit flipped in": flipped or ""})
         print(rows[-1], flush=True)
     last = rng.choice((1, 2))
     begun = max(steps_of(killed / "checkpoints"), default=0)
     survivors = world.start(killed, rng.choice(THREADS), last)
     if any(list(map(subprocess.Popen.wait, survivors))):
-        raise SystemExit(f"the last life failed; see {folder / 'log.txt'}")
+        raise SystemExit(f"the last start failed; see {folder / 'log.txt'}")
     rows.append(
         {
-            "life": len(rows) + 1,
+            "start": len(rows) + 1,
             "processes": last,
             "threads": "",
             "newest checkpoint": begun,
             "killed at": "",
-            "during": "lives",
+            "during": "not killed",
             "bit flipped in": "",
         }
     )
@@ -296,7 +298,7 @@ def main() -> None:
         shutil.rmtree(folder)
     good = not found["arrays that differ"] and found["logged ids equal"]
     if not (good and found["every pair once per epoch"]):
-        raise SystemExit("the killed run is not the run left alone")
+        raise SystemExit("the killed run differs from the undisturbed run")
 
 
 if __name__ == "__main__":

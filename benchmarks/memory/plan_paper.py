@@ -2,10 +2,10 @@
 
     python -m benchmarks.memory.plan_paper          # about two minutes for every TPU topology
 
-Each row is one `dsd plan PRESET --topology KIND:SHAPE` in a process of its own; the TPU rows are
-what the real compiler says, the GPU rows are arithmetic over the program compiled for eight CPU
-devices. Memory is per chip, with VAE and text encoders beside the step. `floor s` is the step's
-matrix products at the chip's peak; `collectives` is what a chip sends or receives in a step.
+Each row is one `dsd plan PRESET --topology KIND:SHAPE` in a process of its own. TPU rows are the
+real compiler's account; GPU rows are arithmetic over the program compiled for eight CPU devices.
+Memory is per chip, with VAE and text encoders beside the step. `floor s` is the step's matrix
+products at the chip's peak; `collectives` is what a chip sends or receives in a step.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CASES = (
 
 
 def plan(preset: str, topology: str, flags: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The plans that one command makes: as configured, then cheaper ones until one fits."""
+    """The plans of one command: as configured, then cheaper ones until one fits."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         words = ["plan", preset, "--topology", topology, "--json", str(path), *flags]

@@ -4,8 +4,9 @@
     python -m benchmarks.memory.sampling_memory [--topologies v5e:2x4 v6e:2x4 v5p:2x2x1]
 
 FLUX.1-dev with the condition embedding, two frames of 512 x 512, one true-guidance step (three
-passes in one batch) and one plain step. Prints what each chip holds: arguments (weights, latents,
-text), temporary memory, and whether it fits. Weights are abstract; nothing is downloaded or run.
+passes in one batch) and one plain step. Prints the memory of each chip: arguments (weights,
+latents, text), temporary memory, and whether it fits. Weights are abstract; nothing is downloaded
+or run.
 """
 
 import argparse

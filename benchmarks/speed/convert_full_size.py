@@ -4,8 +4,8 @@
 
 Writes 24 GB of random bfloat16 weights in diffusers layout, runs `dsd convert to-jax` and
 `dsd convert to-torch` each in a process of its own, and prints the wall time, the peak memory of
-the process, and the time of a plain copy of the same bytes, all on the same disk. The way back must
-give byte-identical tensors. At most 48 GB of disk are used at a time.
+the process, and the time of a plain copy of the same bytes, all on the same disk. The tensors must
+come back byte for byte. At most 48 GB of disk are used at a time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Time from a checkpoint on disk to arrays on the device, against reading the bytes.
+"""Times a checkpoint from disk to arrays on the device, against reading the bytes.
 
     python -m benchmarks.speed.load_time [--double 4 --single 8] [--folder DIR]
 
@@ -35,7 +35,7 @@ CHUNK = 2**24
 
 
 def read_all(folder: Path) -> int:
-    """Reads every byte below a folder; returns how many there are."""
+    """Reads every byte below a folder; returns their number."""
     total = 0
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Pairs per second of the loader, against a torch DataLoader that does the same work.
+"""Counts pairs per second of the loader, against a torch DataLoader that does the same work.
 
     python -m benchmarks.speed.loader [--pairs 128] [--repeats 5]
 
@@ -58,7 +58,7 @@ FORMATS = {"jpeg q95": (".jpg", {"quality": 95}), "png": (".png", {}), "moments"
 
 
 def picture(seed: int) -> Image.Image:
-    """Smooth shapes with fine texture: about as large as a photograph of its size in a file."""
+    """Smooth shapes with fine texture, whose file is about as large as a photograph's."""
     rng = np.random.default_rng(seed)
     canvas = np.zeros((SIDE, SIDE, 3))
     for cells, height in ((4, 90), (16, 40), (64, 14), (256, 5)):
@@ -69,7 +69,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def write_data(root: Path, count: int) -> dict[str, float]:
-    """The same pairs as files and as datasets; kilobytes of a pair by format."""
+    """Writes the same pairs as files and as datasets; returns kilobytes per pair by format."""
     sizes = {}
     for name, (suffix, options) in FORMATS.items():
         folder = root / name

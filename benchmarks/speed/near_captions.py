@@ -1,9 +1,9 @@
-"""Seconds to find near duplicates among captions, by their number and the similarity.
+"""Times the search for near duplicates among captions, by number and similarity.
 
     python -m benchmarks.speed.near_captions
 
-Two kinds of captions: random words, as of the web, and one sentence filled with few words, as of
-the toy world, where every caption shares most of its letters with all others.
+It uses two kinds of captions: random words, as on the web, and one sentence filled with few words,
+as in the toy world, where every caption shares most of its letters with all others.
 """
 
 import random

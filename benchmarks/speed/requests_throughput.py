@@ -1,13 +1,13 @@
-"""How close the request layer comes to the rate that a server and a limit allow.
+"""Compares the rate of the request layer with the rate that a server and a limit allow.
 
     python -m benchmarks.speed.requests_throughput [--seconds 30] [--rounds 2]
 
-A server in a process of its own answers each question 300 ms after it has it. 64 questions are in
-flight, with the ledger on disk; the ideal rate is 64 / 0.3 s, and the rate
-is all answers over the time from the first question to the last answer. The same runs with the
-ledger in memory, and with the client alone behind a semaphore, tell what each part costs, and a
-loop over the ledger alone tells what it can do. Of some rounds the best is taken: other work on
-the machine only slows it; the CPU time of a question says what a machine without it could do.
+A server in a process of its own answers each question after 300 ms. 64 questions are in flight,
+with the ledger on disk. The ideal rate is 64 / 0.3 s; the measured rate is the number of answers
+over the time from the first question to the last answer. The same runs with the ledger in memory,
+and with the client alone behind a semaphore, show the cost of each part, and a loop over the ledger
+alone shows its limit. The best of some rounds counts, since other work on the machine only slows
+it; the CPU time of a question shows what an idle machine could do.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def question(number: int) -> Request:
 
 
 def through_the_session(provider: ProviderConfig, count: int, ledger: Path | None) -> float:
-    """The whole layer."""
+    """Rate through the complete layer."""
     began = []
 
     async def work(number: int, ask: Ask) -> str:
@@ -66,7 +66,7 @@ def through_the_session(provider: ProviderConfig, count: int, ledger: Path | Non
 
 
 def through_the_client(provider: ProviderConfig, count: int) -> float:
-    """The HTTP client alone, without limits and ledger."""
+    """Rate through the HTTP client alone, without limits and ledger."""
 
     async def run() -> float:
         transport = OpenAITransport(provider, Access())
@@ -114,7 +114,7 @@ def ledger_alone(folder: Path, count: int = 4000) -> tuple[float, float]:
 
 
 def serving() -> subprocess.Popen[str]:
-    """The server of the tests, alone; its first line is its port."""
+    """Starts the server of the tests; its first line is its port."""
     command = [sys.executable, "-m", "tests.core.llm.server", "--delay", str(DELAY_S)]
     return subprocess.Popen(
         command,

@@ -1,4 +1,4 @@
-"""One sampling step of FLUX: ours against diffusers, eager and compiled, in the same run.
+"""Times one sampling step of FLUX: ours and diffusers', eager and compiled, in the same run.
 
     python -m benchmarks.speed.sampling_step  # CPU: width 1024, 4 + 8 blocks, float32
     python -m benchmarks.speed.sampling_step --preset gpu  # 12 B, bfloat16, batch 1 and 8
@@ -50,7 +50,7 @@ T_CUR, T_NEXT, GUIDANCE = 0.7, 0.65, 3.5
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What is timed where."""
+    """Model and sizes for one kind of device."""
 
     config: FluxConfig
     dtype: str

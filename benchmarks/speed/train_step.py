@@ -1,4 +1,4 @@
-"""One training step of FLUX with LoRA: ours against diffusers + PEFT, in the same run.
+"""Times one training step of FLUX with LoRA: ours and that of diffusers + PEFT, in the same run.
 
     python -m benchmarks.speed.train_step                  # CPU: width 1024, 4 + 8 blocks, float32
     python -m benchmarks.speed.train_step --preset gpu     # 12 B parameters, rank 512, bfloat16
@@ -87,7 +87,7 @@ class Preset:
         return "cpu" if self.dtype == "float32" else "cuda"
 
     def objective(self) -> Customise:
-        """What is minimised."""
+        """The loss."""
         return Customise(self.recipe().flow, Schedule(), self.canvas)
 
     def recipe(self, *, scan_layers: bool = True, remat: str = "full") -> TrainConfig:
@@ -255,7 +255,7 @@ def torch_trainer(model: FluxTransformer2DModel, preset: Preset, *, compiled: bo
 def our_trainer(
     source: WeightSource, adapter: Adapter, preset: Preset, *, scan_layers: bool, remat: str
 ) -> Trainer:
-    """The same function."""
+    """The same function for our trainer."""
     recipe, mesh = preset.recipe(scan_layers=scan_layers, remat=remat), make_mesh(MeshConfig(1))
     split = make_trainee(
         recipe, Component("", preset.flux, source, "memory"), mesh, Start(adapter)
@@ -278,7 +278,7 @@ def our_trainer(
 
 
 def flops(source: WeightSource, adapter: Adapter, preset: Preset) -> float:
-    """Of a step."""
+    """FLOPs of a step."""
     trained = {
         path: array.shape for path, array in (*adapter.factors.items(), *adapter.full.items())
     }

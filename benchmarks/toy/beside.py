@@ -1,11 +1,11 @@
-"""Can the toy teacher paint beside a given picture? What a student of it can build on.
+"""Measures how well the toy teacher paints beside a given picture, before any student training.
 
     python -m benchmarks.toy.beside [--cases 200] [--steps 16] [--flux FOLDER]
 
-The cases of `toy_study`, but no condition and no adapter: the left half of the canvas is the
+It uses the cases of `study.py` without condition and adapter: the left half of the canvas is the
 reference, clean at every step, and the words are "two pictures of this thing, right-hand on ...".
 Subjects are held out. `loss`: mean squared error of the right half's velocity at one time, for the
-drawing that would be right; `identity` and so on as in `toy_study`, of sampled right halves.
+drawing that would be right; `identity` and so on as in `study.py`, of sampled right halves.
 """
 
 import argparse
@@ -55,7 +55,7 @@ CANVAS = Canvas(PANEL // 4, PANEL // 2)
 
 
 def batch_of(cases: list[Case]) -> PairBatch:
-    """Canvases of what is given and what would be right, with the words for them."""
+    """Canvases of the reference and a right answer, with the words for them."""
     none = np.zeros(len(cases), bool)
     both = [np.concatenate([case.reference(), case.ideal()], axis=1) for case in cases]
     return PairBatch(
@@ -123,7 +123,7 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """About a minute on two cores."""
+    """Measures, prints and saves; it takes about a minute on two cores."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--steps", type=int, default=16)

@@ -1,12 +1,12 @@
-"""At what times the text has something to decide on the toy world.
+"""Measures at what times the text decides on the toy world.
 
     python -m benchmarks.toy.latents [--pictures 200]
 
-Pictures that differ in one word, and how far apart their latents lie, normalised as the transformer
-sees them. Of two pictures at distance d, x_t tells which it is made from with a detectability of
-d' = d (1 - t) / t (signal detection with Gaussian noise of standard deviation t); at d' = 2 it is
-right in 84 % of the cases, and above the t of that the text has to say it. In a grid the four
-panels differ alike, so that d is twice as large.
+It measures the distance of the latents of pictures that differ in one word, normalised as the
+transformer sees them. For two pictures at distance d, x_t reveals its picture with a detectability
+of d' = d (1 - t) / t (signal detection with Gaussian noise of standard deviation t). At d' = 2 a
+guess is right in 84 % of the cases; above the t of d' = 2 the text has to decide. In a grid the
+four panels differ alike, so that d is twice as large.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Scores customisers on the toy world: before and after, curated or not, with true guidance.
+"""Scores customisers on the toy world: before and after training, curated or not, guided.
 
     dsd quickstart --output_dir outputs/quickstart
     python -m benchmarks.toy.study outputs/quickstart [--cases 300]
@@ -7,8 +7,8 @@ Every row of the table sees the same cases with the same noise: subjects that no
 on, each in one scene, asked for in another. `identity`: shape, both colours and marking are right;
 `prompt`: background and place are; `copied`: background and place of the reference were kept.
 Intervals are 95 % by bootstrap over cases. The student without curation is trained here, with the
-steps of the quickstart, on the same grids, with every pair that was put before the judge. The
-sweep over guidance scales is the quickstart's student.
+steps of the quickstart, on the same grids, with every pair that the judge was asked about. The
+sweep over guidance scales uses the quickstart's student.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def intervals(scores: Sequence[Score]) -> dict[str, str]:
 
 
 def train_uncurated(folder: Path) -> Path:
-    """A student of the quickstart's grids without the judge: every pair passes; its export."""
+    """Trains a student on the quickstart's grids without the judge; returns its export."""
     own = folder / "uncurated"
     export = own / "export"
     if export.exists():
@@ -154,7 +154,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """About 15 minutes on two cores, with the training of the student without curation."""
+    """Scores all; about 15 minutes on two cores, training without curation included."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("quickstart", type=Path)
     parser.add_argument("--cases", type=int, default=300)

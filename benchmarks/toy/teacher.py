@@ -1,12 +1,12 @@
-"""What the toy teacher paints: does it follow its prompts, and are its grids of one subject?
+"""Measures the toy teacher: does it follow its prompts, and do its grids show one subject?
 
     python -m benchmarks.toy.teacher [--prompts 200] [--steps 28] [--sheet sheet.png]
 
 Grids and single pictures of random subjects in random scenes, one row for subjects that it was
-trained on and one for subjects that were held out. A panel is right if the pixel judge sees all
-that the prompt says of the subject (or of background and place). A pair of panels is the same if
-the judge sees all of the subject in both and it agrees, whatever the prompt said: such pairs are
-what a judge keeps.
+trained on and one for subjects that were held out. A panel is right if the pixel judge sees
+everything that the prompt says about the subject (or about background and place). A pair of panels
+is the same if the judge sees the complete subject in both and it agrees, whatever the prompt said;
+a judge keeps such pairs.
 """
 
 import argparse

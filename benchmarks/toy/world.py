@@ -1,10 +1,10 @@
-"""How far the pixel judge of the toy world can be trusted: on drawings, and on spoilt ones.
+"""Measures the pixel judge of the toy world on drawings, exact ones and spoilt ones.
 
     python -m benchmarks.toy.world [--pictures 500] [--seed 0]
 
 Random subjects, held-out ones among them, in random scenes, drawn exactly and then spoilt by noise,
-blur, JPEG, a shift of colours, or the toy autoencoder. `wrong` is what matters: the judge may say
-that it cannot tell, but what it tells should be so.
+blur, JPEG, a shift of colours, or the toy autoencoder. `wrong` matters most: the judge may find a
+picture unclear, but it should not be wrong.
 """
 
 import argparse
