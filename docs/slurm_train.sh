@@ -25,7 +25,7 @@ srun --kill-on-bad-exit=1 dsd train paper \
     --base_path "$BASE" --data "$PAIRS" --eval_data "$HELD_OUT" \
     --output_dir "$RUN" --steps "$STEPS"
 
-# A run that was asked to stop ends well, too; only the last checkpoint tells that it is through.
-if [[ ! -e "$RUN/checkpoints/$(printf %08d "$STEPS")/manifest.json" ]]; then
+# A run that was asked to stop ends with status 0 too; only the last checkpoint shows that it is
+done. if [[ ! -e "$RUN/checkpoints/$(printf %08d "$STEPS")/manifest.json" ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
