@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
@@ -38,7 +38,10 @@ MIN_SIDE = 16
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Endings of pictures that can be written, and their formats."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+if features.check("avif"):  # Pillow can be built without it
+    FORMATS = (*FORMATS, "AVIF")
 _KEY = "parameters"
+_DEEP = "deep"  # in `Image.info`: a picture whose values were scaled to 8 bits
 Source: TypeAlias = str | Path | bytes | Image.Image
 """A picture: a path, the bytes of a file, or a PIL image."""
 
@@ -59,14 +62,14 @@ def open_image(source: Source) -> Image.Image:
     Raises:
         UserError: missing, unreadable, truncated, tiny or huge file, or not a picture.
     """
-    with _opened(source, MIN_SIDE) as (_, stored):
+    with _opened(source, MIN_SIDE) as (name, stored):
         image = stored
         with contextlib.suppress(*_UNREADABLE):  # a damaged rotation tag; the picture is complete
             image = ImageOps.exif_transpose(image)
         if _has_alpha(image):
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return image.convert("RGB")
+        return _rgb(name, image)
 
 
 class Frame(NamedTuple):
@@ -94,9 +97,11 @@ def open_frame(source: Source, height: int, width: int) -> Frame:
         with contextlib.suppress(*_UNREADABLE):  # damaged metadata; the picture is complete
             orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
         notices: tuple[str, ...] = ()
+        if _DEEP in image.info:
+            notices = (f"{name} has 16 bits a channel; its values are scaled to 8 bits",)
         if _has_alpha(image) and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             notices = (f"{name} is partly transparent; its alpha channel is dropped",)
-        rgb = image.convert("RGB")
+        rgb = _rgb(name, image)
     turn = _TURNS.get(orientation)
     if turn is None:
         return Frame(fit(rgb, height, width), notices)
@@ -193,10 +198,22 @@ def _decoded(name: str, image: Image.Image, smallest: int) -> Image.Image:
         raise UserError(f"{name} holds floating-point values; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         # PIL would clip 16-bit values at 255 instead of scaling them.
-        exif = image.getexif()
-        image = Image.fromarray((np.asarray(image).clip(0, 65_535) / 257).round().astype(np.uint8))
+        exif, values = image.getexif(), np.asarray(image).clip(0, 65_535)
+        deep = image.mode != "I" or values.max() > 255  # 32 bits may hold what 8 could
+        image = Image.fromarray((values / 257 if deep else values).round().astype(np.uint8))
         image.info["exif"] = exif.tobytes()
+        if deep:
+            image.info[_DEEP] = True
     return image
+
+
+def _rgb(name: str, image: Image.Image) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise UserError(
+            f"{name} has the mode {image.mode}, which has no way to RGB; convert it before"
+        ) from None
 
 
 def _has_alpha(image: Image.Image) -> bool:

@@ -66,6 +66,12 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"cannot (decode|read) .*picture: "):
             open_image(path)
 
+    def test_a_mode_without_a_way_to_rgb(self):
+        picture = Image.fromarray(noise()).convert("LA").convert("La")
+        for reader in (open_image, lambda image: open_frame(image, 32, 32)):
+            with pytest.raises(UserError, match="the image has the mode La, which has no way to R"):
+                reader(picture)
+
     def test_missing(self, tmp_path):
         with pytest.raises(UserError, match=r"there is no image at .*gone\.png"):
             open_image(tmp_path / "gone.png")
@@ -179,6 +185,24 @@ class TestDecoding:
         opened = np.asarray(open_image(encoded(Image.fromarray(values), kind)))
         assert opened.shape == (32, 32, 3)
         np.testing.assert_array_equal(opened, np.round(values / 257)[..., None].repeat(3, 2))
+        frame = open_frame(encoded(Image.fromarray(values), kind), 32, 32)
+        assert frame.notices == (
+            "the image has 16 bits a channel; its values are scaled to 8 bits",
+        )
+
+    def test_bytes_kept_in_32_bits_stay_what_they_are(self):
+        gray = noise(channels=1)
+        picture = Image.fromarray(gray.astype(np.int32))
+        np.testing.assert_array_equal(np.asarray(open_image(picture))[..., 0], gray)
+        assert open_frame(picture, 32, 32).notices == ()
+
+    @pytest.mark.skipif("AVIF" not in images.FORMATS, reason="Pillow was built without AVIF")
+    def test_avif_is_read(self):
+        data = encoded(Image.fromarray(smooth(40, 60)), "AVIF", quality=95)
+        opened = np.asarray(open_image(data)).astype(int)
+        assert np.abs(opened - smooth(40, 60)).max() < 16
+        with pytest.raises(UserError, match="is not a picture that can be read"):
+            open_image(data[: len(data) * 2 // 3])
 
     def test_grayscale_and_bilevel(self):
         gray = noise(channels=1)
