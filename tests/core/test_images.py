@@ -201,7 +201,7 @@ class TestDecoding:
         data = encoded(Image.fromarray(smooth(40, 60)), "AVIF", quality=95)
         opened = np.asarray(open_image(data)).astype(int)
         assert np.abs(opened - smooth(40, 60)).max() < 16
-        with pytest.raises(UserError, match="is not a picture that can be read"):
+        with pytest.raises(UserError, match=r"cannot decode|is not a picture"):
             open_image(data[: len(data) * 2 // 3])
 
     def test_grayscale_and_bilevel(self):
