@@ -11,6 +11,7 @@ from typing import Any
 
 from dsd_jax.llm.messages import Answer, Finish, Usage
 from dsd_jax.llm.scrub import WITHHELD
+from dsd_jax.llm.thoughts import without_thoughts
 from dsd_jax.structured import Limits, MalformedError, parse_json
 from dsd_jax.text.plain import text_fault
 
@@ -39,25 +40,21 @@ _LONGEST_NAME = 200  # characters of a model's name or a request's id
 _OBJECTS_TRIED = 64  # opening braces at which a JSON object is looked for
 _TEXT_TYPES = (None, "text", "output_text")
 _THOUGHT_TYPES = ("thinking", "redacted_thinking", "thought", "reasoning", "reasoning_text")
-# The tags of thoughts: of most models, of Kimi, and of Mistral.
-_THOUGHT_TAG = re.compile(
-    r"[<◁](/?)(?:\w{1,20}:)?(?i:think|thinking|thoughts?|reasoning|reflection)[>▷]|\[(/?)THINK\]"
-)
-
 _FINISHES: dict[str, Finish] = {
     **dict.fromkeys(
-        """stop eos eos_token end end_turn stop_sequence stop_token complete completed finished done
-        success""".split(),
+        """stop eos eos_token eos_token_id eot eot_id end end_turn endoftext im_end stop_sequence
+        stop_token stop_str stop_string complete completed finish finished done success natural
+        normal ok""".split(),
         "stop",
     ),
     **dict.fromkeys(
-        """length max_tokens max_output_tokens max_completion_tokens max_length model_length
-        token_limit context_length model_context_window_exceeded""".split(),
+        """length max_tokens max_new_tokens max_output_tokens max_completion_tokens max_length
+        model_length limit token_limit context_length model_context_window_exceeded""".split(),
         "length",
     ),
     **dict.fromkeys(
         """content_filter content_filtered safety refusal refused blocked blocklist moderation
-        recitation prohibited_content spii language image_safety image_prohibited_content
+        sensitive recitation prohibited_content spii language image_safety image_prohibited_content
         image_recitation model_armor""".split(),
         "blocked",
     ),
@@ -124,7 +121,7 @@ def answer_of(
     if text is None and finish in {"stop", "length", "other"}:
         finish = "not_text"
     return Answer(
-        text=_without_thoughts(text or ""),
+        text=without_thoughts(text or ""),
         finish=finish,
         model=_name(model),
         request_id=_name(request_id),
@@ -143,9 +140,20 @@ def finish_of(word: object, content: object, words: Mapping[str, Finish]) -> Fin
         content: The content of the answer.
         words: Words of this server and what they mean, before the known ones.
     """
-    if not isinstance(word, str) or not word:
-        return "stop" if content and word in (None, "") else "other"
-    return words.get(word) or _FINISHES.get(word.lower(), "other")
+    if isinstance(word, dict):  # {"type": "stop"}
+        word = word.get("type", word.get("reason", word))
+    if isinstance(word, str) and word in words:
+        return words[word]
+    plain = _plain(word) if isinstance(word, str) else word
+    if plain in (None, "", "none", "null"):
+        return "stop" if content else "other"
+    return _FINISHES.get(plain, "other") if isinstance(plain, str) else "other"
+
+
+def _plain(word: str) -> str:
+    """A word for the end in small letters, without what enums and templates put around it."""
+    bare = re.sub(r"[\s.-]+", "_", word.strip("<|> ").lower())
+    return re.sub(r"^finish_?reason_", "", bare)
 
 
 def usage_of(read: object, cached: object, written: object) -> Usage | None:
@@ -226,29 +234,6 @@ def _joined(parts: list[Any]) -> str | None:
         else:
             others += 1
     return None if others and not texts else "".join(texts)
-
-
-def _without_thoughts(text: str) -> str:
-    """A text without what a model wrote as its thoughts before the answer.
-
-    A closing tag without an opening one ends thoughts that began with the text, since some
-    templates write the opening tag themselves. An opening tag without a closing one starts thoughts
-    that never ended.
-    """
-    kept: list[str] = []
-    position, thinking = 0, False
-    for tag in _THOUGHT_TAG.finditer(text):
-        if not (tag[1] or tag[2]):
-            if not thinking:
-                kept.append(text[position : tag.start()])
-            thinking = True
-        else:
-            if not thinking:
-                kept.clear()
-            position, thinking = tag.end(), False
-    if not position and not thinking:
-        return text
-    return "".join([*kept, "" if thinking else text[position:]]).strip()
 
 
 def _count(value: object) -> int | None:

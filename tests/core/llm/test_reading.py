@@ -12,6 +12,7 @@ from dsd_jax.llm.reading import answer_of, finish_of, json_of, problem_of, usage
 from dsd_jax.llm.transport import Raw
 
 HALF = "\ud83d"
+HARMONY = "<|channel|>analysis<|message|>hm"
 
 
 def text_of(content: object) -> str | None:
@@ -62,10 +63,43 @@ def test_text_parts_only(content, text):
         ([{"type": "text", "text": "<think>hm"}, {"type": "text", "text": "</think>yes"}], "yes"),
         (" I think <b>yes</b>\n", " I think <b>yes</b>\n"),
         ("a <thinker> b", "a <thinker> b"),
+        ('<think budget="3">hm</think >yes', "yes"),
+        ("&lt;think&gt;hm&lt;/think&gt;yes", "yes"),
+        ("<analysis>hm</analysis>yes", "yes"),
+        ("<think_start>hm<think_end>yes", "yes"),
+        ("<|think|>hm<|/think|>yes", "yes"),
+        ("<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>yes<|END_RESPONSE|>", "yes"),
+        ("<|begin_of_thought|>hm<|end_of_thought|>yes", "yes"),
+        ("<|channel>thought\nhm<channel|>yes", "yes"),
+        ("<unused94>thought\nhm<unused95>yes", "yes"),
+        (f"{HARMONY}<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>", "yes"),
+        (f"{HARMONY}<|end|>{HARMONY}", ""),
+        ("<|channel|>final<|message|>yes", "yes"),
+        ("analysisWe say yes.assistantfinalyes", "yes"),
+        ("Here is my thought process: hm\n\nHere is my response: yes", "yes"),
+        ("a sign that says <think> in neon", ""),  # nobody can tell: the question goes out again
     ],
 )
 def test_thoughts_are_cut(content, text):
     assert text_of(content) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "yes<|im_end|>",
+        "<|im_start|>assistant\nyes<|im_end|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\nyes<|eot_id|>",
+        "<s>yes</s>",
+        "<start_of_turn>model\nyes<end_of_turn>",
+        "<think>hm</think><answer>\nyes</answer>",
+        "<think>hm</think><|begin_of_box|>yes<|end_of_box|>",
+        "```text\nyes\n```",
+        "\ufeffyes\u200b",
+    ],
+)
+def test_what_a_template_puts_around_an_answer_is_cut(content):
+    assert text_of(content) == "yes"
 
 
 def test_thoughts_are_found_in_linear_time():
@@ -123,6 +157,13 @@ def test_the_one_json_object(text, found):
         ("PROHIBITED_CONTENT", "", "blocked"),
         ("tool_calls", "", "other"),
         ("fertig", "a", "stop"),
+        ("FinishReason.STOP", "a", "stop"),
+        ("FINISH_REASON_MAX_TOKENS", "a", "length"),
+        ("<|im_end|>", "a", "stop"),
+        ("Max Tokens", "a", "length"),
+        ("none", "a", "stop"),
+        ("none", "", "other"),
+        ({"type": "length", "length": 3}, "a", "length"),
         (7, "a", "other"),
         ({}, "a", "other"),
     ],
