@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout, suppress
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -156,9 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     if not debug:
         sys.excepthook = _main_thread_only
+    _print_anything()
     signals = StopsAtOnce()
     try:
         with signals:
+            _check_words(words)
             status = _dispatch(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -177,6 +179,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_unwritten()
         return _refuse(message)
     return status
+
+
+def _print_anything() -> None:
+    """Lets both outputs spell a letter that they cannot encode, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_words(words: list[str]) -> None:
+    """Refuses arguments that no file of text could hold.
+
+    Raises:
+        UserError: a word holds bytes that are not UTF-8, in whatever encoding they are.
+    """
+    if any(not word.isascii() for word in words):
+        from dsd_jax.text.plain import check_text
+
+        for word in words:
+            check_text(word, f"the argument {word!a}")
 
 
 def _dispatch(words: list[str]) -> int:

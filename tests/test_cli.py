@@ -1,5 +1,6 @@
 """The command `dsd`: its table, its dispatch, and what a user sees when something is wrong."""
 
+import io
 import re
 import subprocess
 import sys
@@ -162,6 +163,26 @@ def test_a_wrong_flag_is_refused(capsys: pytest.CaptureFixture[str]):
         cli.main(["paint", "cat.png", "--num_image", "3"])
     assert "--num_image" in capsys.readouterr().err
     assert calls == []
+
+
+@pytest.mark.parametrize("argv", [["caf\udce9"], ["paint", "caf\udce9"], ["paint", "--\ud83d"]])
+def test_arguments_that_no_file_of_text_could_hold_are_refused(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(argv) == 2
+    assert re.match(
+        rf"error: the argument {re.escape(ascii(argv[-1]))} holds the .*; give it as valid UTF-8\n$",
+        capsys.readouterr().err,
+    )
+    assert calls == []
+
+
+def test_an_output_in_another_encoding_spells_what_it_lacks(monkeypatch: pytest.MonkeyPatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    assert cli.main(["--version"]) == 0
+    sys.stdout.write("Küken \udce9\n")
+    assert written.getvalue().endswith(b"K\\xfcken \\udce9\n")
 
 
 def test_a_users_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):

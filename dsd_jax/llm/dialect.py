@@ -132,4 +132,4 @@ def _limit_name(provider: ProviderConfig) -> Literal["max_tokens", "max_completi
 
 def _takes_budgets(provider: ProviderConfig) -> bool:
     """Gemini's models before version 3 take a budget, later ones a level."""
-    return provider.kind == "gemini" and bool(re.match(r"gemini-[12]\.", provider.model))
+    return provider.kind == "gemini" and bool(re.search(r"(^|/)gemini-[12]\.", provider.model))
