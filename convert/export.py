@@ -116,9 +116,10 @@ def export_run(
     root = base if base is not None else resolve(run["base"]["path"])
     component = with_condition(_base_of(run, root), [(adapter, 1.0)])
     whole = not adapter.factors
-    if form.single_file and (merge or whole):
+    flag = "--single_file" if form.single_file else f"--layout {form.layout}"
+    if (form.single_file or form.layout != "peft") and (merge or whole):
         what = "--merge" if merge else "a run of all parameters"
-        raise UserError(f"--single_file writes a LoRA; {what} gives a transformer without one")
+        raise UserError(f"{flag} writes a LoRA; {what} gives a transformer without one")
     told = Card(
         Path(target).name,
         _command(checkpoints, target, form, step=step, merge=merge),

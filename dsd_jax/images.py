@@ -37,7 +37,7 @@ MAX_PIXELS = 64_000_000  # 192 MB decoded; far above any camera's needs here, fa
 MIN_SIDE = 16
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Endings of pictures that can be written, and their formats."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 if features.check("avif"):  # Pillow can be built without it
     FORMATS = (*FORMATS, "AVIF")
 _KEY = "parameters"
