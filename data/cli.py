@@ -1,4 +1,4 @@
-"""`dsd data import`, `export`, `stats`, `verify` and `encode`."""
+"""`dsd data import`, `export`, `view`, `stats`, `verify` and `encode`."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, batch_ways, make_mesh
 from dsd_jax.shares import ShareFlags
 
-__all__ = ["encode", "export", "import_dataset", "stats", "verify"]
+__all__ = ["encode", "export", "import_dataset", "stats", "verify", "view"]
 
 
 def import_dataset(
@@ -70,6 +70,26 @@ def export(
         print("the card says `license: unknown`; name one with --license before you share it")
 
 
+def view(
+    source: tyro.conf.Positional[Path], output_path: Path | None = None, limit: int = 200
+) -> None:
+    """Write a web page with the pictures and words of a dataset, in one file.
+
+    Of a making it shows the grids, the boxes, the pairs and the judge's answers.
+
+    Args:
+        source: Configuration or work folder of `dsd data make`, dataset, table of pairs, or folder
+            of images.
+        output_path: HTML file to write. Default: one beside the source, with its name.
+        limit: Largest number of grids, pairs or images; of more, a sample is shown.
+    """
+    from dsd_jax.data.view import page_beside, write_view
+
+    output = output_path or page_beside(source)
+    shown = write_view(source, output, limit)
+    print(f"{output} shows {shown}")
+
+
 def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None:
     """Count the contents of a dataset, or the yields and costs of a work folder.
 
@@ -78,11 +98,10 @@ def stats(dataset: tyro.conf.Positional[Path], plot: Path | None = None) -> None
         plot: PNG file for a plot of yields, reasons, subjects and costs of a work folder.
     """
     from dsd_jax.data.make.folder import is_begun
-    from dsd_jax.data.make.overview import plot_yields, show, tables
+    from dsd_jax.data.make.overview import plot_yields, tables
 
     if is_begun(dataset):
-        for table in tables(dataset):
-            show(table)
+        print("\n\n".join(tables(dataset)))
         if plot is not None:
             plot_yields(dataset, plot)
         return

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.box import SIMPLE
-from rich.table import Table
 
 from dsd_jax.data.make.config import MakeConfig, load_config
 from dsd_jax.data.make.crops import panels_of
 from dsd_jax.data.make.folder import begun_settings, open_parts
 from dsd_jax.data.make.grids import Teacher
-from dsd_jax.data.make.overview import show, summary
+from dsd_jax.data.make.overview import progress_table, summary
 from dsd_jax.data.make.pack import DATASET, pack
 from dsd_jax.data.make.run import CountTokens, OthersFirst, Tools, check_kept, run_stage
 from dsd_jax.data.make.stages import (
@@ -25,14 +23,11 @@ from dsd_jax.data.make.stages import (
     Stage,
     StageRow,
 )
-from dsd_jax.data.make.statistics import ledger_totals, yield_of
-from dsd_jax.data.make.view import write_page
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.shares import ShareFlags, WorkerShare
 
 __all__ = [
     "caption", "captions", "grids", "judge", "make", "pack_dataset", "pairs", "prompts", "status",
-    "view",
 ]  # fmt: skip
 
 Config = tyro.conf.Positional[Path]
@@ -144,43 +139,10 @@ def status(config: Config) -> None:
     Args:
         config: TOML file of all stages.
     """
-    chosen = load_config(config)
-    parts = open_parts(chosen)
-    totals = ledger_totals(parts.root)
-    table = Table(box=SIMPLE)
-    table.add_column("stage")
-    for column in ("parts", "rows", "kept", "answers", "maybe charged", "dollars", "to do"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for stage in STAGES:
-        counts = yield_of(parts, stage)
-        seen = totals.get(stage.name)
-        todo = [str(part) for part in range(parts.count) if not parts.done(stage, part)]
-        table.add_row(
-            stage.name,
-            f"{counts.finished}/{parts.count}",
-            f"{counts.rows:,}",
-            f"{counts.kept:,}",
-            f"{seen.answered:,}" if seen else "",
-            f"{seen.maybe_charged:,}" if seen else "",
-            f"{seen.cost:,.2f}" if seen else "",
-            " ".join(todo[:6]) + (" …" if len(todo) > 6 else ""),
-        )
-    show(table)
+    parts = open_parts(load_config(config))
+    print(progress_table(parts))
     packed = (parts.root / DATASET / "dataset.json").exists()
     print(f"{parts.root / DATASET} is {'there' if packed else 'not packed yet'}")
-
-
-def view(config: Config, output: Path, limit: int = 200) -> None:
-    """Write a web page with grids, boxes, pairs, prompts and the judge's answers.
-
-    Args:
-        config: TOML file of all stages.
-        output: HTML file to write.
-        limit: Largest number of grids; a sample is shown if there are more.
-    """
-    parts = open_parts(load_config(config))
-    shown, total = write_page(parts, output, limit, parts.root.resolve().name)
-    print(f"{output} shows {shown:,} of {total:,} grids")
 
 
 def _run(

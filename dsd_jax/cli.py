@@ -79,7 +79,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     "Look at a dataset": {
         "data status": Command("Show the progress of each stage", "dsd_jax.data.cli_make:status"),
         "data view": Command(
-            "Write a web page with grids, pairs and judgements", "dsd_jax.data.cli_make:view"
+            "Write a web page with pairs, grids and judgements", "dsd_jax.data.cli:view"
         ),
         "data export": Command(
             "Write a dataset as Parquet or as a folder of images", "dsd_jax.data.cli:export"
@@ -288,9 +288,9 @@ def doctor(folder: Path = Path()) -> None:
         folder: Folder whose disk is reported.
     """
     from dsd_jax.doctor import findings
+    from dsd_jax.terminal import facts_text
 
-    for title, found in findings(folder):
-        print(f"{title:15}{found}")
+    print(facts_text(findings(folder)))
 
 
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:

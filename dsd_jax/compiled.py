@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from dsd_jax.errors import UserError
 
@@ -17,7 +18,9 @@ MAX_BYTES = 4 * 2**30  # the programs that were not used for the longest time go
 def keep_compiled(place: str = "auto") -> str | None:
     """Turns JAX's persistent compilation cache on, or off.
 
-    It leaves a cache alone that is configured already, as by `JAX_COMPILATION_CACHE_DIR`.
+    It leaves a cache alone that is configured already, as by `JAX_COMPILATION_CACHE_DIR`. Several
+    processes keep nothing unless they are told where: XLA may compile on all hosts together, and
+    would wait for a host that has found the program on its own disk.
 
     Args:
         place: a folder; "auto" for one in the user's cache; "off" for none.
@@ -32,7 +35,7 @@ def keep_compiled(place: str = "auto") -> str | None:
     if place == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    if configured:
+    if configured or (place == "auto" and jax.process_count() > 1):
         return None
     folder = Path(place).expanduser() if place != "auto" else _own_folder()
     try:
@@ -46,6 +49,7 @@ def keep_compiled(place: str = "auto") -> str | None:
         ) from None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    compilation_cache.reset_cache()  # what was compiled before has decided that there is none
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
     return f"compiled programs are kept in {folder} ({size:,.0f} MB)"
 

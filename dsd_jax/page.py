@@ -17,52 +17,13 @@ from PIL import Image
 
 from dsd_jax.files import write_file
 
-__all__ = ["Card", "Page", "Picture"]
+__all__ = ["SMALL", "STYLE", "Card", "Page", "Picture", "data_uri"]
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --paper: #fff; --line: #d0d7de; --soft: #f6f8fa;
-  --dim: #59636e; --good: #1a7f37; --curve: #0969da; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #3d444d;
-  --soft: #151b23; --dim: #9198a1; --good: #3fb950; --curve: #4493f8; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 100rem; margin: 0 auto; padding: 1.5rem clamp(1rem, 3vw, 3rem); }
-p, pre { max-width: 70rem; }
-h1 { line-height: 1.2; margin: 0 0 1rem; } h2 { margin: 2.5rem 0 .5rem; }
-img { display: block; width: 100%; image-rendering: pixelated; border-radius: 4px; }
-figure { flex: 1 1 0; min-width: 0; margin: 0; }
-figcaption { font-size: .75rem; color: var(--dim); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-tr { border-bottom: 1px solid var(--line); }
-th, td { padding: .4rem clamp(.4rem, 1.5vw, 1rem); text-align: left; vertical-align: top; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr));
-  gap: 1rem; }
-.card { border: 1px solid var(--line); border-radius: 6px; padding: .6rem;
-  background: var(--paper); }
-.card p { margin: .5rem 0 0; font-size: .85rem; overflow-wrap: anywhere; }
-.pictures { display: flex; gap: .4rem; color: inherit; text-decoration: none; cursor: zoom-in; }
-.marked { outline: 3px solid var(--good); }
-.close { display: none; }
-.card:target { position: fixed; inset: 0; z-index: 1; overflow: auto; border: 0; border-radius: 0;
-  padding: 3.5rem clamp(1rem, 5vw, 4rem) 1rem; }
-.card:target .pictures { max-width: calc(70vh * var(--count)); margin: 0 auto; gap: 1rem;
-  cursor: default; }
-.card:target p { font-size: 1.1rem; text-align: center; margin: 1rem auto; }
-.card:target figcaption { font-size: 1rem; }
-.card:target .close { display: block; position: absolute; inset: 0; text-align: right;
-  padding: 1rem clamp(1rem, 5vw, 4rem); color: inherit; text-decoration: none; cursor: zoom-out; }
-pre { background: var(--soft); padding: .8rem; border-radius: 6px; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-.chart { max-width: 70rem; padding: .7rem 1rem 2rem 3.5rem; }
-.plot { position: relative; height: 18rem; font-size: .8rem; color: var(--dim); }
-.plot svg { display: block; width: 100%; height: 100%; overflow: visible; }
-.plot line { stroke: var(--line); }
-.plot polyline { fill: none; stroke: var(--curve); stroke-width: 2; }
-.plot * { vector-effect: non-scaling-stroke; }
-.plot span { position: absolute; white-space: nowrap; }
-.up { right: calc(100% + .5rem); transform: translateY(-50%); }
-.along { top: calc(100% + .3rem); transform: translateX(-50%); }
-"""
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+"""Colours and shapes of every page, light and dark."""
+
+SMALL = 160  # pixels of the longer side; shown larger, such a picture keeps its sharp pixels
+_LARGEST, _QUALITY = 640, 85
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -77,37 +38,36 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """Pictures side by side, and words about them."""
+    """Pictures side by side, words about them, and facts by name."""
 
     pictures: Sequence[Picture]
     words: str
+    facts: Sequence[tuple[str, str]] = ()
 
 
 class Page:
     """A page that is put together from top to bottom."""
 
     def __init__(self, title: str) -> None:
-        self._title = html.escape(title)
+        self._title = _safe(title)
         self._blocks = [f"<h1>{self._title}</h1>"]
         self._numbers = itertools.count()
 
     def heading(self, words: str) -> None:
         """Begins a section."""
-        self._blocks.append(f"<h2>{html.escape(words)}</h2>")
+        self._blocks.append(f"<h2>{_safe(words)}</h2>")
 
     def text(self, words: str) -> None:
         """Adds a paragraph."""
-        self._blocks.append(f"<p>{html.escape(words)}</p>")
+        self._blocks.append(f"<p>{_safe(words)}</p>")
 
     def link(self, words: str, path: str) -> None:
         """Adds a link to a file beside the page."""
-        self._blocks.append(
-            f'<p><a href="{html.escape(path, quote=True)}">{html.escape(words)}</a></p>'
-        )
+        self._blocks.append(f'<p><a href="{_safe(path)}">{_safe(words)}</a></p>')
 
     def code(self, lines: Sequence[str]) -> None:
         """Adds lines as they are typed."""
-        self._blocks.append("<pre>" + html.escape("\n".join(lines)) + "</pre>")
+        self._blocks.append("<pre>" + _safe("\n".join(lines)) + "</pre>")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Adds a table whose first row is its head."""
@@ -147,33 +107,63 @@ class Page:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{self._title}</title><style>{_STYLE}</style></head>\n<body>\n"
+            f"<title>{self._title}</title><style>{STYLE}</style></head>\n<body>\n"
             + "\n".join(self._blocks)
             + "\n</body></html>\n"
         )
 
 
 def _line(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _card(card: Card, number: int) -> str:
     figures = "".join(_figure(picture, card.words) for picture in card.pictures)
+    shown = f'<a class="pictures" href="#card-{number}">{figures}</a>' if figures else ""
+    words = f"<p>{_safe(card.words)}</p>" if card.words else ""
     return (
         f'<article class="card" id="card-{number}" style="--count: {len(card.pictures)}">'
-        f'<a class="pictures" href="#card-{number}">{figures}</a><p>{html.escape(card.words)}</p>'
-        '<a class="close" href="#closed">close</a></article>'
+        f'{shown}{words}{_facts(card.facts)}<a class="close" href="#closed">close</a></article>'
     )
 
 
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    lines = (f'<dt>{_safe(name)}</dt><dd dir="auto">{_safe(text)}</dd>' for name, text in facts)
+    return f"<dl>{''.join(lines)}</dl>" if facts else ""
+
+
 def _figure(picture: Picture, words: str) -> str:
+    kinds = ("marked" * picture.marked, "small" * (max(picture.image.size) <= SMALL))
+    name = f"<figcaption>{_safe(picture.name)}</figcaption>" if picture.name else ""
+    return (
+        f'<figure><img class="{" ".join(filter(None, kinds))}" alt="{_safe(picture.name or words)}"'
+        f' src="{data_uri(picture.image)}">{name}</figure>'
+    )
+
+
+def data_uri(image: Image.Image, largest: int = _LARGEST) -> str:
+    """Returns a picture as text that stands in place of an address.
+
+    Args:
+        image: The picture. A small one keeps every bit, a larger one is compressed.
+        largest: Pixels of the longer side, above which it is made smaller.
+    """
     file = io.BytesIO()
-    picture.image.save(file, format="PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    alt = html.escape(picture.name or words, quote=True)
-    marked = ' class="marked"' if picture.marked else ""
-    name = f"<figcaption>{html.escape(picture.name)}</figcaption>" if picture.name else ""
-    return f'<figure><img{marked} alt="{alt}" src="data:image/png;base64,{data}">{name}</figure>'
+    if max(image.size) <= SMALL:
+        image.save(file, "PNG")
+        kind = "png"
+    else:
+        copy = image.convert("RGB")
+        copy.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+        copy.save(file, "WEBP", quality=_QUALITY)
+        kind = "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _safe(text: str) -> str:
+    """Foreign text within HTML, in an element or a quoted attribute."""
+    shown = "".join(x if x.isprintable() or x == "\n" else "\ufffd" for x in text)
+    return html.escape(shown)
 
 
 def _curve(points: Sequence[tuple[float, float]], x: str, y: str) -> str:
@@ -204,7 +194,7 @@ def _curve(points: Sequence[tuple[float, float]], x: str, y: str) -> str:
             if tick >= positions[0]:
                 yield f'<span class="along" style="left: {place(tick):.2f}%">{tick:g}</span>'
 
-    name = html.escape(f"{y} by {x}, from {values[0]:.3g} to {values[-1]:.3g}", quote=True)
+    name = _safe(f"{y} by {x}, from {values[0]:.3g} to {values[-1]:.3g}")
     return (
         f'<div class="chart"><div class="plot" role="img" aria-label="{name}">'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(pieces())}'

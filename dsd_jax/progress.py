@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-__all__ = ["Advance", "clock_time", "phase", "progress"]
+__all__ = ["SECONDS_BETWEEN_LINES", "Advance", "clock_time", "phase", "progress"]
 
 SECONDS_BETWEEN_LINES = 10.0
 MOST_SECONDS_BETWEEN_LINES = 60.0  # of a long job, whose log is read later
@@ -68,7 +68,7 @@ class _Job:
             return ""
         since, before = self._first
         seconds = (self._latest - since) * (self.total - self.done) / (self.done - before)
-        return "less than 0:01 left" if seconds < 60 else f"about {clock_time(seconds)} left"
+        return "less than a minute left" if seconds < 60 else f"about {clock_time(seconds)} h left"
 
 
 class _Elapsed(ProgressColumn):

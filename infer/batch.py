@@ -279,7 +279,7 @@ class _Run:
         self._remove_partial({row.id for row in rows})
         todo = [row for row in rows if self._is_open(row, retry_failed=retry_failed)]
         with (
-            progress("batch", len(todo), "images", "compiling") as advance,
+            progress("batch", len(todo), "images") as advance,
             Stop("batch of images") as stop,
         ):
             size = batch_size or self.pipeline.group

@@ -143,7 +143,7 @@ class Denoiser:
                 )
                 callback = _counting(advance, callback)
             elif show == "phases":
-                shown.enter_context(phase(f"sampling {count} images"))
+                shown.enter_context(phase("compiling, and sampling the first images"))
 
             def denoise(
                 img: np.ndarray, txt: np.ndarray, vec: np.ndarray, cond: np.ndarray | None = None

@@ -42,6 +42,7 @@ def test_the_help_of_a_command_reads_well(
 def test_no_color_means_none(no_color: str, coloured: bool):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
+    environment.pop("PYTHON_TYRO_ANSI_CODES", None)  # of a command that ran in this process before
     command = [sys.executable, "-m", "dsd_jax", "completion", "--help"]
     subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, check=True)
     os.close(theirs)

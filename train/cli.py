@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dsd_jax.aot import Topology, stand_in
-from dsd_jax.errors import UserError
+from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.files import write_file
 from dsd_jax.flags import call
 from dsd_jax.processes import ClusterConfig, first_process, join
@@ -42,6 +42,14 @@ def train(words: Sequence[str]) -> None:
         named = preset_of(file)
         if named is None:
             raise UserError(f"{file} names no preset; write one before the flags: {_names()}")
+        if named not in PRESETS:
+            raise UserError(
+                f"{file} is of {named!r}, which is none of the presets {_names()}"
+                + (
+                    did_you_mean(named, PRESETS)
+                    or f"; if it has a command of its own, run `dsd train {named} --config {file}`"
+                )
+            )
         name, rest = named, list(words)
     train_recipe(name, preset(name), rest)
 

@@ -217,7 +217,7 @@ class RunConfig:
         eval_steps: Sampling steps of those pictures.
         sample_prompts: File of prompts to sample at every validation: a manifest as for `dsd batch`
             (.jsonl or .csv), or a text file with a prompt per line, which get held-out references.
-        log_every: Steps between lines of metrics.
+        log_every: Steps between lines of metrics.jsonl. The screen shows one every ten seconds.
         tensorboard: Write event files for TensorBoard as well (extra: tensorboard).
         wandb: Project to log to on Weights & Biases as well.
         peak_tflops: Peak of one device in TFLOP/s, for MFU; by default that of its name.
@@ -226,6 +226,9 @@ class RunConfig:
             of stopping.
         profile: First and last step of a profiler trace, written to `profile/`.
         dump_hlo: Write the text of the compiled step to `hlo/`.
+        compilation_cache: Folder for compiled programs, so that the next start need not compile.
+            Default: one in the user's cache, at most 4 GB; none if there are several processes.
+            off keeps none.
     """
 
     output_dir: Path
@@ -247,6 +250,7 @@ class RunConfig:
     skip_bad_batches: bool = False
     profile: tuple[int, int] | None = None
     dump_hlo: bool = False
+    compilation_cache: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("save_every", "keep_last", "log_every"):

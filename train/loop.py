@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dsd_jax.compiled import keep_compiled
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import prefetch_to_mesh
@@ -122,6 +123,8 @@ def train(
         UserError: the folder belongs to another run, a step went wrong, a record cannot be read,
             or a checkpoint cannot be written. Earlier checkpoints stay.
     """
+    if kept := keep_compiled(run.compilation_cache):
+        say(kept)
     steps = trainer.config.steps
     checkpoints = Checkpoints(
         run.checkpoints,

@@ -1,8 +1,6 @@
 """A run as one HTML file: its curves, its samples over time, and its recipe."""
 
-import base64
 import html
-import io
 import math
 import string
 import tomllib
@@ -12,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from dsd_jax.files import write_file
+from dsd_jax.page import STYLE, data_uri
 from dsd_jax.train.metrics import read_metrics
 from dsd_jax.train.plot import PANELS
 from dsd_jax.train.runfile import RUN_FILE
@@ -45,6 +44,7 @@ def write_page(run: Path, path: Path) -> None:
     template = string.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     sheets = "".join(_sheet(run / kind) for kind in SHEETS)
     text = template.substitute(
+        style=STYLE,
         title=html.escape(run.resolve().name),
         about=html.escape(_about(rows)),
         curves="".join(_figure(*panel, rows) for panel in PANELS),
@@ -103,7 +103,7 @@ def _figure(title: str, unit: str, names: dict[str, str], rows: Sequence[dict[st
         f'<text x="{_LEFT}" y="{_HEIGHT - 4}">step {left:,.0f}</text>'
         f'<text x="{_WIDTH - 2}" y="{_HEIGHT - 4}" text-anchor="end">{right:,.0f}</text>'
     )
-    caption = f'{html.escape(title)} <span class="soft">{html.escape(unit)}</span>'
+    caption = f'{html.escape(title)} <span class="unit">{html.escape(unit)}</span>'
     return (
         f"<figure><figcaption>{caption}</figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(drawn)}</svg>'
@@ -131,7 +131,7 @@ def _sheet(folder: Path) -> str:
         paths = [paths[round(i * last / (MOST_SHEETS - 1))] for i in range(MOST_SHEETS)]
     pictures = "".join(
         f'<img alt="{folder.name} of step {int(path.stem)}" data-step="{int(path.stem):,}" '
-        f'src="{_data_uri(path)}">'
+        f'src="{_picture(path)}">'
         for path in paths
         if path.stem.isdigit()
     )
@@ -143,14 +143,9 @@ def _sheet(folder: Path) -> str:
     )
 
 
-def _data_uri(path: Path) -> str:
+def _picture(path: Path) -> str:
     with Image.open(path) as image:
-        picture = image.convert("RGB")
-    if picture.width > WIDEST:
-        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return data_uri(image, WIDEST)
 
 
 def _settings(path: Path) -> str:

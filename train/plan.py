@@ -11,6 +11,7 @@ from dsd_jax.config import Execution, FluxConfig, flux_dev
 from dsd_jax.errors import UserError
 from dsd_jax.infer.job import SampleSize, sample_job
 from dsd_jax.sharding import MeshConfig
+from dsd_jax.terminal import facts_text
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.job import attention_for, canvas_of, forward_flops, train_job
 
@@ -143,18 +144,24 @@ def _rows(config: TrainConfig, chips: int, context: int) -> int:
 
 
 def report(plans: Sequence[tuple[str, Plan]]) -> str:
-    """Writes plans as text: the memory by kind, and the verdict."""
-    lines = []
-    for change, plan in plans:
-        mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
-        verdict = "fits" if plan.fits else "does not fit"
-        lines += [
-            f"{plan.topology}, {mesh or 'one device'} ({change}): {verdict}",
-            f"  {plan.total} of {plan.available} GiB per chip, memory by {plan.source}",
-            *(f"    {name:12}{size:8.2f} GiB" for name, size in plan.memory.items()),
-            f"  {plan.tflops} TFLOP per chip and step, at least {plan.step_floor_s} s at its peak",
-            *(f"    {op:20}{size:8.3f} GiB per step" for op, size in plan.collectives.items()),
-        ]
-        if plan.problem:
-            lines.append(f"  the compiler: {plan.problem}")
-    return "\n".join(lines)
+    """Writes plans as text: the verdict, and memory, work and traffic of a chip."""
+    return "\n".join(_reported(change, plan) for change, plan in plans)
+
+
+def _reported(change: str, plan: Plan) -> str:
+    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
+    facts = [
+        ("settings", change),
+        ("mesh", mesh or "one device"),
+        ("memory", f"{plan.total} of {plan.available} GiB per chip, by {plan.source}"),
+        *((f"  {name}", f"{size:8.2f} GiB") for name, size in plan.memory.items()),
+        ("work", f"{plan.tflops} TFLOP per chip and step"),
+        ("time", f"at least {plan.step_floor_s} s per step, at the peak of the chip"),
+    ]
+    if plan.collectives:
+        facts.append(("traffic", "between chips, per chip and step"))
+        facts += [(f"  {op}", f"{size:8.3f} GiB") for op, size in plan.collectives.items()]
+    if plan.problem:
+        facts.append(("compiler", plan.problem))
+    verdict = "fits" if plan.fits else "does not fit"
+    return f"{plan.topology}: {verdict}\n{facts_text(facts, indent='  ')}"

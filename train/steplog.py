@@ -11,6 +11,7 @@ import jax
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.errors import UserError, and_more
 from dsd_jax.processes import say
+from dsd_jax.progress import SECONDS_BETWEEN_LINES
 from dsd_jax.train.checkpoints import Checkpoints
 from dsd_jax.train.config import RunConfig
 from dsd_jax.train.flops import peak_tflops
@@ -19,7 +20,14 @@ from dsd_jax.train.summary import at_risk
 
 __all__ = ["Counted", "StepLog", "StepMetrics"]
 
-_SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second_per_device", "mfu")
+# Numbers of the lines on the screen; a line fits 80 columns.
+_SHOWN = {
+    "loss": "loss {:.4g}",
+    "grad_norm": "gradient {:.3g}",
+    "learning_rate": "lr {:.3g}",
+    "samples_per_second_per_device": "{:.3g} samples/s a device",
+    "mfu": "MFU {:.0%}",
+}
 
 
 @runtime_checkable
@@ -70,6 +78,7 @@ class StepLog:
         self._since = time.perf_counter()
         self._waited, self._steps, self._samples = 0.0, 0, 0
         self._warned = False
+        self._said = -math.inf  # when a line was last on the screen
         self._warm = False  # the first step's time is that of compiling and filling buffers
         kind = jax.devices()[0].device_kind
         self._peak = run.peak_tflops or peak_tflops(kind)
@@ -149,8 +158,11 @@ class StepLog:
                 values["mfu"] = speed * flops / (self._peak * 1e12)
             self._restart()
         self._log.metrics(step, values | memory(jax.local_devices()))
-        shown = {name: values[name] for name in _SHOWN if name in values}
-        say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        now = time.perf_counter()
+        if step == self._last or now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            shown = (form.format(values[name]) for name, form in _SHOWN.items() if name in values)
+            say(f"step {step}: " + ", ".join(shown))
 
     def _warn(self, seconds: float) -> None:
         """Warns once how much a crash would lose, as soon as the time of a step is known."""

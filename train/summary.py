@@ -8,6 +8,7 @@ from flax import nnx
 
 from dsd_jax.progress import clock_time
 from dsd_jax.sharding import batch_ways
+from dsd_jax.terminal import facts_text
 from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.state import Split
 
@@ -32,16 +33,16 @@ def summary(
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     kind = "canvases" if config.condition else "pictures"
     size = f"{config.height}x{config.width} pixels"
-    lines = [
-        f"{name}: {config.steps:,} steps of {config.batch_size:,} {kind} of {size} on {devices}",
-        f"  trained  {_count(split.trained)} in float32{_adapter(config)}",
-        f"  frozen   {_count(split.frozen)} in {config.base_dtype}",
-        f"  pairs    {pairs:,} from {', '.join(data.data)}",
-        f"  mesh     {_mesh(config)}",
-        f"  saved    {_saved(config.steps, run)}",
-        f"  checked  {_checked(run, data)}",
-    ]
-    return "\n".join(lines)
+    title = f"{name}: {config.steps:,} steps of {config.batch_size:,} {kind} of {size} on {devices}"
+    facts = {
+        "trained": f"{_count(split.trained)} in float32{_adapter(config)}",
+        "frozen": f"{_count(split.frozen)} in {config.base_dtype}",
+        "pairs": f"{pairs:,} from {', '.join(data.data)}",
+        "mesh": _mesh(config),
+        "saved": _saved(config.steps, run),
+        "checked": _checked(run, data),
+    }
+    return f"{title}\n{facts_text(facts.items(), indent='  ')}"
 
 
 def at_risk(every: int, steps: int, seconds: float) -> str | None:
@@ -80,11 +81,11 @@ def _adapter(config: TrainConfig) -> str:
 
 def _mesh(config: TrainConfig) -> str:
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return "one device"
+    at_once = config.batch_size // config.optimizer.accumulate
+    if mesh.empty or mesh.size == 1:
+        return f"one device; {at_once} samples at once"
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    at_once = config.batch_size // config.optimizer.accumulate // batch_ways(mesh)
-    return f"{sizes}; {at_once} samples at once on each part of the batch"
+    return f"{sizes}; {at_once // batch_ways(mesh)} samples at once on each part of the batch"
 
 
 def _saved(steps: int, run: RunConfig) -> str:

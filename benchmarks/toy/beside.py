@@ -32,12 +32,12 @@ from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, judge
 from dsd_jax.toy.making.inpaint import Inpaint
+from dsd_jax.toy.making.recipes import toy_teacher
 from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
 from dsd_jax.toy.words import describe_pair
 from dsd_jax.toy.world import PANEL
 from dsd_jax.train.encode import Encoder
 from dsd_jax.train.objective import frame_weights
-from dsd_jax.train.presets import preset
 from dsd_jax.types import Array
 
 SECTIONS = {
@@ -73,7 +73,7 @@ def batch_of(cases: list[Case]) -> PairBatch:
 
 def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
     """One row."""
-    config = preset("toy_teacher")
+    config = toy_teacher()
     mesh = make_mesh(config.mesh)
     base = open_flux(flux, max_sequence_length=TEXT_TOKENS)
     encoder = Encoder(base, config, mesh)

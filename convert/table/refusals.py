@@ -122,9 +122,6 @@ def inspect(
     if any(refusals.values()):
         raise UserError(_message(expected, refusals))
 
-    kinds = collections.Counter(str(weights.tensors[actual].dtype) for actual in found.values())
-    if len(kinds) > 1:
-        notices.append("mixed dtypes: " + ", ".join(f"{n} tensors {k}" for k, n in kinds.items()))
     return found, notices
 
 

@@ -23,8 +23,9 @@ from dsd_jax.extras import require
 from dsd_jax.files import replacing
 from dsd_jax.llm.totals import Totals
 from dsd_jax.shares import WorkerShare
+from dsd_jax.terminal import table_text
 
-__all__ = ["plot_yields", "show", "summary", "tables"]
+__all__ = ["plot_yields", "progress_table", "summary", "tables"]
 
 
 def summary(parts: Parts, stage: Stage[StageRow], share: WorkerShare) -> str:
@@ -38,8 +39,8 @@ def summary(parts: Parts, stage: Stage[StageRow], share: WorkerShare) -> str:
     return "\n".join(lines)
 
 
-def tables(root: Path) -> list[Any]:
-    """All statistics of a work folder, as tables of rich.
+def tables(root: Path) -> list[str]:
+    """Writes all statistics of a work folder as tables.
 
     Raises:
         UserError: There is no such folder, or a part is damaged.
@@ -60,122 +61,111 @@ def tables(root: Path) -> list[Any]:
     return found
 
 
-def show(table: Any) -> None:
-    """Prints a table of rich; if it does not fit, prints each cell on a line of its own."""
-    from rich.console import Console  # noqa: PLC0415 - only where something is shown
-    from rich.text import Text  # noqa: PLC0415
-
-    console = Console()
-    anywhere = console.options.update(width=1000)
-    if console.measure(table, options=anywhere).minimum <= console.width:
-        console.print(table)
-        return
-    if table.title:
-        console.print(Text(str(table.title), style="bold"))
-    for cells in zip(*(column.cells for column in table.columns), strict=True):
-        first, *others = cells
-        console.print(Text(str(first)))
-        for column, cell in zip(table.columns[1:], others, strict=True):
-            if str(cell):
-                console.print(Text(f"  {column.header}: {cell}"))
-    console.print()
-
-
-def _table(title: str, *columns: str) -> Any:
-    from rich.box import SIMPLE  # noqa: PLC0415 - only where something is shown
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
-    table.add_column(columns[0], overflow="fold", min_width=12)  # a whole name of a stage
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _yields(parts: Parts) -> Any:
-    table = _table("Yields", "stage", "parts", *STATUSES, "share")
+def progress_table(parts: Parts) -> str:
+    """Writes a table of the progress, the costs and the open parts of each stage."""
+    totals = ledger_totals(parts.root)
+    columns = ("parts", "rows", "kept", "answers", "maybe charged", "dollars", "to do")
+    rows = []
     for stage in STAGES:
         counts = yield_of(parts, stage)
-        table.add_row(
-            stage.name,
-            f"{counts.finished}/{parts.count}",
-            *(f"{counts.statuses[status]:,}" for status in STATUSES),
-            _share(counts.kept, counts.rows),
-            style="bold",
+        seen = totals.get(stage.name)
+        todo = [str(part) for part in range(parts.count) if not parts.done(stage, part)]
+        rows.append(
+            (
+                stage.name,
+                f"{counts.finished}/{parts.count}",
+                f"{counts.rows:,}",
+                f"{counts.kept:,}",
+                f"{seen.answered:,}" if seen else "",
+                f"{seen.maybe_charged:,}" if seen else "",
+                f"{seen.cost:,.2f}" if seen else "",
+                " ".join(todo[:6]) + (" …" if len(todo) > 6 else ""),
+            )
+        )
+    return table_text(("stage", *columns), rows)
+
+
+def _yields(parts: Parts) -> str:
+    rows = []
+    for stage in STAGES:
+        counts = yield_of(parts, stage)
+        rows.append(
+            (
+                stage.name,
+                f"{counts.finished}/{parts.count}",
+                *(f"{counts.statuses[status]:,}" for status in STATUSES),
+                _share(counts.kept, counts.rows),
+            )
         )
         for (status, reason), count in sorted(
             counts.reasons.items(), key=lambda item: (-item[1], item[0])
         ):
             cells = [f"{count:,}" if status == each else "" for each in STATUSES]
-            table.add_row(f"  {_safe(reason)}", "", *cells, _share(count, counts.rows))
-    return table
+            rows.append((f"  {reason}", "", *cells, _share(count, counts.rows)))
+    return table_text(("stage", "parts", *STATUSES, "share"), rows, title="Yields")
 
 
-def _source_table(counts: Mapping[str, int]) -> Any:
-    table = _table("Lines of the source", "", "lines", "share")
-    for what, count in sorted(counts.items(), key=lambda item: -item[1]):
-        table.add_row(what, f"{count:,}", _share(count, counts["read"]))
-    return table
+def _source_table(counts: Mapping[str, int]) -> str:
+    rows = [
+        (what, f"{count:,}", _share(count, counts["read"]))
+        for what, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    return table_text(("", "lines", "share"), rows, title="Lines of the source")
 
 
-def _judging_table(judged: Judging) -> Any:
-    table = _table("Judgements", "verdict", "pairs", "share")
+def _judging_table(judged: Judging) -> str:
     total = judged.verdicts.total()
-    for verdict in ("yes", "no", "undecided", "failed"):
-        count = judged.verdicts[verdict]
-        table.add_row(verdict, f"{count:,}", _share(count, total))
-    table.add_row(
-        "a question put twice", f"{judged.asked_again:,}", _share(judged.asked_again, total)
-    )
+    counts = {
+        **{name: judged.verdicts[name] for name in ("yes", "no", "undecided", "failed")},
+        "a question put twice": judged.asked_again,
+    }
+    rows = [(name, f"{count:,}", _share(count, total)) for name, count in counts.items()]
     if judged.audited:
         agreed = _share(judged.agreed, judged.audited)
-        table.add_row("audited; grid and pair agree", f"{judged.audited:,}", agreed)
-    return table
+        rows.append(("audited; grid and pair agree", f"{judged.audited:,}", agreed))
+    return table_text(("verdict", "pairs", "share"), rows, title="Judgements")
 
 
-def _diversity_table(measured: Diversity) -> Any:
-    table = _table(f"Diversity of {measured.prompts:,} prompts", "measure", "value")
-    table.add_row("different subjects", f"{len(measured.subjects):,}")
-    table.add_row("effective number of subjects", f"{measured.effective:,.1f}")
-    for n, share in measured.distinct.items():
-        table.add_row(f"distinct {n}-grams", f"{share:.3f}")
-    table.add_row("4-grams that stand in another prompt too", f"{measured.overlap:.3f}")
-    return table
+def _diversity_table(measured: Diversity) -> str:
+    rows = [
+        ("different subjects", f"{len(measured.subjects):,}"),
+        ("effective number of subjects", f"{measured.effective:,.1f}"),
+        *((f"distinct {n}-grams", f"{share:.3f}") for n, share in measured.distinct.items()),
+        ("4-grams that stand in another prompt too", f"{measured.overlap:.3f}"),
+    ]
+    title = f"Diversity of {measured.prompts:,} prompts"
+    return table_text(("measure", "value"), rows, title=title)
 
 
-def _subjects_table(measured: Diversity) -> Any:
-    table = _table("Subjects", "subject", "prompts", "share")
-    for subject, count in measured.subjects.most_common(20):
-        table.add_row(_safe(subject), f"{count:,}", _share(count, measured.prompts))
-    return table
+def _subjects_table(measured: Diversity) -> str:
+    rows = [
+        (subject[:60], f"{count:,}", _share(count, measured.prompts))
+        for subject, count in measured.subjects.most_common(20)
+    ]
+    return table_text(("subject", "prompts", "share"), rows, title="Subjects")
 
 
-def _costs_table(totals: Mapping[str, Totals]) -> Any:
+def _costs_table(totals: Mapping[str, Totals]) -> str:
     columns = ("questions", "answers", "maybe", "tokens in", "tokens out", "dollars")
-    table = _table("Questions and costs", "stage", *columns)
+    rows = []
     for stage, seen in totals.items():
         unpriced = seen.unpriced - seen.unreadable  # what cannot be read has no price
-        table.add_row(
-            stage,
-            f"{seen.questions:,}",
-            f"{seen.answered + seen.unreadable:,}",
-            f"{seen.maybe_charged:,}",
-            f"{seen.input:,}",
-            f"{seen.output:,}",
-            f"{seen.cost:,.2f}" + ("" if unpriced <= 0 else f" + {unpriced:,} unpriced"),
+        rows.append(
+            (
+                stage,
+                f"{seen.questions:,}",
+                f"{seen.answered + seen.unreadable:,}",
+                f"{seen.maybe_charged:,}",
+                f"{seen.input:,}",
+                f"{seen.output:,}",
+                f"{seen.cost:,.2f}" + ("" if unpriced <= 0 else f" + {unpriced:,} unpriced"),
+            )
         )
-    return table
+    return table_text(("stage", *columns), rows, title="Questions and costs")
 
 
 def _share(count: int, total: int) -> str:
     return f"{100 * count / total:.1f} %" if total else ""
-
-
-def _safe(text: str) -> Any:
-    from rich.text import Text  # noqa: PLC0415
-
-    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-    return Text(shown[:60])  # brackets in foreign words are no markup
 
 
 def plot_yields(root: Path, path: Path) -> None:

@@ -8,14 +8,11 @@ import base64
 import hashlib
 import heapq
 import html
-import io
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from PIL import Image
 
 from dsd_jax.data.make.ids import CaptionId, GridId
 from dsd_jax.data.make.parts import Parts
@@ -41,12 +38,11 @@ from dsd_jax.data.make.stages import (
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.images import open_image
+from dsd_jax.page import SMALL, STYLE, data_uri
 
 __all__ = ["write_page"]
 
 _FOLDER = Path(__file__).parent
-_THUMBNAIL = 480  # pixels of a grid's longer side
-_QUALITY = 82
 _STEPS = {
     "step_1": "subject",
     "step_2": "described",
@@ -109,6 +105,7 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
     template = string.Template((_FOLDER / "view.html").read_text(encoding="utf-8"))
     what = f"{len(cards):,} of {total:,} grids, a sample" if total > len(cards) else "All grids"
     page = template.substitute(
+        style=STYLE,
         policy=_policy(script),
         title=html.escape(title),
         note=f"{what}; rows with every status, kept and rejected.",
@@ -185,11 +182,8 @@ def _add_picture(parts: Parts, grid: GridId, number: int, pictures: list[str]) -
     except (UserError, OSError):
         return 0, 0
     size = image.size
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=_QUALITY)
-    data = base64.b64encode(file.getvalue()).decode()
-    pictures.append(f".g{number} {{ background-image: url(data:image/jpeg;base64,{data}); }}")
+    sharp = "; image-rendering: pixelated" if max(size) <= SMALL else ""
+    pictures.append(f".g{number} {{ background-image: url({data_uri(image)}){sharp} }}")
     return size
 
 
@@ -208,10 +202,12 @@ def _card(card: _Card, number: int, size: tuple[int, int], pairs: Iterable[str])
         width, height = size
         boxes = "".join(_outline(n, box, size) for n, box in sorted(_boxes(card).items()))
         ratio = f"aspect-ratio: {width} / {height}"
-        picture = f'<div class="grid g{number}" style="{ratio}">{boxes}</div>'
+        picture = f'<a class="grid g{number}" href="#grid-{number}" style="{ratio}">{boxes}</a>'
     return (
-        f'<article data-task="{_safe(card.grid.task)}"><figure>{picture}'
-        f"<figcaption>{_safe(card.grid.id)}</figcaption></figure>"
+        f'<article data-task="{_safe(card.grid.task)}">'
+        f'<figure id="grid-{number}" style="--ratio: {size[0] / max(1, size[1]):.3f}">{picture}'
+        f"<figcaption>{_safe(card.grid.id)}</figcaption>"
+        '<a class="close" href="#closed">close</a></figure>'
         f"<div>{_facts(facts)}{''.join(pairs)}</div></article>"
     )
 
@@ -261,8 +257,8 @@ def _pair(shown: _Shown, number: int, size: tuple[int, int]) -> tuple[str, str, 
     words = _words(shown.description)
     text = (
         f'<div class="pair" data-verdict="{_safe(verdict)}" data-reason="{_safe(reason)}">'
-        f'<div class="panels">{panels}</div><div>{badge}{where}{words}{_turns(judged)}'
-        "</div></div>"
+        f'<a class="panels" href="#grid-{number}">{panels}</a>'
+        f"<div>{badge}{where}{words}{_turns(judged)}</div></div>"
     )
     return text, verdict, reason
 

@@ -14,6 +14,7 @@ from dsd_jax.data.pairs.shards import Shards, file_sha256
 from dsd_jax.data.pairs.store import PairStore, index_row
 from dsd_jax.errors import UserError
 from dsd_jax.progress import progress
+from dsd_jax.terminal import table_text
 from dsd_jax.threads import in_order
 
 __all__ = ["statistics", "verify_folder"]
@@ -26,29 +27,28 @@ def statistics(store: PairStore) -> str:
     """Counts, sizes, lengths of texts in words, and frequent subjects; from the indices."""
     manifest, index = store.manifest, store.index
     size = sum(shard.bytes for shard in manifest.shards)
-    lines = [
+    about = [
         f"{manifest.count:,} pairs in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB",
         f"{manifest.rejected:,} rows of the source were rejected",
         f"fingerprint {manifest.fingerprint}",
-        "",
-        *_table("task", list(manifest.tasks.items())),
-        "",
     ]
+    found = ["\n".join(about), _counts("task", list(manifest.tasks.items()))]
     for name, shapes in (("target", index["target_size"]), ("reference", index["reference_size"])):
         sizes = collections.Counter(f"{width}x{height}" for height, width in shapes)
-        lines += [*_table(f"{name} (width x height)", _top(sizes, TOP_SIZES)), ""]
-    lines += [f"{'words':28}{'texts':>9}{'min':>7}{'median':>8}{'95 %':>7}{'max':>7}"]
+        found.append(_counts(f"{name} (width x height)", _top(sizes, TOP_SIZES)))
     texts = {"caption": index["caption_words"], "instruction": index["instruction_words"]}
+    rows = []
     for name, counts in texts.items():
         words = np.asarray([count for count in counts if count])
         if len(words):
-            low, middle, high, top = np.percentile(words, [0, 50, 95, 100])
-            lines += [f"{name:28}{len(words):9,}{low:7.0f}{middle:8.0f}{high:7.0f}{top:7.0f}"]
+            spread = np.percentile(words, [0, 50, 95, 100])
+            rows.append((name, f"{len(words):,}", *(f"{value:.0f}" for value in spread)))
+    found.append(table_text(("words", "texts", "min", "median", "95 %", "max"), rows))
     subjects = collections.Counter(subject for subject in index["subject"] if subject)
     if subjects:
         title = f"subject ({len(subjects):,} different)"
-        lines += ["", *_table(title, _top(subjects, TOP_SUBJECTS))]
-    return "\n".join(lines)
+        found.append(_counts(title, _top(subjects, TOP_SUBJECTS)))
+    return "\n\n".join(found)
 
 
 def _top(counts: collections.Counter[str], limit: int) -> list[tuple[str, int]]:
@@ -58,12 +58,10 @@ def _top(counts: collections.Counter[str], limit: int) -> list[tuple[str, int]]:
     return rows[:limit] + others
 
 
-def _table(title: str, rows: Sequence[tuple[str, int]]) -> list[str]:
+def _counts(title: str, rows: Sequence[tuple[str, int]]) -> str:
     total = sum(count for _, count in rows)
-    return [
-        f"{title:28}{'pairs':>9}",
-        *(f"{name[:27]:28}{count:9,}{100 * count / total:7.1f} %" for name, count in rows),
-    ]
+    shown = [(name, f"{count:,}", f"{100 * count / total:.1f} %") for name, count in rows]
+    return table_text((title, "pairs", "share"), shown)
 
 
 def verify_folder(path: str | Path, *, workers: int) -> list[str]:

@@ -18,6 +18,7 @@ from dsd_jax.quickstart.picture import write_picture
 from dsd_jax.quickstart.report import METRIC_NAMES, write_report
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.runs import steps_of
+from dsd_jax.terminal import table_text
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import METRICS, Interval, make_cases
 from dsd_jax.toy.world import PANEL
@@ -116,7 +117,7 @@ def _steps(folder: Path, budget: Budget) -> list[Step]:
         Step("Judge whether both panels show the same subject", ["data", "judge", making]),
         Step("Describe the pairs in words", ["data", "caption", making]),
         Step("Pack the pairs into a dataset", ["data", "pack", making]),
-        Step("Show all of it on a web page", ["data", "view", making, "--output", view]),
+        Step("Show all of it on a web page", ["data", "view", making, "--output_path", view]),
         *student_steps(folder, budget.train_steps),
         Step(
             "Paint new scenes without the reference, for comparison",
@@ -171,13 +172,9 @@ def _torch_words(worst: int | None) -> str:
 
 def _summary(scores: Mapping[str, Mapping[str, Interval]], cases: int) -> str:
     """The scores as a table, a column for each model."""
-    names = list(scores)
-    width = max(map(len, METRIC_NAMES.values())) + 4
     rows = [
-        f"  {METRIC_NAMES[metric]:{width}}"
-        + "".join(f"{scores[name][metric]!s:>{len(name) + 3}}" for name in names)
+        (METRIC_NAMES[metric], *(str(scores[name][metric]) for name in scores))
         for metric in METRICS
     ]
-    head = f"  {'':{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in names)
     title = f"Shares of {cases} images; nothing was trained on their subjects"
-    return "\n".join([title, "", head, *rows])
+    return table_text(("", *scores), rows, title=title)

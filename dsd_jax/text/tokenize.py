@@ -86,6 +86,8 @@ class Tokenizers:
         clip = _check_files(Path(folder), CLIP_FOLDER, CLIP_FILES)
         t5 = _check_files(Path(folder), T5_FOLDER, T5_FILES)
 
+        # Its tokenisers need no PyTorch, so that it is not worth a warning if there is none.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import CLIPTokenizerFast, T5TokenizerFast  # noqa: PLC0415 - seconds
 
         with _explain(clip):

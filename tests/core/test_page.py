@@ -1,5 +1,7 @@
 """Pages in one file: what they hold, and what they let in."""
 
+import base64
+import io
 import math
 import re
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dsd_jax.errors import UserError
-from dsd_jax.page import Card, Page, Picture
+from dsd_jax.page import SMALL, Card, Page, Picture, data_uri
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -20,7 +22,7 @@ def test_foreign_words_are_words_wherever_they_stand():
     page.link(EVIL, EVIL)
     page.code([EVIL])
     page.table([(EVIL, EVIL), (EVIL, EVIL)])
-    page.cards([Card([Picture(Image.new("RGB", (4, 4)), EVIL)], EVIL)])
+    page.cards([Card([Picture(Image.new("RGB", (4, 4)), EVIL)], EVIL, [(EVIL, EVIL)])])
     page.curve([(1, 2.0), (2, 1.0)], EVIL, EVIL)
     text = str(page)
     assert "<script" not in text
@@ -36,7 +38,32 @@ def test_every_card_can_be_shown_large_and_closed_again():
     assert len(set(ids)) == 2
     assert re.findall(r'href="#(card-\d+)"', str(page)) == ids
     assert str(page).count('href="#closed"') == 2
-    assert str(page).count('class="marked"') == 1
+    assert str(page).count('class="marked small"') == 1
+
+
+def test_a_card_without_pictures_opens_nothing():
+    page = Page("x")
+    page.cards([Card([], "the image is damaged", [("file", "a.png")])])
+    assert "<dt>file</dt>" in str(page)
+    assert 'href="#card' not in str(page)
+
+
+def test_large_pictures_are_made_smaller_and_small_ones_keep_every_bit():
+    small = Image.effect_noise((SMALL, 20), 50).convert("RGB")
+    kind, _, data = data_uri(small).partition(";base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as kept:
+        assert kind == "data:image/png"
+        assert kept.tobytes() == small.tobytes()
+    kind, _, data = data_uri(Image.new("RGBA", (1000, 500))).partition(";base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as kept:
+        assert (kind, kept.size) == ("data:image/webp", (640, 320))
+
+
+def test_letters_that_cannot_be_written_are_replaced(tmp_path: Path):
+    page = Page("x")
+    page.text("half \ud83d, backwards \u202e")
+    page.write(tmp_path / "page.html")
+    assert "half \ufffd, backwards \ufffd" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def ticks(points: list[tuple[float, float]]) -> tuple[list[str], list[str]]:

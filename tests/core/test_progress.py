@@ -25,8 +25,8 @@ def test_lines_at_the_start_every_ten_seconds_and_the_end(capsys, clock):
             advance()
     assert capsys.readouterr().err.splitlines() == [
         "batch: 0/40 images",
-        "batch: 14/40 images, less than 0:01 left",
-        "batch: 28/40 images, less than 0:01 left",
+        "batch: 14/40 images, less than a minute left",
+        "batch: 28/40 images, less than a minute left",
         "batch: 40/40 images in 30.0 s",
     ]
 
@@ -56,8 +56,8 @@ def test_the_time_left_does_not_count_the_first_unit(capsys, clock):
     assert capsys.readouterr().err.splitlines() == [
         "train: 0/400 steps",
         "train: 1/400 steps",
-        "train: 2/400 steps, about 3:19 left",
-        "train: 3/400 steps, about 3:18 left",
+        "train: 2/400 steps, about 3:19 h left",
+        "train: 3/400 steps, about 3:18 h left",
         "train: 3/400 steps in 660.0 s",
     ]
 
@@ -70,8 +70,8 @@ def test_parts_of_a_unit_are_not_shown(capsys, clock):
     assert capsys.readouterr().err.splitlines() == [
         "judge: 0/2 parts",
         "judge: 0/2 parts",
-        "judge: 0/2 parts, less than 0:01 left",
-        "judge: 1/2 parts, less than 0:01 left",
+        "judge: 0/2 parts, less than a minute left",
+        "judge: 1/2 parts, less than a minute left",
         "judge: 1/2 parts in 33.0 s",
     ]
 

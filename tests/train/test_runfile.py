@@ -87,9 +87,22 @@ def test_a_file_may_name_the_preset(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "names no preset; write one before the flags: paper," in capsys.readouterr().err
     path.write_text('preset = "papper"')
     assert dsd(["train", "--config", str(path)]) == 2
-    assert "unknown preset 'papper'" in capsys.readouterr().err
+    assert "; did you mean 'paper'?" in capsys.readouterr().err
     assert dsd(["train", "--config", str(tmp_path / "no.toml")]) == 2
     assert "no.toml" in capsys.readouterr().err
     assert dsd(["train", "--config"]) == 2
     assert "--config needs a TOML file" in capsys.readouterr().err
     assert full().lora is None
+
+
+def test_a_file_of_a_recipe_with_its_own_command_names_that_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f'preset = "toy_student"\ndata = ["none"]\noutput_dir = "{tmp_path / "run"}"\n')
+    assert dsd(["train", "--config", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert "is of 'toy_student', which is none of the presets paper," in err
+    assert f"`dsd train toy_student --config {path}`" in err
+    assert dsd(["train", "toy-student", "--config", str(path)]) == 2
+    assert "there is no dataset folder none" in capsys.readouterr().err

@@ -16,6 +16,18 @@ def lines(run: RunConfig, data: DataConfig) -> list[str]:
         return summary("tiny", RECIPE, run, data, 1234, trainee().split).splitlines()
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_a_summary_fits_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, *facts = lines(RunConfig(Path("out")), DataConfig(("pairs",)))
+    assert max(map(len, facts)) <= 80
+    assert "           (--save_every 2 would save ten times)" in facts
+
+
 def test_a_run_says_what_it_is_about_to_do() -> None:
     run = RunConfig(Path("out"), save_every=5, eval_every=10)
     first, *rest = lines(run, DataConfig(("pairs#identity",), eval_data="held"))

@@ -79,7 +79,7 @@ def test_a_plot_of_a_finished_dataset_is_refused(
 
 def test_view_says_how_much_it_shows(config: Path, capsys: pytest.CaptureFixture[str]):
     page = config.parent / "pages" / "page.html"
-    assert dsd(["data", "view", str(config), "--output", str(page), "--limit", "4"]) == 0
+    assert dsd(["data", "view", str(config), "--output_path", str(page), "--limit", "4"]) == 0
     assert f"{page} shows 4 of 6 grids" in capsys.readouterr().out
 
 

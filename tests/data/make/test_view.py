@@ -52,7 +52,7 @@ def test_every_grid_pair_and_word_is_there(tmp_path: Path):
     boxes = [attributes["style"] for tag, attributes in found.tags if tag == "i"]
     assert len(boxes) == 24
     assert "left: 51.562%; top: 1.562%; width: 46.875%; height: 46.875%" in boxes
-    assert text.count("data:image/jpeg;base64,") == 6
+    assert text.count("data:image/webp;base64,") + text.count("data:image/png;base64,") == 6
     assert "a grid of four photos of a tin robot" in found.text
     assert "move the red fox from 1 to 2" in found.text
 
@@ -82,7 +82,16 @@ def test_the_policy_lets_no_script_run_but_ours(tmp_path: Path):
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path):
     found = Elements(page(tmp_path))
-    assert not [1 for _, attributes in found.tags if {"src", "href"} & set(attributes)]
+    assert not [1 for _, attributes in found.tags if "src" in attributes]
+    assert "http" not in page(tmp_path / "again").replace("http-equiv", "")
+
+
+def test_every_grid_can_be_shown_large_and_closed_again(tmp_path: Path):
+    found = Elements(page(tmp_path, grids=2))
+    places = {attributes["id"] for tag, attributes in found.tags if tag == "figure"}
+    links = {str(attributes["href"]) for _, attributes in found.tags if "href" in attributes}
+    assert links == {"#closed", *(f"#{place}" for place in places)}
+    assert len(places) == 2
 
 
 def test_of_many_grids_a_sample_is_shown(tmp_path: Path):
