@@ -7,10 +7,8 @@ more than the tensor at hand, and no torch is needed. The format is 8 bytes of l
 length, a JSON header `{name: {dtype, shape, data_offsets}}`, then the tensors' bytes, no gaps.
 """
 
-import collections
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import re
@@ -27,6 +25,7 @@ import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.inside import OutsideError, open_inside, open_regular, read_inside
+from dsd_jax.structured import Limits, MalformedError, parse_json
 from dsd_jax.types import Shape
 
 __all__ = ["DTYPES", "Fingerprint", "SafetensorsFile", "TensorInfo", "Weights", "open_weights"]
@@ -54,11 +53,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """Every dtype of the format that is read and written here, by its name in the header."""
 
 # Bounds of what a header may claim; FLUX.1 has 1,160 tensors and a header of 0.1 MB.
-_MAX_HEADER = 25_000_000
+_HEADER = Limits(size=25_000_000, depth=8)
 _MAX_TENSORS = 200_000
 _MAX_NAME = 1_000
+_MAX_FILE_NAME = 255  # bytes that file systems take
 _MAX_AXES = 8
-_MAX_INDEX = 50_000_000
+_INDEX = Limits(size=50_000_000, depth=8)
 _MAX_TRANSFER = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _STEMS = ("diffusion_pytorch_model", "model")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
@@ -151,7 +151,7 @@ def _parse_header(path: Path, fd: int) -> tuple[dict[str, TensorInfo], dict[str,
     if size < 8:
         raise _invalid(path, f"it has {size} bytes, too few for a header")
     (length,) = struct.unpack("<Q", start[:8])
-    if length > _MAX_HEADER:
+    if length > _HEADER.size:
         raise _invalid(path, f"its first 8 bytes announce a header of {length} bytes")
     if 8 + length > size:
         raise _invalid(path, f"it ends after {size} bytes, inside its header of {length} bytes")
@@ -172,16 +172,12 @@ def _parse_header(path: Path, fd: int) -> tuple[dict[str, TensorInfo], dict[str,
 def _load_header(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """The entries of the tensors and the metadata, within bounds."""
     try:
-        header = json.loads(text, object_pairs_hook=_refuse_repeats)
-    except _RepeatedKeyError as error:
-        raise _invalid(path, f"its header names {error.args[0]!r} twice") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise _invalid(path, "its header is not JSON") from None
-    except ValueError:  # Python refuses to convert so many digits
-        raise _invalid(path, "its header has a number of too many digits") from None
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+        header = parse_json(text, str(path), dict, _HEADER)
+    except MalformedError as error:
+        raise _invalid(path, f"its header cannot be read ({error.reason})") from None
+    metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise _invalid(path, "its header is not a JSON object")
+        raise _invalid(path, "the __metadata__ of its header is not an object")
     if len(header) > _MAX_TENSORS:
         raise _invalid(path, f"its header names {len(header)} tensors, more than {_MAX_TENSORS}")
     if long := next((name for name in header if len(name) > _MAX_NAME), None):
@@ -214,18 +210,6 @@ def _parse_entry(path: Path, name: str, data: int, entry: Any) -> TensorInfo:
 
 def _invalid(path: Path, found: str, advice: str = _AGAIN) -> UserError:
     return UserError(f"{path} is not a valid safetensors file: {found}; {advice}")
-
-
-class _RepeatedKeyError(Exception):
-    pass
-
-
-def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        counts = collections.Counter(name for name, _ in pairs)
-        raise _RepeatedKeyError(counts.most_common(1)[0][0][:_MAX_NAME])
-    return found
 
 
 def _foreign_format(start: bytes) -> tuple[str, str] | None:
@@ -384,17 +368,15 @@ def _pick(folder: Path) -> Path:
 def _read_index(index: Path) -> dict[str, str]:
     """Tensor name -> file name."""
     try:
-        text = read_inside(index.parent, index.name, _MAX_INDEX)
-        weight_map = json.loads(text, object_pairs_hook=_refuse_repeats)["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except _RepeatedKeyError as error:
-        raise UserError(f"{index} names {error.args[0]!r} twice; {_AGAIN}") from None
+        text = read_inside(index.parent, index.name, _INDEX.size)
+        weight_map = parse_json(text, str(index), dict, _INDEX).get("weight_map")
     except OSError as error:
         raise UserError(f"cannot open {index}: {error.strerror}; check the path") from None
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{index} is not a shard index (a JSON weight_map); {_AGAIN}") from None
+    except MalformedError as error:
+        raise UserError(f"{error}; {_AGAIN}") from None
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise UserError(f"{index} is not a shard index (a JSON weight_map); {_AGAIN}")
+    return weight_map
 
 
 def _open_sharded(index: Path) -> list[SafetensorsFile]:
@@ -402,6 +384,8 @@ def _open_sharded(index: Path) -> list[SafetensorsFile]:
     names = sorted(set(homes.values()))
     if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise UserError(f"{index} names shards outside its folder; {_AGAIN}")
+    if long := next((name for name in names if len(name.encode()) > _MAX_FILE_NAME), None):
+        raise UserError(f"{index} names a file by {len(long)} characters; {_AGAIN}")
     if missing := [name for name in names if not (index.parent / name).exists()]:
         raise UserError(
             f"{index} lists {len(names)} shards, but {', '.join(missing)} "

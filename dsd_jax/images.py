@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
+from dsd_jax.structured import parse_json
 from dsd_jax.types import Array, Float32, UInt8
 
 __all__ = [
@@ -322,6 +323,6 @@ def read_parameters(path: str | Path) -> dict[str, Any] | None:
         with Image.open(path, formats=tuple(set(WRITTEN.values()))) as image:
             image.load()
             stored = image.info.get(_KEY) or image.getexif()[ExifTags.Base.ImageDescription]
-            return dict(json.loads(stored))
+            return parse_json(stored, str(path), dict)
     except (*_UNREADABLE, Image.DecompressionBombError):
         return None

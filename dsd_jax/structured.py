@@ -14,7 +14,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from dsd_jax.errors import UserError, and_more, did_you_mean
@@ -26,7 +26,9 @@ __all__ = [
     "Limits",
     "MalformedError",
     "build",
+    "json_end",
     "json_lines",
+    "json_value",
     "parse_json",
     "parse_toml",
     "read_bytes",
@@ -48,6 +50,7 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # the search is linear.
 _TOML_PART = r"""(?:(?<![\w-])[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _COMPLAINTS = 20  # wrong fields that one message names
+_SCANNER = json.JSONDecoder(parse_int=len, parse_float=len)  # numbers of any length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +205,29 @@ def json_lines(path: PathLike, limits: Limits = JSON) -> Iterator[tuple[int, Any
                 yield number, value
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror or error}") from None
+
+
+def json_end(text: str, start: int) -> int:
+    """Finds the end of the JSON value that begins at a place of a text; `parse_json` reads it.
+
+    Raises:
+        ValueError: There is no value, or it has no end.
+        RecursionError: It is nested too deep to be read.
+    """
+    return _SCANNER.raw_decode(text, start)[1]
+
+
+def json_value(
+    value: object, default: Callable[[Any], object] | None = None, *, sort_keys: bool = False
+) -> Any:
+    """Turns a value of our own into what JSON gives back for it, such as lists for tuples.
+
+    Args:
+        value: What JSON can hold.
+        default: Turns anything else into what JSON can hold.
+        sort_keys: Sort the keys at every depth.
+    """
+    return json.loads(json.dumps(value, default=default, sort_keys=sort_keys))
 
 
 def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:

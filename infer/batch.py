@@ -34,8 +34,9 @@ from dsd_jax.rows import Row as TableRow
 from dsd_jax.rows import lookup, open_table, plain_path, plain_text
 from dsd_jax.shares import ALL, WorkerShare
 from dsd_jax.sheet import contact_sheet
+from dsd_jax.structured import parse_json
 
-__all__ = ["Row", "Summary", "read_manifest", "run_batch"]
+__all__ = ["Results", "Row", "Summary", "read_manifest", "run_batch"]
 
 _WHOLE, _REAL = ("height", "width", "steps"), ("guidance", "i_guidance", "t_guidance")
 _WORDS = {"image": "the path of a file"}
@@ -166,7 +167,7 @@ def _typed(key: str, value: Any) -> Any:
     return value
 
 
-class _Results:
+class Results:
     """The results file of one run: read at the start, then appended to by one writer at a time."""
 
     def __init__(self, path: Path) -> None:
@@ -188,7 +189,7 @@ class _Results:
         self.lines: dict[str, dict[str, Any]] = {}
         for line in whole.splitlines():
             with contextlib.suppress(ValueError, LookupError, TypeError):  # damaged: not there
-                entry = json.loads(line)
+                entry = parse_json(line, str(path), dict)
                 self.lines[entry["id"]] = {"digest": entry["digest"], "status": entry["status"]}
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -245,7 +246,7 @@ def run_batch(
     folder = Path(output_dir)
     part = "" if share.count == 1 else f"-{share.number:05d}-of-{share.count:05d}"
     try:
-        results = _Results(folder / f"results{part}.jsonl")
+        results = Results(folder / f"results{part}.jsonl")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     with contextlib.closing(results), ThreadPoolExecutor(2) as writers:
@@ -263,7 +264,7 @@ class _Run:
         self,
         pipeline: Pipeline,
         folder: Path,
-        results: _Results,
+        results: Results,
         writers: ThreadPoolExecutor,
         on_result: Callable[[dict[str, Any]], None] | None,
     ) -> None:

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from dsd_jax.compiled import keep_compiled
@@ -17,7 +16,7 @@ from dsd_jax.infer.enhance import Enhancement, enhanced
 from dsd_jax.infer.options import Offload, mesh_of
 from dsd_jax.infer.outputs import Outputs
 from dsd_jax.infer.pipeline import Pipeline
-from dsd_jax.infer.prepared import check_texts, prepare, seeds_of
+from dsd_jax.infer.prepared import check_texts, prepare, read_latents, seeds_of
 from dsd_jax.infer.settings import Settings
 from dsd_jax.progress import phase
 from dsd_jax.sharding import MeshConfig
@@ -100,17 +99,6 @@ class NoiseFlags:
     num_images: int = 1
     latents: Path | None = None
 
-    def read(self) -> np.ndarray | None:
-        """Reads the initial noise from the file, if one is given."""
-        if self.latents is None:
-            return None
-        try:
-            with self.latents.open("rb") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot read the latents {self.latents} as .npy: {reason}") from None
-
 
 def generate(
     text: str,
@@ -138,7 +126,7 @@ def generate(
     count = noise.num_images
     seeds = seeds_of(noise.seed, 1, count)
     places = output.places(count)
-    latents = noise.read()
+    latents = None if noise.latents is None else read_latents(noise.latents)
     pipeline = model.load()
     checked = pipeline.check(settings, two_frames=image_path is not None)
     height, width = checked.size

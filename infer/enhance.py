@@ -9,7 +9,6 @@ import functools
 import io
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
 from dsd_jax.llm.reading import problem_of
 from dsd_jax.llm.session import Session
+from dsd_jax.structured import read_toml
 
 __all__ = ["Enhancement", "NotEnhanced", "enhanced"]
 
@@ -136,7 +136,7 @@ def _enhance(text: str, image: Image.Image, provider: ProviderConfig) -> str:
 @functools.cache
 def _wording() -> dict[str, Any]:
     """The texts of the questions, with their `name`."""
-    return tomllib.loads(Path(__file__).with_name("enhance.toml").read_text(encoding="utf-8"))
+    return read_toml(Path(__file__).with_name("enhance.toml"))
 
 
 def _request(question: str, *parts: str | Picture) -> Request:

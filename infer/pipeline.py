@@ -12,9 +12,11 @@ from typing import Any, TypeVar, Unpack
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from dsd_jax import __version__
 from dsd_jax.config import FLUX_DEV
+from dsd_jax.convert.card import public_name
 from dsd_jax.convert.open import open_flux, open_loras
 from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
 from dsd_jax.errors import UserError, did_you_mean
@@ -194,9 +196,8 @@ class Pipeline:
         self._loras = loras
         transformer = with_condition(self.parts.transformer, [*loras.values()])
         self.transformer_config = transformer.config
-        folder = Path(transformer.path)
         self.identity: dict[str, Any] = {
-            "model": f"{folder.parent.name}/{folder.name}",
+            "model": _public_model(transformer.path),
             "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in loras.values()],
             "dtype": jnp.dtype(self.options.precision.compute_dtype).name,
             "max_sequence_length": self.tokenizers.t5_length,
@@ -408,6 +409,14 @@ def _check_channels(parts: FluxParts) -> None:
             f"{own}: models such as FLUX.1 Fill, Depth and Canny need inputs that this program "
             "does not make; give FLUX.1-dev, FLUX.1-schnell or a DSD transformer"
         )
+
+
+def _public_model(path: str) -> str:
+    """Names a transformer in public; one within a pipeline is named after the pipeline's folder."""
+    root = epath.Path(path)
+    if (root.parent / "model_index.json").exists():
+        return f"{public_name(root.parent)}/{root.name}"
+    return public_name(path)
 
 
 def _named(

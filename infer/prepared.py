@@ -1,6 +1,7 @@
 """The images that a pipeline is asked for, checked before anything large is read or computed."""
 
 import dataclasses
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -11,11 +12,21 @@ from PIL import Image
 from dsd_jax.errors import UserError
 from dsd_jax.images import Frame, Source, open_frame, to_array
 from dsd_jax.infer.settings import Settings, check_seed
+from dsd_jax.inside import open_regular
 from dsd_jax.text.plain import check_text
 from dsd_jax.text.tokenize import TextIds, Tokenizers
 from dsd_jax.types import Float32
 
-__all__ = ["Images", "Prepared", "Texts", "check_texts", "open_frames", "prepare", "seeds_of"]
+__all__ = [
+    "Images",
+    "Prepared",
+    "Texts",
+    "check_texts",
+    "open_frames",
+    "prepare",
+    "read_latents",
+    "seeds_of",
+]
 
 Texts: TypeAlias = str | Sequence[str]
 Images: TypeAlias = Source | Sequence[Source]
@@ -158,3 +169,26 @@ def seeds_of(seed: int | Sequence[int] | np.ndarray, texts: int, num_images: int
     if len(given) != total:
         raise UserError(f"{total} images but {len(given)} seeds; give one seed, or one per image")
     return np.asarray([check_seed(s) for s in given], np.uint32)
+
+
+# What NumPy raises about damaged files.
+_UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, TypeError, ValueError, OverflowError, MemoryError),
+    tokenize.TokenError,
+)
+
+
+def read_latents(path: Path) -> np.ndarray:
+    """Reads an array from an `.npy` file, which cannot claim more than it holds.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    try:
+        open_regular(path).close()
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the latents {path} as .npy: {reason}") from None

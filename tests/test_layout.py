@@ -176,6 +176,24 @@ def test_the_rooms_are_relative_links():
         assert (link / "__init__.py").is_file()
 
 
+PARSERS = re.compile(
+    r"json\.loads?\b|JSONDecoder|validate_json|tomllib|\b(?:orjson|ujson|yaml|pickle)\.|literal_eval"
+)
+# Who calls a parser of structured text: the door itself; and pydantic, for rows of our own whose
+# part has a digest.
+DOORS = {"dsd_jax.structured": {"json.loads", "JSONDecoder", "tomllib"}}
+DOORS |= {"dsd_jax.data.make.stages": {"validate_json"}}
+
+
+def test_structured_text_is_parsed_behind_one_door():
+    found = {
+        name: set(PARSERS.findall(path.read_text()))
+        for name, path in sources().items()
+        if name.startswith("dsd_jax.")
+    }
+    assert {name: calls for name, calls in found.items() if calls} == DOORS
+
+
 def test_no_file_is_a_catch_all():
     assert [name for name in sources() if name.split(".")[-1] in CATCH_ALL] == []
 

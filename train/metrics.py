@@ -10,7 +10,6 @@ it finished. When the run resumes, the lines after its checkpoint are removed, s
 twice.
 """
 
-import contextlib
 import importlib
 import json
 import math
@@ -26,6 +25,7 @@ import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.extras import require
+from dsd_jax.structured import Limits, json_lines, parse_json
 
 __all__ = [
     "BATCH_IDS",
@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 METRICS, BATCH_IDS, SKIPPED = "metrics.jsonl", "batch_ids.jsonl", "skipped.jsonl"
+_LINE = Limits(lenient=True)  # a number of a run that went wrong may be NaN
 _WINDOW = 100  # losses that the running median is taken over
 _LEAST = 20  # of them, before it is trusted
 
@@ -79,17 +80,17 @@ def _end_of(file: Any, step: int) -> int:
     end = 0
     for line in file:
         try:
-            own = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
+            own = parse_json(line, METRICS, dict, _LINE)["step"]
+        except (ValueError, KeyError):
             break
-        if own > step or not line.endswith(b"\n"):
+        if type(own) is not int or own > step or not line.endswith(b"\n"):
             break
         end += len(line)
     return end
 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, float]]:
-    """Reads the lines of `metrics.jsonl` in order, without one that was cut off.
+    """Reads the numbers of `metrics.jsonl` line by line, without lines that are damaged.
 
     Raises:
         UserError: there is no such file, or nothing in it.
@@ -97,10 +98,11 @@ def read_metrics(output_dir: str | Path) -> list[dict[str, float]]:
     path = Path(output_dir) / METRICS
     if not path.is_file():
         raise UserError(f"{output_dir} is not the folder of a run: it has no {METRICS}")
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+    rows = [
+        {name: own for name, own in row.items() if type(own) in (int, float)}
+        for _, row in json_lines(path, _LINE)
+        if isinstance(row, dict) and type(row.get("step")) is int
+    ]
     if not rows:
         raise UserError(f"{path} is empty so far; wait until the run has logged a step")
     return rows

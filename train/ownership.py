@@ -21,6 +21,7 @@ from etils import epath
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_object
 from dsd_jax.processes import first_process, on_first, say
+from dsd_jax.structured import build, read_json
 from dsd_jax.train.config import RunConfig
 
 __all__ = ["OWNER", "holding", "owned"]
@@ -141,9 +142,8 @@ def _write(root: epath.Path, own: Owner) -> None:
 def _read(root: epath.Path) -> Owner | None:
     """Reads the owner; None if there is none, or the file is damaged."""
     try:
-        held = json.loads((root / OWNER).read_text())
-        return Owner(**held)
-    except (OSError, ValueError, TypeError):
+        return build(Owner, read_json(root / OWNER, dict), OWNER)
+    except UserError:
         return None
 
 

@@ -3,14 +3,13 @@
 import html
 import math
 import string
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from dsd_jax.files import write_file
+from dsd_jax.images import open_image
 from dsd_jax.page import STYLE, data_uri
+from dsd_jax.structured import read_toml
 from dsd_jax.train.metrics import read_metrics
 from dsd_jax.train.plot import PANELS
 from dsd_jax.train.runfile import RUN_FILE
@@ -144,8 +143,7 @@ def _sheet(folder: Path) -> str:
 
 
 def _picture(path: Path) -> str:
-    with Image.open(path) as image:
-        return data_uri(image, WIDEST)
+    return data_uri(open_image(path), WIDEST)
 
 
 def _settings(path: Path) -> str:
@@ -153,7 +151,7 @@ def _settings(path: Path) -> str:
     if not path.is_file():
         return "not kept"
     lines = []
-    for name, value in tomllib.loads(path.read_text(encoding="utf-8")).items():
+    for name, value in read_toml(path).items():
         if isinstance(value, dict):
             lines += ["", f"[{name}]", *(f"{key} = {own}" for key, own in value.items())]
         elif name not in _PLACES:

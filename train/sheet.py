@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dsd_jax.errors import UserError
-from dsd_jax.images import read_parameters
+from dsd_jax.images import open_image, read_parameters
 from dsd_jax.types import UInt8
 
 __all__ = ["Sheet", "cells", "draw_sheet", "layout_of"]
@@ -79,15 +79,26 @@ def cells(path: Path) -> UInt8[np.ndarray, "n columns h w 3"]:
     layout = read_parameters(path)
     if layout is None or "heads" not in layout:
         raise UserError(f"{path} is no sheet of samples")
-    step = layout["scale"]
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return np.stack(
-        [
-            np.stack([pixels[top:bottom:step, left:right:step] for left, top, right, bottom in row])
-            for row in _boxes(layout)
-        ]
-    )
+    pixels = np.asarray(open_image(path))
+    try:
+        if not 1 <= layout["rows"] <= len(pixels):
+            raise ValueError
+        return np.stack(
+            [np.stack([_cell(pixels, box, layout) for box in row]) for row in _boxes(layout)]
+        )
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError):
+        raise UserError(f"{path} is no sheet of samples: its layout does not fit it") from None
+
+
+def _cell(
+    pixels: np.ndarray, box: tuple[int, int, int, int], layout: dict[str, Any]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of a sheet in the size it was drawn from."""
+    left, top, right, bottom = box
+    found = pixels[top : bottom : layout["scale"], left : right : layout["scale"]]
+    if list(found.shape[:2]) != layout["picture"]:
+        raise ValueError("outside of the sheet")
+    return found
 
 
 def _boxes(layout: dict[str, Any]) -> list[list[tuple[int, int, int, int]]]:

@@ -26,6 +26,7 @@ from dsd_jax.data.pairs.record import PairRecord
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.images import fit, open_image
+from dsd_jax.structured import json_value
 from dsd_jax.types import Bool, Int, UInt8
 
 __all__ = ["Loader", "LoaderConfig", "PairBatch", "Reading"]
@@ -181,7 +182,7 @@ class Loader:
             "order_version": ORDER_VERSION,
             "batch": self.batch,
             "portions": [portion.describe() for portion in self.portions],
-            **json.loads(json.dumps(dataclasses.asdict(self.config))),
+            **json_value(dataclasses.asdict(self.config)),
         }
 
     @property

@@ -23,6 +23,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
 from dsd_jax.llm.reading import json_of, problem_of
+from dsd_jax.structured import parse_json
 from dsd_jax.text.plain import text_fault
 
 __all__ = ["CaptionFilter", "CaptionsConfig", "clean_caption", "sampled"]
@@ -116,12 +117,15 @@ def sampled(parts: Parts, config: CaptionsConfig) -> tuple[list[list[Caption]], 
         rows, drawn = _sample(config)
         counts = json.dumps(drawn, ensure_ascii=False, sort_keys=True)
         write_file(path, "\n".join([counts, *map(to_json, rows), ""]))
-    with path.open(encoding="utf-8") as file:
-        found = json.loads(next(file))
-        by_part: list[list[Caption]] = [[] for _ in range(parts.count)]
-        for line in file:
-            row = from_json(CAPTIONS, line)
-            by_part[part_of(row.id, parts.count)].append(row)
+    by_part: list[list[Caption]] = [[] for _ in range(parts.count)]
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = parse_json(next(file, ""), f"{path} line 1", dict)
+            for line in file:
+                row = from_json(CAPTIONS, line)
+                by_part[part_of(row.id, parts.count)].append(row)
+    except ValueError:
+        raise UserError(f"{path} is damaged; remove it and run `dsd data captions` again") from None
     return by_part, found
 
 

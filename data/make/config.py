@@ -25,7 +25,6 @@ Paths are relative to the file. `docs/data_making.md` lists every key.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,7 +51,7 @@ from dsd_jax.data.make.stages import (
 from dsd_jax.data.make.wording import Wording, load_wording
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.llm.config import ProviderConfig
-from dsd_jax.structured import build, read_toml
+from dsd_jax.structured import build, json_value, read_toml
 from dsd_jax.tasks import task_named
 
 __all__ = ["ASKING", "MakeConfig", "load_config"]
@@ -128,7 +127,7 @@ class MakeConfig:
             bounds = {name: self.pairs.similarity(task_named(name)) for name in self.prompts.tasks}
             settings["min_similarity"] = _one({name: own.least for name, own in bounds.items()})
             settings["max_similarity"] = _one({name: own.most for name, own in bounds.items()})
-        return dict(json.loads(json.dumps(settings, default=_plain, sort_keys=True)))
+        return dict(json_value(settings, _name, sort_keys=True))
 
 
 def _one(by_task: Mapping[str, float]) -> float | Mapping[str, float]:
@@ -137,7 +136,7 @@ def _one(by_task: Mapping[str, float]) -> float | Mapping[str, float]:
     return values.pop() if len(values) == 1 else by_task
 
 
-def _plain(value: object) -> str:
+def _name(value: object) -> str:
     if isinstance(value, Path):
         return value.name
     raise TypeError(type(value).__name__)

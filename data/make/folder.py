@@ -11,6 +11,7 @@ from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import STAGES, Stage, StageRow
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
+from dsd_jax.structured import MalformedError, read_json
 
 __all__ = ["begin_stage", "begun_folder", "begun_settings", "is_begun", "open_parts"]
 
@@ -30,11 +31,11 @@ def begun_folder(root: Path) -> Parts:
         UserError: It is no such folder.
     """
     try:
-        count = json.loads((root / _BEGUN).read_text(encoding="utf-8"))["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{root} is no work folder of `dsd data make`: it has no readable {_BEGUN}"
-        ) from None
+        count = read_json(root / _BEGUN, dict).get("parts")
+    except UserError:
+        count = None
+    if type(count) is not int or count < 1:
+        raise UserError(f"{root} is no work folder of `dsd data make`: it has no readable {_BEGUN}")
     return Parts(root, count)
 
 
@@ -108,7 +109,10 @@ def _begun(parts: Parts, stage: Stage[StageRow]) -> dict[str, object]:
 
 
 def _settings(path: Path) -> dict[str, object]:
-    return dict(_read(path).get("settings", {}))
+    found = _read(path).get("settings")
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no settings")
+    return found
 
 
 def _compare(path: Path, stage: Stage[StageRow], settings: Mapping[str, object]) -> None:
@@ -132,6 +136,10 @@ def _other(path: Path, what: str) -> UserError:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path} is damaged; remove it, if the configuration is the same") from None
+        return read_json(path, dict)
+    except MalformedError as error:
+        raise _damaged(path, error.reason) from None
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); remove it, if the configuration is the same")

@@ -15,6 +15,7 @@ from dsd_jax.data.make.ids import CaptionId, GridId
 from dsd_jax.data.make.stages import R_co, Stage, StageRow, from_json, to_json
 from dsd_jax.errors import UserError, and_more
 from dsd_jax.files import write_file
+from dsd_jax.structured import parse_json
 
 __all__ = ["Parts", "part_of"]
 
@@ -73,7 +74,7 @@ class Parts:
         path = self.path(stage, part)
         try:
             *lines, mark, _ = path.read_text(encoding="utf-8").split("\n")
-            expected = json.loads(mark)
+            expected = parse_json(mark, f"the last line of {path}", dict)
             digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
             if expected != {"rows": len(lines), "sha256": digest}:
                 raise ValueError("digest")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 from pydantic import ConfigDict, TypeAdapter
 
 from dsd_jax.data.make.ids import CaptionId, GridId, Id, PairId, PromptId
+from dsd_jax.structured import json_value
 
 __all__ = [
     "CAPTIONS", "DESCRIPTIONS", "GRIDS", "JUDGEMENTS", "PAIRS", "PANELS", "PROMPTS", "STAGES",
@@ -289,13 +290,16 @@ def _adapter(kinds: tuple[type[StageRow], ...]) -> Any:  # a TypeAdapter
 
 def plain(row: StageRow) -> dict[str, Any]:
     """A row in JSON types, keys sorted at every depth."""
-    return dict(json.loads(to_json(row)))
+    return dict(json_value(_content(row), sort_keys=True))
 
 
 def to_json(row: StageRow) -> str:
     """A row as one line."""
-    content = _adapter((type(row),)).dump_python(row, mode="json", exclude_none=True)
-    return json.dumps(content, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return json.dumps(_content(row), ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def _content(row: StageRow) -> dict[str, Any]:
+    return dict(_adapter((type(row),)).dump_python(row, mode="json", exclude_none=True))
 
 
 def from_json(stage: Stage[R_co], line: str) -> R_co:

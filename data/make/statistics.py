@@ -1,7 +1,6 @@
 """Counts the contents of a work folder: yields, reasons, verdicts, costs, diversity."""
 
 import dataclasses
-import json
 import math
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import CAPTIONS, STAGES, Judgement, Prompt, R_co, Stage, StageRow
 from dsd_jax.llm.totals import Totals, read_totals
+from dsd_jax.structured import parse_json
 
 __all__ = [
     "Diversity",
@@ -184,4 +184,4 @@ def source_counts(root: Path) -> dict[str, int]:
     if not path.exists():
         return {}
     with path.open(encoding="utf-8") as file:
-        return dict(json.loads(next(file)))
+        return parse_json(next(file, ""), f"{path} line 1", dict)

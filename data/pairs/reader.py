@@ -7,6 +7,7 @@ import json
 import operator
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
@@ -257,18 +258,22 @@ class RowReader:
         if not isinstance(value, str) or not value:
             raise UserError(f"column {column} holds no image{_item(value, column)}")
         value = plain_path(value)
-        # A table from elsewhere must not reach files outside its own folder.
+        # A table from elsewhere must not reach files outside its own folder. Reasons are kept in
+        # the dataset, which may be shared: of an absolute path they tell the name alone.
         root = self._table.folder
+        shown = Path(value).name if Path(value).is_absolute() else value
         try:
             return read_inside(root, row.folder.relative_to(root) / value, MAX_FILE_BYTES)
         except OutsideError:
             raise UserError(
-                f"{value} is outside of the folder of {self._name}; import a folder that holds both"
+                f"{shown} is outside of the folder of {self._name}; import a folder that holds both"
             ) from None
+        except UserError as error:
+            raise UserError(str(error).replace(value, shown)) from None
         except FileNotFoundError:
-            raise UserError(f"there is no image {value}") from None
+            raise UserError(f"there is no image {shown}") from None
         except OSError as error:
-            raise UserError(f"cannot read {value}: {error.strerror}") from None
+            raise UserError(f"cannot read {shown}: {error.strerror}") from None
 
     def _provenance(self, row: Row) -> dict[str, object]:
         kept: dict[str, object] = {

@@ -36,6 +36,7 @@ from dsd_jax.data.pairs.store import (
     tally,
 )
 from dsd_jax.errors import UserError
+from dsd_jax.structured import Limits, MalformedError, json_value, parse_json
 
 __all__ = ["REJECTED", "SHARD_BYTES", "PairWriter"]
 
@@ -79,7 +80,7 @@ class PairWriter:
             UserError: the folder holds something else, or is being written by another program.
         """
         self.path = Path(path)
-        self.origin = json.loads(json.dumps({**(origin or {}), "shard_bytes": shard_bytes}))
+        self.origin = json_value({**(origin or {}), "shard_bytes": shard_bytes})
         self.position: Any = None
         self.complete = False
         self.count = self.rejected = 0
@@ -93,7 +94,7 @@ class PairWriter:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_folder()
-            self._lock = (self.path / WRITING).open("a+", encoding="utf-8")
+            self._lock = (self.path / WRITING).open("a+b")
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         try:
@@ -125,19 +126,25 @@ class PairWriter:
             self.complete, self.count, self.rejected = True, manifest.count, manifest.rejected
             return
         self._lock.seek(0)
-        text = self._lock.read()
-        begun = _json_or_none(text)
-        if text and begun is not None and begun != self.origin:
+        begun = self._begun(self._lock.read())
+        if begun is not None and begun != self.origin:
             raise UserError(
                 f"{self.path} holds an unfinished dataset of another source or other settings; "
                 "repeat the command that began it, or remove the folder"
             )
         if begun is None:  # new, or killed before its first line was written
             self._lock.truncate(0)
-            self._lock.write(json.dumps(self.origin, ensure_ascii=False))
+            self._lock.write(json.dumps(self.origin, ensure_ascii=False).encode())
             self._lock.flush()
             os.fsync(self._lock.fileno())
         self._resume()
+
+    def _begun(self, content: bytes) -> object:
+        """Reads what an unfinished dataset is made from; None if its first line is not complete."""
+        try:
+            return parse_json(content, str(self.path / WRITING), object, Limits(lenient=True))
+        except MalformedError:
+            return None
 
     def _resume(self) -> None:
         rejected_bytes = 0
@@ -272,10 +279,3 @@ class PairWriter:
             (self.path / REJECTED).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()  # if there is nothing else in it
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

@@ -3,7 +3,6 @@
 Every provider's answers are read here, and every stage gets its text or JSON from here.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 from dsd_jax.llm.messages import Answer, Finish, Usage
 from dsd_jax.llm.scrub import WITHHELD
 from dsd_jax.llm.thoughts import without_thoughts
-from dsd_jax.structured import Limits, MalformedError, parse_json
+from dsd_jax.structured import Limits, MalformedError, json_end, parse_json
 from dsd_jax.text.plain import text_fault
 
 __all__ = [
@@ -189,12 +188,11 @@ def json_of(text: str) -> dict[str, Any] | None:
     if len(text) > LONGEST:
         return None
     found: list[dict[str, Any]] = []
-    decoder = json.JSONDecoder()
     position = tried = 0
     while (position := text.find("{", position)) >= 0 and tried < _OBJECTS_TRIED:
         tried += 1
         try:
-            _, end = decoder.raw_decode(text, position)
+            end = json_end(text, position)
             found.append(parse_json(text[position:end], "the answer", dict, _OBJECT))
         except MalformedError:
             return None

@@ -1,7 +1,6 @@
 """Reads what a quickstart has made, and scores it."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dsd_jax.data.make.stages import GRIDS, JUDGEMENTS, PAIRS, Judgement, Pair
 from dsd_jax.images import open_image
 from dsd_jax.quickstart.inputs import MAKING, STUDENT, TEACHER
 from dsd_jax.toy.score import Case, Interval, score, summarise
+from dsd_jax.train.metrics import read_metrics
 
 __all__ = ["NAMES", "Example", "Findings", "Shown", "findings"]
 
@@ -124,7 +124,7 @@ def findings(
                 for pair in _spread(filtered, _FILTERED)
             ),
         ],
-        losses=_losses(folder / "run" / "metrics.jsonl"),
+        losses=_losses(folder / "run"),
         counts={
             "grids": len(grids),
             "pairs that were judged": len(judged),
@@ -151,6 +151,6 @@ def _shown(parts: Parts, pair: Pair, words: str) -> Shown:
     return Shown([grid.crop(box) for box in (pair.reference_box, pair.target_box)], words)
 
 
-def _losses(path: Path) -> list[tuple[int, float]]:
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+def _losses(run: Path) -> list[tuple[int, float]]:
+    rows = read_metrics(run)
+    return [(int(row["step"]), row["loss"]) for row in rows if "loss" in row]

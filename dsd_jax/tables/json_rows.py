@@ -5,7 +5,6 @@ The list may also be a member of an object, as in `{"info": {...}, "data": [...]
 
 import dataclasses
 import io
-import json
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from dsd_jax.errors import UserError, and_more
 from dsd_jax.inside import open_regular
-from dsd_jax.structured import JSON, MalformedError, json_lines, parse_json
+from dsd_jax.structured import JSON, MalformedError, json_end, json_lines, parse_json
 from dsd_jax.tables.parsed import PROBED, Parsed, names_of, open_text
 
 __all__ = ["ROW", "json_columns", "json_rows"]
@@ -121,8 +120,8 @@ def _members(text: "_Window", path: Path) -> Iterator[tuple[str, Parsed]]:
     while text.skip(sign):
         sign = ","
         try:
-            name = json.loads(text.value())
-            if not (isinstance(name, str) and text.skip(":")):
+            name = parse_json(text.value(), "", str, ROW)
+            if not text.skip(":"):
                 return
             rows = _enter(text)
         except (ValueError, RecursionError):
@@ -183,7 +182,7 @@ class _Window:
         self.next()
         while True:
             try:
-                _, end = _SCANNER.raw_decode(self._held, self._at)
+                end = json_end(self._held, self._at)
             except ValueError:
                 if not self._more():
                     raise
@@ -192,6 +191,3 @@ class _Window:
                 continue
             start, self._at = self._at, end
             return self._held[start:end]
-
-
-_SCANNER = json.JSONDecoder(parse_int=len, parse_float=len)

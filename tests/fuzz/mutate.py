@@ -4,6 +4,7 @@ import random
 
 __all__ = ["mutated"]
 
+_HEAD = 2_048  # bytes, where most formats say what follows
 _TOKENS = (
     b"[" * 100_000,
     b'{"a":' * 50_000,
@@ -18,6 +19,7 @@ _TOKENS = (
     b"\x7f\xff\xff\xff",
     b'"\\ud83d"',
     b"../../../etc/passwd",
+    b"../outside",
     b"/dev/zero",
     b'"' * 3,
     b"\r",
@@ -26,11 +28,12 @@ _TOKENS = (
 
 
 def mutated(data: bytes, seed: int) -> bytes:
-    """A copy of a file with one to four kinds of damage."""
+    """A copy of a file with one to four kinds of damage, half of it near the beginning."""
     rng = random.Random(seed)
     changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(changed) + 1)
+        reach = len(changed) if rng.random() < 0.5 else min(len(changed), _HEAD)
+        place = rng.randrange(reach + 1)
         match rng.randrange(6):
             case 0 if changed:  # a flipped bit
                 changed[min(place, len(changed) - 1)] ^= 1 << rng.randrange(8)

@@ -232,7 +232,7 @@ class TestParameters:
         save_image(result[3], tmp_path / "a.png", result.parameters[3])
         found = read_parameters(tmp_path / "a.png")
         assert found is not None
-        assert found["model"] == "dsd/transformer"
+        assert found["model"] == "transformer"
         assert found["dtype"] == "float32"
         assert found["noise"] == "of the seed"
         assert found["program"].startswith("dsd-jax ")

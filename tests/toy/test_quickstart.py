@@ -126,11 +126,20 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path):
         quickstart(tmp_path / "photos", Budget.of(1), never, print)
 
 
+def shared(folder: Path) -> list[Path]:
+    """What people send to others: pages, pictures, the dataset and the export."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    kinds = {".html", ".png", ".jpg", ".md", ".safetensors"}
+    found = [p for p in files if p.suffix in kinds or {"dataset", "export"} & set(p.parts)]
+    assert kinds - {".jpg"} <= {path.suffix for path in found}
+    return found
+
+
 def test_the_smallest_quickstart_goes_the_whole_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Every stage on the toy FLUX that ships, the export in PyTorch included; about two minutes."""
-    folder = tmp_path / "quickstart"
+    folder = tmp_path / "bluebeards-chamber" / "quickstart"
     command = ["quickstart", "--output_dir", str(folder), "--minutes", "0.1"]
     assert main(command) == 0
     # The folder is the user's, and may have any length.
@@ -146,6 +155,7 @@ def test_the_smallest_quickstart_goes_the_whole_way(
     for words in ("student, text and reference", "teacher, text alone", "kept"):
         assert words in (folder / "report.html").read_text()
     assert (folder / "making.html").exists()  # which the report links to
+    assert [path.name for path in shared(folder) if b"bluebeard" in path.read_bytes()] == []
     dataset = PairStore.open(folder / "making" / "dataset")
     assert len(dataset) > 0
     images = [path for path in folder.rglob("*.png") if path.name != "report.png"]
