@@ -126,6 +126,7 @@ _CLIP_RULES = (
     *linear(f"{_LAYER}.mlp.fc1", "blocks.{i}.mlp.in_layer", "m d -> d m", "m -> m"),
     *linear(f"{_LAYER}.mlp.fc2", "blocks.{i}.mlp.out_layer", "d m -> m d", "d -> d"),
     *norm("text_model.final_layer_norm", "final_norm"),
+    Rule("text_projection.weight", "projection.kernel", "e d -> d e"),
 )
 
 
@@ -136,7 +137,9 @@ def _with_prefix(name: str) -> str:
 
 
 def clip_table(config: ClipConfig) -> Table:
-    """The table for a CLIP text encoder; other tensors of such a file are not used by FLUX."""
+    """The table for a CLIP text encoder; what a file adds is left aside."""
+    projection = r"^text_projection\.weight$"
+    unused = (projection, "CLIP's projection to the space of images, unused here")
     return Table(
         "CLIP text encoder in transformers layout",
         _CLIP_RULES,
@@ -147,11 +150,14 @@ def clip_table(config: ClipConfig) -> Table:
             "n": config.num_heads,
             "h": config.head_dim,
             "m": config.mlp_width,
+            "e": config.projection or 0,
         },
         {"blocks": config.depth},
+        absent=[] if config.projection else ["projection"],
         ignored=(
             (r"embeddings\.position_ids$", "a buffer that counts positions"),
-            (r"^text_projection\.weight$", "CLIP's projection to the space of images, unused here"),
+            (r"^(vision_model\.|visual_projection\.|logit_scale$)", "the image encoder beside it"),
+            *([] if config.projection else [unused]),
         ),
         respell=_with_prefix,
     )
@@ -193,6 +199,6 @@ def clip_to_json(config: ClipConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.depth,
         "pad_token_id": 1,
-        "projection_dim": config.width,
+        "projection_dim": config.projection or config.width,
         "vocab_size": config.vocab,
     }

@@ -182,7 +182,8 @@ class ClipConfig:
     """Size of a CLIP text encoder (defaults: CLIP-L).
 
     `eos_token_id` 2 marks the legacy configuration, in which the pooled output is taken at the
-    largest token id instead of the first end-of-text token.
+    largest token id instead of the first end-of-text token. `projection` is the width of the space
+    that texts share with pictures; None: there is no Linear that leads there.
     """
 
     vocab: int = 49_408
@@ -194,6 +195,7 @@ class ClipConfig:
     eos_token_id: int = 2
     activation: str = "quick_gelu"
     eps: float = 1e-5
+    projection: int | None = None
 
     @property
     def head_dim(self) -> int:

@@ -1,22 +1,31 @@
-"""A vision transformer on disk, ready to make features of pictures."""
+"""Vision models on disk, ready to make features of pictures and, with CLIP, of texts."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
 from jax.sharding import Mesh
 
-from dsd_jax.config import FLOAT32, Precision, VisionConfig
+from dsd_jax.config import FLOAT32, ClipConfig, Precision, VisionConfig
+from dsd_jax.convert.fields import Fields, check_depth
 from dsd_jax.convert.hub import resolve
+from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.open import open_component, read_json
+from dsd_jax.convert.text import clip_from_json, clip_table
 from dsd_jax.convert.vision.preprocess import preprocess_from_json
 from dsd_jax.errors import UserError
+from dsd_jax.parts import Component
+from dsd_jax.text.tokenize import clip_tokenizer
+from dsd_jax.vision.captions import CaptionTower
 from dsd_jax.vision.preprocess import Preprocess
 from dsd_jax.vision.tower import VisionTower
 
-__all__ = ["open_vision"]
+__all__ = ["open_captions", "open_vision"]
 
 _PREPROCESSOR = "preprocessor_config.json"
-_FILES = ["config.json", _PREPROCESSOR, "*.safetensors", "*.safetensors.index.json"]
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
 def open_vision(
@@ -39,16 +48,63 @@ def open_vision(
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
     """
-    root = resolve(path, _FILES)
-    name = Path(str(path)).name
-    for file in ["config.json", *([] if preprocess else [_PREPROCESSOR])]:
-        if not (root / file).exists():
-            raise UserError(
-                f"{path} has no {file}; give a folder with {', '.join(_FILES[:2])} and "
-                "model.safetensors, as transformers saves a vision model"
-            )
+    wanted = ["config.json", *([] if preprocess else [_PREPROCESSOR])]
+    root = _folder(path, wanted)
     if preprocess is None:
         settings = root / _PREPROCESSOR
         preprocess = preprocess_from_json(read_json(settings), str(settings))
     component = open_component(root).expect(VisionConfig)
-    return VisionTower.load(component, name, preprocess, precision=precision, mesh=mesh)
+    return VisionTower.load(component, _name(path), preprocess, precision=precision, mesh=mesh)
+
+
+def open_captions(
+    path: epath.PathLike, *, precision: Precision = FLOAT32, mesh: Mesh | None = None
+) -> CaptionTower:
+    """Loads the text encoder of a CLIP model with its projection and its tokeniser.
+
+    Args:
+        path: A folder or a hub id, such as `openai/clip-vit-base-patch32`.
+        precision: Of parameters and products.
+        mesh: Texts are split over its batch axes; None: one device.
+
+    Raises:
+        UserError: A file is missing or damaged, or the model is of another kind.
+    """
+    root = _folder(path, ["config.json"], _TOKENIZER)
+    component = _open_text(path, root)
+    tokenizer = clip_tokenizer(Path(root))
+    return CaptionTower.load(component, _name(path), tokenizer, precision=precision, mesh=mesh)
+
+
+def _open_text(path: epath.PathLike, root: epath.Path) -> Component[ClipConfig]:
+    """The text encoder of a CLIP model, beside whatever else its file holds."""
+    data = read_json(root / "config.json")
+    read = Fields(f"{root}/config.json", data)
+    kind = read.one_of("model_type", "clip", "clip_text_model")
+    inner = data.get("text_config") if kind == "clip" else data
+    if not isinstance(inner, dict):
+        raise UserError(f"{root}/config.json has no text_config; download it again")
+    config = dataclasses.replace(
+        clip_from_json({**inner, "model_type": "clip_text_model"}),
+        projection=read.number("projection_dim", 512),
+    )
+    weights = open_weights(str(root))
+    check_depth(str(path), config.depth, len(weights.tensors))
+    source = clip_table(config).check(weights)
+    return Component(str(path), config, source, "diffusers", source.notices)
+
+
+def _folder(path: epath.PathLike, wanted: Sequence[str], others: Sequence[str] = ()) -> epath.Path:
+    """The folder behind a path or a hub id, with the wanted files in it."""
+    root = resolve(path, [*wanted, *others, *_WEIGHTS])
+    for file in wanted:
+        if not (root / file).exists():
+            raise UserError(
+                f"{path} has no {file}; give a folder with {' and '.join(wanted)} beside "
+                "model.safetensors, as transformers saves it"
+            )
+    return root
+
+
+def _name(path: epath.PathLike) -> str:
+    return Path(str(path)).name

@@ -91,6 +91,13 @@ class ClipTextEncoder(nnx.Module):
             rngs=rngs,
         )
         self.final_norm = LayerNorm(config.width, eps=config.eps, precision=precision)
+        self.projection = (
+            Linear(
+                (config.width,), (config.projection,), precision=precision, rngs=rngs, bias=False
+            )
+            if config.projection
+            else None
+        )
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -114,6 +121,16 @@ class ClipTextEncoder(nnx.Module):
         end = self._end_of_text(ids)
         pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
         return ClipOutput(hidden, pooled)
+
+    def feature(self, ids: Int[Array, "B L"]) -> Float[Array, "B E"]:
+        """The feature of every text in the space that it shares with pictures; not normalised.
+
+        Raises:
+            ValueError: The model has no projection to that space.
+        """
+        if self.projection is None:
+            raise ValueError("this CLIP text encoder has no projection")
+        return self.projection(self(ids).pooled)
 
     def _end_of_text(self, ids: Int[Array, "B L"]) -> Int[Array, " B"]:
         """Position of the end-of-text token.

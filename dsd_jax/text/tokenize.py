@@ -15,7 +15,7 @@ import numpy as np
 from dsd_jax.errors import UserError
 from dsd_jax.types import Int
 
-__all__ = ["TextIds", "Tokenizers", "clean_prompt"]
+__all__ = ["TextIds", "Tokenizer", "Tokenizers", "clean_prompt", "clip_tokenizer", "token_ids"]
 
 CLIP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"
 # Each tokeniser reads any one of these sets of files.
@@ -42,10 +42,11 @@ class TextIds:
 
 
 @runtime_checkable
-class _Tokenizer(Protocol):
+class Tokenizer(Protocol):
     """The part of a transformers tokeniser that is used here."""
 
     pad_token_id: int | None
+    model_max_length: int
 
     def __call__(self, text: list[str], **options: Any) -> Any: ...
 
@@ -54,8 +55,8 @@ class _Tokenizer(Protocol):
 class Tokenizers:
     """CLIP's and T5's tokeniser, and how many tokens each model takes."""
 
-    clip: _Tokenizer
-    t5: _Tokenizer
+    clip: Tokenizer
+    t5: Tokenizer
     clip_length: int = 77
     t5_length: int = 512
 
@@ -83,17 +84,14 @@ class Tokenizers:
         for length in (clip_length, t5_length):
             if length is not None and length < 2:
                 raise UserError(f"max_sequence_length must be at least 2, got {length}")
-        clip = _check_files(Path(folder), CLIP_FOLDER, CLIP_FILES)
-        t5 = _check_files(Path(folder), T5_FOLDER, T5_FILES)
+        clip, t5 = (_inside(Path(folder), name) for name in (CLIP_FOLDER, T5_FOLDER))
+        _check_files(t5, T5_FILES)
+        own = clip_tokenizer(clip)
 
-        # Its tokenisers need no PyTorch, so that it is not worth a warning if there is none.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import CLIPTokenizerFast, T5TokenizerFast  # noqa: PLC0415 - seconds
-
-        with _explain(clip):
-            clip_tokenizer = CLIPTokenizerFast.from_pretrained(str(clip), local_files_only=True)
         with _explain(t5):
-            t5_tokenizer = T5TokenizerFast.from_pretrained(str(t5), local_files_only=True)
+            t5_tokenizer = _library().T5TokenizerFast.from_pretrained(
+                str(t5), local_files_only=True
+            )
         stated = t5_tokenizer.model_max_length
         if t5_length is not None and t5_length > max(stated, cls.t5_length):
             raise UserError(
@@ -101,17 +99,17 @@ class Tokenizers:
                 f"tokeniser in {t5} states; give at most {stated}"
             )
         return cls(
-            clip_tokenizer,
+            own,
             t5_tokenizer,
-            min(clip_tokenizer.model_max_length, clip_length or cls.clip_length),
+            min(own.model_max_length, clip_length or cls.clip_length),
             min(stated, t5_length or cls.t5_length),
         )
 
     def encode(self, prompts: list[str]) -> TextIds:
         """Ids of cleaned prompts, padded or cut to each model's length."""
         prompts = [clean_prompt(prompt) for prompt in prompts]
-        clip, clip_cut = _encode(self.clip, prompts, self.clip_length)
-        t5, t5_cut = _encode(self.t5, prompts, self.t5_length)
+        clip, clip_cut = token_ids(self.clip, prompts, self.clip_length)
+        t5, t5_cut = token_ids(self.t5, prompts, self.t5_length)
         return TextIds(clip, t5, clip_cut, t5_cut)
 
     def count_clip_tokens(self, text: str) -> int:
@@ -119,9 +117,34 @@ class Tokenizers:
         return len(self.clip([clean_prompt(text)], verbose=False)["input_ids"][0])
 
 
-def _encode(
-    tokenizer: _Tokenizer, prompts: list[str], length: int
+def _library() -> Any:
+    """transformers, whose import takes seconds."""
+    # Its tokenisers need no PyTorch, so that it is not worth a warning if there is none.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers  # noqa: PLC0415 - see above
+
+    return transformers
+
+
+def clip_tokenizer(folder: Path) -> Tokenizer:
+    """Reads CLIP's tokeniser from the folder that holds its files.
+
+    Raises:
+        UserError: A file is missing, or its content is not that of a tokeniser.
+    """
+    _check_files(folder, CLIP_FILES)
+
+    from transformers import CLIPTokenizerFast  # noqa: PLC0415 - seconds
+
+    with _explain(folder):
+        tokenizer: Tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    return tokenizer
+
+
+def token_ids(
+    tokenizer: Tokenizer, prompts: list[str], length: int
 ) -> tuple[Int[np.ndarray, "B L"], list[str | None]]:
+    """Ids padded or cut to one length, and the end of each prompt that found no room (or None)."""
     ids = np.full((len(prompts), length), tokenizer.pad_token_id, np.int32)
     cut: list[str | None] = []
     if not prompts:
@@ -140,17 +163,20 @@ def _encode(
     return ids, cut
 
 
-def _check_files(folder: Path, name: str, choices: tuple[tuple[str, ...], ...]) -> Path:
+def _inside(folder: Path, name: str) -> Path:
     path = folder / name
-    expected = " or ".join(" + ".join(files) for files in choices)
     if not path.is_dir():
         raise UserError(
             f"{folder} has no folder {name}/; give a FLUX.1 folder in diffusers layout, with "
             f"{CLIP_FOLDER}/ and {T5_FOLDER}/ beside transformer/"
         )
+    return path
+
+
+def _check_files(path: Path, choices: tuple[tuple[str, ...], ...]) -> None:
+    expected = " or ".join(" + ".join(files) for files in choices)
     if not any(all((path / file).is_file() for file in files) for files in choices):
         raise UserError(f"{path} is not a tokeniser: expected {expected}; download it again")
-    return path
 
 
 @contextlib.contextmanager

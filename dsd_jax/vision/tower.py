@@ -63,6 +63,14 @@ class VisionTower:
         model = abstract(component.config, precision=precision, execution=execution)
         return cls(name, load(model, component.source, mesh=mesh), preprocess, mesh=mesh)
 
+    def embed(self, pixels: Float32[np.ndarray, "B H W 3"]) -> Float32[Array, "B E"]:
+        """The feature of every preprocessed picture; compiles anew for every shape.
+
+        With a mesh, B must be a multiple of the parts that a batch is split into.
+        """
+        with on_mesh(self.mesh):
+            return self._features(pixels)
+
     def features(self, images: Sequence[Source]) -> Float32[np.ndarray, "n E"]:
         """The feature of every picture, not normalised.
 

@@ -1,5 +1,6 @@
 """Vision transformers: names at full size, files both ways, and what is refused."""
 
+import dataclasses
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from dsd_jax.config import FLOAT32, VisionConfig
 from dsd_jax.convert.open import open_component
 from dsd_jax.convert.vision.config import vision_from_json, vision_to_json
-from dsd_jax.convert.vision.open import open_vision
+from dsd_jax.convert.vision.open import open_captions, open_vision
 from dsd_jax.convert.vision.preprocess import preprocess_from_json
 from dsd_jax.convert.vision.tables import vision_table
 from dsd_jax.errors import UserError
@@ -185,7 +186,9 @@ def test_configs_that_are_refused(changes: dict[str, Any], message: str, tmp_pat
 def test_the_file_that_is_missing_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="there is no folder or file"):
         open_vision(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"has no config\.json; give a folder with config\.json,"):
+    with pytest.raises(
+        UserError, match=r"has no config\.json; give a folder with config\.json and"
+    ):
         open_vision(tmp_path)
     write_vit(tmp_path)
     with pytest.raises(UserError, match=r"has no preprocessor_config\.json; give a folder with"):
@@ -193,6 +196,25 @@ def test_the_file_that_is_missing_is_named(tmp_path: Path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no safetensors weights"):
         open_vision(tmp_path, Preprocess())
+
+
+def test_captions_need_the_text_encoder_of_clip(tmp_path: Path):
+    write_vit(tmp_path)
+    with pytest.raises(UserError, match="model_type is 'vit', this program supports 'clip' or"):
+        open_captions(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(UserError, match="has no text_config; download it again"):
+        open_captions(tmp_path)
+
+
+def test_captions_need_a_projection_and_a_tokeniser(tmp_path: Path):
+    config = dataclasses.replace(SMALL.text_encoder, projection=16)
+    write_model(tmp_path / "a", SMALL.text_encoder, random_tensors(SMALL.text_encoder, 0))
+    with pytest.raises(UserError, match=r"1 missing: text_projection\.weight"):
+        open_captions(tmp_path / "a")
+    write_model(tmp_path / "b", config, random_tensors(config, 0))
+    with pytest.raises(UserError, match=r"is not a tokeniser: expected tokenizer\.json or vocab"):
+        open_captions(tmp_path / "b")
 
 
 def test_a_text_encoder_is_no_vision_transformer(tmp_path: Path):

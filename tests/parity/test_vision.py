@@ -18,10 +18,13 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from dsd_jax.config import FLOAT32, Execution, VisionConfig
 from dsd_jax.convert.open import open_component, read_json
+from dsd_jax.convert.vision.open import open_captions, open_vision
 from dsd_jax.convert.vision.preprocess import preprocess_from_json
 from dsd_jax.images import open_image
 from dsd_jax.models import abstract, load
+from dsd_jax.toy.making.tokenizers import CLIP_VOCAB, write_tiny_tokenizers
 from dsd_jax.vision.positions import bicubic
+from dsd_jax.vision.preprocess import Preprocess
 from dsd_jax.vision.vit import Vit
 from tests.parity.compare import assert_close, randomise
 
@@ -33,10 +36,10 @@ SIZE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "im
 PATCH, MLP = {"patch_size": 6}, {"intermediate_size": 40}
 
 
-def pair(kind: type, model: type, **options: int) -> torch.nn.Module:
+def pair(kind: type, model: type, vocab: int = 9, **options: int) -> torch.nn.Module:
     """A model with two encoders; that for texts is as small as it can be."""
     text = {**MLP, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text["vocab_size"] = 9
+    text |= {"vocab_size": vocab, "eos_token_id": vocab - 1, "bos_token_id": vocab - 2}
     return model(kind(text_config=text, vision_config={**SIZE, **PATCH, **MLP}, **options))
 
 
@@ -106,6 +109,29 @@ def test_features_and_hidden_states(name: str, tmp_path: Path) -> None:
     assert_close(feature, expected, BOUND, f"{name} feature")
     for layer, own in zip(layers, hidden, strict=True):
         assert_close(own, states[layer], BOUND, f"{name} tokens behind block {layer}")
+
+
+@torch.no_grad()
+def test_features_of_texts_and_pictures_from_one_clip_folder(tmp_path: Path) -> None:
+    reference = pair(transformers.CLIPConfig, transformers.CLIPModel, CLIP_VOCAB, projection_dim=16)
+    randomise(reference.eval())
+    write_tiny_tokenizers(tmp_path)
+    folder = tmp_path / "tokenizer"
+    reference.save_pretrained(folder)
+    CLIPImageProcessorPil(size=30, crop_size=30).save_pretrained(folder)
+    texts = ["a red cat", "two green dogs at night", ""]
+    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(folder)
+    expected = reference.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt"))
+    captions = open_captions(folder)
+    assert captions.name == "tokenizer"
+    assert_close(captions.features(texts), expected.pooler_output, BOUND, "CLIP text feature")
+    assert captions.features([]).shape == (0, 16)
+    image = picture("RGBA", 50, 40)
+    given = torch.from_numpy(Preprocess(30, crop=(30, 30))(open_image(image))).permute(2, 0, 1)
+    expected = reference.get_image_features(given[None])
+    assert_close(
+        open_vision(folder).features([image]), expected.pooler_output, BOUND, "CLIP feature"
+    )
 
 
 @pytest.mark.parametrize("antialias", [False, True])

@@ -1,0 +1,80 @@
+"""CLIP's text encoder with its tokeniser: features of texts, beside those of pictures."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from dsd_jax.config import ClipConfig, Precision, default_execution
+from dsd_jax.encoders import in_groups
+from dsd_jax.models import abstract, load
+from dsd_jax.parts import Component
+from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
+from dsd_jax.text.clip import ClipTextEncoder
+from dsd_jax.text.tokenize import Tokenizer, token_ids
+from dsd_jax.types import Array, Float32
+
+__all__ = ["CaptionTower"]
+
+BATCH = 16  # texts per call on one device
+
+
+class CaptionTower:
+    """A filled text encoder, compiled, with its weights on a mesh.
+
+    Args:
+        name: Name of the model.
+        model: A filled model with a projection.
+        tokenizer: CLIP's.
+        mesh: Texts are split over its batch axes; None: one device.
+    """
+
+    def __init__(
+        self, name: str, model: ClipTextEncoder, tokenizer: Tokenizer, *, mesh: Mesh | None = None
+    ) -> None:
+        self.name, self.config, self.mesh = name, model.config, mesh
+        self._tokenizer = tokenizer
+        graphdef, self._state = nnx.split(model)
+
+        @jax.jit
+        def run(state: nnx.State, ids: Array) -> Array:
+            return nnx.merge(graphdef, state).feature(ids).astype(jnp.float32)
+
+        self._program = run
+
+    @classmethod
+    def load(
+        cls,
+        component: Component[ClipConfig],
+        name: str,
+        tokenizer: Tokenizer,
+        *,
+        precision: Precision,
+        mesh: Mesh | None = None,
+    ) -> "CaptionTower":
+        """Reads the weights onto the mesh.
+
+        Raises:
+            UserError: The weights do not fit.
+        """
+        execution = default_execution(jax.default_backend())
+        model = abstract(component.config, precision=precision, execution=execution)
+        return cls(name, load(model, component.source, mesh=mesh), tokenizer, mesh=mesh)
+
+    def features(self, texts: Sequence[str]) -> Float32[np.ndarray, "n E"]:
+        """The feature of every text, not normalised; what exceeds the model's length is cut."""
+        if not texts:
+            return np.zeros((0, self.config.projection or 0), np.float32)
+        length = min(self._tokenizer.model_max_length, self.config.max_length)
+        ids, _ = token_ids(self._tokenizer, list(texts), length)
+        size = BATCH * (1 if self.mesh is None else batch_ways(self.mesh))
+        with on_mesh(self.mesh):
+            features: np.ndarray = in_groups(self._run, [ids], size)
+        return features
+
+    def _run(self, ids: np.ndarray) -> Array:
+        rows = ids if self.mesh is None else jax.device_put(ids, batch_sharding(self.mesh))
+        return self._program(self._state, rows)
