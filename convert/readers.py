@@ -23,6 +23,10 @@ def lora_notices(layers: Sequence[str], layout: str, *, embedding: bool) -> list
     """
     notices = []
     if layout == "kohya":
+        notices.append(
+            "the authors' generate.py, ComfyUI's DSD nodes and diffusers' load_lora_adapter apply "
+            "nothing of a file with kohya's names, and do not say so; --layout peft is for them"
+        )
         last = [name for name in layers if name.startswith("final_layer")]
         outside = [name for name in layers if name.startswith(_EMBEDDERS)] + last
         if last:

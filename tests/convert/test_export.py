@@ -96,15 +96,18 @@ def test_an_embedding_is_never_lost_on_the_way(root: Path, tmp_path: Path) -> No
 
 def test_what_other_programs_drop_is_said() -> None:
     layers = ["img_in", "double_blocks.0.img_attn.qkv", "final_layer.linear"]
-    sd_scripts, diffusers = lora_notices(layers, "kohya", embedding=False)
+    nothing, sd_scripts, diffusers = lora_notices(layers, "kohya", embedding=False)
+    assert nothing.endswith(
+        "apply nothing of a file with kohya's names, and do not say so; --layout peft is for them"
+    )
     assert sd_scripts == "sd-scripts has no place for final_layer.linear and drops it"
     assert diffusers == (
         "diffusers drops img_in, final_layer.linear of a file with kohya's names; --layout peft "
         "keeps all layers there"
     )
-    assert lora_notices(layers[1:2], "kohya", embedding=False) == []
+    assert lora_notices(layers[1:2], "kohya", embedding=False) == [nothing]
     assert lora_notices(layers, "peft", embedding=False) == []
-    (kept,) = lora_notices([], "kohya", embedding=True)
+    _, kept = lora_notices([], "kohya", embedding=True)
     assert kept.startswith("diffusers up to 0.32 refuse a LoRA file that holds the condition")
 
 

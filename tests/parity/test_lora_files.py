@@ -182,6 +182,16 @@ def test_the_authors_program_refuses_an_embedding_in_the_lora_file(tmp_path: Pat
         AuthorsPipeline(make_transformer()).load_lora_weights(file)
 
 
+def test_who_applies_nothing_of_a_file_with_kohyas_names(tmp_path: Path) -> None:
+    """Without an error, so that only an export can say it; else `readers.py` is out of date."""
+    write_lora(tmp_path / "out", random_adapter(tmp_path), TINY, "kohya")
+    authors, adapter = make_transformer(), make_transformer()
+    AuthorsPipeline(authors).load_lora_weights(str(tmp_path / "out"))
+    load_adapter(adapter, tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    for model in (authors, adapter):
+        assert not any("lora" in name for name, _ in model.named_parameters())
+
+
 def test_peft_loads_a_folder_of_ours(tmp_path: Path) -> None:
     adapter = random_adapter(tmp_path)
     write_lora(tmp_path / "out", adapter, TINY)
