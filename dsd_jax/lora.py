@@ -30,6 +30,7 @@ from dsd_jax.types import Array, DTypeLike, Shape
 from dsd_jax.weights import Index, TensorSource, WeightSource
 
 __all__ = [
+    "FACTOR_OF",
     "TARGETS",
     "Adapter",
     "LoraConfig",
@@ -37,6 +38,7 @@ __all__ = [
     "add_factors",
     "combine",
     "initialise",
+    "is_fused",
     "merge",
     "unmerge",
 ]
@@ -50,7 +52,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "attention+ff": (*_ATTENTION, *_FEED_FORWARD),
     "all": (rf"(?!{CANVAS.module}$).*",),  # the condition is trained in full instead
 }
-FACTOR_NAMES = ("lora_a", "lora_a_attn", "lora_a_mlp", "lora_b")
+FACTOR_OF = {"kernel": "lora_a", "attn_kernel": "lora_a_attn", "mlp_kernel": "lora_a_mlp"}
+"""Name of a kernel -> name of its A factor. The kernels of a layer share one `lora_b`."""
+FACTOR_NAMES = (*FACTOR_OF.values(), "lora_b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,8 @@ class Adapter:
         }
 
 
-def _is_fused(module_path: str) -> bool:
+def is_fused(module_path: str) -> bool:
+    """Whether a Linear of FLUX holds q, k and v, each with factors of its own (`Linear.fused`)."""
     return module_path.endswith(".qkv")
 
 
@@ -106,7 +111,7 @@ def _rank_axis(path: str) -> int:
     module, _, factor = path.rpartition(".")
     if factor.startswith("lora_a"):
         return -1
-    return 1 if _is_fused(module) else 0
+    return 1 if is_fused(module) else 0
 
 
 def _linears(module: nnx.Module) -> Iterator[tuple[str, Linear | JoinedLinear]]:
@@ -380,33 +385,32 @@ class MergedSource:
         return total.astype(self.dtypes[path], copy=False)
 
 
-_KERNELS = {"lora_a": "kernel", "lora_a_attn": "attn_kernel", "lora_a_mlp": "mlp_kernel"}
-
-
 def _kernel_shapes(adapter: Adapter) -> dict[str, Shape]:
     """Kernel path -> shape of the kernel that an adapter is for."""
     shapes = {}
-    for path, a in adapter.factors.items():
+    for path, b in adapter.factors.items():
         module, _, name = path.rpartition(".")
-        b = adapter.factors.get(f"{module}.lora_b")
-        if name in _KERNELS and b is not None:
-            outputs = b.shape[2:] if _is_fused(module) else b.shape[1:]
-            shapes[f"{module}.{_KERNELS[name]}"] = (*a.shape[:-1], *outputs)
+        if name != "lora_b":
+            continue
+        outputs = b.shape[2:] if is_fused(module) else b.shape[1:]
+        for kernel, factor in FACTOR_OF.items():
+            a = adapter.factors.get(f"{module}.{factor}")
+            if a is not None:
+                shapes[f"{module}.{kernel}"] = (*a.shape[:-1], *outputs)
     return shapes
 
 
 def _delta(adapter: Adapter, kernel_path: str, index: Index) -> np.ndarray | None:
     """Slice of A B for one kernel, float32; None if the adapter does not touch it."""
     module, _, kernel = kernel_path.rpartition(".")
-    a_name = next((name for name, adapted in _KERNELS.items() if adapted == kernel), "")
-    a = adapter.factors.get(f"{module}.{a_name}")
+    a = adapter.factors.get(f"{module}.{FACTOR_OF.get(kernel)}")
     if a is None:
         return None
     a, b = a.astype(np.float32), adapter.factors[f"{module}.lora_b"].astype(np.float32)
-    index = (*index, *[slice(None)] * (a.ndim + b.ndim - 2 - _is_fused(module) - len(index)))
+    index = (*index, *[slice(None)] * (a.ndim + b.ndim - 2 - is_fused(module) - len(index)))
     inputs = a.ndim - 1
     a = a[index[:inputs]]
-    if not _is_fused(module):
+    if not is_fused(module):
         return np.tensordot(a, b[(slice(None), *index[inputs:])], 1)
     b = b[(index[inputs - 1], slice(None), *index[inputs:])]
     parts = [np.tensordot(a[..., part, :], b[part], 1) for part in range(len(b))]

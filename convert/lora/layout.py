@@ -23,6 +23,7 @@ from dsd_jax.config import FluxConfig
 from dsd_jax.convert.flux.config import flux_absent, flux_depths, flux_dims
 from dsd_jax.convert.table.engine import within
 from dsd_jax.convert.table.rules import Piece, Rule, expand
+from dsd_jax.lora import FACTOR_OF, is_fused
 from dsd_jax.types import Shape
 
 __all__ = ["XLABS", "Dense", "Factors", "Slot", "common_dtype", "dense_layers"]
@@ -33,8 +34,6 @@ Slot: TypeAlias = tuple[str, int | None]
 Factors: TypeAlias = dict[str, np.ndarray]
 """Factors of one slot by our names: `lora_a [*in, r]` (or the two of a joined Linear) and
 `lora_b [r, *out]`."""
-
-_FACTOR_OF = {"kernel": "lora_a", "attn_kernel": "lora_a_attn", "mlp_kernel": "lora_a_mlp"}
 
 # XLabs' trainer hangs its factors on attention processors: 1 is the image stream, 2 the text
 # stream; in a single block q, k and v without the mlp, and the whole last layer.
@@ -202,7 +201,7 @@ def dense_layers(rules: Sequence[Rule], config: FluxConfig) -> dict[str, Dense]:
     found: dict[str, dict[Slot, _Part]] = {}
     for rule in rules:
         path, _, leaf = rule.ours.rpartition(".")
-        if leaf not in _FACTOR_OF or within(rule.ours, absent):
+        if leaf not in FACTOR_OF or within(rule.ours, absent):
             continue
         name = rule.theirs.removesuffix(".weight")
         depth = depths[path.split(".{i}")[0]] if "{i}" in path else 1
@@ -211,7 +210,7 @@ def dense_layers(rules: Sequence[Rule], config: FluxConfig) -> dict[str, Dense]:
                 slot = (path.replace("{i}", i), index)
                 parts = found.setdefault(name.replace("{i}", i), {})
                 held = parts[slot].a if slot in parts else {}
-                parts[slot] = _Part(slot, {**held, _FACTOR_OF[leaf]: a}, b, sizes)
+                parts[slot] = _Part(slot, {**held, FACTOR_OF[leaf]: a}, b, sizes)
     return {
         name: Dense(name, _weight_shape(next(iter(parts.values()))), tuple(parts.values()))
         for name, parts in found.items()
@@ -238,7 +237,7 @@ def _factor_layouts(
     our_out = [word for word in words if word not in inputs]
     sizes = {**dims, **rule.sizes}
     a = f"r {inp} -> {our_in} r"
-    if not rule.ours.endswith(".qkv.kernel"):  # one adapter, whatever its output axes
+    if not is_fused(rule.ours.rpartition(".")[0]):  # one adapter, whatever its output axes
         yield None, a, f"{out} r -> r {' '.join(our_out)}", sizes
         return
     which, *rest = our_out

@@ -16,7 +16,7 @@ from flax import nnx
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
 from dsd_jax.errors import UserError
 from dsd_jax.flux import Flux
-from dsd_jax.layers import LoraParam
+from dsd_jax.layers import Linear, LoraParam
 from dsd_jax.lora import (
     TARGETS,
     Adapter,
@@ -25,6 +25,7 @@ from dsd_jax.lora import (
     add_factors,
     combine,
     initialise,
+    is_fused,
     merge,
     select,
     unmerge,
@@ -244,6 +245,18 @@ def test_scale_is_alpha_over_rank() -> None:
         randomise_b(model)
         outputs.append(np.asarray(model.txt_in(flux_inputs()["inputs"].txt)) - before)
     assert relative(outputs[1], 2 * outputs[0]) < 1e-5
+
+
+def test_fused_layers_are_known_by_their_path() -> None:
+    linears = {
+        ".".join(map(str, path)): part.fused
+        for path, part in nnx.iter_modules(abstract_flux())
+        if isinstance(part, Linear)
+    }
+    assert {path: is_fused(path) for path in linears} == {
+        path: fused > 1 for path, fused in linears.items()
+    }
+    assert max(linears.values()) == 3
 
 
 def test_ranks_below_one() -> None:
