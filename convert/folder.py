@@ -8,6 +8,7 @@ from etils import epath
 
 from dsd_jax.convert.hub import check_scheme
 from dsd_jax.errors import UserError
+from dsd_jax.files import partial_of
 
 __all__ = ["new_folder"]
 
@@ -26,7 +27,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     if final.exists():
         raise UserError(f"{path} exists already; remove it or choose another destination")
     remote = "://" in str(path)
-    work = final if remote else final.with_name(f".{final.name}.part")
+    work = final if remote else epath.Path(partial_of(Path(final)))
     new_parents = [] if remote else [p for p in Path(final).parents if not p.exists()]
     try:
         if work.exists():

@@ -19,6 +19,7 @@ import numpy as np
 
 from dsd_jax.convert.io import DTYPES
 from dsd_jax.errors import UserError
+from dsd_jax.files import partial_of, publish
 from dsd_jax.types import Shape
 
 __all__ = ["DIFFUSERS_STEM", "TRANSFORMERS_STEM", "Specs", "write_weights"]
@@ -190,9 +191,9 @@ class _Output:
                 if self._free() < nbytes:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 for target in targets:
-                    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-                    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-                    self._files.append((fd, temporary))
+                    partial = partial_of(target, shared=True)
+                    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+                    self._files.append((fd, partial))
         except BaseException:
             self.discard()
             raise
@@ -217,16 +218,16 @@ class _Output:
     def commit(self) -> None:
         with self._explained():
             for fd, _ in self._files:
-                os.fsync(fd)
-            for (_, temporary), target in zip(self._files, self._targets, strict=True):
-                temporary.replace(target)
+                os.fsync(fd)  # all of them before the first rename, which cannot be undone
+            for (_, partial), target in zip(self._files, self._targets, strict=True):
+                publish(partial, target)
         while self._files:
             os.close(self._files.pop()[0])
 
     def discard(self) -> None:
-        for fd, temporary in self._files:
+        for fd, partial in self._files:
             os.close(fd)
-            temporary.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         for folder in reversed(self._new_folders):
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -24,7 +24,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.types import Shape
 from dsd_jax.weights import Index
 
-__all__ = ["OrbaxSource", "is_checkpoint", "save_params", "tensor_digest"]
+__all__ = ["OrbaxSource", "is_checkpoint", "nest", "save_params", "tensor_digest"]
 
 BATCH_BYTES = 2**28  # written at once; bounds the memory of a conversion
 # Stored apart. Smaller chunks took three times as long to write, larger ones more memory.
@@ -33,10 +33,11 @@ _ITEM = "state"  # Orbax's name for the one tree of such a checkpoint
 _INDEX = "manifest.ocdbt"  # of the key-value store that holds all parameters
 
 
-def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds a tree of dictionaries from dotted names, as Orbax wants it."""
     tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split(".")
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
         node = tree
         for part in parents:
             node = node.setdefault(part, {})
@@ -83,7 +84,7 @@ def save_params(
         nonlocal size
         if batch:
             with _writing(root):
-                ocp.partial.save(root, _nest(batch), custom_metadata=dict(metadata or {}))
+                ocp.partial.save(root, nest(batch), custom_metadata=dict(metadata or {}))
         batch.clear()
         size = 0
 

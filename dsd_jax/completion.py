@@ -8,11 +8,10 @@ from collections.abc import Mapping
 
 __all__ = ["SHELLS", "Offer", "offer_of", "script"]
 
-Offer = dict[str, tuple[str, ...]]  # word that may follow a command -> values, of a flag with some
+Offer = dict[str, tuple[str, ...]]
+"""Word that may follow a command -> its values, if it is a flag with choices."""
 
-_BASH = """\
-# Completion of dsd for bash:
-#   dsd completion bash > ~/.local/share/bash-completion/completions/dsd
+_TABLES = """\
 _dsd_words() {
     case "$1" in
 @WORDS@
@@ -22,7 +21,12 @@ _dsd_values() {
     case "$1" in
 @VALUES@
     esac
-}
+}"""
+
+_BASH = """\
+# Completion of dsd for bash:
+#   dsd completion bash > ~/.local/share/bash-completion/completions/dsd
+@TABLES@
 _dsd() {
     local name="" word next values current="${COMP_WORDS[COMP_CWORD]}"
     local previous="${COMP_WORDS[COMP_CWORD-1]}"
@@ -42,16 +46,7 @@ complete -o filenames -F _dsd dsd
 _ZSH = """\
 #compdef dsd
 # Completion of dsd for zsh: dsd completion zsh > FOLDER/_dsd, with FOLDER in $fpath
-_dsd_words() {
-    case "$1" in
-@WORDS@
-    esac
-}
-_dsd_values() {
-    case "$1" in
-@VALUES@
-    esac
-}
+@TABLES@
 _dsd() {
     local name="" word next values
     for word in "${(@)words[2,CURRENT-1]}"; do
@@ -125,7 +120,7 @@ def script(shell: str, offers: Mapping[str, Offer]) -> str:
         shell: A key of `SHELLS`.
         offers: Maps the name of a command, such as `data stats`, to the words that may follow it.
     """
-    words: dict[str, list[str]] = {}  # what is offered -> names after which it is
+    words: dict[str, list[str]] = {}  # offered words -> commands that offer them
     values: dict[str, list[str]] = {}
     for name, offer in _with_groups(offers).items():
         words.setdefault(" ".join(offer), []).append(name)
@@ -133,7 +128,7 @@ def script(shell: str, offers: Mapping[str, Offer]) -> str:
             if choices:
                 values.setdefault(" ".join(choices), []).append(f"{name} {flag}")
     arm = _fish_arm if shell == "fish" else _posix_arm
-    filled = SHELLS[shell]
+    filled = SHELLS[shell].replace("@TABLES@", _TABLES)
     for mark, table in (("@WORDS@", words), ("@VALUES@", values)):
         filled = filled.replace(mark, "\n".join(arm(names, said) for said, names in table.items()))
     return filled

@@ -10,7 +10,16 @@ from etils import epath
 
 from dsd_jax.errors import UserError
 
-__all__ = ["PARTIAL", "explained", "publish", "replacing", "write_file", "write_object"]
+__all__ = [
+    "PARTIAL",
+    "begin_folder",
+    "explained",
+    "partial_of",
+    "publish",
+    "replacing",
+    "write_file",
+    "write_object",
+]
 
 PARTIAL = ".part"
 """Ending of a file that is being written. Its name starts with a dot."""
@@ -34,6 +43,17 @@ def explained(path: str | Path, *others: type[Exception]) -> Iterator[None]:
         raise UserError(
             f"cannot write {path}: {reason}; make room or choose another place"
         ) from error
+
+
+def partial_of(path: Path, *, shared: bool = False) -> Path:
+    """The temporary name of a file or folder that is being written, beside `path`.
+
+    Args:
+        path: its name when it is complete.
+        shared: several processes may write it at a time; every call gives another name.
+    """
+    token = f".{secrets.token_hex(4)}" if shared else ""
+    return path.with_name(f".{path.name}{token}{PARTIAL}")
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -63,7 +83,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         UserError: the operating system refuses; nothing is left behind.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    partial = partial_of(path, shared=True)
     try:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,3 +115,27 @@ def write_object(path: epath.Path, content: str) -> None:
         path.write_text(content)
     else:
         write_file(Path(path), content)
+
+
+def begin_folder(folder: Path, mark: str, content: str, other: str) -> None:
+    """Takes a new folder for a job, or one that the same job has begun.
+
+    Args:
+        folder: made if it does not exist.
+        mark: name of the file in it that describes the job.
+        content: the description.
+        other: the message about a folder of another job, without the folder's name.
+
+    Raises:
+        UserError: the folder holds other files, belongs to another job, or cannot be written.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = {path.name for path in folder.iterdir()}
+        begun = (folder / mark).read_text(encoding="utf-8") if mark in held else None
+    if begun is None and held:
+        raise UserError(f"{folder} holds other files; choose a new folder")
+    if begun is not None and begun != content:
+        raise UserError(f"{folder} {other}")
+    if begun is None:
+        write_file(folder / mark, content)

@@ -23,6 +23,7 @@ from PIL import Image
 
 from dsd_jax.convert.hub import find_table
 from dsd_jax.errors import UserError
+from dsd_jax.files import PARTIAL
 from dsd_jax.images import Frame, NotFiniteError, open_frame, read_parameters, save_image
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import check_texts, prepare
@@ -298,7 +299,7 @@ class _Run:
 
     def _remove_partial(self, ids: set[str]) -> None:
         """Removes the partial images of these rows that a killed run left behind."""
-        for path in self.folder.glob(".*.png.*.part"):
+        for path in self.folder.glob(f".*.png.*{PARTIAL}"):
             if path.name[1:].rsplit(".png.", 1)[0] in ids:
                 path.unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
-from dsd_jax.checkpoint import OrbaxSource
+from dsd_jax.checkpoint import OrbaxSource, nest
 from dsd_jax.errors import UserError
 from dsd_jax.processes import agree, barrier, first_process, say
 from dsd_jax.runs import (
@@ -43,7 +43,7 @@ from dsd_jax.runs import (
     verify,
     write_json,
 )
-from dsd_jax.train.leaves import join_layers, names_of, nest, split_layers, split_shapes
+from dsd_jax.train.leaves import join_layers, names_of, split_layers, split_shapes
 from dsd_jax.train.state import TrainState
 
 __all__ = ["Checkpoints", "Keep"]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-__all__ = ["join_layers", "names_of", "nest", "split_layers", "split_shapes"]
+__all__ = ["join_layers", "names_of", "split_layers", "split_shapes"]
 
 
 def names_of(tree: Any) -> list[str]:
@@ -67,15 +67,3 @@ def split_shapes(like: Any, stacks: Mapping[str, int]) -> dict[str, jax.ShapeDty
         own = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
         flat |= dict.fromkeys(layers, own)
     return flat
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Builds a tree of dictionaries from dotted names."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree

@@ -35,11 +35,11 @@ from dsd_jax.data.pairs.shards import (
     committed_shard,
     remove_partials,
     shard_name,
-    write_file,
 )
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.encoders import ImageCodec
 from dsd_jax.errors import UserError
+from dsd_jax.files import begin_folder
 from dsd_jax.frames import check_size
 from dsd_jax.images import fit, open_image, to_array
 from dsd_jax.interrupt import Stop
@@ -132,29 +132,18 @@ def encode_pairs(
 
 def _begin(folder: Path, binding: Binding) -> bool:
     """Takes or continues the folder, and returns whether it is complete already."""
-    wanted = json.dumps(dataclasses.asdict(binding), indent=1) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in folder.iterdir()}
-        begun = (folder / _BINDING).read_text() if _BINDING in held else None
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-    if MANIFEST in held:
+    if (folder / MANIFEST).exists():
         if EncodedStore.open(folder).binding != binding:
             raise UserError(
                 f"{folder} was encoded from another dataset, at other sizes or with other "
                 "weights; choose a new folder"
             )
         return True
-    if begun is None and held:
-        raise UserError(f"{folder} holds other files; choose a new folder")
-    if begun is not None and begun != wanted:
-        raise UserError(
-            f"{folder} is being encoded from another dataset, at other sizes or with other "
-            "weights; repeat the command that began it, or choose a new folder"
-        )
-    if begun is None:
-        write_file(folder / _BINDING, wanted)
+    other = (
+        "is being encoded from another dataset, at other sizes or with other weights; repeat the "
+        "command that began it, or choose a new folder"
+    )
+    begin_folder(folder, _BINDING, json.dumps(dataclasses.asdict(binding), indent=1) + "\n", other)
     return False
 
 

@@ -20,7 +20,7 @@ from dsd_jax.data.pairs.shards import Shard
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.extras import require
-from dsd_jax.files import explained, replacing, write_file
+from dsd_jax.files import begin_folder, explained, replacing, write_file
 from dsd_jax.progress import progress
 
 __all__ = ["Licence", "export_pairs"]
@@ -75,31 +75,18 @@ def export_pairs(store: PairStore, target: str | Path, format_name: Format, card
     target = Path(target)
     if format_name == "parquet":
         require("parquet")
-    _begin(target, {"fingerprint": store.fingerprint, "format": format_name})
+    wanted = json.dumps({"fingerprint": store.fingerprint, "format": format_name}) + "\n"
+    other = (
+        "holds an unfinished export of another dataset or in another format; repeat the command "
+        "that began it, or choose a new folder"
+    )
+    begin_folder(target, _BEGUN, wanted, other)
     write = _write_parquet if format_name == "parquet" else _write_folder
     with progress("export", len(store), "pairs") as advance:
         write(store, target, advance)
     write_file(target / "README.md", _card(store, format_name, card))
     with explained(target):
         (target / _BEGUN).unlink()
-
-
-def _begin(target: Path, wanted: dict[str, str]) -> None:
-    """Takes or continues the folder."""
-    text = json.dumps(wanted) + "\n"
-    with explained(target):
-        target.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in target.iterdir()}
-        begun = (target / _BEGUN).read_text() if _BEGUN in held else None
-    if begun is None and held:
-        raise UserError(f"{target} holds other files; choose a new folder")
-    if begun is not None and begun != text:
-        raise UserError(
-            f"{target} holds an unfinished export of another dataset or in another format; repeat "
-            "the command that began it, or choose a new folder"
-        )
-    if begun is None:
-        write_file(target / _BEGUN, text)
 
 
 def _words(record: PairRecord) -> dict[str, str]:

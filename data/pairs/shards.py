@@ -21,7 +21,7 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from dsd_jax.errors import UserError
-from dsd_jax.files import PARTIAL, explained, publish, write_file
+from dsd_jax.files import explained, partial_of, publish, write_file
 
 __all__ = [
     "Shard",
@@ -86,7 +86,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self.count, self.bytes = 0, 0
         self._path = folder / name
-        self._partial = folder / f".{name}{PARTIAL}"
+        self._partial = partial_of(self._path)
         with explained(self._path, RuntimeError):  # which is all that ArrayRecord raises
             self._partial.unlink(missing_ok=True)
             self._writer = ArrayRecordWriter(str(self._partial), _WRITE)
@@ -155,7 +155,7 @@ def committed_shard(folder: Path, name: str) -> Shard | None:
 
 def remove_partials(folder: Path, name: str) -> None:
     """Removes the files of an unfinished shard that a killed writer left."""
-    for path in (folder / name, folder / f".{name}{PARTIAL}"):
+    for path in (folder / name, partial_of(folder / name)):
         path.unlink(missing_ok=True)
 
 

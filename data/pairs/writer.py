@@ -36,6 +36,7 @@ from dsd_jax.data.pairs.store import (
     tally,
 )
 from dsd_jax.errors import UserError
+from dsd_jax.files import PARTIAL
 from dsd_jax.structured import Limits, MalformedError, json_value, parse_json
 
 __all__ = ["REJECTED", "SHARD_BYTES", "PairWriter"]
@@ -157,7 +158,7 @@ class PairWriter:
             self.position = index["position"]
             self.rejected, rejected_bytes = index["rejected"]
         remove_partials(self.path, self._next_name())
-        for partial in self.path.glob(".*.part"):
+        for partial in self.path.glob(f".*{PARTIAL}"):
             partial.unlink()
         self._rejects = (self.path / REJECTED).open("a+b")
         self._rejects.truncate(rejected_bytes)

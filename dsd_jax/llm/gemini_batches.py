@@ -2,22 +2,20 @@
 
 import io
 import json
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from google import genai
 
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.dialect import Dialect, adapted
 from dsd_jax.llm.gemini import API_VERSION, content_body, read_content
-from dsd_jax.llm.http import MOST_RESULTS, http_client, http_failure
+from dsd_jax.llm.http import MOST_RESULTS, awaited, http_client
 from dsd_jax.llm.lines import read_results
 from dsd_jax.llm.messages import Answer, Request
 from dsd_jax.llm.transport import Access, Failed, Raw, failure_of
 
 __all__ = ["GeminiBatches"]
-
-T = TypeVar("T")
 
 _TAG = "dsd"  # the display name of a batch is this and its tag
 _ENDS = {
@@ -61,12 +59,12 @@ class GeminiBatches:
         """As `BatchTransport.submit`."""
         content = io.BytesIO(b"".join(line + b"\n" for line in lines))
         name = f"{_TAG}-{tag}"
-        file = await _call(
+        file = await awaited(
             self._client.aio.files.upload(
                 file=content, config={"mime_type": "jsonl", "display_name": name}
             )
         )
-        batch = await _call(
+        batch = await awaited(
             self._client.aio.batches.create(
                 model=self._provider.model, src=file.name or "", config={"display_name": name}
             )
@@ -75,12 +73,12 @@ class GeminiBatches:
 
     async def find(self, tag: str) -> str | None:
         """As `BatchTransport.find`."""
-        pager = await _call(self._client.aio.batches.list(config={"page_size": 100}))
+        pager = await awaited(self._client.aio.batches.list(config={"page_size": 100}))
         while True:
             for batch in pager.page:
                 if batch.display_name == f"{_TAG}-{tag}":
                     return str(batch.name)
-            if not await _call(_turn_page(pager)):
+            if not await awaited(_turn_page(pager)):
                 return None
 
     async def state(self, remote: str) -> str | None:
@@ -94,13 +92,13 @@ class GeminiBatches:
         batch = await self._batch(remote)
         if batch.dest is None or not batch.dest.file_name:
             return {}
-        content = await _call(self._client.aio.files.download(file=batch.dest.file_name))
+        content = await awaited(self._client.aio.files.download(file=batch.dest.file_name))
         found = read_results(content, "key", _failure)
         found, self._dialect = adapted(found, self._dialect)
         return found
 
     async def _batch(self, remote: str) -> Any:
-        return await _call(self._client.aio.batches.get(name=remote))
+        return await awaited(self._client.aio.batches.get(name=remote))
 
     def read(self, raw: Raw) -> Answer:
         """As `BatchTransport.read`."""
@@ -130,15 +128,3 @@ def _failure(line: dict[str, Any]) -> Failed | None:
     if isinstance(code, int):
         status = code if 100 <= code < 600 else _GRPC.get(code, 500)
     return failure_of(status, json.dumps({"error": error}), {})
-
-
-async def _call(awaitable: Awaitable[T]) -> T:
-    """Awaits a call of the client.
-
-    Raises:
-        Failed: For every exception; those of the client hold the request with its headers.
-    """
-    try:
-        return await awaitable
-    except Exception as error:  # noqa: BLE001 - whatever the client makes of the server's words
-        raise http_failure(error) from None

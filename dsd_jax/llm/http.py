@@ -4,7 +4,7 @@ import abc
 import json
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -14,7 +14,9 @@ from dsd_jax.llm.messages import Answer, Request
 from dsd_jax.llm.reading import MOST_BYTES
 from dsd_jax.llm.transport import Access, Failed, Raw, failure_of
 
-__all__ = ["MOST_RESULTS", "HttpTransport", "http_client", "http_failure"]
+__all__ = ["MOST_RESULTS", "HttpTransport", "awaited", "http_client", "http_failure"]
+
+T = TypeVar("T")
 
 MOST_RESULTS = 1 << 30
 """Most bytes of the results of a batch."""
@@ -136,6 +138,18 @@ def http_failure(error: Exception) -> Failed:
     what = "connection" if isinstance(error, httpx2.HTTPError | OSError) else "client"
     words = f"the {what} failed: {type(error).__name__}"
     return Failed("retry", words, maybe_charged=True)
+
+
+async def awaited(awaitable: Awaitable[T]) -> T:
+    """Awaits a call of a client that is built on this HTTP client.
+
+    Raises:
+        Failed: For every exception; those of the client hold the request with its headers.
+    """
+    try:
+        return await awaitable
+    except Exception as error:  # noqa: BLE001 - whatever the client makes of the server's words
+        raise http_failure(error) from None
 
 
 class HttpTransport(abc.ABC):

@@ -1,21 +1,18 @@
 """OpenAI's batch interface: half the price, an answer within a day."""
 
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import openai
 
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.dialect import Dialect, adapted
-from dsd_jax.llm.http import MOST_RESULTS, http_client, http_failure
+from dsd_jax.llm.http import MOST_RESULTS, awaited, http_client
 from dsd_jax.llm.lines import Results, chat_line, chat_results
 from dsd_jax.llm.messages import Answer, Request
 from dsd_jax.llm.openai import read_chat
 from dsd_jax.llm.transport import Access, Failed, Raw
 
 __all__ = ["OpenAIBatches", "make_client"]
-
-T = TypeVar("T")
 
 _UPLOAD_S = 1800.0
 _TAG = "dsd"  # name of the metadata that holds a batch's tag
@@ -49,12 +46,12 @@ class OpenAIBatches:
     async def submit(self, tag: str, lines: Sequence[bytes]) -> str:
         """As `BatchTransport.submit`."""
         content = b"".join(line + b"\n" for line in lines)
-        file = await _call(
+        file = await awaited(
             self._client.files.create(
                 file=(f"{_TAG}-{tag}.jsonl", content), purpose="batch", timeout=_UPLOAD_S
             )
         )
-        batch = await _call(
+        batch = await awaited(
             self._client.batches.create(
                 input_file_id=file.id,
                 endpoint="/v1/chat/completions",
@@ -66,18 +63,18 @@ class OpenAIBatches:
 
     async def find(self, tag: str) -> str | None:
         """As `BatchTransport.find`."""
-        page = await _call(self._client.batches.list(limit=100))
+        page = await awaited(self._client.batches.list(limit=100))
         while True:
             for batch in page.data:
                 if (batch.metadata or {}).get(_TAG) == tag:
                     return str(batch.id)
             if not page.has_next_page():
                 return None
-            page = await _call(page.get_next_page())
+            page = await awaited(page.get_next_page())
 
     async def state(self, remote: str) -> str | None:
         """As `BatchTransport.state`."""
-        batch = await _call(self._client.batches.retrieve(remote))
+        batch = await awaited(self._client.batches.retrieve(remote))
         if batch.status == "failed":
             errors = (batch.errors.data if batch.errors else None) or []
             return f"failed: {'; '.join(str(each.message) for each in errors[:3])}"
@@ -85,10 +82,10 @@ class OpenAIBatches:
 
     async def results(self, remote: str) -> Mapping[str, Raw | Failed]:
         """As `BatchTransport.results`."""
-        batch = await _call(self._client.batches.retrieve(remote))
+        batch = await awaited(self._client.batches.retrieve(remote))
         found: Results = {}
         for name in filter(None, (batch.error_file_id, batch.output_file_id)):
-            content = await _call(self._client.files.content(name, timeout=_UPLOAD_S))
+            content = await awaited(self._client.files.content(name, timeout=_UPLOAD_S))
             found |= chat_results(content.content)
         found, self._dialect = adapted(found, self._dialect)
         return found
@@ -100,15 +97,3 @@ class OpenAIBatches:
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
-
-
-async def _call(awaitable: Awaitable[T]) -> T:
-    """Awaits a call of the client.
-
-    Raises:
-        Failed: For every exception; those of the client hold the request with its headers.
-    """
-    try:
-        return await awaitable
-    except Exception as error:  # noqa: BLE001 - whatever the client makes of the server's words
-        raise http_failure(error) from None

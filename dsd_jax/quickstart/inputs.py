@@ -12,7 +12,7 @@ from PIL import Image
 
 from dsd_jax.convert.hub import TOY
 from dsd_jax.errors import UserError
-from dsd_jax.files import write_file
+from dsd_jax.files import begin_folder, write_file
 from dsd_jax.images import save_image
 from dsd_jax.toy.score import Case
 from dsd_jax.toy.words import describe
@@ -65,23 +65,11 @@ def write_inputs(folder: Path, budget: Budget, cases: Sequence[Case]) -> None:
         UserError: The folder was begun with another budget, holds something else, or cannot be
             written.
     """
-    _begin(folder, budget)
+    other = "was begun with another budget; give the same --minutes, or another --output_dir"
+    begin_folder(folder, _BUDGET, json.dumps(dataclasses.asdict(budget)), other)
     write_file(folder / "captions.csv", _captions(budget.captions))
     write_file(folder / f"{MAKING}.toml", _configuration(budget))
     _write_manifests(folder, cases, budget.steps)
-
-
-def _begin(folder: Path, budget: Budget) -> None:
-    path = folder / _BUDGET
-    content = json.dumps(dataclasses.asdict(budget))
-    if not path.exists() and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds other files; give a new folder as --output_dir")
-    if path.exists() and path.read_text(encoding="utf-8") != content:
-        raise UserError(
-            f"{folder} was begun with another budget; give the same --minutes, or another "
-            "--output_dir"
-        )
-    write_file(path, content)
 
 
 def _captions(count: int) -> str:

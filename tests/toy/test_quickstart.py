@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path):
         quickstart(tmp_path / "file" / "x", Budget.of(1), never, print)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("")
-    with pytest.raises(UserError, match="photos holds other files; give a new folder"):
+    with pytest.raises(UserError, match="photos holds other files; choose a new folder"):
         quickstart(tmp_path / "photos", Budget.of(1), never, print)
 
 
