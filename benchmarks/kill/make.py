@@ -50,7 +50,8 @@ from dsd_jax.data.make.stages import STAGES, Stage, StageRow
 from dsd_jax.shares import ALL, WorkerShare
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy.making.random_pipeline import write_random_pipeline
-from tests.core.llm.server import BadJson, Drop, Question, Reply, Server, Status
+from tests.core.llm.server import Server
+from tests.core.llm.wire import BadJson, Drop, Question, Reply, Status
 
 __all__ = [
     "Answers",

@@ -1,10 +1,12 @@
 """One small random FLUX for all tests of generation, written and compiled once per worker."""
 
+from pathlib import Path
+
 import pytest
 
 from dsd_jax.config import FLOAT32
 from dsd_jax.infer.pipeline import Pipeline
-from tests.random_flux import compile_once, write_flux
+from tests.random_flux import compile_once, picture, write_flux
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +30,11 @@ def pipe(folder):
 def plain(folder):
     """Takes none."""
     return Pipeline.load(folder / "flux", precision=FLOAT32)
+
+
+@pytest.fixture
+def here(tmp_path) -> Path:
+    """A folder with two references."""
+    picture(0).save(tmp_path / "cat.png")
+    picture(1).save(tmp_path / "dog.jpg")
+    return tmp_path

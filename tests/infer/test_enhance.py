@@ -12,7 +12,8 @@ from dsd_jax.images import read_parameters
 from dsd_jax.infer import cli
 from dsd_jax.infer.enhance import Enhancement, enhanced
 from dsd_jax.infer.generated import Generated
-from tests.core.llm.server import Question, Reply, Result, Server, Status
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Question, Reply, Result, Status
 from tests.random_flux import picture
 
 TEXT = "this cat sitting on a chair"

@@ -24,7 +24,8 @@ from tests.core.llm.asking import (
     provider_of,
     question,
 )
-from tests.core.llm.server import Question, Reply, Server, Status
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Question, Reply, Status
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from dsd_jax.llm.dialect import Dialect
 from dsd_jax.llm.messages import Message, Request
 from dsd_jax.llm.totals import read_totals
 from tests.core.llm.asking import KINDS, ask_all, provider_of
-from tests.core.llm.server import Question, Result, Server, Status
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Question, Result, Status
 
 SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}}
 MESSAGES = {

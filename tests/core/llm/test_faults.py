@@ -14,7 +14,8 @@ from dsd_jax.llm import online
 from dsd_jax.llm.messages import Message, Request
 from dsd_jax.llm.totals import read_totals
 from tests.core.llm.asking import KINDS, PICTURE, ask_all, converse, ledger_agrees, provider_of
-from tests.core.llm.server import BadJson, Delayed, Drop, Question, Reply, Result, Server, Status
+from tests.core.llm.server import Server
+from tests.core.llm.wire import BadJson, Delayed, Drop, Question, Reply, Result, Status
 
 
 @pytest.fixture(autouse=True)

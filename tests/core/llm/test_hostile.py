@@ -17,8 +17,9 @@ from dsd_jax.llm.scrub import WITHHELD, Scrubber
 from dsd_jax.llm.totals import read_totals
 from dsd_jax.llm.transport import failure_of
 from tests.core.llm.asking import KINDS, ask_all, ledger_agrees, once, provider_of, question
-from tests.core.llm.server import Body, Question, Reply, Result, Server, Status
+from tests.core.llm.server import Server
 from tests.core.llm.test_scrub import KEY, SPELLINGS
+from tests.core.llm.wire import Body, Question, Reply, Result, Status
 
 MODES = ("online", "batch")
 DEEP = b"[" * 100_000 + b"]" * 100_000

@@ -14,7 +14,8 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.gemini_batches import GeminiBatches
 from dsd_jax.llm.openai_batches import OpenAIBatches
 from tests.core.llm.asking import KINDS, ask_all, converse, once
-from tests.core.llm.server import BadJson, Delayed, Drop, Question, Reply, Result, Server, Status
+from tests.core.llm.server import Server
+from tests.core.llm.wire import BadJson, Delayed, Drop, Question, Reply, Result, Status
 
 CANARY = "canary-7f3a9c-key"
 ECHO = f'{{"error": {{"message": "Incorrect API key provided: {CANARY}"}}}}'

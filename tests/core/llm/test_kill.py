@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from dsd_jax.llm.totals import read_totals
-from tests.core.llm.server import Question, Server
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Question
 
 ROOT = Path(__file__).parents[3]
 ITEMS, KILLS = 60, 4

@@ -18,7 +18,8 @@ from dsd_jax.llm.messages import Message, Request
 from dsd_jax.llm.session import Session
 from dsd_jax.llm.totals import read_totals
 from tests.core.llm.asking import ask_all, converse, ledger_agrees, once, provider_of
-from tests.core.llm.server import Drop, Question, Reply, Server
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Drop, Question, Reply
 
 
 @pytest.fixture(autouse=True)

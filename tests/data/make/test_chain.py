@@ -8,7 +8,8 @@ from benchmarks.kill.make import said
 from dsd_jax.cli import main as dsd
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.toy.making.random_pipeline import write_random_pipeline
-from tests.core.llm.server import Question, Server
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Question
 from tests.tiny_run import RECIPE, run_training
 
 CONFIG = """

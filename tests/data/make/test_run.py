@@ -15,7 +15,8 @@ from dsd_jax.data.pairs.report import verify_folder
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.shares import WorkerShare
-from tests.core.llm.server import Question, Server
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Question
 
 COUNT, PARTS = 4, 7
 TEXT = """
