@@ -75,7 +75,7 @@ def _finish(done: Exported, target: str, publisher: Publisher | None) -> None:
 
 
 def to_jax(source: str, target: str, /, *, dtype: Dtype | None = None) -> None:
-    """Convert PyTorch weights to Orbax, for pods.
+    """Convert PyTorch weights to an Orbax checkpoint.
 
     Args:
         source: Pipeline folder, folder or file of one model (diffusers or BFL layout), or hub id.
@@ -129,7 +129,7 @@ def lora(
     /,
     *,
     base_path: str | None = None,
-    flags: tyro.conf.OmitArgPrefixes[LoraFlags] = LoraFlags(),
+    output: tyro.conf.OmitArgPrefixes[LoraFlags] = LoraFlags(),
     step: int | None = None,
     merge: bool = False,
 ) -> None:
@@ -149,8 +149,8 @@ def lora(
         merge: Add the LoRA of a training run to the weights of the transformer, and write no LoRA
             file.
     """
-    publisher = _publisher(flags, target)
-    form = LoraForm(flags.layout, flags.dtype, flags.single_file)
+    publisher = _publisher(output, target)
+    form = LoraForm(output.layout, output.dtype, output.single_file)
     base = None if base_path is None else resolve(base_path)
     checkpoints = find_checkpoints(source)
     if checkpoints is not None:

@@ -25,7 +25,7 @@ __all__ = ["encode", "export", "import_dataset", "stats", "verify", "view"]
 def import_dataset(
     source: tyro.conf.Positional[Path],
     target: tyro.conf.Positional[Path],
-    settings: tyro.conf.OmitArgPrefixes[ImportSettings] = ImportSettings(),
+    columns: tyro.conf.OmitArgPrefixes[ImportSettings] = ImportSettings(),
     workers: int | None = None,
 ) -> None:
     """Import a table of images as a dataset. If it was stopped, start it again to resume.
@@ -36,10 +36,10 @@ def import_dataset(
         source: A table (JSON, JSON Lines, CSV, TSV, Parquet, Arrow or WebDataset tar), a folder
             with one, or the hub id of a dataset.
         target: New folder for the dataset.
-        settings: Meaning of the columns.
+        columns: Meaning of the columns.
         workers: Threads that decode images. Default: one per core.
     """
-    done = import_pairs(source, target, settings, workers=workers)
+    done = import_pairs(source, target, columns, workers=workers)
     before = f", {done.before:,} of them there before" if done.before else ""
     print(f"{done.pairs:,} pairs in {target}{before}; {done.rejected:,} rows rejected")
     if done.rejected:
@@ -154,8 +154,8 @@ class EncodeFlags:
 def encode(
     dataset: tyro.conf.Positional[Path],
     target: tyro.conf.Positional[Path],
-    flags: tyro.conf.OmitArgPrefixes[EncodeFlags] = EncodeFlags(),
-    worker: tyro.conf.OmitArgPrefixes[ShareFlags] = ShareFlags(),
+    encoding: tyro.conf.OmitArgPrefixes[EncodeFlags] = EncodeFlags(),
+    share: tyro.conf.OmitArgPrefixes[ShareFlags] = ShareFlags(),
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
 ) -> None:
     """Encode a dataset by the VAE once, for training. If it was stopped, start it again to resume.
@@ -166,8 +166,8 @@ def encode(
     Args:
         dataset: Dataset folder.
         target: New folder for the moments.
-        flags: Frames to encode, and the weights.
-        worker: Shards of the dataset that this worker encodes; the last to finish completes the
+        encoding: Frames to encode, and the weights.
+        share: Shards of the dataset that this worker encodes; the last to finish completes the
             folder.
         mesh: Devices to use along each axis; -1 takes all that the other axes leave.
     """
@@ -175,14 +175,14 @@ def encode(
     from dsd_jax.data.load.cache import encode_pairs
     from dsd_jax.encoders import ImageCodec, TextEncoder
 
-    share = worker.share()
+    own = share.share()
     store = PairStore.open(dataset)
-    vae = open_autoencoder(flags.base_path, fingerprint=True)
-    precision = PRECISIONS[flags.dtype]
+    vae = open_autoencoder(encoding.base_path, fingerprint=True)
+    precision = PRECISIONS[encoding.dtype]
     devices = make_mesh(mesh)
     encode_text, digest, tokens = None, None, None
-    if flags.text:
-        parts = open_text(flags.base_path, flags.max_sequence_length, fingerprint=True)
+    if encoding.text:
+        parts = open_text(encoding.base_path, encoding.max_sequence_length, fingerprint=True)
         execution = default_execution(jax.default_backend())
         encode_text = TextEncoder.load(
             parts, precision=precision, execution=execution, mesh=devices
@@ -190,18 +190,18 @@ def encode(
         digest = text_digest(parts.t5.sha256(), parts.clip.sha256())
         tokens = parts.tokenizers.t5_length
     weights = weights_digest(vae.sha256())
-    binding = Binding(store.fingerprint, flags.sizes, flags.dtype, weights, digest, tokens)
+    binding = Binding(store.fingerprint, encoding.sizes, encoding.dtype, weights, digest, tokens)
     complete = encode_pairs(
         store,
         target,
         binding,
         ImageCodec.load(vae, precision=precision, mesh=devices),
         text=encode_text,
-        batch=flags.batch_size or batch_ways(devices),
-        share=share,
+        batch=encoding.batch_size or batch_ways(devices),
+        share=own,
     )
     print(
         f"{target} is complete"
         if complete
-        else f"worker {share.number} of {share.count} has encoded its part of {target}"
+        else f"worker {own.number} of {own.count} has encoded its part of {target}"
     )

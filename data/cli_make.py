@@ -39,7 +39,7 @@ def captions(config: Config, share: Share = ShareFlags(), prompts: Path | None =
 
     Args:
         config: TOML file of all stages.
-        prompts: File with texts that replace ours.
+        prompts: TOML file with wordings that replace the built-in ones.
     """
     _run(load_config(config, prompts), CAPTIONS, share.share())
 
@@ -49,7 +49,7 @@ def prompts(config: Config, share: Share = ShareFlags(), prompts: Path | None = 
 
     Args:
         config: TOML file of all stages.
-        prompts: File with texts that replace ours.
+        prompts: TOML file with wordings that replace the built-in ones.
     """
     _run(load_config(config, prompts), PROMPTS, share.share())
 
@@ -86,7 +86,7 @@ def judge(config: Config, share: Share = ShareFlags(), prompts: Path | None = No
 
     Args:
         config: TOML file of all stages.
-        prompts: File with texts that replace ours.
+        prompts: TOML file with wordings that replace the built-in ones.
     """
     _run(load_config(config, prompts), JUDGEMENTS, share.share())
 
@@ -96,7 +96,7 @@ def caption(config: Config, share: Share = ShareFlags(), prompts: Path | None = 
 
     Args:
         config: TOML file of all stages.
-        prompts: File with texts that replace ours.
+        prompts: TOML file with wordings that replace the built-in ones.
     """
     _run(load_config(config, prompts), DESCRIPTIONS, share.share())
 
@@ -121,7 +121,7 @@ def make(
 
     Args:
         config: TOML file of all stages.
-        prompts: File with texts that replace ours.
+        prompts: TOML file with wordings that replace the built-in ones.
     """
     chosen, worker = load_config(config, prompts), share.share()
     for stage in STAGES:

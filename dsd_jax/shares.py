@@ -33,7 +33,7 @@ class ShareFlags:
         shard: Number of this worker, counted from 0. Default: its place in the SLURM array
             (SLURM_ARRAY_TASK_ID) or in the Kubernetes Indexed Job (JOB_COMPLETION_INDEX).
         num_shards: Number of workers. Default: the size of the SLURM array
-            (SLURM_ARRAY_TASK_COUNT). Kubernetes does not tell it, so an Indexed Job must give it.
+            (SLURM_ARRAY_TASK_COUNT). An Indexed Job must set it, since Kubernetes does not tell it.
     """
 
     shard: int | None = None

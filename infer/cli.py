@@ -109,7 +109,7 @@ def generate(
     noise: Annotated[NoiseFlags, _PLAIN] = NoiseFlags(),
     enhance: Annotated[Enhancement, _PLAIN] = Enhancement(),
 ) -> None:
-    """Generate an image of the subject of a reference image, in the scene of a text.
+    """Generate an image that shows the subject of a reference image in the scene of a text.
 
     Args:
         text: Text that describes the image.
@@ -155,7 +155,7 @@ def batch(
     retry_failed: bool = False,
     share: Annotated[ShareFlags, _PLAIN] = ShareFlags(),
 ) -> None:
-    """Generate the images of a manifest; stopped and started again, it goes on where it was.
+    """Generate the images of a manifest. If it was stopped, start it again to resume.
 
     Args:
         manifest: Table with text, image, seed, id, and any of the settings below; a file, a folder

@@ -37,8 +37,8 @@ class Enhancement:
     """Enrichment of the text by a vision model that looks at the reference.
 
     Attributes:
-        enhance_prompt: Whether to enhance. auto does so if the key of the provider is in the
-            environment.
+        enhance_prompt: Enhance the text by a vision model. auto does so if the provider's key is in
+            the environment.
         disable_gemini_prompt: The same as --enhance_prompt off.
         enhance_provider: Provider of the vision model: gemini (GEMINI_API_KEY), or openai
             (OPENAI_API_KEY) for OpenAI and every server with its interface.

@@ -70,7 +70,7 @@ class MakeConfig:
         providers: Models that the stages can ask, by name.
         base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
         parts: Number of files per stage; fixed once the folder is begun.
-        wordings: File with texts that replace ours.
+        wordings: TOML file with wordings that replace the built-in ones.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}

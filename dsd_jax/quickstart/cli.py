@@ -13,7 +13,7 @@ __all__ = ["quickstart"]
 def quickstart(output_dir: Path = Path("outputs/quickstart"), minutes: float = 10.0) -> None:
     """Run the whole method on toy weights: grids, judged pairs, training, images and a score.
 
-    It needs no accelerator, no key and no download. Stopped and started again, it goes on.
+    It needs no accelerator, no key and no download. If it was stopped, start it again to resume.
 
     Args:
         output_dir: Folder for all files of the run; its report.html shows the result.
@@ -23,7 +23,7 @@ def quickstart(output_dir: Path = Path("outputs/quickstart"), minutes: float = 1
     budget = Budget.of(minutes)
     print(
         f"Self-distillation on toy weights, about {minutes:g} minutes on two cores.\n"
-        f"Everything goes to {output_dir}. Stopped and started again, it goes on.",
+        f"Everything goes to {output_dir}. If it stops, start it again to resume.",
         flush=True,
     )
     print(run_quickstart(output_dir, budget, dsd, lambda line: print(line, flush=True)))

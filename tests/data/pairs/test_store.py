@@ -239,7 +239,7 @@ def test_an_unfinished_dataset_of_another_origin_is_refused(tmp_path: Path):
 
 def test_nothing_to_store_leaves_nothing(tmp_path: Path):
     with (
-        pytest.raises(UserError, match="there is nothing to store: 0 rows were refused"),
+        pytest.raises(UserError, match="there is nothing to store: the source has no rows"),
         PairWriter(tmp_path / "pairs"),
     ):
         pass
