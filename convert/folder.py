@@ -8,7 +8,7 @@ from etils import epath
 
 from dsd_jax.convert.hub import check_scheme
 from dsd_jax.errors import UserError
-from dsd_jax.files import partial_of
+from dsd_jax.files import partial_of, remove_tree
 
 __all__ = ["new_folder"]
 
@@ -38,8 +38,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
             Path(work).replace(Path(final))
     except BaseException as error:
         with contextlib.suppress(OSError):
-            if work.exists():
-                work.rmtree()
+            remove_tree(work)
             for parent in new_parents:
                 parent.rmdir()
         if isinstance(error, UserError):  # under the name that the user gave

@@ -21,6 +21,7 @@ import tensorstore as ts
 from etils import epath
 
 from dsd_jax.errors import UserError
+from dsd_jax.files import remove_tree
 from dsd_jax.types import Shape
 from dsd_jax.weights import Index
 
@@ -126,7 +127,7 @@ def _remove_unfinished(root: epath.Path) -> None:
     if root.parent.is_dir():
         for entry in root.parent.iterdir():
             if entry.name.startswith(f"{root.name}.partial_save"):
-                entry.rmtree()
+                remove_tree(entry)
 
 
 @contextlib.contextmanager

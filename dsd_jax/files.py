@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ __all__ = [
     "explained",
     "partial_of",
     "publish",
+    "remove_tree",
     "replacing",
     "write_file",
     "write_object",
@@ -23,6 +25,7 @@ __all__ = [
 
 PARTIAL = ".part"
 """Ending of a file that is being written. Its name starts with a dot."""
+_REMOVALS, _REMOVAL_S = 20, 0.1  # of a folder in which others may be writing
 
 
 @contextlib.contextmanager
@@ -139,3 +142,16 @@ def begin_folder(folder: Path, mark: str, content: str, other: str) -> None:
         raise UserError(f"{folder} {other}")
     if begun is None:
         write_file(folder / mark, content)
+
+
+def remove_tree(root: epath.Path) -> None:
+    """Removes a folder, if it exists, in which a library's threads may still be writing.
+
+    After an error, the threads of TensorStore go on for a moment with what they have begun.
+    """
+    for _ in range(_REMOVALS):
+        if not root.exists():
+            return
+        with contextlib.suppress(OSError):
+            root.rmtree()
+        time.sleep(_REMOVAL_S)

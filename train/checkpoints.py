@@ -29,6 +29,7 @@ from etils import epath
 
 from dsd_jax.checkpoint import OrbaxSource, nest
 from dsd_jax.errors import UserError
+from dsd_jax.files import remove_tree
 from dsd_jax.processes import agree, barrier, first_process, say
 from dsd_jax.runs import (
     MANIFEST,
@@ -181,8 +182,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # TensorStore has only ValueError
             folder = folder_of(self.root, step)
             with contextlib.suppress(OSError):
-                if self._first and folder.exists():
-                    folder.rmtree()
+                if self._first:
+                    remove_tree(folder)
             raise UserError(
                 f"cannot save step {step} to {folder}: {_reason(error)}{_free(folder)}; "
                 f"{self.last}; make room and run the same command again"

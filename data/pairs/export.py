@@ -9,6 +9,7 @@ records.
 """
 
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -134,13 +135,15 @@ def _write_table(path: Path, records: list[tuple[int, PairRecord]]) -> None:
     words = [_words(record) for _, record in records]
     for name in TEXTS:
         columns[name] = Array([each[name] for each in words], type=DataType.string())
+    written = io.BytesIO()  # the library panics, and prints so, where it cannot write to a disk
     write_parquet(
         Table.from_pydict({name: columns[name] for name in _features()}),
-        str(path),
+        written,
         compression="snappy",
         max_row_group_size=_ROWS,
         key_value_metadata={"huggingface": json.dumps({"info": {"features": _features()}})},
     )
+    path.write_bytes(written.getbuffer())
 
 
 def _features() -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ __all__ = ["arrow_columns", "arrow_rows"]
 
 _ROWS = 8  # turned into Python objects together: a row may hold two large images
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
+# Limits of the process that reads an Arrow file for the first time: bytes, seconds, bytes a second.
+_MEMORY, _CPU_SECONDS, _BYTES_A_SECOND = 800_000_000, 4, 2_000_000
 
 
 def arrow_columns(path: Path) -> tuple[str, ...]:
@@ -53,12 +56,13 @@ def arrow_rows(path: Path) -> Iterator[Parsed]:
 
 def _opened(path: Path) -> BinaryIO:
     if not _is_parquet(path):
-        _check_apart(path)
+        now = path.stat()
+        _check_apart(path, now.st_mtime_ns, now.st_ino)
     return open_regular(path)
 
 
 @functools.cache
-def _check_apart(path: Path) -> None:
+def _check_apart(path: Path, _changed: int, _number: int) -> None:
     """Reads an Arrow file once in a process of its own, since damage can abort the reader.
 
     Raises:
@@ -128,10 +132,21 @@ def _weight(value: object) -> int:
     return len(value) if isinstance(value, bytes | str) else 8
 
 
+def _limit(kind: int, most: int) -> None:
+    """Ends this process where it takes more of something; a lower limit stays."""
+    for own in resource.getrlimit(kind):
+        most = most if own == resource.RLIM_INFINITY else min(most, own)
+    resource.setrlimit(kind, (most, most))
+
+
 def _main(path: Path) -> int:
     """Reads a file to its end, says what is wrong with it, and returns the exit status."""
     try:
         with open_regular(path) as file:
+            # A damaged length asks for far more memory and time than the file is worth.
+            size = os.fstat(file.fileno()).st_size
+            _limit(resource.RLIMIT_DATA, _MEMORY + 4 * size)
+            _limit(resource.RLIMIT_CPU, _CPU_SECONDS + size // _BYTES_A_SECOND)
             for _ in _rows(file, path):
                 pass
     except UserError as error:
