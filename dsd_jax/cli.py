@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     if not debug:
         sys.excepthook = _main_thread_only
+        sys.unraisablehook = _unraised_in_main_thread
     _print_anything()
     signals = StopsAtOnce()
     try:
@@ -349,6 +350,12 @@ def _main_thread_only(
     """
     if threading.current_thread() is threading.main_thread():
         sys.__excepthook__(kind, error, trace)
+
+
+def _unraised_in_main_thread(found: "sys.UnraisableHookArgs") -> None:
+    """Does the same for errors that those threads cannot even raise."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(found)
 
 
 def _without_reader() -> bool:

@@ -240,10 +240,12 @@ def test_threads_of_libraries_print_no_traceback():
     """An error in a thread that Python did not start, as those of TensorStore, is not printed."""
     script = """
 import sys, threading
+from types import SimpleNamespace
 from dsd_jax import cli
 
 def bare():
     sys.excepthook(ValueError, ValueError("noise"), None)
+    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("noise"), err_msg=None, object=None))
 
 cli.main(["--version"])
 thread = threading.Thread(target=bare)

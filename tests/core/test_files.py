@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+from etils import epath
 
+from dsd_jax import files
 from dsd_jax.errors import UserError
-from dsd_jax.files import explained, replacing, write_file
+from dsd_jax.files import explained, remove_tree, replacing, write_file
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path):
@@ -47,3 +49,18 @@ def test_a_full_disk_says_what_to_do():
         explained("x"),
     ):
         Path("/dev/full").write_text("x")
+
+
+def test_a_folder_goes_for_good_though_a_thread_still_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, late = tmp_path / "folder", ["b", "c"]
+
+    def go_on(_seconds: float) -> None:
+        if late:
+            write_file(folder / late.pop(), "")
+
+    monkeypatch.setattr(files.time, "sleep", go_on)
+    write_file(folder / "a", "")
+    remove_tree(epath.Path(folder))
+    assert (late, folder.exists()) == ([], False)
