@@ -84,8 +84,8 @@ class SafetensorsFile:
 
     Args:
         path: the file.
-        folder: the folder that it must lie in, also behind links; None where the user named the
-            file itself.
+        folder: the folder that it must lie in, links resolved; None if the user named the file
+            itself.
 
     Raises:
         UserError: the file is missing, cut short, damaged, not safetensors, not a regular file, or

@@ -214,12 +214,12 @@ class VisionConfig:
         eps: The term that keeps layer norms from dividing by zero.
         pool: Source of the feature of a picture: the class token, or attention of a learned query
             over all patches (SigLIP).
-        registers: Number of register tokens, which stand behind the class token (DINOv2).
+        registers: Number of register tokens, which follow the class token (DINOv2).
         pre_norm: Tokens pass a layer norm before the first block, and patches have no bias (CLIP).
         layer_scale: The output of every branch is scaled per channel (DINOv2).
         gated: Blocks have a SwiGLU mlp (DINOv2 giant).
         antialias: Positions are resized with antialiasing (DINOv2 with registers).
-        projection: Width of the feature behind a last Linear (CLIP); None: there is no such Linear.
+        projection: Width of the feature after a last Linear (CLIP); None without such a Linear.
     """
 
     patch: int = 16

@@ -42,7 +42,7 @@ def open_regular(path: str | Path, name: str | Path | None = None) -> BinaryIO:
 
 
 def open_inside(folder: Path, path: str | Path) -> BinaryIO:
-    """Opens a regular file that lies in a folder, also behind its links.
+    """Opens a regular file that lies in a folder, with all links resolved.
 
     Files of a snapshot in the Hugging Face cache are links into the `blobs` folder beside it, which
     counts as inside.

@@ -1,4 +1,4 @@
-"""Rows of other people's tables, in any of the formats they come in, read as a stream.
+"""Reads the rows of tables in many formats as a stream.
 
 A row that cannot be read is still a row, with the reason, so that it can be counted and reported.
 """
@@ -101,14 +101,14 @@ class Table:
         return column in self.columns or re.sub(r"\.\d+(?=\.|$)", ".0", column) in self.columns
 
     def left(self, after: Position = (0, 0)) -> float:
-        """Estimates how much there is to read behind a position, in `unit`."""
+        """Estimates how much there is to read after a position, in `unit`."""
         files = self.files[after[0] :]
         if self.unit == "MB":
             return sum(path.stat().st_size for path in files) / 1e6
         return max(0, sum(map(_count_lines, files)) - after[1])
 
     def rows(self, after: Position = (0, 0)) -> Iterator[Row]:
-        """Rows behind a position.
+        """Yields the rows after a position.
 
         Raises:
             UserError: a file is damaged beyond its rows.
@@ -175,7 +175,7 @@ def plain_text(value: object) -> str | None:
 
 
 def plain_path(value: str) -> str:
-    """The path in a cell, also where it was written as a `file://` address, or on Windows.
+    """The path in a cell, also if it is a `file://` address or was written on Windows.
 
     Raises:
         UserError: it is an address on the web, or a picture spelled as text.

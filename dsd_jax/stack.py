@@ -103,7 +103,7 @@ def part_of_stack(stack: Any, first: int, last: int) -> Any:
 
 
 def layer_paths(path: str, stacks: Mapping[str, int]) -> list[str]:
-    """Per-layer paths behind a parameter path of a scanned model; `[path]` if not in a stack.
+    """Per-layer paths of a parameter of a scanned model; `[path]` if it is not in a stack.
 
     `stacks` maps the path of each stack to its depth: `{"double_blocks": 19}` turns
     `double_blocks.img_mod.lin.kernel` into `double_blocks.0.img_mod.lin.kernel` and 18 more.

@@ -98,7 +98,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Builds the optimiser, behind clipping by global norm.
+    """Builds the optimiser; gradients are clipped by their global norm first.
 
     Raises:
         UserError: an unknown optimizer or schedule.

@@ -28,7 +28,7 @@ __all__ = ["OWNER", "holding", "owned"]
 
 OWNER = "owner.json"
 RENEWED_EVERY = 10.0  # seconds
-WAIT = 35.0  # for a sign of life: three renewals and the delay of a network file system
+WAIT = 35.0  # for the file to change: three renewals and the delay of a network file system
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _lives(root: epath.Path, found: Owner) -> bool:
     here = Owner.this()
     if (found.host, found.boot) == (here.host, here.boot):
         return bool(found.started) and _started(found.process) == found.started
-    say(f"{root} belongs to a run ({found}); waiting {WAIT:.0f} s for a sign of life")
+    say(f"{root} belongs to a run ({found}); waiting {WAIT:.0f} s to see if it is alive")
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         time.sleep(min(1.0, WAIT / 10))

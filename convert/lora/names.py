@@ -163,7 +163,7 @@ REFUSED = {
     ),
     "unknown": (r".*", "of no known kind"),
 }
-"""Kind -> (pattern of the name behind the prefix, what such tensors are and what to do)."""
+"""Kind -> (pattern of the name after the prefix, what such tensors are and what to do)."""
 
 
 def parse_name(name: str) -> Name:

@@ -34,7 +34,7 @@ def vision_from_json(data: Json, names: Iterable[str]) -> VisionConfig:
         names: Names of the tensors, which tell whether there is a projection.
 
     Raises:
-        UserError: The config is of another model, or asks for what this one does not do.
+        UserError: The config is of another model, or has a setting that our model lacks.
     """
     kind = data.get("model_type")
     if kind in _PAIRS:

@@ -40,10 +40,10 @@ def open_vision(
     Args:
         path: A folder or a hub id, such as `facebook/dinov2-small`; of a CLIP or SigLIP model with
             both encoders, the one for pictures is read.
-        preprocess: Steps from a picture to the input; None: those of the folder's
-            `preprocessor_config.json`.
-        precision: Of parameters and products.
-        mesh: Pictures are split over its batch axes; None: one device.
+        preprocess: Steps from a picture to the input. None takes those of
+            the folder's `preprocessor_config.json`.
+        precision: Dtypes of parameters and products.
+        mesh: Devices; its batch axes split the pictures. None for one device.
 
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
@@ -64,8 +64,8 @@ def open_captions(
 
     Args:
         path: A folder or a hub id, such as `openai/clip-vit-base-patch32`.
-        precision: Of parameters and products.
-        mesh: Texts are split over its batch axes; None: one device.
+        precision: Dtypes of parameters and products.
+        mesh: Devices; its batch axes split the texts. None for one device.
 
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
@@ -95,7 +95,7 @@ def _open_text(path: epath.PathLike, root: epath.Path) -> Component[ClipConfig]:
 
 
 def _folder(path: epath.PathLike, wanted: Sequence[str], others: Sequence[str] = ()) -> epath.Path:
-    """The folder behind a path or a hub id, with the wanted files in it."""
+    """Finds the folder of a path or a hub id, with the wanted files in it."""
     root = resolve(path, [*wanted, *others, *_WEIGHTS])
     for file in wanted:
         if not (root / file).exists():

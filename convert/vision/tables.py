@@ -1,6 +1,6 @@
 """The names of vision transformers in the files of transformers.
 
-The modules of transformers 5 have other names in memory; it reads and writes these.
+The modules of transformers 5 have other names in memory, but it reads and writes these names.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ __all__ = ["kind_of", "vision_table"]
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Their names of the parts of block `{i}`."""
+    """Names of the parts of block `{i}` in files."""
 
     place: str
     norms: tuple[str, str]
@@ -180,7 +180,7 @@ def _respell(name: str) -> str:
 
 
 def vision_table(config: VisionConfig) -> Table:
-    """The table for a vision transformer; of what a file adds, features need nothing."""
+    """The table for a vision transformer; features need no other tensors of a file."""
     return Table(
         f"{_TITLES[kind_of(config)]} in transformers layout",
         _rules(config),

@@ -76,7 +76,7 @@ class Portion:
         try:
             weight = None if parts["weight"] is None else float(parts["weight"])
         except ValueError:
-            raise UserError(f"{text!r}: the weight behind = must be a number") from None
+            raise UserError(f"{text!r}: the weight after = must be a number") from None
         return cls(PairStore.open(parts["path"]), parts["task"], weight)
 
     def describe(self) -> dict[str, object]:

@@ -54,7 +54,7 @@ class Licence:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise UserError(
-                f"the licence {self.license!r} must be an identifier of the hub in small letters, "
+                f"the licence {self.license!r} must be an identifier of the hub in lower case, "
                 "such as apache-2.0 or other"
             )
         if (self.license == "other") != bool(self.license_name):

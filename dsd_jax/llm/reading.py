@@ -150,7 +150,7 @@ def finish_of(word: object, content: object, words: Mapping[str, Finish]) -> Fin
 
 
 def _plain(word: str) -> str:
-    """A word for the end in small letters, without what enums and templates put around it."""
+    """A word for the end in lower case, without the additions of enums and templates."""
     bare = re.sub(r"[\s.-]+", "_", word.strip("<|> ").lower())
     return re.sub(r"^finish_?reason_", "", bare)
 

@@ -55,7 +55,7 @@ class Findings:
 
     Attributes:
         scores: Intervals by model and metric.
-        cases: Number of cases behind each of them.
+        cases: Number of cases that each is computed from.
         examples: The first cases.
         grids: Some grids of the teacher.
         kept, rejected: Some pairs that the judge kept, and some that it or a filter rejected.

@@ -1,4 +1,4 @@
-"""CSV and its kin: cells between commas, semicolons, tabs or bars, with any system's line ends."""
+"""CSV and TSV: cells between commas, semicolons, tabs or bars, with any system's line ends."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ def _reader(text: io.TextIOWrapper, path: Path) -> tuple[Iterator[list[str]], li
         # A name may hold one of the others: the delimiter is what gives the most columns.
         delimiter = max(_DELIMITERS, key=lambda each: len(_cells(first, each)))
     try:
-        # Strict: a quote that is never closed must not swallow the rows behind it unseen.
+        # Strict: a quote that is never closed must not hide the rows after it.
         reader = csv.reader(
             itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True, strict=True
         )

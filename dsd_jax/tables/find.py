@@ -121,7 +121,7 @@ def _of_split(source: Path, files: list[Path], split: str | None) -> list[Path]:
 
 
 def _folder_of_split(path: Path) -> str:
-    """The folder that holds the splits, of which a path within a data set names one."""
+    """The folder that holds the splits of a dataset, for a path inside one of them."""
     parts = path.parts
     while len(parts) > 1 and split_of(Path(*parts[:-1])) is not None:
         parts = parts[:-1]

@@ -96,7 +96,7 @@ def _list(text: "_Window", path: Path) -> Iterator[Parsed]:
     number = 0
     while not text.skip("]"):
         if number and not text.skip(","):
-            raise UserError(f"{path}: the list of rows is damaged or cut off behind row {number}")
+            raise UserError(f"{path}: the list of rows is damaged or cut off after row {number}")
         number += 1
         try:
             value = text.value()
@@ -131,7 +131,7 @@ def _members(text: "_Window", path: Path) -> Iterator[tuple[str, Parsed]]:
 
 
 def _enter(text: "_Window") -> bool:
-    """Whether the next value is a list of objects, which is entered; another one is passed over."""
+    """Enters the next value if it is a list of objects, else passes over it; returns which."""
     if not text.skip("["):
         text.value()
         return False
@@ -157,7 +157,7 @@ class _Window:
         return bool(new)
 
     def next(self) -> str:
-        """The next sign behind spaces; empty at the end."""
+        """The next character after spaces; empty at the end."""
         while True:
             space = _SPACE.match(self._held, self._at)
             self._at = space.end() if space else self._at
@@ -167,7 +167,7 @@ class _Window:
                 return ""
 
     def skip(self, sign: str) -> bool:
-        """Whether the next sign behind spaces is this one, which is passed over then."""
+        """Passes over spaces and this character; returns whether it was there."""
         found = self.next() == sign
         self._at += found
         return found

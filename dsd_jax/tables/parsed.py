@@ -53,7 +53,7 @@ def check_unpacked(path: Path) -> None:
     """Refuses a file that is compressed, whatever its ending says.
 
     Raises:
-        UserError: it is.
+        UserError: it is compressed.
         OSError: it cannot be opened.
     """
     with open_regular(path) as file:
@@ -64,7 +64,7 @@ def check_unpacked(path: Path) -> None:
 
 
 def open_text(path: Path) -> io.TextIOWrapper:
-    r"""Opens a file of UTF-8 text, with or without its mark.
+    r"""Opens a file of UTF-8 text, with or without byte order mark.
 
     Bytes that are not UTF-8 become lone surrogates, which `checked` finds in their row. Lines end
     with `\n`, `\r` or `\r\n`, and keep their ends.

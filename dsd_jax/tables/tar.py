@@ -2,8 +2,8 @@
 
 `0001.reference.jpg`, `0001.target.jpg` and `0001.json` are one row. Its columns are the endings
 `reference.jpg`, `target.jpg` and `json`; also `reference` and `target`, and the members of the JSON
-object where those names are free. `__key__` is the name without ending. Endings are read in small
-letters; hidden files, which macOS adds, are passed over.
+object where those names are free. `__key__` is the name without ending. Endings are compared in
+lower case; hidden files, which macOS adds, are passed over.
 """
 
 import tarfile
@@ -59,13 +59,13 @@ def tar_rows(path: Path) -> Iterator[Parsed]:
 
 
 def _is_beside(member: tarfile.TarInfo) -> bool:
-    """Whether a member is no file of a row: a folder, or what macOS puts into archives."""
+    """Whether a member is not a file of a row: a folder, or a file that macOS adds."""
     name = member.name.rpartition("/")[2]
     return member.isdir() or name.startswith(".") or "__MACOSX/" in member.name
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Name up to the first dot behind its folder, and ending in small letters."""
+    """Splits a path at the first dot after its folder into name and lower-case ending."""
     folder, slash, own = name.rpartition("/")
     key, _, ending = own.partition(".")
     return f"{folder}{slash}{key}", ending.lower()

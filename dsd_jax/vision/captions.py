@@ -23,13 +23,13 @@ BATCH = 16  # texts per call on one device
 
 
 class CaptionTower:
-    """A filled text encoder, compiled, with its weights on a mesh.
+    """A text encoder, compiled, with its weights on a mesh.
 
     Args:
         name: Name of the model.
-        model: A filled model with a projection.
-        tokenizer: CLIP's.
-        mesh: Texts are split over its batch axes; None: one device.
+        model: The model with its weights and a projection.
+        tokenizer: CLIP's tokeniser.
+        mesh: Devices; its batch axes split the texts. None for one device.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CaptionTower:
         return cls(name, load(model, component.source, mesh=mesh), tokenizer, mesh=mesh)
 
     def features(self, texts: Sequence[str]) -> Float32[np.ndarray, "n E"]:
-        """The feature of every text, not normalised; what exceeds the model's length is cut."""
+        """The feature of every text, not normalised; texts are cut to the model's length."""
         if not texts:
             return np.zeros((0, self.config.projection or 0), np.float32)
         length = min(self._tokenizer.model_max_length, self.config.max_length)

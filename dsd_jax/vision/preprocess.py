@@ -1,4 +1,4 @@
-"""A picture as a vision transformer takes it: resized, cropped and normalised by Pillow and numpy.
+"""Prepares pictures for a vision transformer: resizes, crops and normalises them with Pillow.
 
 The steps and their rounding are those of transformers' image processors with the Pillow backend, so
 that features can be compared with published ones. Other resamplers, JAX's among them, give other
@@ -25,10 +25,10 @@ class Preprocess:
 
     Attributes:
         resize: Length of the shorter side, with the aspect ratio kept; or (height, width) whatever
-            the aspect ratio; None: no resizing.
+            the aspect ratio. None resizes nothing.
         resample: Pillow's filter.
-        crop: (height, width) of a crop from the centre; None: no crop. What a picture lacks in size
-            becomes black.
+        crop: (height, width) of a crop from the centre. A smaller picture is padded with black.
+            None crops nothing.
         scale: Factor of the bytes of a pixel.
         mean, std: Per channel, of the scaled values.
     """

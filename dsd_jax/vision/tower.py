@@ -24,16 +24,16 @@ BATCH = 8  # pictures per call on one device
 
 
 class VisionTower:
-    """A filled model, compiled, with its weights on a mesh.
+    """A vision transformer, compiled, with its weights on a mesh.
 
     Args:
         name: Name of the backbone, which the names of metrics contain.
-        model: A filled model.
+        model: The model with its weights.
         preprocess: Steps from a picture to its input.
-        mesh: Pictures are split over its batch axes; None: one device.
+        mesh: Devices; its batch axes split the pictures. None for one device.
 
     Attributes:
-        graphdef, state: The model taken apart, for programs that contain it.
+        graphdef, state: The split model, for programs that contain it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class VisionTower:
     def embed(self, pixels: Float32[np.ndarray, "B H W 3"]) -> Float32[Array, "B E"]:
         """The feature of every preprocessed picture; compiles anew for every shape.
 
-        With a mesh, B must be a multiple of the parts that a batch is split into.
+        On a mesh, B must be a multiple of the number of parts that it splits a batch into.
         """
         with on_mesh(self.mesh):
             return self._features(pixels)
@@ -80,7 +80,7 @@ class VisionTower:
         return self._run(self._features, images, (self.config.feature_width,))
 
     def patches(self, images: Sequence[Source]) -> Float32[np.ndarray, "n h w D"]:
-        """The last hidden state of every patch behind the final norm; all pictures of one size.
+        """The last hidden state of every patch after the final norm; all pictures have one size.
 
         Raises:
             UserError: See `features`.

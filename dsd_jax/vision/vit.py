@@ -169,7 +169,7 @@ class Vit(nnx.Module):
         return self.feature(last)
 
     def patches(self, pixels: Float32[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
-        """The last hidden state of every patch behind the final norm."""
+        """The last hidden state of every patch after the final norm."""
         rows, columns = (side // self.config.patch for side in pixels.shape[1:3])
         (last,) = self.hidden(pixels, [self.config.depth])
         normed = self.final_norm(last[:, self.config.first_patch :])
@@ -185,7 +185,7 @@ class Vit(nnx.Module):
     def hidden(
         self, pixels: Float32[Array, "B H W 3"], layers: Sequence[int]
     ) -> tuple[Float[Array, "B L D"], ...]:
-        """The tokens behind chosen blocks, before any further norm.
+        """The tokens after chosen blocks, before any further norm.
 
         Pixels on the right and below that do not fill a patch are left out.
 

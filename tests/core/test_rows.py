@@ -168,7 +168,7 @@ class TestJson:
         ("text", "complaint"),
         [
             ('[{"a": 1}, {"a"', "row 2 of the list is damaged or cut off"),
-            ('[{"a": 1} {"a": 2}]', "damaged or cut off behind row 1"),
+            ('[{"a": 1} {"a": 2}]', "damaged or cut off after row 1"),
             ("[" * 100_000, "row 1 of the list is damaged or cut off"),
             ('{\n "a": [\n1]\n}', "neither a list of rows nor one row per line; write either"),
             ("[]", "has no rows"),

@@ -284,7 +284,7 @@ def test_portions_as_text(store: PairStore, tmp_path: Path):
     odd = tmp_path / "a#b=1"
     odd.symlink_to(store.path)
     assert Portion.parse(str(odd)).task is None
-    with pytest.raises(UserError, match="the weight behind = must be a number"):
+    with pytest.raises(UserError, match="the weight after = must be a number"):
         Portion.parse(f"{path}=1.2.3")
     with pytest.raises(UserError, match="there is no dataset folder"):
         Portion.parse("nowhere#relight")
