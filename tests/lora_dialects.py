@@ -86,7 +86,7 @@ def random_pairs(
 
 
 def attention_only(pairs: Pairs, config: FluxConfig = TINY) -> Pairs:
-    """What XLabs' trainer adapts: no mlp, but the last layer of single blocks."""
+    """The layers that XLabs' trainer adapts: no mlp, but the last layer of single blocks."""
     kept = {k: v for k, v in pairs.items() if "_attn." in k or "linear" in k}
     kept = {k: v for k, v in kept.items() if "blocks" in k}
     for name, (a, b) in kept.items():
@@ -186,7 +186,7 @@ def _xlabs(pairs: Pairs, config: FluxConfig) -> Tensors:
 
 
 class Dialect(NamedTuple):
-    """How to write one, whether it carries alpha, and what our reader calls it."""
+    """The writer of a dialect, whether it carries alpha, and our reader's name for it."""
 
     write: Callable[[Pairs, FluxConfig, float | None], Tensors]
     alpha: str  # "tensors", "header", "beside" or "" for a dialect without

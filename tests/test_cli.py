@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("words", ["dsd_jax --help", "dsd_jax xyzzy 2>&1"])
 def test_a_reader_that_leaves_ends_the_program_quietly(words: str):
-    """As `dsd data stats | head` does; bash tells the status of the first program."""
+    """Runs as in `dsd data stats | head`; bash tells the status of the first program."""
     script = f"{sys.executable} -m {words} | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (141, "")

@@ -1,4 +1,4 @@
-"""Which file may import which; and that importing the package is cheap."""
+"""Imports between files, and the low cost of importing the package."""
 
 import ast
 import importlib
@@ -64,7 +64,7 @@ def may_import_command_line(module: str) -> bool:
 
 
 def violations(module: str, source: str) -> list[str]:
-    """What is wrong with the imports of `dsd_jax...` module, or test or script, `module`."""
+    """Lists forbidden imports of `module`, a module of `dsd_jax`, a test or a script."""
     found = []
     in_package = module.startswith("dsd_jax.")
     for name in imported(source):

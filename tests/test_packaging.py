@@ -1,4 +1,4 @@
-"""What the package declares, and the lock file that development and CI install from."""
+"""The declarations of the package, and the lock file of development and CI."""
 
 import re
 import tomllib

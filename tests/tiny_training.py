@@ -43,7 +43,7 @@ def in_memory(config: FluxConfig, source: WeightSource) -> Component[FluxConfig]
 
 
 def one_device() -> Mesh:
-    """What a run on a single device has for a mesh."""
+    """The mesh of a run on a single device."""
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 

@@ -57,7 +57,7 @@ class ToyTransport:
         return Raw(json.dumps({"text": answer(request)}).encode())
 
     def read(self, raw: Raw) -> Answer:
-        """As `Transport.read`."""
+        """Reads an answer, see `Transport.read`."""
         body = parsed_body(raw.body)
         if "text" not in body:
             raise ValueError("no text")

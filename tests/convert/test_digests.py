@@ -50,7 +50,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
 def test_no_flipped_bit_is_ever_read(converted: Path, place: str) -> None:
-    """In every file of the checkpoint: the tensors, the tree and the manifest of OCDBT."""
+    """Flips bits in every file of the checkpoint: tensors, tree and manifest of OCDBT."""
     before = read_all(converted)
     named = 0
     for path in files(converted):

@@ -1,4 +1,4 @@
-"""What an export holds: which file has which tensors, in which dtype, and what is said of it."""
+"""Exports: the tensors of every file, their dtypes, and the notices about them."""
 
 from pathlib import Path
 

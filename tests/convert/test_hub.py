@@ -1,4 +1,4 @@
-"""Where weights are: paths, buckets and hub ids, and what is said when they are not there."""
+"""Places of weights: paths, buckets and hub ids, and the messages if there is nothing."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -45,12 +45,12 @@ from tests.convert.published import CLIP, DEV, SCHNELL, SMALL, T5, VAE, build, p
 
 
 def t5_names(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Without the second name of the embedding, which transformers does not save either."""
+    """Drops the second name of the embedding, which transformers does not save either."""
     return {name: shape for name, shape in shapes.items() if name != "encoder.embed_tokens.weight"}
 
 
 def clip_names(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """As published: transformers 5 dropped the prefix in the module, not in the files."""
+    """Adds the prefix of published files, which transformers 5 dropped in the module only."""
     return {f"text_model.{name}": shape for name, shape in shapes.items()}
 
 

@@ -1,4 +1,4 @@
-"""What belongs to the condition: paths, shapes, and what a file with it holds."""
+"""The parts of a condition: paths, shapes, and the tensors of a file with it."""
 
 from flax import nnx
 

@@ -12,7 +12,7 @@ from dsd_jax.flags import call
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How images are sampled.
+    """Settings of sampling.
 
     Attributes:
         steps: number of steps, which is

@@ -176,7 +176,7 @@ def test_unknown_targets(targets: str | tuple[str, ...], hint: str) -> None:
 
 
 def randomise_b(model: Flux) -> None:
-    """As if the adapter had been trained; a constant would vanish in the next layer norm."""
+    """Makes B like a trained one; a constant would vanish in the next layer norm."""
     for path, variable in nnx.to_flat_state(nnx.state(model, LoraParam)):
         if path[-1] == "lora_b":
             variable.set_value(jnp.asarray(randoms({"b": variable.shape})["b"]))
@@ -277,7 +277,7 @@ def test_an_adapter_is_what_it_adds_to_the_kernels(scan_layers: bool) -> None:
 
 
 def test_several_adapters_add_up() -> None:
-    """With their scales; two of them share Linears, one of another rank, one is negative."""
+    """Two of them share Linears, with different ranks; one has a negative scale."""
     adapters = [
         (random_adapter(dict.fromkeys(select(abstract_flux(), "attention"), 3), seed=3), 0.5),
         (random_adapter(SOME, seed=4), -0.7),

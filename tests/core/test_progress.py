@@ -46,7 +46,7 @@ def test_numbers_are_readable(capsys, clock):
 
 
 def test_the_time_left_does_not_count_the_first_unit(capsys, clock):
-    """Which waits for the compiler: 10 minutes here, and 30 s for each of the others."""
+    """The first unit waits for the compiler: 10 minutes here, 30 s for each of the others."""
     with progress("train", 400, "steps") as advance:
         clock[0] += 600
         advance()

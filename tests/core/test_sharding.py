@@ -1,4 +1,4 @@
-"""Where parameters lie on a mesh, and that a mesh changes nothing else."""
+"""Places of parameters on a mesh, which changes nothing else."""
 
 import dataclasses
 import functools
@@ -177,7 +177,7 @@ def test_full_size_adapters_of_any_rank(rank: int) -> None:
 
 
 def test_factors_in_training_lie_on_all_replicas() -> None:
-    """With their gradients and moments they outweigh what replicas could share."""
+    """Factors with their gradients and moments outweigh what replicas could share."""
     shapes = full_size(flux_dev(), targets="all", rank=512)
     specs = param_specs(shapes, (*FLUX_RULES, *TRAINED_LORA_RULES), FULL_MESH, STACKS)
     assert all(ways(specs[path], FULL_MESH) >= 2 * 64 for path in shapes if ".lora_" in path)
@@ -277,7 +277,7 @@ def test_mesh_fills_the_free_axis() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """As much of a device as a mesh is laid out by."""
+    """The attributes of a device that a mesh is laid out by."""
 
     id: int
     slice_index: int

@@ -89,7 +89,7 @@ def test_rematerialisation_changes_nothing(scan: bool, remat: str) -> None:
 
 
 def test_policies_keep_less() -> None:
-    """What survives to the backward pass: everything > dots, attention+qkv > attention > full."""
+    """Memory kept for the backward pass: none > dots, attention+qkv > attention > full."""
 
     def residuals(remat: str) -> int:
         graphdef, state = nnx.split(abstract_flux(scan_layers=True, remat=remat))

@@ -36,7 +36,7 @@ def tokenizers(folder: Path) -> Tokenizers:
 
 
 def reference_ids(folder: Path, name: str, length: int) -> np.ndarray:
-    """What the diffusers pipeline passes to the text encoder."""
+    """The ids that the diffusers pipeline passes to the text encoder."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / name, local_files_only=True)
     return tokenizer(
         PROMPTS, padding="max_length", max_length=length, truncation=True, return_tensors="np"

@@ -1,4 +1,4 @@
-"""From a source to arrays on devices: values, places, dtypes, and nothing read in vain."""
+"""Weights from a source to devices: values, places, dtypes, and no needless read."""
 
 import collections
 import threading
@@ -79,7 +79,7 @@ def test_every_value_arrives(scan_layers: bool) -> None:
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_value_arrives_on_a_mesh(mesh: str, scan_layers: bool) -> None:
-    """In its place, and read once, however many devices keep a copy."""
+    """Every value lies in its place and is read once, however many devices keep a copy."""
     recorder = Recorder(random_tensors())
     model = abstract_flux(scan_layers=scan_layers)
     shardings = model_shardings(model, make_mesh(MESHES[mesh]))

@@ -22,7 +22,7 @@ def picture(path: Path, seed: int = 0) -> None:
 
 
 def viewed(source: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, str]:
-    """What the command says, and the page."""
+    """Runs the command; returns its output and the page."""
     page = source.parent / "page.html"
     assert dsd(["data", "view", str(source), "--output_path", str(page), *flags]) == 0
     said = capsys.readouterr().out

@@ -126,7 +126,7 @@ def _converted(name: str) -> Callable[[Path], Path]:
 
 
 def _opened(path: Path) -> object:
-    """What a model's folder holds, given any file or folder in it."""
+    """Opens the model of a folder, given any file or folder in it."""
     folder = next(own for own in (path, *path.parents) if (own / "config.json").exists())
     return _content(folder)
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of a file, or of an answer, that a stranger can hand over."""
+"""The readers to fuzz: of every file and every answer that a stranger can provide."""
 
 from tests.fuzz.of_tables import TABLES
 from tests.fuzz.of_weights import WEIGHTS

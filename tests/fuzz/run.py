@@ -109,7 +109,7 @@ def fuzz(name: str, mutations: int, seed: int = 0, seconds: float = float("inf")
 
 
 def _outcomes(name: str, extent: _Extent) -> Iterator[tuple[str, str]]:
-    """What became of each mutation, and why; ends early if the process does."""
+    """The outcome of each mutation, with the reason; ends early if the process does."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, READERS[name], extent))

@@ -18,7 +18,7 @@ MUTATIONS = 15  # an hour of `make fuzz` makes some hundred thousand
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, Any]]:
-    """What became of the mutations of each reader; a process of its own, which forks."""
+    """Outcomes of the mutations of each reader, from a process of its own, which forks."""
     command = [sys.executable, "-m", "tests.fuzz.run", "--mutations", str(MUTATIONS), "--json"]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

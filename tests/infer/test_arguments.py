@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {"height": 64, "width": 128, "steps": 2}
 
 @pytest.fixture(autouse=True)
 def _as_users_run_it():
-    """Without the checks of annotations that tests have and users have not."""
+    """Turns off the checks of annotations, which tests have and users have not."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -26,7 +26,7 @@ def _as_users_run_it():
 
 @pytest.fixture
 def asked(pipe, monkeypatch):
-    """What the pipeline would run; nothing is sampled."""
+    """Collects the requests that the pipeline would run; nothing is sampled."""
     seen = []
     monkeypatch.setattr(pipe, "run", lambda prepared, **rest: seen.append((prepared, rest)))
     return seen

@@ -39,7 +39,7 @@ def flags(server: Server, provider="openai", **more) -> Enhancement:
 
 
 class TestWords:
-    """What is asked, and what is made of the answers."""
+    """The questions, and the use of the answers."""
 
     def made(self, text: str, *answers: str) -> tuple[str, str | None, list[Question]]:
         asked: list[Question] = []

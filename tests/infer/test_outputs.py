@@ -1,4 +1,4 @@
-"""Where `dsd generate` writes: names and notices before the work, nothing lost."""
+"""Files that `dsd generate` writes: names and notices before the work, nothing lost."""
 
 import numpy as np
 import pytest

@@ -132,7 +132,7 @@ class TestLatents:
         options = {**SIZE, "latents": noise, "vae_sample": False}
 
         def first_step(steps: int) -> np.ndarray:
-            """What the first of so many steps adds, per unit of time."""
+            """The change by the first of `steps` steps, per unit of time."""
             watched = {**options, "steps": steps, "callback": lambda i, n, img: True}
             times = pipe.schedule.timesteps(steps, 32)
             return (pipe(TEXT, picture(), **watched).latents - noise) / (times[1] - times[0])

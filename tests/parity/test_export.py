@@ -1,4 +1,4 @@
-"""What a run exports, loaded by diffusers and PEFT, predicts what the run's own model predicts."""
+"""Exports of a run, loaded by diffusers and PEFT, predict what the run's own model predicts."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 
 def our_velocity(world: Path, state: TrainState, config: TrainConfig) -> np.ndarray:
-    """Of the trained parameters as they are in the run, averaged as for validation."""
+    """Velocity of the run's trained parameters, averaged as for validation."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     split = make_trainee(config, open_flux(world / "flux", condition=True).transformer, mesh).split
 

@@ -140,12 +140,12 @@ def random_adapter(folder: Path, *, condition: bool = False) -> Adapter:
 
 
 def load_adapter(model: FluxTransformer2DModel, file: Path) -> None:
-    """By the header, as the pipeline does."""
+    """Loads by the header, as the pipeline does."""
     model.load_lora_adapter(file, use_safetensors=True)
 
 
 def load_without_header(model: FluxTransformer2DModel, file: Path) -> None:
-    """By the tensors alone: what diffusers does when it is not told of safetensors."""
+    """Loads by the tensors alone, as diffusers does without knowing of safetensors."""
     model.load_lora_adapter(file)
 
 
@@ -183,7 +183,7 @@ def test_the_authors_program_refuses_an_embedding_in_the_lora_file(tmp_path: Pat
 
 
 def test_who_applies_nothing_of_a_file_with_kohyas_names(tmp_path: Path) -> None:
-    """Without an error, so that only an export can say it; else `readers.py` is out of date."""
+    """These programs raise no error, so only our notice tells; else `readers.py` is out of date."""
     write_lora(tmp_path / "out", random_adapter(tmp_path), TINY, "kohya")
     authors, adapter = make_transformer(), make_transformer()
     AuthorsPipeline(authors).load_lora_weights(str(tmp_path / "out"))
@@ -277,7 +277,7 @@ FULL_WIDTH = FluxConfig(double_depth=1, single_depth=1, condition_embed=False)
 
 
 def test_kohya_as_diffusers_reads_it(tmp_path: Path) -> None:
-    """At the real width, because diffusers' converter has it written in; alpha is not the rank."""
+    """Uses the real width, which diffusers' converter assumes; alpha is not the rank."""
     tensors = DIALECTS["kohya"].write(random_pairs(FULL_WIDTH, rank=2), FULL_WIDTH, 3.0)
     # diffusers forgets the alpha of the last layers.
     tensors |= {

@@ -1,4 +1,4 @@
-"""From text and reference to latents and pixels, against PyTorch, with small random weights."""
+"""Text and reference to latents and pixels, against PyTorch, with small random weights."""
 
 import dataclasses
 import json

@@ -101,7 +101,7 @@ def tensor(x: Any) -> torch.Tensor:
 def torch_loss(
     model: FluxTransformer2DModel, batch: EncodedBatch, step: int, flow: FlowConfig
 ) -> torch.Tensor:
-    """Of the draws of our step `step`."""
+    """Loss for the draws of our step `step`."""
     key = jax.random.fold_in(jax.random.key(RECIPE.seed), step)
     noise, t = map(tensor, Customise(flow, Schedule(), CANVAS).draw(key, batch.x_0))
     x_0, drop_text, drop_image = map(tensor, (batch.x_0, batch.drop_text, batch.drop_image))

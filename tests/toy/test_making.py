@@ -83,7 +83,7 @@ def test_no_subject_is_held_out_and_texts_are_exact():
 
 
 def test_pairs_show_one_subject_and_the_words_tell_the_right_hand_scene():
-    """As a student's words do, in as few tokens."""
+    """The words are like a student's, and have as few tokens."""
     batch = WorldSource(("pair",), batch=16, seed=3).batch_of(0)
     assert batch.target is not None
     for text, picture in zip(batch.texts, batch.target, strict=True):

@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path):
 
 
 def shared(folder: Path) -> list[Path]:
-    """What people send to others: pages, pictures, the dataset and the export."""
+    """Files that people send to others: pages, pictures, the dataset and the export."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     kinds = {".html", ".png", ".jpg", ".md", ".safetensors"}
     found = [p for p in files if p.suffix in kinds or {"dataset", "export"} & set(p.parts)]

@@ -142,6 +142,6 @@ def test_what_is_no_grid_prompt(text: str):
 
 
 def test_the_longest_prompt_fits():
-    """In T5's tokens, one for each word and comma, with the end token."""
+    """Counts T5's tokens: one for each word and comma, and the end token."""
     text = describe_grid(CAT, [SNOW] * 4)
     assert len(text.replace(",", " ,").split()) + 1 <= T5_LENGTH

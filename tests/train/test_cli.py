@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def flags(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """On one device, with short prompts."""
+    """Flags of a run on one device with short prompts."""
     fast = functools.partial(launch.StepOptions, compiler=FAST_COMPILE)
     monkeypatch.setattr(launch, "StepOptions", fast)
     monkeypatch.setattr(launch, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))

@@ -80,7 +80,7 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
 
 
 def test_a_collective_that_is_spread_over_fusions_counts_once():
-    """Where it starts, and in a loop that the compiler runs meanwhile: one channel."""
+    """Its start and a loop that the compiler runs meanwhile share one channel."""
     text = """
 %started (p: f32[4,1]) -> f32[4,8] {
   %gather.1 = f32[4,8]{1,0} all-gather(%p), channel_id=7, dimensions={1}

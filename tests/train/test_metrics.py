@@ -1,4 +1,4 @@
-"""What a run writes down, how it notices trouble, and what its FLOPs are."""
+"""The logs of a run, its watch for trouble, and its FLOPs."""
 
 import functools
 import json
@@ -140,7 +140,7 @@ def test_forward_flops_are_those_of_the_matrix_products():
 
 @functools.cache
 def flux_flops(targets: str | None) -> tuple[float, float, float]:
-    """Of FLUX.1-dev on a canvas of 512 x 1024 pixels: frozen, trained, attention."""
+    """FLOPs of FLUX.1-dev on a canvas of 512 x 1024 pixels: frozen, trained, attention."""
     model = abstract(flux_dev(), precision=FLOAT32, execution=Execution(scan_layers=True))
     shapes = param_shapes(model)
     trained = frozenset(shapes)

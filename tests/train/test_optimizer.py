@@ -115,7 +115,7 @@ def test_weight_decay_is_decoupled(name: str) -> None:
 
 
 def test_clipping_by_global_norm() -> None:
-    """By the norm of all gradients together; smaller ones are left alone."""
+    """Clips by the norm of all gradients together; smaller ones stay as they are."""
     config = dataclasses.replace(PLAIN, name="sgd", learning_rate=1.0, b1=0.0, clip=2.0)
     params, grads = random_params(0), random_params(1)
     norm = float(optax.tree.norm(grads))

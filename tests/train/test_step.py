@@ -325,7 +325,7 @@ def test_metrics() -> None:
 
 
 def gradients_of_step(config: TrainConfig) -> tuple[dict[str, np.ndarray], Metrics]:
-    """Of the first step, by path."""
+    """Gradients of the first step, by path."""
     model = trainee(config).split
     state = first_state(model, GRADIENTS, one_device(), ema=False)
     step = compiled(model, config, GRADIENTS)
@@ -461,7 +461,7 @@ def test_a_mesh_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_lie_as_their_parameters(name: str) -> None:
-    """Whatever an optimiser keeps: where it fits, and never in the memory of something else."""
+    """Everything that an optimiser keeps has a place, and no two arrays share memory."""
     mesh = make_mesh(MESHES["fsdp=4, tensor=2"])
     optimizer = make_optimizer(OptimizerConfig(name=name), 20)
     shape, everywhere = (256, 4, 136), NamedSharding(mesh, P())

@@ -1,4 +1,4 @@
-"""What a run says before it starts, and what a crash would lose."""
+"""The summary of a run before it starts, and the work that a crash would lose."""
 
 from pathlib import Path
 

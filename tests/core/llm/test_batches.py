@@ -217,7 +217,7 @@ class TestFiles:
         return sorted(ledger.parent.glob("*.questions.jsonl"))
 
     def answer(self, path, *, lines: int | None = None, status: int = 200) -> None:
-        """As `vllm run-batch` does."""
+        """Answers a file as `vllm run-batch` does."""
         server = Server(turns)
         out = []
         for line in path.read_text().splitlines()[:lines]:

@@ -294,7 +294,7 @@ class TestHeaders:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_no_artefact_holds_the_key_in_any_spelling(kind, mode, tmp_path, monkeypatch, caplog):
-    """In answers, headers, errors and models' names, and in what the clients log of them."""
+    """Looks into answers, headers, errors, models' names, and what the clients log of them."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("MY_KEY", KEY)
 

@@ -147,7 +147,7 @@ def test_a_stage_cannot_swallow_the_end_of_the_run(ledger):
 
 
 def test_a_full_disk_ends_the_run(ledger):
-    """Whatever the stage does with exceptions."""
+    """The run ends even if the stage catches exceptions."""
 
     async def work(item, ask):
         try:

@@ -1,4 +1,4 @@
-"""From a file of captions to a dataset that the trainer reads, by the commands that users type."""
+"""The commands that users type make a dataset that the trainer reads out of captions."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ def picture(request) -> Image.Image:
 
 
 def again(image: Image.Image) -> Image.Image:
-    """As a JPEG, then at another size."""
+    """Saves a picture as JPEG, then resizes it."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return Image.open(file).resize((200, 200)).convert("RGB")
