@@ -17,7 +17,7 @@ from PIL import Image
 
 from dsd_jax.files import write_file
 
-__all__ = ["SMALL", "STYLE", "Card", "Page", "Picture", "data_uri"]
+__all__ = ["SMALL", "STYLE", "Card", "Page", "Picture", "data_uri", "log_ticks", "ticks"]
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 """Colours and shapes of every page, light and dark."""
@@ -169,8 +169,8 @@ def _safe(text: str) -> str:
 def _curve(points: Sequence[tuple[float, float]], x: str, y: str) -> str:
     positions, values = zip(*points, strict=True)
     log = min(values) > 0 and max(values) > 10 * min(values)
-    up = _log_ticks(min(values), max(values)) if log else _ticks(min(0, *values), max(0, *values))
-    along = [tick for tick in _ticks(positions[0], positions[-1]) if tick <= positions[-1]]
+    up = log_ticks(min(values), max(values)) if log else ticks(min(0, *values), max(0, *values))
+    along = [tick for tick in ticks(positions[0], positions[-1]) if tick <= positions[-1]]
 
     def height(value: float) -> float:
         """Distance from the top, from 0 to 100."""
@@ -202,7 +202,7 @@ def _curve(points: Sequence[tuple[float, float]], x: str, y: str) -> str:
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers around an interval, about five of them."""
     rough = (high - low or abs(high) or 1) / 5
     power = 10 ** math.floor(math.log10(rough))
@@ -211,7 +211,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Ones, twos and fives around an interval."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]

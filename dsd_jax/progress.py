@@ -179,7 +179,7 @@ def phase(title: str) -> Iterator[None]:
         while not ended.wait(SECONDS_BETWEEN_SIGNS):
             spent = clock_time(time.monotonic() - start)
             with contextlib.suppress(ValueError):  # closed meanwhile
-                print(f"{title}: {spent} so far", file=sys.stderr, flush=True)
+                print(f"{title}: {spent} h so far", file=sys.stderr, flush=True)
 
     threading.Thread(target=sign, name="phase", daemon=True).start()
     try:

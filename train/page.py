@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsd_jax.files import write_file
 from dsd_jax.images import open_image
-from dsd_jax.page import STYLE, data_uri
+from dsd_jax.page import STYLE, data_uri, log_ticks, ticks
 from dsd_jax.structured import read_toml
 from dsd_jax.train.metrics import read_metrics
 from dsd_jax.train.plot import PANELS
@@ -21,7 +21,9 @@ SHEETS = ("samples", "prompts")
 MOST_SHEETS = 12  # of a kind; evenly chosen, the first and the last among them
 MOST_POINTS = 400  # of a curve
 WIDEST = 1200  # pixels of a sheet
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 360, 200, 54, 20  # of a plot, and of its margins
+_WIDTH, _HEIGHT = 360, 200  # of a plot
+_LEFT, _TOP, _BOTTOM = 54, 8, 20  # its margins
+_LOGARITHMIC = ("Loss", "Loss by frame", "Gradient norm")  # plots whose start would hide the rest
 # Settings that name places on a machine, which is nobody else's business.
 _PLACES = (
     "base_path", "model_path", "lora_path", "data", "encoded", "eval_data", "output_dir",
@@ -72,13 +74,17 @@ def _figure(title: str, unit: str, names: dict[str, str], rows: Sequence[dict[st
         return ""
     xs = [x for points in curves.values() for x, _ in points]
     ys = [y for points in curves.values() for _, y in points]
-    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
-    high = high if high > low else low + (abs(low) or 1.0)
+    left, right, floor = min(xs), max(xs), _HEIGHT - _BOTTOM
     right = right if right > left else left + 1
+    log = title in _LOGARITHMIC and min(ys) > 0 and max(ys) > 10 * min(ys)
+    up = log_ticks(min(ys), max(ys)) if log else ticks(min(0, *ys), max(0, *ys))
+
+    def height(y: float) -> float:
+        low, high, at = (math.log(number) if log else number for number in (up[0], up[-1], y))
+        return _TOP + (high - at) / (high - low) * (floor - _TOP)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - 6)
-        return across, 8 + (high - y) / (high - low) * (_HEIGHT - _BOTTOM - 8)
+        return _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - 6), height(y)
 
     drawn, key = [], []
     for number, (name, points) in enumerate(curves.items()):
@@ -93,12 +99,12 @@ def _figure(title: str, unit: str, names: dict[str, str], rows: Sequence[dict[st
             drawn.append(f'<polyline class="{kind}" points="{joined}"/>')
         line = f'<svg viewBox="0 0 22 8"><polyline class="{kind}" points="0,4 22,4"/></svg>'
         key += [f"<span>{line} {html.escape(names[name])}</span>"] if names[name] else []
-    floor = _HEIGHT - _BOTTOM
-    axes = (
-        f'<line class="axis" x1="{_LEFT}" y1="8" x2="{_LEFT}" y2="{floor}"/>'
-        f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{_WIDTH}" y2="{floor}"/>'
-        f'<text x="{_LEFT - 4}" y="16" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{_LEFT - 4}" y="{floor}" text-anchor="end">{low:.3g}</text>'
+    axes = "".join(
+        f'<line class="axis" x1="{_LEFT}" y1="{height(tick):.1f}" x2="{_WIDTH}" '
+        f'y2="{height(tick):.1f}"/><text x="{_LEFT - 4}" y="{height(tick) + 4:.1f}" '
+        f'text-anchor="end">{tick:g}</text>'
+        for tick in up
+    ) + (
         f'<text x="{_LEFT}" y="{_HEIGHT - 4}">step {left:,.0f}</text>'
         f'<text x="{_WIDTH - 2}" y="{_HEIGHT - 4}" text-anchor="end">{right:,.0f}</text>'
     )

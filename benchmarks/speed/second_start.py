@@ -1,19 +1,19 @@
-"""The time of a command's first start, which compiles, and of its second, which need not.
+"""Time of a command's first start, which compiles, and of its second, which need not.
 
     python -m benchmarks.speed.second_start [--repeats 3]
 
 Every start is a new process on the toy weights. `dsd` keeps compiled programs on disk
-(`dsd_jax.compiled`); here the first start finds none, and the second those of the first. Rows are
-medians over repeats, each with an empty folder for the programs.
+(`dsd_jax.compiled`); the first start finds none, and the second those of the first. Times are those
+of the CPU, which other programs on the machine disturb least; medians over repeats.
 """
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from benchmarks.results import save
 SECTIONS = {
     "": (
         "Second start",
-        "Seconds of a whole command on the toy weights. Second start: programs are on disk.",
+        "CPU seconds of a whole command on the toy weights. The second start finds its programs on disk.",
     ),
 }
 
@@ -34,18 +34,18 @@ FLOAT32 = "--dtype", "float32"
 PAIRS = 16
 
 
-def seconds(words: Sequence[str], cache: Path | None) -> float:
-    """Runs `dsd` with a folder for compiled programs, or with none."""
-    place = ["--compilation_cache", str(cache or "off")]
-    start = time.perf_counter()
+def cpu_seconds(words: Sequence[str], cache: Path) -> float:
+    """Runs `dsd` with a folder for compiled programs; returns the seconds of all its threads."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [sys.executable, "-m", "dsd_jax", *words, *place],
+        [sys.executable, "-m", "dsd_jax", *words, "--compilation_cache", cache],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def write_data(folder: Path) -> None:
@@ -86,33 +86,28 @@ def commands(folder: Path, number: int) -> dict[str, list[str]]:
 def main() -> None:
     """Starts, times, prints, saves."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
     repeats = parser.parse_args().repeats
-    times: dict[str, list[tuple[float, float, float]]] = {}
+    times: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder)
-        number = 0
         for repeat in range(repeats):
-            for command in commands(folder, 0):
-                cache = folder / f"cache-{repeat}-{number}"
-                measured = []
-                for place in (None, cache, cache):
-                    number += 1
-                    measured.append(seconds(commands(folder, number)[command], place))
-                none, first, second = measured
-                times.setdefault(command, []).append((none, first, second))
-                print(command, measured, flush=True)
+            first, second = (commands(folder, 2 * repeat + start) for start in range(2))
+            for command in first:
+                cache = folder / f"cache-{repeat}-{command.replace(' ', '-')}"
+                took = cpu_seconds(first[command], cache), cpu_seconds(second[command], cache)
+                times.setdefault(command, []).append(took)
+                print(command, took, flush=True)
     rows = []
     for command, all_ in times.items():
-        none, first, second = (statistics.median(column) for column in zip(*all_, strict=True))
+        one, two = (statistics.median(column) for column in zip(*all_, strict=True))
         rows.append(
             {
                 "command": command,
-                "no cache": round(none, 1),
-                "first start": round(first, 1),
-                "second start": round(second, 1),
-                "saved": f"{100 * (1 - second / none):.0f} %",
+                "first start, CPU s": round(one, 1),
+                "second start, CPU s": round(two, 1),
+                "saved": f"{100 * (1 - two / one):.0f} %",
             }
         )
     save(__file__, rows, repeats=repeats)

@@ -92,7 +92,7 @@ def test_a_long_phase_gives_signs_of_life(capsys, monkeypatch):
     monkeypatch.setattr(module, "SECONDS_BETWEEN_SIGNS", 0.05)
     with phase("compiling"):
         time.sleep(0.3)
-    assert "compiling: 0:00 so far" in capsys.readouterr().err
+    assert "compiling: 0:00 h so far" in capsys.readouterr().err
 
 
 def test_the_first_phase_ends_with_the_first_units(capsys, clock):

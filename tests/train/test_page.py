@@ -55,6 +55,17 @@ def test_a_page_holds_curves_samples_and_recipe(run: Path) -> None:
     assert len(text) < 2_000_000
 
 
+def test_the_end_of_a_curve_can_be_read(run: Path) -> None:
+    write_page(run, run / "run.html")
+    loss, *_ = (run / "run.html").read_text().split("</figure>")
+    assert re.findall(r'text-anchor="end">([\d.]+)<', loss)[:4] == [
+        "0.001",
+        "0.002",
+        "0.005",
+        "0.01",
+    ]
+
+
 def test_a_page_stands_alone_and_tells_no_place(run: Path) -> None:
     write_page(run, run / "run.html")
     text = (run / "run.html").read_text()
