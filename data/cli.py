@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -141,6 +142,8 @@ class EncodeFlags:
             on; sample with the same number then.
         dtype: Dtype of the weights, of the computation and of the result.
         batch_size: Canvases encoded together. Default: one per device that shares the batch.
+        compilation_cache: Folder for compiled programs. Default: one in the user's cache, at most 4
+            GB. off keeps none.
     """
 
     base_path: str = FLUX_DEV
@@ -149,6 +152,7 @@ class EncodeFlags:
     max_sequence_length: int = 512
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     batch_size: int | None = None
+    compilation_cache: str = "auto"
 
 
 def encode(
@@ -171,10 +175,13 @@ def encode(
             folder.
         mesh: Devices to use along each axis; -1 takes all that the other axes leave.
     """
+    from dsd_jax.compiled import keep_compiled
     from dsd_jax.convert.open import open_autoencoder, open_text
     from dsd_jax.data.load.cache import encode_pairs
     from dsd_jax.encoders import ImageCodec, TextEncoder
 
+    if kept := keep_compiled(encoding.compilation_cache):
+        print(kept, file=sys.stderr)
     own = share.share()
     store = PairStore.open(dataset)
     vae = open_autoencoder(encoding.base_path, fingerprint=True)

@@ -1,5 +1,7 @@
 """`dsd data`: makes a dataset, stage by stage or all stages in order."""
 
+import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +61,7 @@ def grids(
     share: Share = ShareFlags(),
     batch_size: int | None = None,
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
+    compilation_cache: str = "auto",
 ) -> None:
     """Paint a grid for every kept prompt. If it was stopped, start it again to resume.
 
@@ -66,8 +69,10 @@ def grids(
         config: TOML file of all stages.
         batch_size: Pictures painted at once. Default: one per device that shares the batch.
         mesh: Devices along each axis; -1 takes all that the other axes leave.
+        compilation_cache: Folder for compiled programs. Default: one in the user's cache, at most 4
+            GB. off keeps none.
     """
-    _run(load_config(config), GRIDS, share.share(), batch_size, mesh)
+    _run(load_config(config), GRIDS, share.share(), _Painting(batch_size, mesh, compilation_cache))
 
 
 def pairs(config: Config, share: Share = ShareFlags()) -> None:
@@ -114,6 +119,7 @@ def make(
     config: Config,
     share: Share = ShareFlags(),
     prompts: Path | None = None,
+    compilation_cache: str = "auto",
 ) -> None:
     """Make a dataset: run all stages in order. If it was stopped, start it again to resume.
 
@@ -122,10 +128,12 @@ def make(
     Args:
         config: TOML file of all stages.
         prompts: TOML file with wordings that replace the built-in ones.
+        compilation_cache: Folder for compiled programs. Default: one in the user's cache, at most 4
+            GB. off keeps none.
     """
     chosen, worker = load_config(config, prompts), share.share()
     for stage in STAGES:
-        _run(chosen, stage, worker)
+        _run(chosen, stage, worker, _Painting(compilation_cache=compilation_cache))
     parts = open_parts(chosen)
     if all(parts.done(STAGES[-1], part) for part in range(parts.count)):
         _pack(chosen)
@@ -145,17 +153,28 @@ def status(config: Config) -> None:
     print(f"{parts.root / DATASET} is {'there' if packed else 'not packed yet'}")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Painting:
+    """The way grids are painted: pictures at once, devices, and the folder of compiled programs."""
+
+    batch_size: int | None = None
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    compilation_cache: str = "auto"
+
+
 def _run(
     config: MakeConfig,
     stage: Stage[StageRow],
     share: WorkerShare,
-    batch_size: int | None = None,
-    mesh: MeshConfig = MeshConfig(),
+    painting: _Painting = _Painting(),
 ) -> None:
     def teacher() -> Teacher:
+        from dsd_jax.compiled import keep_compiled
         from dsd_jax.data.make.teacher import open_teacher
 
-        return open_teacher(config, batch_size, mesh)
+        if kept := keep_compiled(painting.compilation_cache):
+            print(kept, file=sys.stderr)
+        return open_teacher(config, painting.batch_size, painting.mesh)
 
     def count_tokens() -> CountTokens:
         from dsd_jax.convert.open import open_tokenizers

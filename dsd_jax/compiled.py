@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from dsd_jax.errors import UserError
 
-__all__ = ["keep_compiled"]
+__all__ = ["keep_compiled", "place_of_programs"]
 
 MAX_BYTES = 4 * 2**30  # the programs that were not used for the longest time go first
 
@@ -50,8 +50,18 @@ def keep_compiled(place: str = "auto") -> str | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     compilation_cache.reset_cache()  # what was compiled before has decided that there is none
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
-    return f"compiled programs are kept in {folder} ({size:,.0f} MB)"
+    return f"compiled programs are kept in {_sized(folder)}"
+
+
+def place_of_programs() -> str:
+    """Returns where commands keep compiled programs unless told otherwise, and their size."""
+    configured: str | None = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
+    return _sized(Path(configured) if configured else _own_folder())
+
+
+def _sized(folder: Path) -> str:
+    size = sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) / 1e6
+    return f"{folder} ({size:,.0f} MB)"
 
 
 def _own_folder() -> Path:

@@ -12,13 +12,13 @@ import jax
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 
 from dsd_jax import __version__
+from dsd_jax.compiled import place_of_programs
 from dsd_jax.extras import EXTRAS, missing
 
 __all__ = ["findings"]
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tyro")
 _KEYS = ("GEMINI_API_KEY", "OPENAI_API_KEY")
-_COMPILATIONS = "jax_compilation_cache_dir"
 _BASE = "black-forest-labs/FLUX.1-dev"
 
 
@@ -35,7 +35,7 @@ def findings(folder: Path) -> Iterator[tuple[str, str]]:
     yield "memory", _memory()
     yield "disk", _space(folder)
     yield "hub cache", _space(Path(constants.HF_HUB_CACHE))
-    yield "compilations", getattr(jax.config, _COMPILATIONS) or "not kept between runs"
+    yield "programs", f"compiled once, kept in {place_of_programs()}"
     yield "hub login", "yes" if get_token() else "no; for FLUX.1-dev: hf auth login"
     found = try_to_load_from_cache(_BASE, "model_index.json")
     yield "FLUX.1-dev", "in the hub cache" if isinstance(found, str) else "not in the hub cache"

@@ -25,7 +25,7 @@ from benchmarks.results import save
 SECTIONS = {
     "": (
         "Second start",
-        "CPU seconds of a whole command on the toy weights. The second start finds its programs on disk.",
+        "CPU seconds of a command on the toy weights; the second start finds its programs on disk.",
     ),
 }
 

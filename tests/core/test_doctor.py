@@ -1,5 +1,6 @@
 """`dsd doctor`: what is found, without a secret in it."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ def test_it_tells_versions_devices_disks_and_logins(
     assert f"jax {jax.__version__}" in found["packages"]
     assert found["devices"] == "8 x cpu (cpu)"
     assert "GB free" in found["disk"]
+    assert re.fullmatch(r"compiled once, kept in .* \([\d,]+ MB\)", found["programs"])
     assert found["hub login"] == "yes"
     assert (found["GEMINI_API_KEY"], found["OPENAI_API_KEY"]) == ("set", "not set")
     assert "secret" not in str(found)
