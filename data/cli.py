@@ -126,7 +126,7 @@ def verify(folder: tyro.conf.Positional[Path], workers: int | None = None) -> No
     if problems:
         print(f"{len(problems):,} problems in {folder}")
         raise SystemExit(1)
-    print(f"{folder} is whole")
+    print(f"{folder} is complete and undamaged")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -248,7 +248,7 @@ class Checkpoints:
             )
         if problem is not None:
             raise UserError(
-                f"no checkpoint in {self.root} is whole; the oldest: {problem}. Choose another "
+                f"every checkpoint in {self.root} is damaged; the oldest: {problem}. Choose another "
                 "folder to start anew"
             )
         return None

@@ -173,7 +173,7 @@ def test_nothing_whole_is_left(tmp_path: Path):
     saved(tmp_path, 1)
     flip(largest(tmp_path / "00000001" / "state"))
     with pytest.raises(
-        UserError, match=r"no checkpoint in .* is whole; the oldest: state/.* sha256"
+        UserError, match=r"every checkpoint in .* is damaged; the oldest: state/.* sha256"
     ):
         opened(tmp_path).newest()
 
