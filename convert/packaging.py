@@ -39,7 +39,7 @@ class Unpacked:
         model: "transformer" or "autoencoder"; "" if the names tell neither.
         layout: "diffusers" or "bfl"; "" likewise.
         quantised: whether its weights were quantised.
-        notices: what was left aside or undone, one sentence each.
+        notices: notices about tensors that were left aside or converted, one sentence each.
     """
 
     weights: Tensors

@@ -76,13 +76,13 @@ def view(
 ) -> None:
     """Write a web page with the pictures and words of a dataset, in one file.
 
-    Of a making it shows the grids, the boxes, the pairs and the judge's answers.
+    For a work folder it shows grids, boxes, pairs and the judge's answers.
 
     Args:
         source: Configuration or work folder of `dsd data make`, dataset, table of pairs, or folder
             of images.
         output_path: HTML file to write. Default: one beside the source, with its name.
-        limit: Largest number of grids, pairs or images; of more, a sample is shown.
+        limit: Largest number of grids, pairs or images; a sample is shown if there are more.
     """
     from dsd_jax.data.view import page_beside, write_view
 

@@ -1,4 +1,4 @@
-"""Shows pictures on a web page: a making, a dataset, a table of pairs, or a folder of images.
+"""Shows pictures on a web page: a work folder, a dataset, a table of pairs, or a folder of images.
 
 A page is one file. Of much data it shows a sample.
 """
@@ -29,7 +29,7 @@ _ENDINGS = frozenset({".jpg", ".tif", *(f".{name.lower()}" for name in FORMATS)}
 
 
 def page_beside(source: Path) -> Path:
-    """Returns the page of a source that no other place is given for."""
+    """Returns the default path of the page about a source."""
     whole = source.resolve()
     return whole.with_name(f"{whole.stem if whole.is_file() else whole.name}.html")
 
@@ -153,7 +153,7 @@ def _words(path: Path) -> str:
 
 
 def _sample(items: Sequence[T], count: int) -> Sequence[T]:
-    """At most `count` items in their order, drawn with a fixed seed."""
+    """Draws at most `count` items with a fixed seed; they stay in order."""
     if len(items) <= count:
         return items
     drawn = np.random.default_rng(0).choice(len(items), count, replace=False)

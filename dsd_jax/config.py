@@ -60,7 +60,7 @@ class Execution:
         scan_layers: one stacked array per parameter of a block and a `lax.scan` over the depth
             (one block to compile), or separate parameters and an unrolled loop.
         attention: implementation of `dsd_jax.attention.attention`.
-        remat: what the backward pass keeps, a key of `dsd_jax.stack.REMAT_POLICIES`.
+        remat: policy of rematerialisation, a key of `dsd_jax.stack.REMAT_POLICIES`.
         stream_layers: parameters of blocks lie in host memory and come to the device a layer at a
             time; needs `scan_layers`.
     """
@@ -183,7 +183,7 @@ class ClipConfig:
 
     `eos_token_id` 2 marks the legacy configuration, in which the pooled output is taken at the
     largest token id instead of the first end-of-text token. `projection` is the width of the space
-    that texts share with pictures; None: there is no Linear that leads there.
+    that texts share with pictures; None without a Linear to it.
     """
 
     vocab: int = 49_408

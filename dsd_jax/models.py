@@ -108,7 +108,7 @@ def load(
     """Fills an abstract model with weights and adapters, sharded over a mesh by the model's rules.
 
     Args:
-        model: from `abstract`.
+        model: result of `abstract`.
         source: base weights.
         mesh: devices that hold the model; by default the first device.
         adapters: each with its scale; their factors stay apart from the kernels.

@@ -40,7 +40,7 @@ class Component(Generic[Config_co]):
         config: size of the model.
         source: its weights, by our names.
         layout: "diffusers", "bfl" or "orbax".
-        notices: what the user should know, one sentence each.
+        notices: notices for the user, one sentence each.
         digests: see `sha256`.
     """
 

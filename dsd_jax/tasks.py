@@ -65,7 +65,7 @@ class Task:
 
     Attributes:
         name: A lower-case word; it stands in ids and records.
-        grid: Text in `[prompts]` that asks for the prompt of a grid. None: pairs of this task do
+        grid: Text in `[prompts]` that asks for the prompt of a grid. None if pairs of this task do
             not come from grids.
         question: Questions of the judge about a pair.
         similarity: Bounds of the similarity of a pair's frames, unless `[pairs]` sets others.

@@ -124,7 +124,7 @@ def materialise(
     """Fills an abstract module with weights.
 
     Args:
-        module: from `nnx.eval_shape`; its dtypes are what the weights are cast to.
+        module: result of `nnx.eval_shape`; the weights are cast to its dtypes.
         source: source of the weights.
         stacks: path and depth of the module's stacks of blocks.
         shardings: per path in the module's own layout, or one for all; default: one device.

@@ -230,7 +230,7 @@ def run_batch(
 
     Args:
         pipeline: the pipeline that makes them.
-        rows: from `read_manifest`.
+        rows: result of `read_manifest`.
         output_dir: gets `<id>.png` per row and `results.jsonl`.
         batch_size: images sampled together; default: as few as occupy every device.
         share: make only the rows whose id hashes to this worker's number, with a results file of

@@ -23,7 +23,7 @@ class Generated(Sequence[Image.Image]):
         references: the reconstructed reference frames; empty without reference.
         latents: final latents of the whole canvases, normalised.
         parameters: parameters of each image, as stored in its file; JSON types.
-        notices: what the user should know, one sentence each.
+        notices: notices for the user, one sentence each.
     """
 
     images: list[Image.Image]

@@ -300,7 +300,7 @@ class Pipeline:
         """Makes one image per text: the stages one after another.
 
         Args:
-            prepared: from `dsd_jax.infer.prepared.prepare`.
+            prepared: result of `dsd_jax.infer.prepared.prepare`.
             batch_size, latents, callback: as for a call.
             show: amount of output on standard error.
 

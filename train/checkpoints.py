@@ -208,7 +208,7 @@ class Checkpoints:
         """Loads a checkpoint onto the devices of `like`.
 
         Args:
-            step: from `newest`.
+            step: step of the checkpoint, from `newest`.
             like: structure, shapes, dtypes and shardings, abstract or with arrays.
 
         Raises:
@@ -248,8 +248,8 @@ class Checkpoints:
             )
         if problem is not None:
             raise UserError(
-                f"every checkpoint in {self.root} is damaged; the oldest: {problem}. Choose another "
-                "folder to start anew"
+                f"every checkpoint in {self.root} is damaged; the oldest: {problem}. Choose "
+                "another folder to start anew"
             )
         return None
 

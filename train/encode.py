@@ -110,7 +110,7 @@ class Encoder:
         """Encodes a batch.
 
         Args:
-            batch: on the mesh (`dsd_jax.data.load.prefetch.to_mesh`).
+            batch: batch on the mesh (`dsd_jax.data.load.prefetch.to_mesh`).
             step: step that the posteriors' noise depends on.
 
         Raises:

@@ -24,7 +24,7 @@ class LoraReport:
         ranks, alphas: every rank and alpha in it, ascending; no alphas if it tells none.
         targets: a key of `dsd_jax.lora.TARGETS` if it adapts exactly that, else our paths.
         linears: number of adapted dense layers, counting q, k and v apart (the DSD release: 266).
-        notices: what the user should know, one sentence each.
+        notices: notices for the user, one sentence each.
     """
 
     dialect: str

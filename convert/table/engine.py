@@ -27,7 +27,7 @@ class Table:
     """All rules between one file format and our parameters, for one size of model.
 
     Attributes:
-        title: what the tensors are, for messages: "FLUX transformer in diffusers layout".
+        title: name of the format for messages: "FLUX transformer in diffusers layout".
         rules: the rows.
         dims: sizes of the letters in the layouts.
         depths: number of blocks of each stack, by the name before `.{i}` on our side.
@@ -172,7 +172,7 @@ class Source:
     Attributes:
         table, weights: the table, and the weights that fit it.
         found: their names in the table -> their names in the weights.
-        notices: what the user should know, one sentence each.
+        notices: notices for the user, one sentence each.
     """
 
     table: Table

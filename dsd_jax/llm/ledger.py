@@ -50,7 +50,7 @@ class Batch:
     Attributes:
         number: Its number in the ledger.
         tag: The name under which it was handed over, by which the provider can find it.
-        remote: The provider's name of it. None: nobody knows whether it arrived.
+        remote: The provider's name of it. None if it is not known whether it arrived.
         begun_at: Time at which its intents were written, in seconds of the epoch.
     """
 

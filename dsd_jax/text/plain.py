@@ -58,7 +58,7 @@ def check_text(text: str, name: str) -> str:
     """Returns a text from outside as it is, if it can be stored.
 
     Args:
-        text: as it was given.
+        text: text as given.
         name: name of the place where the user gave it, such as `--text`.
 
     Raises:
