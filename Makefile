@@ -11,13 +11,13 @@ LOWEST := .venv-lowest
 quickstart: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/quickstart
 
-# The weights in dsd_jax/toy/flux from nothing; stopped and started again it goes on.
+# Makes the weights in dsd_jax/toy/flux from scratch. If it was stopped, start it again to resume.
 toy-flux: $(RUN)/installed
 	$(RUN)/bin/dsd train toy_vae --output_dir outputs/toy/vae
 	$(RUN)/bin/dsd train toy_teacher --base_path outputs/toy/vae/flux --output_dir outputs/toy/teacher
 	$(RUN)/bin/dsd train toy_decoder --base_path outputs/toy/teacher/flux --output_dir outputs/toy/decoder
 
-# The student in dsd_jax/toy/lora: a longer quickstart.
+# Makes the student in dsd_jax/toy/lora by a longer quickstart.
 toy-lora: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/toy/lora --minutes 40
 	rm -f outputs/toy/lora/small.safetensors
@@ -48,14 +48,14 @@ lock: $(TOOLS)/installed
 	  --constraint constraints.in --strip-extras --no-annotate --no-header \
 	  --no-emit-package setuptools $(UPGRADE) --output-file constraints.txt >/dev/null
 
-# The tests with the lowest version of each direct dependency (torch excepted).
+# Runs the tests with the lowest version of each direct dependency (except torch).
 test-lowest: $(TOOLS)/installed
 	$(TOOLS)/bin/uv venv --quiet --clear --python 3.11 $(LOWEST)
 	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct \
 	  --constraint constraints.in --editable '.[dev]'
 	$(LOWEST)/bin/pytest -q -n 2
 
-# Known vulnerabilities of the locked versions; asks the advisory database of Python packages.
+# Lists known vulnerabilities of the locked versions, from the advisory database of Python packages.
 audit: $(TOOLS)/installed
 	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
