@@ -95,7 +95,7 @@ def resolve(
 
 
 def may_be_dataset_id(source: epath.PathLike) -> bool:
-    """Whether a source of rows is no file or folder here, and could be the hub id of a dataset."""
+    """Whether a source of rows does not exist here and could be the hub id of a dataset."""
     path = Path(source).expanduser()
     is_id = len(path.parts) == 2 and not path.is_absolute()
     return is_id and path.suffix not in (*ENDINGS, *_LINES) and not path.exists()

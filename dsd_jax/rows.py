@@ -182,7 +182,8 @@ def plain_path(value: str) -> str:
     """
     if value.startswith("data:") or len(value) > _LONGEST_PATH:
         raise UserError(
-            f"a text of {len(value):,} characters is no path; store pictures as files or as bytes"
+            f"a text of {len(value):,} characters is not a path; store pictures as files or as "
+            "bytes"
         )
     if value.startswith("file://"):
         value = urllib.parse.unquote(value.removeprefix("file://"))

@@ -46,7 +46,7 @@ class ShareFlags:
         have the workers 0 to 7.
 
         Raises:
-            UserError: only one of number and count is known, one of them is no number, or the
+            UserError: only one of number and count is known, one of them is not a number, or the
                 number is out of range.
         """
         number, count = self.shard, self.num_shards

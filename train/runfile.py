@@ -62,7 +62,7 @@ def flags_of(path: Path, preset: str, groups: Iterable[Any]) -> list[str]:
         groups: dataclasses, or their types, whose fields are flags.
 
     Raises:
-        UserError: the file cannot be read, is of another preset, or has a setting that is no flag.
+        UserError: the file cannot be read, is of another preset, or has an unknown setting.
     """
     given = _flat(read_toml(path))
     named = given.pop(_PRESET, preset)

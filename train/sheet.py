@@ -78,7 +78,7 @@ def cells(path: Path) -> UInt8[np.ndarray, "n columns h w 3"]:
     """
     layout = read_parameters(path)
     if layout is None or "heads" not in layout:
-        raise UserError(f"{path} is no sheet of samples")
+        raise UserError(f"{path} is not a sheet of samples")
     pixels = np.asarray(open_image(path))
     try:
         if not 1 <= layout["rows"] <= len(pixels):
@@ -87,7 +87,7 @@ def cells(path: Path) -> UInt8[np.ndarray, "n columns h w 3"]:
             [np.stack([_cell(pixels, box, layout) for box in row]) for row in _boxes(layout)]
         )
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError):
-        raise UserError(f"{path} is no sheet of samples: its layout does not fit it") from None
+        raise UserError(f"{path} is not a sheet of samples: its layout does not fit it") from None
 
 
 def _cell(

@@ -273,7 +273,7 @@ def wait_ready(process: subprocess.Popen[bytes], config: Path) -> None:
 def contents(root: Path) -> dict[str, str]:
     """Digests of every row file, grid and file of the dataset.
 
-    A kill may leave a hidden file that was being written; it is no part of the dataset.
+    A kill may leave a hidden file that was being written; it is not part of the dataset.
     """
     files = [path for stage in STAGES for path in (root / stage.name).rglob("[!.]*")]
     files = [path for path in files if path.is_file()]

@@ -21,7 +21,7 @@ _ROWS = 1024
 _HEADINGS = {
     "unknown": "tensors of layers that this model lacks",
     "shape": "tensors of wrong shape",
-    "dtype": "tensors of no floating-point dtype",
+    "dtype": "tensors that are not floating point",
     "partner": "tensors without their other half (A and B, or lora_down and lora_up)",
     "rank": "layers whose A and B differ in rank",
     "twice": "layers given twice",

@@ -28,14 +28,16 @@ def begun_folder(root: Path) -> Parts:
     """Opens a work folder without its configuration.
 
     Raises:
-        UserError: It is no such folder.
+        UserError: It is not such a folder.
     """
     try:
         count = read_json(root / _BEGUN, dict).get("parts")
     except UserError:
         count = None
     if type(count) is not int or count < 1:
-        raise UserError(f"{root} is no work folder of `dsd data make`: it has no readable {_BEGUN}")
+        raise UserError(
+            f"{root} is not a work folder of `dsd data make`: it has no readable {_BEGUN}"
+        )
     return Parts(root, count)
 
 

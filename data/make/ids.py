@@ -36,7 +36,7 @@ class _Parsed:
         """Reads an id.
 
         Raises:
-            UserError: the text is no id of this kind.
+            UserError: the text is not an id of this kind.
         """
         raise NotImplementedError
 

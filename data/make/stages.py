@@ -127,7 +127,7 @@ class CutGrid(StageRow):
     """A grid that was searched for its four panels.
 
     Attributes:
-        boxes: The panels, in the order of `ids.PANELS`. None if it is no even grid.
+        boxes: The panels, in the order of `ids.PANELS`. None if it is not an even grid.
         hashes: Hashes of each panel's pixels (`likeness.hashes`).
         similarity: Similarity of every two panels, by their numbers, such as `13`.
     """
@@ -306,7 +306,7 @@ def from_json(stage: Stage[R_co], line: str) -> R_co:
     """A row from its line.
 
     Raises:
-        ValueError: it is no such row.
+        ValueError: it is not such a row.
     """
     row: R_co = _adapter(stage.kinds).validate_json(line)
     return row

@@ -48,7 +48,7 @@ def _bounded(most: int) -> Callable[[httpx2.Response], Awaitable[None]]:
     """A hook that reads each response up to a size, and decompresses it up to the same size.
 
     The library itself would read without a limit, and decompress a small response to any size. A
-    response that is no success raises `_StatusError` here, before a client looks at it.
+    response that is not a success raises `_StatusError` here, before a client looks at it.
     """
 
     async def read(response: httpx2.Response) -> None:

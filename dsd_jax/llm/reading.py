@@ -70,7 +70,7 @@ def parsed_body(body: bytes) -> dict[str, Any]:
 
 
 def unwrapped(body: dict[str, Any]) -> dict[str, Any]:
-    """The answer in a line of a batch's results, or the body itself if it is no such line.
+    """The answer in a line of a batch's results, or the body itself if it is not such a line.
 
     Raises:
         ValueError: The line holds none.
@@ -235,7 +235,7 @@ def _joined(parts: list[Any]) -> str | None:
 
 
 def _count(value: object) -> int | None:
-    """A number of tokens; None if the value is no such number."""
+    """A number of tokens; None if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value) or value != int(value) or not 0 <= value <= _MOST_TOKENS:
@@ -244,6 +244,6 @@ def _count(value: object) -> int | None:
 
 
 def _name(value: object) -> str:
-    """A short printable name that UTF-8 can hold; empty for what is no text."""
+    """A short printable name that UTF-8 can hold; empty for other values than text."""
     text = value if isinstance(value, str) else ""
     return "".join(x if x.isprintable() else "\ufffd" for x in text[:_LONGEST_NAME])

@@ -227,7 +227,7 @@ def _retry_after(headers: Mapping[str, str], body: str) -> float | None:
 
 
 def _until(date: str) -> float | None:
-    """Seconds until a date of a header, which is UTC if it names no zone; None if it is no date."""
+    """Seconds until the date in a header, in UTC if it names no zone; None if it is not a date."""
     try:
         then = email.utils.parsedate_to_datetime(date)
         if then.tzinfo is None:

@@ -102,7 +102,7 @@ def _reader(file: BinaryIO, path: Path) -> Any:
         return read_ipc(file) if head == _ARROW else read_ipc_stream(file)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of the reader is no Exception
+    except BaseException as error:  # a panic of the reader is not an Exception
         raise _broken(path) from error
 
 
@@ -119,7 +119,7 @@ def _rows(file: BinaryIO, path: Path) -> Iterator[Parsed]:
                     yield checked(cells, sum(map(_weight, values)) / 1e6)
     except (KeyboardInterrupt, SystemExit, GeneratorExit, UserError):
         raise
-    except BaseException as error:  # a panic of the reader is no Exception
+    except BaseException as error:  # a panic of the reader is not an Exception
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} cannot be read to its end: {reason}") from error
 

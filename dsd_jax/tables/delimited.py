@@ -68,7 +68,7 @@ def _reader(text: io.TextIOWrapper, path: Path) -> tuple[Iterator[list[str]], li
             itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True, strict=True
         )
         header = [name.strip() for name in next(reader, [])]
-    except (csv.Error, TypeError) as error:  # TypeError: what follows `sep=` is no delimiter
+    except (csv.Error, TypeError) as error:  # TypeError: what follows `sep=` is not a delimiter
         raise UserError(f"cannot read the header line of {path} as CSV: {error}") from None
     if not any(header):
         raise UserError(f"{path} has no header line with the names of its columns")

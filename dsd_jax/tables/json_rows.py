@@ -114,7 +114,7 @@ def _list(text: "_Window", path: Path) -> Iterator[Parsed]:
 def _members(text: "_Window", path: Path) -> Iterator[tuple[str, Parsed]]:
     """Rows of every list of objects that is a member of the outer object, with its name.
 
-    It ends where the object does, or without an error where the text is no such object.
+    It ends where the object does, or without an error if the text is not such an object.
     """
     sign = "{"
     while text.skip(sign):

@@ -21,7 +21,7 @@ __all__ = ["KEY", "tar_columns", "tar_rows"]
 
 KEY = "__key__"
 _PROBED = 8  # rows whose names are taken for the columns
-_MOST = 2**28  # bytes of a file in the archive that is no text
+_MOST = 2**28  # bytes of a file in the archive that is not text
 _APART = "the files of its row lie apart; sort the archive, as `tar --sort=name` does"
 _TEXT = {"txt", "text", "caption", "cls", "transcript"}
 _JSON = {"json", "jsn"}

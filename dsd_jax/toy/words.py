@@ -125,7 +125,7 @@ def parse_scene(text: str) -> Scene | None:
 
 
 def parse_grid(text: str) -> tuple[Subject, tuple[Scene, ...]] | None:
-    """Reads subject and scenes of a grid prompt. None means that it is no complete one."""
+    """Reads subject and scenes of a grid prompt. None means that it is not a complete one."""
     head, *rest = re.split("|".join(rf"\b{panel}\b" for panel in PANELS), text.lower())
     subject, scenes = parse_subject(head), [parse_scene(part) for part in rest]
     if subject is None or len(scenes) != len(PANELS):

@@ -48,5 +48,5 @@ def test_a_long_caption_stays_inside_the_sheet() -> None:
 
 def test_another_picture_is_no_sheet(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    with pytest.raises(UserError, match="is no sheet of samples"):
+    with pytest.raises(UserError, match="is not a sheet of samples"):
         cells(tmp_path / "plain.png")

@@ -41,7 +41,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "integers": (
         {f"{Q}.lora_A.weight": np.ones((4, 32), np.int8)},
-        r"1 tensors of no floating-point dtype: transformer.*to_q.lora_A.weight int8",
+        r"1 tensors that are not floating point: transformer.*to_q.lora_A.weight int8",
     ),
     "alpha zero": (
         {f"{Q}.alpha": np.zeros((), np.float32)},

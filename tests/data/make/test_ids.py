@@ -1,4 +1,4 @@
-"""Ids are written and read back, and a text that is no id is refused."""
+"""Ids are written and read back, and a text that is not an id is refused."""
 
 import pytest
 

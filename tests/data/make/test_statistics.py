@@ -108,6 +108,6 @@ def test_a_plot_is_drawn(tmp_path: Path):
 
 def test_a_folder_of_something_else_is_named(tmp_path: Path):
     with pytest.raises(
-        UserError, match="is no work folder of `dsd data make`: it has no readable making"
+        UserError, match="is not a work folder of `dsd data make`: it has no readable making"
     ):
         begun_folder(tmp_path)

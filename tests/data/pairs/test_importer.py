@@ -169,8 +169,8 @@ def test_paths_as_other_systems_write_them(tmp_path: Path):
     write_rows(source / "pairs.jsonl", rows)
     assert import_pairs(source, tmp_path / "pairs").pairs == 2
     assert [line["reason"] for line in rejected(tmp_path / "pairs")] == [
-        "a text of 34 characters is no path; store pictures as files or as bytes",
-        "a text of 11,000 characters is no path; store pictures as files or as bytes",
+        "a text of 34 characters is not a path; store pictures as files or as bytes",
+        "a text of 11,000 characters is not a path; store pictures as files or as bytes",
         "column target holds no image; name an item of the list, as target.0",
     ]
 
