@@ -5,11 +5,13 @@ Reading refuses every setting that our models do not have, rather than compute s
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from dsd_jax.convert.table.refusals import Tensors
 from dsd_jax.errors import UserError
 from dsd_jax.types import Shape
+
+T = TypeVar("T")
 
 __all__ = ["Fields", "Json", "Sizes", "check_depth"]
 
@@ -30,7 +32,7 @@ class Fields:
         value = self._data.get(key)
         return default if value is None else value
 
-    def one_of(self, key: str, *allowed: Any, default: Any = None) -> Any:
+    def one_of(self, key: str, *allowed: T, default: T | None = None) -> T:
         value = self._get(key, default)
         if value not in allowed:
             expected = " or ".join(map(repr, allowed))

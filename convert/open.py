@@ -110,7 +110,7 @@ def of_transformers(config: Config) -> bool:
     return isinstance(config, T5Config | ClipConfig | VisionConfig)
 
 
-def config_to_json(config: Config) -> dict[str, Any]:
+def config_to_json(config: Config) -> dict[str, object]:
     """`config.json` as diffusers or transformers would write it."""
     match config:
         case FluxConfig():
@@ -160,7 +160,7 @@ def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
             )
 
 
-def read_json(path: epath.PathLike) -> dict[str, Any]:
+def read_json(path: epath.PathLike) -> dict[str, object]:
     """A JSON object from a local or `gs://` file.
 
     Raises:

@@ -1,7 +1,5 @@
 """The sampler's schedule: from the scheduler config of diffusers, and back."""
 
-from typing import Any
-
 from dsd_jax.convert.fields import Fields, Json
 from dsd_jax.flow import Schedule
 
@@ -35,7 +33,7 @@ def schedule_from_json(data: Json) -> Schedule:
     return schedule
 
 
-def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
+def schedule_to_json(schedule: Schedule) -> dict[str, object]:
     """`scheduler_config.json` for diffusers."""
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",

@@ -1,7 +1,5 @@
 """The text encoders as transformers names them: T5EncoderModel and CLIPTextModel."""
 
-from typing import Any
-
 from dsd_jax.config import ClipConfig, T5Config
 from dsd_jax.convert.fields import Fields, Json
 from dsd_jax.convert.table.engine import Table
@@ -80,7 +78,7 @@ def t5_from_json(data: Json) -> T5Config:
     )
 
 
-def t5_to_json(config: T5Config) -> dict[str, Any]:
+def t5_to_json(config: T5Config) -> dict[str, object]:
     """`config.json` for transformers."""
     return {
         "architectures": ["T5EncoderModel"],
@@ -184,7 +182,7 @@ def clip_from_json(data: Json) -> ClipConfig:
     )
 
 
-def clip_to_json(config: ClipConfig) -> dict[str, Any]:
+def clip_to_json(config: ClipConfig) -> dict[str, object]:
     """`config.json` for transformers."""
     return {
         "architectures": ["CLIPTextModel"],

@@ -7,7 +7,6 @@ dense layers of the attention as 1x1 convolutions, and number the decoder's bloc
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from dsd_jax.config import AutoencoderConfig
 from dsd_jax.convert.fields import Fields, Json, Sizes
@@ -158,7 +157,7 @@ def autoencoder_from_json(data: Json) -> AutoencoderConfig:
     return config
 
 
-def autoencoder_to_json(config: AutoencoderConfig) -> dict[str, Any]:
+def autoencoder_to_json(config: AutoencoderConfig) -> dict[str, object]:
     """`config.json` for diffusers."""
     stages = len(config.block_channels)
     return {

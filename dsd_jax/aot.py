@@ -21,6 +21,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.extras import require
 from dsd_jax.hlo import collectives
 from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.types import PyTree
 
 __all__ = [
     "CHIPS",
@@ -186,7 +187,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
         raise UserError(f"the TPU compiler does not know {topology}: {reason}") from None
 
 
-def bytes_per_chip(tree: Any) -> int:
+def bytes_per_chip(tree: PyTree) -> int:
     """Bytes of the largest shard of every abstract array, added up."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) * x.dtype.itemsize

@@ -61,7 +61,7 @@ def is_checkpoint(path: epath.PathLike) -> bool:
 def save_params(
     path: epath.PathLike,
     tensors: Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> None:
     """Writes (per-layer path, tensor) pairs as they come, with bounded memory.
 

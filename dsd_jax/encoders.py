@@ -31,7 +31,7 @@ from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
 from dsd_jax.text.tokenize import TextIds, Tokenizers
-from dsd_jax.types import Array, Float, Float32, Int
+from dsd_jax.types import AnyArray, Array, Float, Float32, Int, PyTree
 
 __all__ = ["ImageCodec", "Text", "TextEncoder", "in_groups", "latent_tokens"]
 
@@ -47,7 +47,7 @@ class Text(NamedTuple):
     vec: Float[Any, "*B Dv"]
 
 
-def in_groups(run: Callable[..., Any], arrays: Sequence[np.ndarray], size: int) -> Any:
+def in_groups(run: Callable[..., PyTree], arrays: Sequence[AnyArray], size: int) -> PyTree:
     """Calls `run` on groups of `size` rows; the last group is filled up with repeated rows.
 
     One program serves any number of rows, and a row's result cannot depend on how many there are.
@@ -85,7 +85,7 @@ class TextEncoder:
         clip: ClipTextEncoder,
         *,
         mesh: Mesh | None = None,
-        compiler_options: dict[str, Any] | None = None,
+        compiler_options: dict[str, bool | int | str] | None = None,
     ) -> None:
         self.tokenizers, self.mesh = tokenizers, mesh
         t5_graph, self._t5 = nnx.split(t5)
@@ -107,7 +107,7 @@ class TextEncoder:
         precision: Precision,
         execution: Execution,
         mesh: Mesh | None = None,
-        compiler_options: dict[str, Any] | None = None,
+        compiler_options: dict[str, bool | int | str] | None = None,
     ) -> "TextEncoder":
         """Reads the weights of both encoders onto the mesh.
 
@@ -124,7 +124,7 @@ class TextEncoder:
             compiler_options=compiler_options,
         )
 
-    def embed(self, t5_ids: Int[Any, "B L_t5"], clip_ids: Int[Any, "B L_clip"]) -> Text:
+    def embed(self, t5_ids: Int[AnyArray, "B L_t5"], clip_ids: Int[AnyArray, "B L_clip"]) -> Text:
         """Embeddings of token ids, on the devices of the ids' sharding."""
         with on_mesh(self.mesh):
             return self._embed(self._t5, self._clip, t5_ids, clip_ids)
@@ -185,7 +185,7 @@ class ImageCodec:
         model = abstract(component.config, precision=precision)
         return cls(load(model, component.source, mesh=mesh), mesh=mesh)
 
-    def encode(self, pixels: Float32[Any, "B H W 3"]) -> Posterior:
+    def encode(self, pixels: Float32[AnyArray, "B H W 3"]) -> Posterior:
         """Encodes pictures in [-1, 1] as moments of latents that are not normalised.
 
         On a mesh, B must be a multiple of the number of parts that it splits a batch into.
@@ -195,7 +195,7 @@ class ImageCodec:
             run = functools.partial(self._encode, self.state)
             return encode_tiled(run, x, self.config, self._tiling)
 
-    def encode_condition(self, references: Float32[Any, "B H W 3"]) -> Posterior:
+    def encode_condition(self, references: Float32[AnyArray, "B H W 3"]) -> Posterior:
         """Encodes [reference | black] as one picture; see `encode`."""
         return self.encode(condition_canvas(jnp.asarray(references)))
 
@@ -217,7 +217,7 @@ class ImageCodec:
             latents = jax.vmap(type(posterior).sample)(posterior, jnp.stack(keys))
         return latent_tokens(latents, self.config)
 
-    def decode(self, latents: Float32[Any, "B h w C"]) -> Float32[Array, "B H W 3"]:
+    def decode(self, latents: Float32[AnyArray, "B h w C"]) -> Float32[Array, "B H W 3"]:
         """Decodes normalised latents to pictures in about [-1, 1]; see `encode`."""
         with on_mesh(self.mesh):
             z = unnormalize(self._place(latents), self.config)

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
 from dsd_jax.structured import parse_json
-from dsd_jax.types import Array, Float32, UInt8
+from dsd_jax.types import AnyArray, Array, Float32, UInt8
 
 __all__ = [
     "WRITTEN",
@@ -242,7 +242,7 @@ def to_array(image: Image.Image) -> Float32[np.ndarray, "h w 3"]:
 def signed(pixels: UInt8[Array, "*B h w 3"]) -> Float32[Array, "*B h w 3"]: ...
 @overload
 def signed(pixels: UInt8[np.ndarray, "*B h w 3"]) -> Float32[np.ndarray, "*B h w 3"]: ...
-def signed(pixels: Any) -> Any:
+def signed(pixels: AnyArray) -> AnyArray:
     """Bytes as float32 in [-1, 1]; takes arrays of NumPy and of JAX."""
     return pixels.astype(np.float32) / 255 * 2 - 1
 
@@ -277,7 +277,7 @@ def beside(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def save_image(
-    image: Image.Image, path: str | Path, parameters: Mapping[str, Any] | None = None
+    image: Image.Image, path: str | Path, parameters: Mapping[str, object] | None = None
 ) -> None:
     """Writes a picture in the format of its ending; complete or not at all.
 

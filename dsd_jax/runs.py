@@ -133,7 +133,7 @@ def folder_of(root: epath.PathLike, step: int) -> epath.Path:
     return epath.Path(root) / f"{step:08d}"
 
 
-def read_run(folder: epath.Path) -> dict[str, Any]:
+def read_run(folder: epath.Path) -> dict[str, object]:
     """`run.json` of a checkpoint.
 
     Raises:

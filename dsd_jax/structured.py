@@ -129,7 +129,7 @@ def parse_json(source: Source, where: str, kind: type[T], limits: Limits = JSON)
     return value
 
 
-def parse_toml(source: Source, where: str, limits: Limits = TOML) -> dict[str, Any]:
+def parse_toml(source: Source, where: str, limits: Limits = TOML) -> dict[str, object]:
     """Reads a TOML text; arguments and errors are those of `parse_json`."""
     text = _decoded(source, where, limits)
     if found := _dotted(limits.depth).search(text):
@@ -152,7 +152,7 @@ def read_json(path: PathLike, kind: type[T], limits: Limits = JSON) -> T:
     return parse_json(read_bytes(path, limits.size), os.fspath(path), kind, limits)
 
 
-def read_toml(path: PathLike, limits: Limits = TOML) -> dict[str, Any]:
+def read_toml(path: PathLike, limits: Limits = TOML) -> dict[str, object]:
     """Reads a TOML file, local or `gs://`; see `parse_toml` and `read_bytes`."""
     return parse_toml(read_bytes(path, limits.size), os.fspath(path), limits)
 
@@ -180,7 +180,7 @@ def read_bytes(path: PathLike, most: int) -> bytes:
     return content
 
 
-def json_lines(path: PathLike, limits: Limits = JSON) -> Iterator[tuple[int, Any]]:
+def json_lines(path: PathLike, limits: Limits = JSON) -> Iterator[tuple[int, object]]:
     """Number (from 1) and value of each line that is not blank, of a local JSON Lines file.
 
     A line that cannot be used gives its `MalformedError` as the value, so one bad line costs one
@@ -218,7 +218,7 @@ def json_end(text: str, start: int) -> int:
 
 
 def json_value(
-    value: object, default: Callable[[Any], object] | None = None, *, sort_keys: bool = False
+    value: object, default: Callable[..., object] | None = None, *, sort_keys: bool = False
 ) -> Any:
     """Turns a value of our own into what JSON gives back for it, such as lists for tuples.
 
@@ -230,7 +230,7 @@ def json_value(
     return json.loads(json.dumps(value, default=default, sort_keys=sort_keys))
 
 
-def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+def build(kind: type[T], table: Mapping[str, object], where: str) -> T:
     """Makes a dataclass from a parsed object or table, strictly.
 
     Dataclasses refuse unknown keys if they have `__pydantic_config__ = {"extra": "forbid"}`.

@@ -8,10 +8,23 @@ The one legend of axis letters, used in shape annotations, einsum strings and co
 
 from typing import TypeAlias
 
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, PyTree, UInt8
 
-__all__ = ["Array", "Bool", "DTypeLike", "Float", "Float32", "Int", "Shape", "UInt8"]
+__all__ = [
+    "AnyArray",
+    "Array",
+    "Bool",
+    "DTypeLike",
+    "Float",
+    "Float32",
+    "Int",
+    "PyTree",
+    "Shape",
+    "UInt8",
+]
 
+AnyArray: TypeAlias = Array | np.ndarray  # on a device or on the host
 Shape: TypeAlias = tuple[int, ...]

@@ -66,7 +66,7 @@ class Row:
     folder: Path = Path()
     error: str | None = None
 
-    def digest(self, model: Mapping[str, Any]) -> str:
+    def digest(self, model: Mapping[str, object]) -> str:
         """Digest of the row and the model. A row that changed is made again.
 
         A folder that moved has not changed.

@@ -2,19 +2,23 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dsd_jax.types import PyTree
+
 __all__ = ["join_layers", "names_of", "split_layers", "split_shapes"]
 
+T = TypeVar("T")
 
-def names_of(tree: Any) -> list[str]:
+
+def names_of(tree: PyTree) -> list[str]:
     """Names of the leaves in order, such as `opt_state.1.0.mu.single_blocks.qkv.lora_a`."""
 
-    def name(key: Any) -> str:
+    def name(key: object) -> str:
         return str(
             next(getattr(key, part) for part in ("key", "name", "idx") if hasattr(key, part))
         )
@@ -32,7 +36,7 @@ def _layers(name: str, shape: tuple[int, ...], stacks: Mapping[str, int]) -> lis
     return [name]
 
 
-def split_layers(tree: Any, stacks: Mapping[str, int]) -> dict[str, jax.Array]:
+def split_layers(tree: PyTree, stacks: Mapping[str, int]) -> dict[str, jax.Array]:
     """Copies the leaves under per-layer names; the next step reuses the memory of the originals."""
     flat: dict[str, jax.Array] = {}
     for name, leaf in zip(names_of(tree), jax.tree.leaves(tree), strict=True):
@@ -44,7 +48,7 @@ def split_layers(tree: Any, stacks: Mapping[str, int]) -> dict[str, jax.Array]:
     return flat
 
 
-def join_layers(flat: Mapping[str, jax.Array], like: Any, stacks: Mapping[str, int]) -> Any:
+def join_layers(flat: Mapping[str, jax.Array], like: T, stacks: Mapping[str, int]) -> T:
     """The inverse of `split_layers`, with the structure of `like`."""
     leaves = []
     for name, leaf in zip(names_of(like), jax.tree.leaves(like), strict=True):
@@ -54,7 +58,7 @@ def join_layers(flat: Mapping[str, jax.Array], like: Any, stacks: Mapping[str, i
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def split_shapes(like: Any, stacks: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStruct]:
+def split_shapes(like: PyTree, stacks: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of the result of `split_layers` for `like`."""
     flat: dict[str, jax.ShapeDtypeStruct] = {}
     for name, leaf in zip(names_of(like), jax.tree.leaves(like), strict=True):

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -47,13 +47,13 @@ class BatchSource(Protocol):
     start_step: int
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
+    def identity(self) -> Mapping[str, object]: ...
     @property
     def null_text(self) -> Embedding | None: ...
     def ids_of(self, step: int) -> Sequence[str]:
         """Ids of the global batch of a step."""
 
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
+    def check_resume(self, saved: Mapping[str, object]) -> None:
         """Refuses to resume a run with another identity."""
 
     def __iter__(self) -> Iterator[PairBatch]:

@@ -60,7 +60,7 @@ class Journal:
                 file.truncate(_end_of(file, after))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, **content: Any) -> None:
+    def write(self, step: int, **content: float | str | list[str]) -> None:
         """Appends a line."""
         self._file.write(json.dumps({"step": step, **content}, allow_nan=True) + "\n")
         self._file.flush()
@@ -233,7 +233,7 @@ class Watch:
         return None
 
 
-def memory(devices: Sequence[Any]) -> dict[str, float]:
+def memory(devices: Sequence[jax.Device]) -> dict[str, float]:
     """GiB in use and peak GiB on the fullest local device; empty if devices do not tell."""
     found = [stats for d in devices if (stats := d.memory_stats())]
     names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}

@@ -42,7 +42,9 @@ class Origin(NamedTuple):
     sha256: Mapping[str, str]
 
 
-def record(config: Recipe, origin: Origin, data: Mapping[str, Any], preset: str) -> dict[str, Any]:
+def record(
+    config: Recipe, origin: Origin, data: Mapping[str, object], preset: str
+) -> dict[str, object]:
     """Describes a run completely enough to reproduce its numbers later; JSON.
 
     Args:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.typing import PathParts
 from jax.sharding import Mesh, Sharding
 
 from dsd_jax.condition import CANVAS
@@ -34,7 +35,7 @@ class TrainState(NamedTuple):
     ema: nnx.State | None
 
 
-def is_adapter(path: tuple[Any, ...], variable: Any) -> bool:
+def is_adapter(path: PathParts, variable: object) -> bool:
     """Selects what LoRA trains: the factors, and the condition embedding in full."""
     return isinstance(variable, LoraParam) or CANVAS.owns(".".join(map(str, path)))
 
@@ -49,7 +50,7 @@ def split_model(model: Flux, *, full: bool) -> Split:
     graphdef, *states = nnx.split(model, nnx.Param if full else is_adapter, ...)
     trained, frozen = states
 
-    def master(x: Any) -> Any:
+    def master(x: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)
         return x.astype(jnp.float32)

@@ -1,7 +1,7 @@
 """The training step: a pure function of state and batch, jitted by the caller."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from dsd_jax.flux import Flux
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.objective import EncodedBatch, Losses, Objective
 from dsd_jax.train.state import TrainState
-from dsd_jax.types import Array
+from dsd_jax.types import Array, PyTree
 
 __all__ = ["Metrics", "Step", "guarded", "make_step"]
 
@@ -59,7 +59,7 @@ def make_step(
             grads, losses = gradient(state.params, frozen, batch, key)
         else:
 
-            def one(carry: Any, index: Array) -> tuple[Any, None]:
+            def one(carry: PyTree, index: Array) -> tuple[PyTree, None]:
                 part = _micro_batch(batch, index, accumulate)
                 new = gradient(state.params, frozen, part, jax.random.fold_in(key, index))
                 return jax.tree.map(lambda a, b: a + b / accumulate, carry, new), None

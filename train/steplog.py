@@ -17,6 +17,7 @@ from dsd_jax.train.config import RunConfig
 from dsd_jax.train.flops import peak_tflops
 from dsd_jax.train.metrics import Log, Watch, memory
 from dsd_jax.train.summary import at_risk
+from dsd_jax.types import Array
 
 __all__ = ["Counted", "StepLog", "StepMetrics"]
 
@@ -35,7 +36,7 @@ class StepMetrics(Protocol):
     """Numbers of a step, float32 scalars by name (a NamedTuple); one of them is `loss`."""
 
     @property
-    def loss(self) -> Any: ...
+    def loss(self) -> Array: ...
     def _asdict(self) -> dict[str, Any]: ...
 
 

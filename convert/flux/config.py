@@ -1,7 +1,6 @@
 """The size of a FLUX transformer: from the JSON of diffusers or from tensors, and back to JSON."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
@@ -90,7 +89,7 @@ def flux_from_json(data: Json, names: Iterable[str] = ()) -> FluxConfig:
     return config
 
 
-def flux_to_json(config: FluxConfig) -> dict[str, Any]:
+def flux_to_json(config: FluxConfig) -> dict[str, object]:
     """`config.json` for diffusers, or with a condition embedding for the authors' own class.
 
     Raises:

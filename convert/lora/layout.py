@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -177,7 +177,7 @@ class Dense:
         return a, b
 
 
-def common_dtype(arrays: Iterable[np.ndarray]) -> np.dtype[Any]:
+def common_dtype(arrays: Iterable[np.ndarray]) -> np.dtype:
     """The dtype of all arrays; if they differ, float32, which holds the values of each."""
     kinds = {array.dtype for array in arrays}
     return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)

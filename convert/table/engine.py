@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class Table:
 
     def their_specs(
         self, dtype: DTypeLike | Mapping[str, DTypeLike]
-    ) -> dict[str, tuple[Shape, np.dtype[Any]]]:
+    ) -> dict[str, tuple[Shape, np.dtype]]:
         """Shape and dtype of every tensor of theirs, for `write_weights`.
 
         Args:
@@ -186,7 +186,7 @@ class Source:
         return self.table.our_shapes
 
     @functools.cached_property
-    def dtypes(self) -> dict[str, np.dtype[Any]]:
+    def dtypes(self) -> dict[str, np.dtype]:
         """The dtype that each parameter of ours has in the weights."""
         dtypes = {theirs: self.weights.tensors[name].dtype for theirs, name in self.found.items()}
         return {piece.ours: dtypes[piece.theirs] for piece in self.table.pieces}

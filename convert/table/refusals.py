@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -46,7 +46,7 @@ class _Spec(Protocol):
     @property
     def shape(self) -> Shape: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype: ...
 
 
 @runtime_checkable
@@ -84,7 +84,7 @@ def family(name: str) -> str:
 
 
 def inspect(
-    expected: Expected, weights: Tensors, dtype: np.dtype[Any] | None
+    expected: Expected, weights: Tensors, dtype: np.dtype | None
 ) -> tuple[dict[str, str], list[str]]:
     """Finds every expected tensor in the weights.
 
@@ -167,7 +167,7 @@ def _check_spec(
     actual: str,
     shape: Shape,
     weights: Tensors,
-    dtype: np.dtype[Any] | None,
+    dtype: np.dtype | None,
     refusals: _Refusals,
 ) -> None:
     spec = weights.tensors[actual]

@@ -138,7 +138,7 @@ def _siglip(read: Fields) -> VisionConfig:
     )
 
 
-def vision_to_json(config: VisionConfig) -> dict[str, Any]:
+def vision_to_json(config: VisionConfig) -> dict[str, object]:
     """`config.json` for transformers."""
     kind = kind_of(config)
     theirs = {ours: name for name, ours in _ACTIVATIONS.items()}

@@ -288,7 +288,7 @@ def _adapter(kinds: tuple[type[StageRow], ...]) -> Any:  # a TypeAdapter
     return TypeAdapter(functools.reduce(operator.or_, kinds))
 
 
-def plain(row: StageRow) -> dict[str, Any]:
+def plain(row: StageRow) -> dict[str, object]:
     """A row in JSON types, keys sorted at every depth."""
     return dict(json_value(_content(row), sort_keys=True))
 

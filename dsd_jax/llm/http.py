@@ -174,7 +174,7 @@ class HttpTransport(abc.ABC):
         """The path that questions go to, relative to the provider's address."""
 
     @abc.abstractmethod
-    def body(self, request: Request, dialect: Dialect) -> Mapping[str, Any]:
+    def body(self, request: Request, dialect: Dialect) -> Mapping[str, object]:
         """A question as JSON."""
 
     @abc.abstractmethod

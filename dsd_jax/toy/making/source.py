@@ -5,7 +5,7 @@ that is held out.
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class WorldSource:
         self.start_step = 0
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, object]:
         """Everything that decides what a step draws."""
         return {
             "world": 5,
@@ -82,7 +82,7 @@ class WorldSource:
             "drop_text": self.drop_text,
         }
 
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
+    def check_resume(self, saved: Mapping[str, object]) -> None:
         """Refuses to go on with other data.
 
         Raises:

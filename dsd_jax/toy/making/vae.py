@@ -173,7 +173,7 @@ def latent_statistics(model: Autoencoder, batches: Iterable[PairBatch]) -> tuple
     graphdef, state = nnx.split(model)
 
     @functools.partial(jax.jit)
-    def draw(state: nnx.State, pictures: Any) -> Array:
+    def draw(state: nnx.State, pictures: Array) -> Array:
         pixels = pictures.astype(jnp.float32) / 127.5 - 1
         posterior = nnx.merge(graphdef, state).encode(pixels)
         return posterior.sample(jax.random.key(0))
