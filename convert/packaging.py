@@ -25,6 +25,8 @@ _MARKS = {
     ("autoencoder", "diffusers"): r"(encoder|decoder)\.(down|up|mid)_block",
     ("autoencoder", "bfl"): r"(encoder|decoder)\.(down|up|mid)\.",
 }
+# What PyTorch puts into names where it wraps a part of a model: torch.compile, FSDP, checkpointing.
+_WRAPPED = re.compile(r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _PREFIXED = {
     kind: re.compile(rf"(?P<prefix>([\w-]+\.)*?)({mark})") for kind, mark in _MARKS.items()
 }
@@ -75,6 +77,8 @@ def unpack(weights: Tensors, where: str) -> Unpacked:
     """
     if sum("lora" in name for name in weights.tensors) > 0.9 * len(weights.tensors):
         raise UserError(f"{where} is a LoRA, not a model; give it as --lora_path")
+    if any(_WRAPPED.search(name) for name in weights.tensors):
+        weights = _Renamed(weights, {_WRAPPED.sub("", name): name for name in weights.tensors})
     places = _places(weights)
     model = next((kind for kind in ("transformer", "autoencoder") if kind in places), "")
     prefix, layout = _only(model, places[model], where) if model else ("", "")

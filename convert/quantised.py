@@ -32,6 +32,9 @@ _FOREIGN = (
     (r"\.(wscales|smooth_factor|proj_down)$", "SVDQuant (nunchaku)"),
     (r"\.(qzeros|g_idx|qweight)$", "GPTQ or AWQ"),
     (r"\.weight_scale_2$", "NVFP4"),
+    (r"\.weight_scale_inv$", "fp8 with a scale for each block"),
+    (r"\.W_q$", "HQQ"),
+    (r"(\.weight|_weight)[._]?qdata$", "torchao"),
 )
 _READABLE = "this program reads fp8 with scales, and bitsandbytes"
 
@@ -90,7 +93,8 @@ def dequantised(weights: Tensors, where: str) -> Dequantised | None:
         elif _FOUR_BIT in name:
             own = name.partition(_FOUR_BIT)[0]
             made[own] = _four_bit(weights, own, name, where)
-    return Dequantised(weights, made) if made else None
+    marked = any(_MARKERS.fullmatch(name) for name in weights.tensors)
+    return Dequantised(weights, made) if made or marked else None
 
 
 def _is_beside(name: str) -> bool:

@@ -127,7 +127,7 @@ class Topology:
             UserError: an unknown kind, or an impossible number of chips.
         """
         kind, _, shape = text.partition(":")
-        if kind not in CHIPS or not re.fullmatch(r"\d{1,6}(x\d{1,6})*", shape):
+        if kind not in CHIPS or not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})*", shape):
             raise UserError(
                 f"unknown topology {text!r}; write KIND:SHAPE as in v5e:8x8, v5p:4x4x4 or h100:8, "
                 f"with KIND one of {', '.join(CHIPS)}"

@@ -12,6 +12,7 @@ import shutil
 import textwrap
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import docstring_parser
@@ -86,8 +87,12 @@ class _Rules:
     def _value(
         self, info: PrimitiveTypeInfo
     ) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
-        """Leaves `None` out of the values that the help offers; it is accepted all the same."""
-        if self._asking_tyro or type(None) not in typing.get_args(info.type):
+        """Leaves `None` out of the values that the help offers, and reads paths as a shell would.
+
+        None is accepted all the same.
+        """
+        kinds = {info.type, *typing.get_args(info.type)}
+        if self._asking_tyro or not kinds & {Path, type(None)}:
             return None
         self._asking_tyro = True
         try:
@@ -96,6 +101,9 @@ class _Rules:
             self._asking_tyro = False
         if isinstance(spec, UnsupportedTypeAnnotationError):
             return spec
+        if Path in kinds:
+            read = spec.instance_from_str
+            spec = dataclasses.replace(spec, instance_from_str=lambda words: _path(read(words)))
         shown = re.sub(r"\{None\}\||(?<=\{)None,", "", spec.metavar)
         return dataclasses.replace(spec, metavar=re.sub(r"^\{(.* .*)\}$", r"\1", shown))
 
@@ -159,6 +167,19 @@ def _by_name(function: Callable[..., T]) -> Callable[..., T]:
         return function(*by_position, **arguments)
 
     return called
+
+
+def _path(value: Any) -> Any:
+    """A path with `~` as the home folder, which a shell leaves in `--x=~/y`.
+
+    Raises:
+        ValueError: it is an address, of which a path would make a folder here.
+    """
+    if not isinstance(value, Path):
+        return value
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(value)):
+        raise ValueError(f"{value} is the address of something elsewhere; give a path of this disk")
+    return value.expanduser()
 
 
 def _default(label: str) -> str:

@@ -81,6 +81,20 @@ def test_prefixes_are_cut(tmp_path: Path, prefix: str) -> None:
     assert notices == ()
 
 
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."]
+)
+def test_names_of_wrapped_blocks_are_cut(tmp_path: Path, wrapper: str) -> None:
+    """As torch.compile, FSDP and activation checkpointing write them, also for blocks alone."""
+    wrapped = {k.replace("_blocks.0.", f"_blocks.0.{wrapper}"): v for k, v in BFL.items()}
+    assert_equal(read(save(tmp_path / "x.safetensors", wrapped))[0], OURS)
+
+
+def test_the_mark_of_scaled_fp8_in_a_file_without_scales(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.safetensors", BFL | {"scaled_fp8": np.zeros(0, np.float32)})
+    assert_equal(read(path)[0], OURS)
+
+
 def test_the_transformer_is_found_among_several_models(tmp_path: Path) -> None:
     tensors = {f"model.diffusion_model.{k}": v for k, v in BFL.items()}
     tensors |= {f"vae.{k}": v for k, v in VAE.items()}
@@ -255,6 +269,9 @@ def test_the_config_of_a_quantised_folder_is_understood(tmp_path: Path) -> None:
         ({"double_blocks.0.img_mlp.0.wscales": np.ones(4)}, r"quantised by SVDQuant"),
         ({"double_blocks.0.img_mlp.0.qweight": np.ones(4)}, r"quantised by GPTQ or AWQ"),
         ({"double_blocks.0.img_mlp.0.weight_scale_2": np.ones(4)}, r"quantised by NVFP4"),
+        ({"double_blocks.0.img_mlp.0.weight_scale_inv": np.ones(4)}, r"by fp8 with a scale for ea"),
+        ({"double_blocks.0.img_mlp.0.W_q": np.ones(4)}, r"quantised by HQQ"),
+        ({"double_blocks.0.img_mlp.0.weight.qdata": np.ones(4)}, r"quantised by torchao"),
         (
             {"double_blocks.0.img_mlp.0.scale_weight": np.ones((4, 4))},
             r"scale_weight in .* has shape \[4, 4\] beside weights \[512, 128\]; this program",

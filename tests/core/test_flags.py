@@ -156,3 +156,15 @@ def test_a_positional_choice_lists_its_choices(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="0"):
         call(shell, ["--help"], "dsd")
     assert "usage: dsd [-h] {bash,zsh}" in capsys.readouterr().out
+
+
+def test_a_path_may_begin_with_the_home_folder() -> None:
+    given = call(paint, ["~/a.png", "out"], "dsd paint")
+    assert (given["source"], given["folder"]) == (Path.home() / "a.png", Path("out"))
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/a.png", "https://host/a.png", "s3://b/a.png"])
+def test_an_address_is_no_path(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        call(paint, [address, "out"], "dsd paint")
+    assert "is the address of something elsewhere" in " ".join(capsys.readouterr().err.split())
