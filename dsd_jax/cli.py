@@ -88,6 +88,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Count tasks, sizes, texts, subjects, yields and costs", "dsd_jax.data.cli:stats"
         ),
         "data verify": Command("Check every digest and every image", "dsd_jax.data.cli:verify"),
+        "data drift": Command(
+            "Measure how far one picture's content moved in another", "dsd_jax.drift.cli:drift"
+        ),
     },
     "Train": {
         "train": Command("Fine-tune on pairs, from a preset", "dsd_jax.train.cli:train", True),

@@ -27,6 +27,7 @@ __all__ = [
     "from_array",
     "open_frame",
     "open_image",
+    "open_still",
     "read_parameters",
     "save_image",
     "signed",
@@ -64,13 +65,7 @@ def open_image(source: Source) -> Image.Image:
         UserError: missing, unreadable, truncated, tiny or huge file, or not a picture.
     """
     with _opened(source, MIN_SIDE) as (name, stored):
-        image = stored
-        with contextlib.suppress(*_UNREADABLE):  # a damaged rotation tag; the picture is complete
-            image = ImageOps.exif_transpose(image)
-        if _has_alpha(image):
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return _rgb(name, image)
+        return _over_white(name, stored)
 
 
 class Frame(NamedTuple):
@@ -78,6 +73,23 @@ class Frame(NamedTuple):
 
     image: Image.Image
     notices: tuple[str, ...] = ()
+
+
+def open_still(source: Source) -> Frame:
+    """Reads a picture of one frame as `open_image` does, with a notice of its transparency.
+
+    Raises:
+        UserError: missing, unreadable, truncated, tiny or huge file, not a picture, or animated.
+    """
+    with _opened(source, MIN_SIDE) as (name, image):
+        # A photograph with a preview (MPO) also counts two frames, of which the first is meant.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise UserError(f"{name} has {frames} frames; give a picture of one frame")
+        notices: tuple[str, ...] = ()
+        if _is_clear(image):
+            notices = (f"{name} is partly transparent; white is laid under it",)
+        return Frame(_over_white(name, image), notices)
 
 
 def open_frame(source: Source, height: int, width: int) -> Frame:
@@ -100,7 +112,7 @@ def open_frame(source: Source, height: int, width: int) -> Frame:
         notices: tuple[str, ...] = ()
         if _DEEP in image.info:
             notices = (f"{name} has 16 bits a channel; its values are scaled to 8 bits",)
-        if _has_alpha(image) and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        if _is_clear(image):
             notices = (f"{name} is partly transparent; its alpha channel is dropped",)
         rgb = _rgb(name, image)
     turn = _TURNS.get(orientation)
@@ -215,6 +227,21 @@ def _rgb(name: str, image: Image.Image) -> Image.Image:
         raise UserError(
             f"{name} has the mode {image.mode}, which has no way to RGB; convert it before"
         ) from None
+
+
+def _over_white(name: str, image: Image.Image) -> Image.Image:
+    """Upright by its EXIF, RGB, white where it is transparent."""
+    with contextlib.suppress(*_UNREADABLE):  # a damaged rotation tag; the picture is complete
+        image = ImageOps.exif_transpose(image)
+    if _has_alpha(image):
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return _rgb(name, image)
+
+
+def _is_clear(image: Image.Image) -> bool:
+    """Whether any pixel is transparent in part."""
+    return _has_alpha(image) and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def _has_alpha(image: Image.Image) -> bool:

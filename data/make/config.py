@@ -127,6 +127,8 @@ class MakeConfig:
             bounds = {name: self.pairs.similarity(task_named(name)) for name in self.prompts.tasks}
             settings["min_similarity"] = _one({name: own.least for name, own in bounds.items()})
             settings["max_similarity"] = _one({name: own.most for name, own in bounds.items()})
+            if not self.pairs.max_drift:
+                del settings["max_drift"]  # a filter that is off decides nothing
         return dict(json_value(settings, _name, sort_keys=True))
 
 

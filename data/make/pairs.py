@@ -12,10 +12,13 @@ and run before a judge is paid.
 import dataclasses
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+from PIL import Image
 
 from dsd_jax.data.make.grid_check import GridCheck
 from dsd_jax.data.make.ids import PANELS as NUMBERS
@@ -23,7 +26,8 @@ from dsd_jax.data.make.ids import PairId, PanelId
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
 from dsd_jax.data.make.panels import find_panels
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair
+from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair, PanelDrift
+from dsd_jax.drift import measure_drift
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
 from dsd_jax.progress import progress
@@ -46,6 +50,8 @@ class PairsConfig:
             each task's own (0.94). Copies teach a model to copy.
         min_similarity: Smallest similarity. None takes each task's own (0, no limit). Views of one
             subject may have no pixel in common.
+        max_drift: Tasks whose panels must show the same content at the same places, each with the
+            longest shift of any part that it accepts, in pixels. By default none.
         check: Limits within which a picture passes as a grid.
     """
 
@@ -54,11 +60,16 @@ class PairsConfig:
     both_directions: bool = False
     max_similarity: float | None = None
     min_similarity: float | None = None
+    max_drift: Mapping[str, float] = dataclasses.field(default_factory=dict)
     check: GridCheck = dataclasses.field(default_factory=GridCheck)
 
     def __post_init__(self) -> None:
         for task in TASKS.values():
             self.similarity(task)
+        for name, most in self.max_drift.items():
+            task_named(name)
+            if not 0 < most < math.inf:
+                raise UserError(f"max_drift of {name} must be a number of pixels > 0, got {most}")
 
     def similarity(self, task: Task) -> Similarity:
         """The bounds for pairs of a task."""
@@ -107,7 +118,7 @@ def _cut_all(parts: Parts, config: PairsConfig, todo: list[int]) -> None:
     grids = {part: parts.kept(GRIDS, part) for part in todo}
 
     def cut(row: Grid) -> CutGrid:
-        return _cut(parts.picture(row.id), row, config.check)
+        return _cut(parts.picture(row.id), row, config)
 
     with progress(PANELS.name, sum(map(len, grids.values())), "grids") as advance:
         for part, rows in grids.items():
@@ -119,8 +130,8 @@ def _cut_all(parts: Parts, config: PairsConfig, todo: list[int]) -> None:
                 parts.write(PANELS, part, made)
 
 
-def _cut(path: Path, grid: Grid, check: GridCheck) -> CutGrid:
-    """Finds the places and hashes of a grid's panels, or the reason to reject it."""
+def _cut(path: Path, grid: Grid, config: PairsConfig) -> CutGrid:
+    """Finds the places and looks of a grid's panels, or the reason to reject it."""
 
     def rejected(reason: str, detail: str) -> CutGrid:
         return dataclasses.replace(row, status="rejected", reason=reason, detail=detail)
@@ -139,19 +150,29 @@ def _cut(path: Path, grid: Grid, check: GridCheck) -> CutGrid:
         image = open_image(data)
     except UserError as error:
         return rejected("unreadable", str(error))
-    boxes, reason, detail = find_panels(image, check)
+    boxes, reason, detail = find_panels(image, config.check)
     if reason:
         return rejected(reason, detail)
-    panels = [image.crop(box) for box in boxes]
+    panels = dict(zip(NUMBERS, (image.crop(box) for box in boxes), strict=True))
+    pairs = {_both(a, b): (panels[a], panels[b]) for a, b in itertools.combinations(NUMBERS, 2)}
     return dataclasses.replace(
         row,
         boxes=boxes,
-        hashes=tuple(hashes(panel) for panel in panels),
-        similarity={
-            _both(a, b): similarity(panels[a - 1], panels[b - 1])
-            for a, b in itertools.combinations(NUMBERS, 2)
-        },
+        hashes=tuple(hashes(panel) for panel in panels.values()),
+        similarity={key: similarity(*pair) for key, pair in pairs.items()},
+        drift=(
+            {key: _drift(*pair) for key, pair in pairs.items()}
+            if grid.task in config.max_drift
+            else None
+        ),
     )
+
+
+def _drift(first: Image.Image, second: Image.Image) -> PanelDrift:
+    """The drift of two panels, whose sizes may differ by the width of a separator."""
+    size = (0, 0, min(first.width, second.width), min(first.height, second.height))
+    found = measure_drift(first.crop(size), second.crop(size))
+    return PanelDrift(verdict=found.verdict, largest_px=found.largest_px)
 
 
 def _both(first: int, second: int) -> str:
@@ -166,6 +187,7 @@ def _pairs(
     if row.boxes is None or row.similarity is None:
         yield row
         return
+    most = config.max_drift.get(row.task)
     bounds = config.similarity(task_named(row.task))
     for first, second in itertools.combinations(NUMBERS, 2):
         ahead = PairId(row.id, first, second)
@@ -177,20 +199,32 @@ def _pairs(
             reference_box=row.boxes[first - 1],
             target_box=row.boxes[second - 1],
             similarity=row.similarity[_both(first, second)],
+            drift=row.drift[_both(first, second)] if row.drift else None,
             status="kept",
         )
-        pair = _checked(pair, bounds, copies)
+        pair = _checked(pair, bounds, most, copies)
         ways = [pair, _flipped(pair)]
         yield from ways if config.both_directions else [ways[_coin(ahead)]]
 
 
-def _checked(pair: Pair, bounds: Similarity, copies: Mapping[PanelId, PanelId]) -> Pair:
+def _checked(
+    pair: Pair, bounds: Similarity, most: float | None, copies: Mapping[PanelId, PanelId]
+) -> Pair:
     """Applies the filters to a pair."""
     copied = next((panel for panel in pair.id.panels if panel in copies), None)
     if pair.similarity > bounds.most:
         return dataclasses.replace(pair, status="rejected", reason="near_copy")
     if pair.similarity < bounds.least:
         return dataclasses.replace(pair, status="rejected", reason="unlike")
+    if most is not None and pair.drift is not None:
+        length = pair.drift.largest_px
+        if length is None:
+            return dataclasses.replace(
+                pair, status="rejected", reason="drifted", detail=pair.drift.verdict
+            )
+        if length > most:
+            detail = f"{pair.drift.verdict} by up to {length:.1f} px"
+            return dataclasses.replace(pair, status="rejected", reason="drifted", detail=detail)
     if copied:
         detail = f"panel {copied.number} is {copies[copied]}"
         return dataclasses.replace(pair, status="rejected", reason="duplicate", detail=detail)

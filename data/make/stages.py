@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 from pydantic import ConfigDict, TypeAdapter
 
 from dsd_jax.data.make.ids import CaptionId, GridId, Id, PairId, PromptId
+from dsd_jax.drift import Verdict
 from dsd_jax.structured import json_value
 
 __all__ = [
     "CAPTIONS", "DESCRIPTIONS", "GRIDS", "JUDGEMENTS", "PAIRS", "PANELS", "PROMPTS", "STAGES",
-    "STATUSES", "Box", "Caption", "CutGrid", "Description", "Grid", "Judgement", "Pair", "Prompt",
-    "R_co", "Source", "Stage", "StageRow", "Status", "Turn", "Words", "from_json", "plain",
-    "to_json",
+    "STATUSES", "Box", "Caption", "CutGrid", "Description", "Grid", "Judgement", "Pair",
+    "PanelDrift", "Prompt", "R_co", "Source", "Stage", "StageRow", "Status", "Turn", "Words",
+    "from_json", "plain", "to_json",
 ]  # fmt: skip
 
 Status = Literal["kept", "rejected", "undecided", "failed"]
@@ -123,6 +124,21 @@ class Grid(StageRow):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PanelDrift:
+    """How far the content of one panel moved in another.
+
+    Attributes:
+        verdict: What the drift meter says.
+        largest_px: Longest shift of any tile, in pixels. None if no motion was found.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _EXACT
+
+    verdict: Verdict
+    largest_px: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CutGrid(StageRow):
     """A grid that was searched for its four panels.
 
@@ -130,6 +146,7 @@ class CutGrid(StageRow):
         boxes: The panels, in the order of `ids.PANELS`. None if it is not an even grid.
         hashes: Hashes of each panel's pixels (`likeness.hashes`).
         similarity: Similarity of every two panels, by their numbers, such as `13`.
+        drift: Drift of every two panels likewise, of tasks that ask for it.
     """
 
     id: GridId
@@ -138,6 +155,7 @@ class CutGrid(StageRow):
     boxes: tuple[Box, ...] | None = None
     hashes: tuple[str, ...] | None = None
     similarity: Mapping[str, float] | None = None
+    drift: Mapping[str, PanelDrift] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +165,7 @@ class Pair(StageRow):
     Attributes:
         reference_box, target_box: Their places in the grid.
         similarity: Their similarity, from 0 to 1.
+        drift: Their drift, if the task asks for it.
     """
 
     id: PairId
@@ -156,6 +175,7 @@ class Pair(StageRow):
     reference_box: Box
     target_box: Box
     similarity: float
+    drift: PanelDrift | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dsd_jax.data.make import pairs
 from dsd_jax.data.make.crops import panel_png
@@ -18,7 +18,7 @@ from dsd_jax.data.make.grids import GridsConfig, paint_grids
 from dsd_jax.data.make.ids import CaptionId, GridId, PanelId, PromptId
 from dsd_jax.data.make.pairs import PairsConfig, make_pairs
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair
+from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair, plain
 from dsd_jax.errors import UserError
 from dsd_jax.shares import WorkerShare
 from dsd_jax.tasks import task_named
@@ -321,3 +321,65 @@ def good() -> Image.Image:
 def test_bounds_of_similarity(values):
     with pytest.raises(UserError, match="0 <= min_similarity < max_similarity <= 1 must hold, got"):
         PairsConfig(min_similarity=values[0], max_similarity=values[1])
+
+
+def views(shift: int) -> Image.Image:
+    """A grid of one scene in four lights; the last panel shows it moved to the right."""
+    rng = np.random.default_rng(0)
+    whole = Image.new("RGB", (200, 160), "grey")
+    pen = ImageDraw.Draw(whole)
+    for _ in range(60):
+        x, y, size = (*rng.uniform(0, 160, 2), rng.uniform(5, 20))
+        colour = tuple(int(v) for v in rng.integers(20, 235, 3))
+        pen.rectangle((x, y, x + size, y + size), fill=colour)
+    grid = Image.new("RGB", (244, 244), "white")
+    for number, (left, top) in enumerate(itertools.product((0, 124), (0, 124))):
+        start = 30 - (shift if number == 3 else 0)
+        panel = whole.crop((start, 20, start + 120, 140))
+        grid.paste(panel.point(lambda value, n=number: value * (1 - 0.15 * n)), (left, top))
+    return grid
+
+
+def test_a_task_that_asks_for_it_keeps_only_pairs_that_stand_still(tmp_path):
+    made = with_files(tmp_path, {A: encoded(views(9))})
+    make_pairs(made, PairsConfig(max_similarity=1, max_drift={"identity": 2.0}))
+    rows = [row for row in made.rows(PAIRS) if isinstance(row, Pair)]
+    assert len(rows) == 6
+    for row in rows:
+        assert row.drift is not None
+        assert row.drift.largest_px is not None
+        if 4 in (row.id.reference, row.id.target):
+            assert (row.status, row.reason, row.drift.verdict) == ("rejected", "drifted", "moved")
+            assert row.drift.largest_px == pytest.approx(9, abs=1)
+            assert str(row.detail).startswith("moved by up to ")
+        else:
+            assert (row.status, row.drift.verdict) == ("kept", "still")
+
+
+def test_panels_that_no_motion_joins_have_drifted(tmp_path):
+    made = with_files(tmp_path, {A: encoded(grid_picture(3, 128))})
+    make_pairs(made, PairsConfig(max_drift={"identity": 50.0}))
+    reasons = {row.detail for row in made.rows(PAIRS) if row.reason == "drifted"}
+    assert reasons
+    assert reasons <= {"other structure", "cannot tell"}
+
+
+def test_drift_is_not_measured_unless_the_task_asks_for_it(tmp_path):
+    made = with_files(tmp_path, {A: encoded(views(9))})
+    make_pairs(made, PairsConfig(max_similarity=1, max_drift={"relight": 2.0}))
+    rows = list(made.rows(PAIRS))
+    assert {row.status for row in rows} == {"kept"}
+    assert not any("drift" in plain(row) for row in (*rows, *made.rows(PANELS)))
+
+
+@pytest.mark.parametrize(
+    ("drift", "message"),
+    [
+        ({"relihgt": 2.0}, r"no task 'relihgt'; .*did you mean 'relight'"),
+        ({"relight": 0.0}, r"max_drift of relight must be a number of pixels > 0, got 0.0"),
+        ({"relight": float("inf")}, r"must be a number of pixels > 0, got inf"),
+    ],
+)
+def test_a_limit_of_drift_that_means_nothing_is_refused(drift: dict[str, float], message: str):
+    with pytest.raises(UserError, match=message):
+        PairsConfig(max_drift=drift)
