@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from flax.typing import PathParts
 from jax.sharding import Mesh, Sharding
 
 from dsd_jax.config import Execution, FluxConfig, Precision
@@ -160,7 +159,7 @@ def _random(empty: Flux, config: TrainConfig, mesh: Mesh) -> Flux:
         model = Flux(empty.config, precision=empty.precision, execution=empty.execution, rngs=rngs)
         return nnx.map_state(zeroed, nnx.state(model))
 
-    def zeroed(path: PathParts, param: nnx.Variable) -> nnx.Variable:
+    def zeroed(path: tuple[object, ...], param: nnx.Variable) -> nnx.Variable:
         zero = not _ZERO.isdisjoint(path)
         return jax.tree.map(jnp.zeros_like, param) if zero else param
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from flax.typing import PathParts
 from jax.sharding import Mesh, Sharding
 
 from dsd_jax.condition import CANVAS
@@ -35,7 +34,7 @@ class TrainState(NamedTuple):
     ema: nnx.State | None
 
 
-def is_adapter(path: PathParts, variable: object) -> bool:
+def is_adapter(path: tuple[object, ...], variable: object) -> bool:
     """Selects what LoRA trains: the factors, and the condition embedding in full."""
     return isinstance(variable, LoraParam) or CANVAS.owns(".".join(map(str, path)))
 
