@@ -72,7 +72,7 @@ __all__ = [
     "transformer_folder",
 ]
 
-PARAMS = "params"  # the Orbax checkpoint inside a folder of ours
+PARAMS = "params"  # the Orbax checkpoint inside our folder
 ORIGIN = "source.json"  # beside it: what the weights were converted from, with digests
 # Folders of a pipeline; a hub repository may also hold the same weights in another layout.
 _FOLDERS = (

@@ -130,7 +130,7 @@ class Inventory:
         )
 
     def _pair(self) -> None:
-        """Every A needs a B of the same rank, and no slot of ours may be adapted twice."""
+        """Every A needs a B of the same rank, and none of our slots may be adapted twice."""
         tensors = self._weights.tensors
         owners: dict[Slot, str] = {}
         twice: dict[str, None] = {}

@@ -61,7 +61,7 @@ XLABS = (
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One slot of ours within a dense layer of theirs.
+    """One of our slots within one of their dense layers.
 
     Attributes:
         slot: the slot.
@@ -107,7 +107,7 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """A dense layer of theirs.
+    """One of their dense layers.
 
     Attributes:
         name: name of the layer, without `.weight`.

@@ -48,7 +48,7 @@ class Vocabulary:
 
     @functools.cached_property
     def slots(self) -> tuple[Slot, ...]:
-        """Every slot of ours, each a dense layer of diffusers'."""
+        """All our slots, each a dense layer of diffusers'."""
         return tuple(slot for dense in self.diffusers.values() for slot in dense.slots)
 
 

@@ -29,7 +29,7 @@ __all__ = ["LAYOUTS", "layers_of", "write_lora"]
 LAYOUTS = ("peft", "kohya")
 
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Name of a dense layer of theirs -> A [rank, in] and B [out, rank]."""
+"""Name of one of their dense layers -> A [rank, in] and B [out, rank]."""
 
 
 def write_lora(

@@ -1,7 +1,7 @@
 """Conversion by table: checks weights against it, reads ours from theirs and theirs from ours.
 
 A `Table` is a list of rules with all sizes known. It cannot be constructed unless its pieces tile
-every parameter of ours and every tensor of theirs exactly once, so every conversion can be undone
+each of our parameters and each of their tensors exactly once, so every conversion can be undone
 without losing a bit. Values are moved, never computed with; casts come before or after.
 """
 
@@ -31,7 +31,7 @@ class Table:
         rules: the rows.
         dims: sizes of the letters in the layouts.
         depths: number of blocks of each stack, by the name before `.{i}` on our side.
-        absent: modules of ours (name prefixes) that this size of model does not have. Their rows
+        absent: our modules (name prefixes) that this size of model does not have. Their rows
             stay, so that their tensors are recognised when a file has them all the same.
         ignored: (pattern of their names, what such tensors are): left aside with a notice.
         tied: second names of their tensors; a file may have either, or both if they are equal.
@@ -63,7 +63,7 @@ class Table:
 
     @functools.cached_property
     def our_shapes(self) -> dict[str, Shape]:
-        """Every parameter of ours with its shape."""
+        """Each of our parameters with its shape."""
         return {
             name: tuple(
                 max(side.stop for side in sides)
@@ -74,12 +74,12 @@ class Table:
 
     @functools.cached_property
     def their_shapes(self) -> dict[str, Shape]:
-        """Every tensor of theirs with its shape."""
+        """Each of their tensors with its shape."""
         return {name: pieces[0].their_shape for name, pieces in self.by_theirs.items()}
 
     @functools.cached_property
     def by_ours(self) -> dict[str, list[Piece]]:
-        """The pieces that make up each parameter of ours."""
+        """The pieces that make up each of our parameters."""
         return _group(self.pieces, lambda piece: piece.ours)
 
     @functools.cached_property
@@ -117,7 +117,7 @@ class Table:
     def their_specs(
         self, dtype: DTypeLike | Mapping[str, DTypeLike]
     ) -> dict[str, tuple[Shape, np.dtype]]:
-        """Shape and dtype of every tensor of theirs, for `write_weights`.
+        """Shape and dtype of each of their tensors, for `write_weights`.
 
         Args:
             dtype: dtype of all our parameters, or of each by name.
@@ -136,9 +136,9 @@ class Table:
     def iter_theirs(
         self, read_ours: Callable[[str], np.ndarray], dtype: DTypeLike | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Every tensor of theirs with its name, in the order of `their_shapes`.
+        """Each of their tensors with its name, in the order of `their_shapes`.
 
-        Each parameter of ours is read once and dropped after its last use.
+        Each of our parameters is read once and dropped after its last use.
 
         Args:
             read_ours: gives a parameter by name.
@@ -182,17 +182,17 @@ class Source:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Shape of every parameter of ours."""
+        """Shape of each of our parameters."""
         return self.table.our_shapes
 
     @functools.cached_property
     def dtypes(self) -> dict[str, np.dtype]:
-        """The dtype that each parameter of ours has in the weights."""
+        """The dtype that each of our parameters has in the weights."""
         dtypes = {theirs: self.weights.tensors[name].dtype for theirs, name in self.found.items()}
         return {piece.ours: dtypes[piece.theirs] for piece in self.table.pieces}
 
     def read(self, path: str, index: Sequence[slice] = ()) -> np.ndarray:
-        """One parameter of ours, or a part of it, as a fresh array in the dtype of the weights.
+        """One of our parameters, or a part of it, as a fresh array in the dtype of the weights.
 
         Reads only those rows of their tensors that the part needs, and may be called from several
         threads, so it can serve as the callback of `jax.make_array_from_callback`.
@@ -215,7 +215,7 @@ class Source:
         return result
 
     def iter_ours(self, dtype: DTypeLike | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        """Every parameter of ours with its path, in the order of the file, one at a time.
+        """Each of our parameters with its path, in the order of the file, one at a time.
 
         Args:
             dtype: dtype to cast to; by default that of the weights.

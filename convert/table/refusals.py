@@ -64,8 +64,8 @@ class Expected:
 
     Attributes:
         title: name of the format, for messages.
-        shapes: every tensor of theirs with its shape.
-        parts: the tensors that make up each parameter of ours.
+        shapes: each of their tensors with its shape.
+        parts: the tensors that make up each of our parameters.
         families: families of all names the format has, for any size of model.
     """
 

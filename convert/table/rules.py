@@ -1,4 +1,4 @@
-"""The rows of a conversion table: which tensor of theirs is which parameter of ours, and how.
+"""The rows of a conversion table: which of their tensors is which of our parameters, and how.
 
 A row names a tensor of a PyTorch file, a parameter of this package, and a layout that relates
 their axes, in the manner of einops:
@@ -74,7 +74,7 @@ def norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """One axis of theirs: the part this row moves, and the parts around it."""
+    """One of their axes: the part this row moves, and the parts around it."""
 
     parts: tuple[tuple[str, ...], ...]
     chosen: int
@@ -153,7 +153,7 @@ class Piece:
         return array.reshape([side.stop - side.start for side in self.their_box])
 
     def blocks(self, window: Box) -> Iterator[tuple[slice, Box]]:
-        """Cuts a part of our box into blocks that each come from adjacent rows of theirs.
+        """Cuts a part of our box into blocks that each come from adjacent rows of their tensor.
 
         Args:
             window: the part, counted from the corner of our box.
