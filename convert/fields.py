@@ -16,7 +16,7 @@ T = TypeVar("T")
 __all__ = ["Fields", "Json", "Sizes", "check_depth"]
 
 Json = Mapping[str, Any]
-_LARGEST = 1e30  # of any number in a config; also refuses what is not finite
+_LARGEST = 1e30  # bound of any number in a config; also refuses infinity and NaN
 
 
 class Fields:

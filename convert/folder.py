@@ -41,7 +41,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
             remove_tree(work)
             for parent in new_parents:
                 parent.rmdir()
-        if isinstance(error, UserError):  # under the name that the user gave
+        if isinstance(error, UserError):  # names the path that the user gave
             raise UserError(str(error).replace(str(work), str(path))) from error
         if isinstance(error, OSError):
             raise UserError(

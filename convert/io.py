@@ -56,7 +56,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 _HEADER = Limits(size=25_000_000, depth=8)
 _MAX_TENSORS = 200_000
 _MAX_NAME = 1_000
-_MAX_FILE_NAME = 255  # bytes that file systems take
+_MAX_FILE_NAME = 255  # bytes, the limit of file systems
 _MAX_AXES = 8
 _INDEX = Limits(size=50_000_000, depth=8)
 _MAX_TRANSFER = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call

@@ -219,7 +219,7 @@ def to_torch(
         for name in names or [""]:
             own = adapters if name in ("transformer", "") else ()
             component = _open(epath.Path(source) / name, own)
-            other = of_transformers(component.config)  # has one layout only
+            other = of_transformers(component.config)  # these models have one layout only
             wanted = dataclasses.replace(
                 form, layout="diffusers" if other else layout, adapters=tuple(own)
             )

@@ -152,7 +152,8 @@ def autoencoder_from_json(data: Json) -> AutoencoderConfig:
         ("mid_block_add_attention", True, True),
     ):
         read.one_of(key, value, default=default)
-    read.skip("sample_size", "force_upcast")  # about picture sizes and float16, not the model
+    # They concern picture sizes and float16, not the model.
+    read.skip("sample_size", "force_upcast")
     read.nothing_else()
     return config
 

@@ -56,7 +56,7 @@ CHIPS: dict[str, Chip] = {
     "h200": Chip(141, 989),
 }
 GPUS = ("a100", "h100", "h200")
-MOST_CHIPS = 8192  # the largest pod has 8,960; a process has memory for so many stand-ins
+MOST_CHIPS = 8192  # near the largest pod's 8,960; a process has memory for this many stand-ins
 
 
 class Job(NamedTuple):

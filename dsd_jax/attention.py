@@ -27,7 +27,7 @@ from dsd_jax.types import Array, Float
 __all__ = ["IMPLEMENTATIONS", "attention"]
 
 QUERY_BLOCK = 1024  # queries of one head at a time in `mapped`: 9 MB of weights at 2,304 keys
-FEW_WEIGHTS = 2**22  # of all heads: so many stay in a CPU's cache, and need no loop
+FEW_WEIGHTS = 2**22  # elements of all heads: this many stay in a CPU's cache and need no loop
 SPLASH_TILE = 128
 
 

@@ -27,11 +27,11 @@ from dsd_jax.weights import Index
 
 __all__ = ["OrbaxSource", "is_checkpoint", "nest", "save_params", "tensor_digest"]
 
-BATCH_BYTES = 2**28  # written at once; bounds the memory of a conversion
+BATCH_BYTES = 2**28  # bytes written at once; bounds the memory of a conversion
 # Stored apart. Smaller chunks took three times as long to write, larger ones more memory.
 CHUNK_BYTES = 2**27
 _ITEM = "state"  # Orbax's name for the one tree of such a checkpoint
-_INDEX = "manifest.ocdbt"  # of the key-value store that holds all parameters
+_INDEX = "manifest.ocdbt"  # index of the key-value store that holds all parameters
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def save_params(
     try:
         with _writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(root)  # of a process that was killed; Orbax would add to it
+            _remove_unfinished(root)  # the rest of a killed process, which Orbax would add to
         with context:
             for name, tensor in tensors:
                 # Orbax wants plain arrays; a strided view is copied here at the latest.

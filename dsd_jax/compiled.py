@@ -12,7 +12,7 @@ from dsd_jax.errors import UserError
 
 __all__ = ["keep_compiled", "place_of_programs"]
 
-MAX_BYTES = 4 * 2**30  # the programs that were not used for the longest time go first
+MAX_BYTES = 4 * 2**30  # beyond it, the least recently used programs are removed
 
 
 def keep_compiled(place: str = "auto") -> str | None:
@@ -41,7 +41,7 @@ def keep_compiled(place: str = "auto") -> str | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if place == "auto":  # a home that cannot be written: compiling takes longer, that is all
+        if place == "auto":  # without a writable home folder, compiling only takes longer
             return None
         raise UserError(
             f"cannot keep compiled programs in {folder}: {error.strerror}; give another "

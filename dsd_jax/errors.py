@@ -58,7 +58,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_system(error: OSError) -> str | None:
-    named = isinstance(error.filename, str | bytes | os.PathLike)  # or a number, or nothing
+    named = isinstance(error.filename, str | bytes | os.PathLike)  # else a number or None
     path = os.fsdecode(error.filename) if named else None
     if error.errno in _FULL:
         place = "the output" if path is None else path

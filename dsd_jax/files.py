@@ -25,7 +25,8 @@ __all__ = [
 
 PARTIAL = ".part"
 """Ending of a file that is being written. Its name starts with a dot."""
-_REMOVALS, _REMOVAL_S = 20, 0.1  # of a folder in which others may be writing
+# Attempts and seconds between them, while others may write in the folder.
+_REMOVALS, _REMOVAL_S = 20, 0.1
 
 
 @contextlib.contextmanager

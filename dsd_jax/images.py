@@ -118,7 +118,7 @@ def open_frame(source: Source, height: int, width: int) -> Frame:
     turn = _TURNS.get(orientation)
     if turn is None:
         return Frame(fit(rgb, height, width), notices)
-    size = (width, height) if orientation >= 5 else (height, width)  # 5 to 8 lie on their side
+    size = (width, height) if orientation >= 5 else (height, width)  # 5 to 8: turned sideways
     return Frame(fit(rgb, *size).transpose(turn), notices)
 
 
@@ -142,8 +142,8 @@ def _opened(source: Source, smallest: int) -> Iterator[tuple[str, Image.Image]]:
     name = "the image" if isinstance(source, bytes) else str(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     with warnings.catch_warnings():
-        # Pillow warns of large pictures, which are refused here before they are decoded, and of
-        # damaged metadata, which is of no interest.
+        # Pillow warns of large pictures, which are refused before they are decoded, and of damaged
+        # metadata, which is not used.
         warnings.simplefilter("ignore")
         try:
             with _open_file(name, file) as image:

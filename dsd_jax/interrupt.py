@@ -77,7 +77,7 @@ class _SignalThread:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)
-        os.close(self._write)  # which ends the thread
+        os.close(self._write)  # this ends the thread
         self._thread.join(timeout=1)
         os.close(self._read)
 
@@ -145,7 +145,7 @@ class Stop(_SignalThread):
         super().__init__(_SIGNALS if self._alone else (signal.SIGINT,))
         self._unit = unit
         self._asked = threading.Event()
-        self._answered = False  # the job knows, and does what it does before it stops
+        self._answered = False  # the job has been told and is finishing
 
     def __enter__(self) -> "Stop":  # noqa: PYI034
         super().__enter__()

@@ -16,8 +16,8 @@ from rich.text import Text
 __all__ = ["SECONDS_BETWEEN_LINES", "Advance", "clock_time", "phase", "progress"]
 
 SECONDS_BETWEEN_LINES = 10.0
-MOST_SECONDS_BETWEEN_LINES = 60.0  # of a long job, whose log is read later
-SECONDS_BETWEEN_SIGNS = 60.0  # of life, from a phase that takes long
+MOST_SECONDS_BETWEEN_LINES = 60.0  # for a long job, whose log is read later
+SECONDS_BETWEEN_SIGNS = 60.0  # of life, in a long phase
 
 
 @runtime_checkable
@@ -41,7 +41,8 @@ class _Job:
 
     def __init__(self, total: float, unit: str) -> None:
         self.total, self.done, self._unit = total, 0.0, unit
-        self._first: tuple[float, float] | None = None  # when the first units were done, how many
+        # Time at which the first units were done, and their number.
+        self._first: tuple[float, float] | None = None
         self._latest = 0.0
 
     def advance(self, amount: float) -> None:
@@ -79,7 +80,7 @@ class _Elapsed(ProgressColumn):
         return Text(f"{task.elapsed or 0:.0f} s" if job is None else job.left)
 
 
-_bar: Progress | None = None  # the one on the terminal; what begins meanwhile is a line of it
+_bar: Progress | None = None  # the bar on the terminal; further jobs become lines of it
 
 
 @contextmanager

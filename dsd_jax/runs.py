@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SCHEMA = 1  # of run.json and manifest.json
-FOLDER = "checkpoints"  # in the folder of a run, unless told otherwise
+FOLDER = "checkpoints"  # default name in the folder of a run
 STATE, RUN, MANIFEST = "state", "run.json", "manifest.json"
 _HASHED_AT_ONCE = 2**22  # bytes
 _HASHERS = 8

@@ -170,7 +170,7 @@ def materialise(
         held: dict[str, np.ndarray] = {}
 
         def read_once(index: Index | None) -> np.ndarray:
-            assert index is not None  # only where the sharding has no indices to give
+            assert index is not None  # None only if the sharding has no indices
             key = repr(index)  # JAX asks anew for every device that holds the same slice
             if key not in held:
                 held[key] = read(index)

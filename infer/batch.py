@@ -181,7 +181,7 @@ class Results:
             self._file.close()
             raise UserError(f"another run is writing {path}; wait for it, or stop it") from None
         except OSError:
-            pass  # a file system without locks, which cannot tell
+            pass  # the file system has no locks
         self._file.seek(0)
         content = self._file.read()
         # What follows the last line end was being written when the run was killed.
@@ -189,7 +189,8 @@ class Results:
         self._file.truncate(len(whole))
         self.lines: dict[str, dict[str, Any]] = {}
         for line in whole.splitlines():
-            with contextlib.suppress(ValueError, LookupError, TypeError):  # damaged: not there
+            # A damaged line counts as missing.
+            with contextlib.suppress(ValueError, LookupError, TypeError):
                 entry = parse_json(line, str(path), dict)
                 self.lines[entry["id"]] = {"digest": entry["digest"], "status": entry["status"]}
 
@@ -355,10 +356,10 @@ class _Run:
         self._sizes.add(settings.size)
         try:
             made = self.pipeline.run(prepared, batch_size=batch_size, show=show)
-        except NotFiniteError as error:  # any other would be the same for every row
+        except NotFiniteError as error:  # other errors would be the same for every row
             if len(rows) == 1:
                 self._fail(rows[0], error)
-            else:  # it is the fault of one of them
+            else:  # one of the rows is at fault
                 for row in rows:
                     self._sample([row], settings, batch_size)
             return

@@ -31,7 +31,7 @@ from dsd_jax.types import Float32
 
 __all__ = ["MAX_CANVASES", "Denoiser", "Start"]
 
-MAX_CANVASES = 4  # sizes whose programs are kept; the next one begins anew
+MAX_CANVASES = 4  # sizes whose programs are kept; one more clears them
 
 
 class Denoiser:
@@ -218,7 +218,7 @@ def _counting(advance: Advance, callback: Callback | None) -> Callback:
     """A callback that shows every step before it calls the user's."""
 
     def count(done: int, steps: int, img: jax.Array) -> bool | None:
-        jax.block_until_ready(img)  # or the bar would run ahead of the device
+        jax.block_until_ready(img)  # otherwise the bar would run ahead of the device
         advance()
         return None if callback is None else callback(done, steps, img)
 

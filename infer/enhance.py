@@ -72,7 +72,7 @@ class Enhancement:
         )
 
 
-class NotEnhanced(Exception):  # noqa: N818 - the plain prompt is used, and that is said
+class NotEnhanced(Exception):  # noqa: N818 - the plain prompt is used, with a notice
     """The vision model gave nothing that can be used; the message says why."""
 
 
@@ -98,7 +98,7 @@ def enhanced(text: str, image: Image.Image | None, settings: Enhancement) -> tup
     provider = settings.provider
     if settings.mode == "auto" and not (provider.key_env and os.environ.get(provider.key_env)):
         return text, None
-    provider.key()  # enhancement without a key is a mistake; whatever follows is not
+    provider.key()  # a missing key is the user's mistake; later failures are not
     try:
         made = _enhance(text, image, provider)
     except (NotEnhanced, UserError) as error:

@@ -77,7 +77,7 @@ def mesh_of(config: MeshConfig, device: str | None = None) -> Mesh | None:
     Raises:
         UserError: no such device, or not enough of them for the mesh.
     """
-    if device == "cpu":  # before JAX looks for others: kernels are chosen by its first choice
+    if device == "cpu":  # before JAX looks for devices, since kernels depend on its first choice
         jax.config.update("jax_platforms", "cpu")
     try:
         devices = jax.devices(device)

@@ -50,8 +50,7 @@ def sample(solver: Solver, velocity: VelocityFn, carry: Carry, timesteps: Array)
 
 def _step(solver: Solver, velocity: VelocityFn, carry: Carry, t_cur: Array, t_next: Array) -> Carry:
     img, memory = solver.step(velocity, *carry, t_cur, t_next)
-    # Back to where it came from: XLA may choose another order of devices, and recompile the next
-    # step.
+    # Keep the sharding: XLA may choose another order of devices and recompile the next step.
     return constrain(img, "batch", None, None), memory
 
 
@@ -93,7 +92,7 @@ class Programs:
         return self._velocity(state, inputs.flux)
 
     def _guided(self, state: nnx.State, inputs: SamplerInputs) -> VelocityFn:
-        assert inputs.true_guidance is not None  # the callers' condition
+        assert inputs.true_guidance is not None  # checked by the callers
         three = with_null(inputs.flux, inputs.true_guidance)
         return guided(self._velocity(state, three), inputs.true_guidance)
 

@@ -49,7 +49,8 @@ class Lazy(Generic[T]):
         if self.value is None:
             with shown_phase(f"reading the {self._title}", show):
                 if not self._keep:
-                    gc.collect()  # NNX modules lie in reference cycles: those dropped go now
+                    # NNX modules lie in reference cycles, so dropped ones are collected now.
+                    gc.collect()
                 self.value = self._make()
         try:
             yield self.value

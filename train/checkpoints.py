@@ -87,7 +87,7 @@ class Checkpoints:
         self._program: Callable[[TrainState], dict[str, jax.Array]] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._held: int | None = None  # the step last saved or restored
+        self._held: int | None = None  # step that was last saved or restored
         self._first = first_process()
 
     @property

@@ -70,7 +70,7 @@ def train_recipe(
     from_file = [] if file is None else flags_of(file, name, groups)
     given, cluster = call(
         _command(name, recipe, base),
-        [*from_file, *words],  # of a flag that comes twice the second counts
+        [*from_file, *words],  # the second of two equal flags counts
         f"dsd train {name}",
         pairs=True,
     )
@@ -112,7 +112,7 @@ def _command(
             config: TOML file with values for these flags, such as the `run.toml` of another run;
                 flags that are given count more.
         """
-        del config  # read before, its values are among the words
+        del config  # it was read before; its values are among the words
         return Launch(name, recipe, data, run, base), cluster
 
     return command

@@ -169,7 +169,7 @@ class Encoder:
         dtype = self._precision.compute_dtype
         return Text(jnp.asarray(txt).astype(dtype), jnp.asarray(vec).astype(dtype))
 
-    # The programs
+    # Compiled programs
 
     def _noise_keys(self, step: Array) -> Array:
         root = jax.random.fold_in(jax.random.key(self.config.seed), _STREAM)

@@ -119,7 +119,7 @@ def attention_for(mesh: Mesh) -> str:
     return "splash" if mesh.devices.flat[0].platform == "tpu" else "xla"
 
 
-_WHOLE_BLOCK = 20  # arrays of the stream's size that a block makes on its way, about
+_WHOLE_BLOCK = 20  # approximate number of arrays of the stream's size that a block makes
 
 
 def _stream(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> int:

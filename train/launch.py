@@ -91,7 +91,7 @@ def _open(base: BaseConfig, config: TrainConfig) -> FluxParts:
         base.model_path,
         condition=config.condition,
         max_sequence_length=config.max_sequence_length,
-        # Hashing 24 GB is one process's work, and only the first one writes the digests down.
+        # Hashing 24 GB is left to the first process, the only one that stores the digests.
         fingerprint=first_process(),
     )
 

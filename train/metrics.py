@@ -41,7 +41,7 @@ __all__ = [
 METRICS, BATCH_IDS, SKIPPED = "metrics.jsonl", "batch_ids.jsonl", "skipped.jsonl"
 _LINE = Limits(lenient=True)  # a number of a run that went wrong may be NaN
 _WINDOW = 100  # losses that the running median is taken over
-_LEAST = 20  # of them, before it is trusted
+_LEAST = 20  # losses before the median is used
 
 
 class Journal:
@@ -133,7 +133,7 @@ class Log:
     ) -> None:
         self.folder = folder
         self._active = jax.process_index() == 0
-        self.skips = 0  # updates left out so far
+        self.skips = 0  # skipped updates so far
         self._board: Any = None
         self._wandb: Any = None
         if not self._active:

@@ -123,7 +123,7 @@ def _check_adapter(adapter: Adapter, lora: LoraConfig | None) -> None:
 
 
 def _check_targets(model: Flux, lora: LoraConfig | None) -> None:
-    assert lora is not None  # checked with the adapter
+    assert lora is not None  # checked together with the adapter
     flat = nnx.to_flat_state(nnx.state(model, LoraParam))
     held = {".".join(map(str, path[:-1])) for path, _ in flat}
     wanted = set(select(model, lora.targets))
@@ -140,7 +140,7 @@ def _start_condition(model: Flux) -> None:
     assert model.cond_in is not None  # checked by the config
     kernel = model.cond_in.kernel
     if not jnp.any(kernel[...]):
-        # A copy even of the same dtype: this one is trained, and its memory given away.
+        # Always a copy: this one is trained, and its memory is donated.
         kernel[...] = jnp.array(model.img_in.kernel[...], kernel.dtype)
 
 

@@ -109,7 +109,7 @@ def owned(folder: str | Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (root / OWNER).unlink()
                 if made and "://" not in str(root):
-                    Path(root).rmdir()  # does so only if the run has left nothing in it
+                    Path(root).rmdir()  # removes it only if it is empty
 
 
 @contextlib.contextmanager
@@ -129,9 +129,9 @@ def holding(run: RunConfig) -> Iterator[None]:
 def _renew(root: epath.Path, own: Owner, ended: threading.Event) -> None:
     while not ended.wait(RENEWED_EVERY):
         if _token(root) != own.token:
-            return  # removed, or taken over after this process had seemed dead
+            return  # removed, or taken over because this process seemed dead
         own = dataclasses.replace(own, beat=own.beat + 1)
-        with contextlib.suppress(OSError, UserError):  # a full disk is another's message
+        with contextlib.suppress(OSError, UserError):  # other code reports a full disk
             _write(root, own)
 
 
@@ -163,7 +163,7 @@ def _lives(root: epath.Path, found: Owner) -> bool:
         time.sleep(min(1.0, WAIT / 10))
         now = _read(root)
         if now is None:
-            return False  # it has ended meanwhile
+            return False  # the other run has ended
         if now != found:
             return True
     return False
@@ -172,13 +172,13 @@ def _lives(root: epath.Path, found: Owner) -> bool:
 def _boot() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""  # no Linux: the host's name must do
+    return ""  # not Linux: the host's name is used instead
 
 
 def _started(process: int) -> str:
     """Start of a process in ticks since the boot; empty if there is no such process."""
     try:
-        # The name in parentheses may hold spaces; the start is the 20th field behind it.
+        # The name in parentheses may hold spaces; the start is the 20th field after it.
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except FileNotFoundError:
         return "" if Path("/proc/self/stat").exists() else _without_proc(process)

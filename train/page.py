@@ -18,7 +18,7 @@ __all__ = ["PAGE", "write_page"]
 
 PAGE = "run.html"  # in the folder of a run
 SHEETS = ("samples", "prompts")
-MOST_SHEETS = 12  # of a kind; evenly chosen, the first and the last among them
+MOST_SHEETS = 12  # of a kind; evenly spaced, with the first and the last
 MOST_POINTS = 400  # of a curve
 WIDEST = 1200  # pixels of a sheet
 _WIDTH, _HEIGHT = 360, 200  # of a plot

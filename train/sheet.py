@@ -13,7 +13,7 @@ from dsd_jax.types import UInt8
 
 __all__ = ["Sheet", "cells", "draw_sheet", "layout_of"]
 
-SMALLEST = 128  # pixels that a column is wide at least; smaller pictures are shown larger
+SMALLEST = 128  # least width of a column in pixels; smaller pictures are enlarged
 HEAD, LINE, GAP = 22, 15, 4  # pixels: height of the heads, height of a line of text, border
 LINES = 2  # of a caption; the rest is cut
 _TEXT, _PAPER = (40, 40, 40), (255, 255, 255)

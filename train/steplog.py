@@ -80,7 +80,7 @@ class StepLog:
         self._waited, self._steps, self._samples = 0.0, 0, 0
         self._warned = False
         self._said = -math.inf  # when a line was last on the screen
-        self._warm = False  # the first step's time is that of compiling and filling buffers
+        self._warm = False  # the first step compiles and fills buffers, so its time does not count
         kind = jax.devices()[0].device_kind
         self._peak = run.peak_tflops or peak_tflops(kind)
 

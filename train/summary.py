@@ -14,7 +14,7 @@ from dsd_jax.train.state import Split
 
 __all__ = ["at_risk", "summary"]
 
-_LONG = 30 * 60  # seconds of work that few would like to lose
+_LONG = 30 * 60  # seconds of work worth a warning
 
 
 def summary(

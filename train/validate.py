@@ -25,7 +25,7 @@ from dsd_jax.types import Array, Float32, UInt8
 __all__ = ["HeldOut", "SampleSheet", "Validation"]
 
 TIMES = 8  # evenly spaced, in the middle of their intervals
-_SEED = 2**31 - 1  # of the noise; any other than a run's own would do
+_SEED = 2**31 - 1  # seed of the noise; any seed but the run's own would do
 
 
 class SampleSheet:
@@ -52,7 +52,7 @@ class SampleSheet:
     ) -> None:
         self._trainer, self._seeds, self._steps = trainer, np.asarray(seeds, np.uint32), steps
         self._canvas = trainer.objective(pairs.size).canvas
-        # Those of other hosts' samples are not known here.
+        # The texts of other hosts' samples are not known here.
         self._captions = [*pairs.texts, *[""] * len(seeds)][: len(seeds)]
         batch = trainer.encoder(pairs, _SEED)
         first = jax.jit(

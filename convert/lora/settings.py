@@ -23,7 +23,7 @@ HEADER = "lora_adapter_metadata"  # where diffusers keeps it in a file's header
 _LIMITS = Limits(size=4_000_000, depth=16)
 _PATTERN_LENGTH = 1000
 _PATTERN_REPEATS = 10_000  # `{9}` inside `{9}` makes 81 copies when a pattern is compiled
-_PATTERN_SECONDS = 2.0  # for all layers and patterns; honest ones take milliseconds
+_PATTERN_SECONDS = 2.0  # for all layers and patterns; usual ones take milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Settings:
             try:
                 if left <= 0:
                     raise TimeoutError
-                # The patterns are strangers': `re` has no limit of time, `regex` has.
+                # The patterns are untrusted: `regex` has a time limit, `re` has none.
                 if regex.match(rf"(.*\.)?({pattern})$", layer, timeout=left):
                     return alpha
             except TimeoutError:

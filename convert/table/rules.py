@@ -190,7 +190,7 @@ class Piece:
         for number, axis in enumerate(axes):
             for letter in axis.letters:
                 side, size = side_of[letter], self._sizes[letter]
-                if number == 0:  # the rows hold the window alone
+                if number == 0:  # the rows hold only the window
                     side, size = slice(None), side.stop - side.start
                 elif letter in axis.reversed:
                     side = _mirror(side, size)

@@ -18,7 +18,7 @@ __all__ = ["Batched"]
 
 T = TypeVar("T")
 
-SETTLE_S = 20.0  # before a batch that was not heard of is looked for in the provider's list
+SETTLE_S = 20.0  # seconds until an unconfirmed batch is looked for in the provider's list
 
 
 @dataclasses.dataclass
@@ -119,7 +119,7 @@ class Batched(Asker):
                     f"{self._provider.url} did not accept a batch: {self._trouble}"
                 ) from None
             await asyncio.sleep(min(error.retry_after or 0.0, PATIENCE_S))
-            return batch  # it may have arrived all the same, and is looked for
+            return batch  # it may have arrived, so the provider's list is searched for it
         self._unsent = 0
         return await self._name(batch, remote)
 

@@ -100,7 +100,7 @@ class ProviderConfig:
         if self.base_url is not None:
             _check_url(self.base_url)
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
-            raise UserError(  # what was given may be the key itself: it is not repeated
+            raise UserError(  # the value may be the key itself, so it is not repeated
                 "api_key_env must be the name of an environment variable in capital letters, such "
                 "as OPENAI_API_KEY, never the key itself"
             )

@@ -15,7 +15,7 @@ from dsd_jax.structured import read_bytes
 
 __all__ = ["QuestionFiles"]
 
-_MOST_BYTES = 4 << 30  # of a file of answers
+_MOST_BYTES = 4 << 30  # bound of a file of answers
 
 
 class QuestionFiles:

@@ -32,7 +32,7 @@ _GRPC = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 16: 401}
 class GeminiBatches:
     """Batches of files; the tag is part of the batch's display name."""
 
-    most, most_bytes = 50_000, 500_000_000  # it takes 2 GB, but they lie in memory twice
+    most, most_bytes = 50_000, 500_000_000  # the provider takes 2 GB, but lines are in memory twice
 
     def __init__(self, provider: ProviderConfig, access: Access) -> None:
         self._provider, self._dialect = provider, Dialect.of(provider)

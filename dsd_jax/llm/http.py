@@ -124,7 +124,7 @@ def http_failure(error: Exception) -> Failed:
     Only the exception's type is repeated, since its text may hold headers.
     """
     if not isinstance(error, httpx2.HTTPError) and isinstance(error.__cause__, httpx2.HTTPError):
-        error = error.__cause__  # of OpenAI's client
+        error = error.__cause__  # OpenAI's client wraps it
     if isinstance(error, _StatusError):
         return error.failure
     if isinstance(error, _TooLargeError):
@@ -200,7 +200,7 @@ class HttpTransport(abc.ABC):
                 raw = await self._post(self.body(request, other))
             except Failed as again:
                 dialect = other
-                if other.refused(again) != refused:  # else the first refusal says why
+                if other.refused(again) != refused:  # otherwise the first refusal tells more
                     failure = again
             else:
                 self._dialect = other

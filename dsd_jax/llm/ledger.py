@@ -39,8 +39,8 @@ Outcome = Literal["answered", "unreadable", "lost", "failed"]
 Question = tuple[str, Request, int, float]
 """Key, request, and the most tokens and dollars that the answer can take."""
 
-_TOGETHER_S = 0.001  # writes so close share a commit: an answer, and the intent it makes room for
-_SIBLINGS_S = 1.0  # how old the sums of the stage's other ledgers may be
+_TOGETHER_S = 0.001  # writes this close share a commit: an answer, and the intent that follows it
+_SIBLINGS_S = 1.0  # largest age of the sums over the stage's other ledgers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 __all__ = ["Bucket", "Pace"]
 
 Clock = Callable[[], float]
-_LOOK_UP_S = 0.5  # seconds between looks, during a pause, whether the run has ended
+_LOOK_UP_S = 0.5  # during a pause, seconds between checks whether the run has ended
 
 
 class Bucket:

@@ -18,9 +18,9 @@ __all__ = ["PATIENCE_S", "Online", "wait_before"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 PATIENCE_S = 900.0  # a server that asks for a longer wait ends the run instead
-_READY = 1 / 8  # share of those in flight whose intents are written before there is room
+_READY = 1 / 8  # share of `max_in_flight` whose intents are written ahead
 _UNSENT = "the run ended before it was sent"
-_WINDOW = 100  # latest attempts, which tell a server in trouble from a question in trouble
+_WINDOW = 100  # latest attempts, which tell whether the server or the question is at fault
 
 
 class Online(Asker):
@@ -79,7 +79,7 @@ class Online(Asker):
                 if self.stop.error is not None:
                     await self.stop.wait_to_be_cancelled()
                 raise Unanswered(reason)
-            if result.limited:  # it may wait without end, as long as others get through
+            if result.limited:  # it may wait without end while other questions are answered
                 before = self.answers
             await asyncio.sleep(wait_before(attempt, result))
         raise AssertionError
@@ -138,7 +138,7 @@ class Online(Asker):
     async def _miss(self, attempt: int, failed: Failed, tokens: int) -> Failed:
         self._fine.append(False)
         self._pace.used(tokens, 0)
-        if failed.retry_after is not None:  # it holds for all questions
+        if failed.retry_after is not None:  # the wait holds for all questions
             self._pace.pause(min(failed.retry_after, PATIENCE_S))
         outcome: Outcome = "lost" if failed.maybe_charged else "failed"
         await self._ledger.ended(attempt, outcome, self._scrub.text(str(failed)))

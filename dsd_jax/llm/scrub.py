@@ -119,7 +119,8 @@ def _needles(secret: str) -> Iterator[tuple[str, int]]:
     data = secret.encode()
     digits = data.hex()
     yield digits, 2 * window if halved else len(digits)
-    for offset in range(3):  # of the key within the bytes that are encoded, in threes
+    # Base64 encodes groups of three bytes, so the key can start in three ways.
+    for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + data).decode()
         # Without the letters that hold bits of what stands before and after.
         core = encoded[-(-8 * offset // 6) : 8 * (offset + len(data)) // 6]
@@ -133,7 +134,7 @@ class _Map:
 
     def __init__(self) -> None:
         self.decoded: list[int] = []  # where each piece starts in the decoded text
-        self.before: list[Span] = []  # where it was
+        self.before: list[Span] = []  # its span before decoding
         self.escaped: list[bool] = []
 
     def add(self, decoded: int, before: Span, *, escaped: bool) -> None:

@@ -28,7 +28,7 @@ __all__ = ["Session"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-GRACE_S = 20.0  # for answers that are on their way when the run ends
+GRACE_S = 20.0  # wait for answers that are on their way when the run ends
 _log = logging.getLogger(__name__)
 
 
@@ -215,7 +215,8 @@ def _signals(loop: asyncio.AbstractEventLoop, run: _Run[Any, Any]) -> Iterator[N
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    listener = signal.set_wakeup_fd(-1)  # that of `dsd_jax.interrupt`; the loop sets its own
+    # `dsd_jax.interrupt` has set it; the event loop sets its own.
+    listener = signal.set_wakeup_fd(-1)
     for number in before:
         loop.add_signal_handler(number, run.interrupt, number)
     try:
@@ -226,4 +227,4 @@ def _signals(loop: asyncio.AbstractEventLoop, run: _Run[Any, Any]) -> Iterator[N
             signal.signal(number, handler)
         signal.set_wakeup_fd(listener, warn_on_full_buffer=False)
         if run.heard is not None and callable(handler := before[run.heard]):
-            handler(run.heard, None)  # the program hears it too, now that the answers are kept
+            handler(run.heard, None)  # now that the answers are stored, the program handles it too

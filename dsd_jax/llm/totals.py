@@ -127,7 +127,7 @@ def spent_of(path: Path) -> Spent:
     try:
         with contextlib.closing(_reader(path)) as db:
             return Spent(*db.execute("SELECT calls, tokens, cost FROM spent").fetchone())
-    except (sqlite3.Error, TypeError):  # being made at this moment
+    except (sqlite3.Error, TypeError):  # another process is just creating it
         return Spent()
 
 

@@ -19,7 +19,8 @@ __all__ = ["NAMES", "Example", "Findings", "Shown", "findings"]
 
 NAMES = {TEACHER: "teacher, text alone", STUDENT: "student, text and reference"}
 _EXAMPLES, _GRIDS, _KEPT = 12, 8, 8
-_REFUSED, _FILTERED = 5, 3  # by the judge, and before it
+# Numbers of pairs to show: rejected by the judge, and by a filter before it.
+_REFUSED, _FILTERED = 5, 3
 
 
 @dataclasses.dataclass(frozen=True)

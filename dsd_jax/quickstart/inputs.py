@@ -22,7 +22,7 @@ __all__ = ["IMAGE_SCALE", "MAKING", "STUDENT", "TEACHER", "Budget", "write_input
 
 MAKING = "making"
 STUDENT, TEACHER = "student", "teacher"
-IMAGE_SCALE = 2.0  # of true guidance: the student looks at the reference harder than it was trained
+IMAGE_SCALE = 2.0  # true guidance: it strengthens the effect of the reference
 _BUDGET = "budget.json"
 
 

@@ -16,9 +16,9 @@ __all__ = ["write_picture"]
 
 _INK, _SOFT, _PAPER, _LINE = "#1f2328", "#59636e", "#ffffff", "#d0d7de"
 _WIDTH, _MARGIN = 1280, 24
-_TITLE, _TEXT = 18, 14  # heights of letters
-_SIDE = 3 * PANEL  # of a panel
-_BETWEEN = 4  # pictures of a group
+_TITLE, _TEXT = 18, 14  # font sizes
+_SIDE = 3 * PANEL  # side of a panel
+_BETWEEN = 4  # pixels between the pictures of a group
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ __all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Step", "quickstart", "run_steps", "stu
 
 Dsd = Callable[[Sequence[str]], int]
 Show = Callable[[str], None]
-TEXT_TOKENS = 16  # of T5: texts of one picture are short, and what is not there costs no time
+TEXT_TOKENS = 16  # T5 tokens: texts about one picture are short, and fewer tokens take less time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +140,10 @@ def student_steps(folder: Path, steps: int) -> list[Step]:
     text = ["--max_sequence_length", str(TEXT_TOKENS)]
 
     def clear_export() -> None:
-        # A training that was asked to stop (SIGTERM) ends well, too.
+        # A training that was asked to stop (SIGTERM) ends with status 0 too.
         if steps not in steps_of(run / "checkpoints"):
             raise SystemExit("the training was stopped; the same command goes on with it")
-        shutil.rmtree(export, ignore_errors=True)  # `dsd convert` writes over nothing
+        shutil.rmtree(export, ignore_errors=True)  # `dsd convert` never overwrites
 
     return [
         Step(

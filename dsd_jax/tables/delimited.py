@@ -57,10 +57,10 @@ def _reader(text: io.TextIOWrapper, path: Path) -> tuple[Iterator[list[str]], li
     """A reader positioned after the header, and the names in the header."""
     lines = iter(lambda: text.readline(_LINE), "")
     first = next((line for line in lines if line.strip()), "")
-    if first.startswith("sep="):  # what Excel begins a file with to say its delimiter
+    if first.startswith("sep="):  # Excel states its delimiter so
         delimiter, first = first[len("sep=") :][:1], next(lines, "")
     else:
-        # A name may hold one of the others: the delimiter is what gives the most columns.
+        # A name may hold another delimiter: the right one gives the most columns.
         delimiter = max(_DELIMITERS, key=lambda each: len(_cells(first, each)))
     try:
         # Strict: a quote that is never closed must not hide the rows after it.

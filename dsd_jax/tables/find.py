@@ -8,8 +8,8 @@ from dsd_jax.errors import UserError, and_more, did_you_mean
 
 __all__ = ["BINARY", "ENDINGS", "find_files"]
 
-_JSON = ".json"  # what a folder's notes about itself are written in, too
-_TEXT = (".jsonl", ".csv", ".tsv", ".ndjson")  # of which a folder holds one
+_JSON = ".json"  # also the format of metadata files
+_TEXT = (".jsonl", ".csv", ".tsv", ".ndjson")  # a folder holds one such table
 BINARY = (".parquet", ".arrow", ".tar")
 """Endings of tables that are often cut into many files."""
 ENDINGS = (*_TEXT, _JSON, *BINARY)
@@ -33,7 +33,8 @@ _SPLITS = {
     "evaluation": "test",
 }
 _SHARD = re.compile(r"(?P<name>\w+?)-\d{5}-of-\d{5}")
-_CACHED = re.compile(r"cache-[0-9a-f]+\w*\.arrow")  # what `datasets` leaves beside a saved table
+# Files that `datasets` leaves beside a saved table.
+_CACHED = re.compile(r"cache-[0-9a-f]+\w*\.arrow")
 _REST = "the rest"
 
 

@@ -187,7 +187,8 @@ class _Window:
                 if not self._more():
                     raise
                 continue
-            if end == len(self._held) and self._more():  # what ends here may be half a number
+            # A number may go on after the part that was read.
+            if end == len(self._held) and self._more():
                 continue
             start, self._at = self._at, end
             return self._held[start:end]

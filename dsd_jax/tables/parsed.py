@@ -15,8 +15,8 @@ __all__ = ["PROBED", "Parsed", "check_unpacked", "checked", "names_of", "open_te
 
 PROBED = 100
 """Number of rows that give the column names, if a file does not list them."""
-_MEMBERS = 16  # of a list that are named as columns
-_PACKERS = {  # beginning of a file -> what it was compressed by
+_MEMBERS = 16  # most members of a list that become columns
+_PACKERS = {  # beginning of a file -> the program that compressed it
     rb"\x1f\x8b": "gzip",
     rb"PK\x03\x04": "zip",
     rb"BZh[1-9]1AY&SY": "bzip2",

@@ -81,6 +81,6 @@ def _storable(text: str) -> bool:
 def _shown(text: str) -> str:
     """Names the first lone surrogate of a text."""
     code = next(ord(x) for x in text if 0xD800 <= ord(x) < 0xE000)
-    if 0xDC80 <= code < 0xDD00:  # how Python keeps a byte of an argument or a file name
+    if 0xDC80 <= code < 0xDD00:  # Python keeps a byte of an argument or a file name so
         return f"the byte {code - 0xDC00:#04x}, which is not UTF-8"
     return f"the half character \\u{code:04x}, which UTF-8 cannot hold"

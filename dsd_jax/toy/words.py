@@ -43,8 +43,8 @@ __all__ = [
 
 T5_LENGTH = 48  # tokens of the longest grid prompt, its end included
 PANELS = ("top-left", "top-right", "bottom-left", "bottom-right")
-BESIDE = "right-hand"  # of two pictures, the one that is told
-OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, behind "a grid of"
+BESIDE = "right-hand"  # the one of two pictures that the words describe
+OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, after "a grid of"
 _UNSAID = {field.default for field in dataclasses.fields(Scene)}
 KINDS: tuple[tuple[str, ...], ...] = (
     *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)),

@@ -25,12 +25,12 @@ __all__ = ["encoder_tensors"]
 
 _REACH = 7  # tokens; farther ones share buckets of the relative bias
 _FOUND = 40.0  # logit of a word of the head's kind; a token itself has 0
-_FARTHER = 3.0  # less for every token farther away, so that the nearest is found
-_ELSE = -10.0  # of any word in reach: a token that finds nothing looks at itself
-_NEVER = -100.0  # of any word out of reach
-_FAINT = 0.02  # of CLIP's logits that would depend on content
+_FARTHER = 3.0  # lower logit per token of distance, so that the nearest word is found
+_ELSE = -10.0  # logit of other words in reach: a token that finds nothing looks at itself
+_NEVER = -100.0  # logit of words out of reach
+_FAINT = 0.02  # factor on CLIP's logits that would depend on content
 _LOUD = 6.0  # first coordinate of the embeddings that CLIP looks at; other tokens have -1
-_GIST = 2.0  # of what CLIP's attention adds to its end token
+_GIST = 2.0  # factor on the output of CLIP's attention at the end token
 
 
 def encoder_tensors(config: T5Config | ClipConfig, seed: int) -> dict[str, np.ndarray]:
