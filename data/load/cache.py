@@ -55,15 +55,15 @@ TextEncode = Callable[[Sequence[str]], Mapping[str, tuple[Any, Any]]]
 """Encodes prompts; gives the arrays `txt` [Lt, Dt] and `vec` [Dv] for each distinct one."""
 
 Size = tuple[int, int]
-_BINDING = "binding.json"  # what an unfinished folder is being encoded from, and with
-_THREADS = 8  # that decode, a batch ahead
+_BINDING = "binding.json"  # dataset and weights of an unfinished folder
+_THREADS = 8  # threads that decode, a batch ahead
 
 
 @dataclasses.dataclass(frozen=True)
 class _Ready:
     """A record whose frames are cut to size."""
 
-    number: int  # in its shard
+    number: int  # number in its shard
     record: PairRecord
     size: Size
     reference: Float32[np.ndarray, "H W 3"]
@@ -216,7 +216,7 @@ class _Encoder:
         self._images, self._text, self.batch = images, text, batch
 
     def __call__(self, ready: Sequence[_Ready]) -> list[EncodedPair]:
-        # Filled up by repetition: one program for any number, and no result depends on it.
+        # Filled up with repeated rows: one program serves any number, and no result depends on it.
         filled = [ready[min(i, len(ready) - 1)] for i in range(self.batch)]
         reference = np.stack([item.reference for item in filled])
         target = np.stack([item.target for item in filled])

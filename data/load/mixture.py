@@ -173,12 +173,12 @@ class Mixture:
             raise UserError(f"{lacks} has no weight but others have; give all of them one, or none")
         pools = [[i] for i in range(len(portions))] if any(weighted) else [range(len(portions))]
         self.pool_sizes: list[int] = []
-        weights: list[list[Fraction]] = []  # of the streams, [pool][size]
+        weights: list[list[Fraction]] = []  # weights of the streams, [pool][size]
         self._streams: list[list[_Stream]] = []
         for members in pools:
             streams = self._sort(members, seed)
             total = sum(len(stream.record) for stream in streams)
-            # 0.1 is meant as a tenth, not as the binary number beside it.
+            # 0.1 means a tenth, not the nearest binary number.
             share = Fraction(str(portions[members[0]].weight or 1))
             weights.append([share * len(stream.record) / total for stream in streams])
             self.pool_sizes.append(total)
@@ -215,7 +215,7 @@ class Mixture:
 
     def plan(self, step: int) -> Plan:
         """The batch of a step. Safe to call from many threads."""
-        with self._lock:  # they all want the same few steps; one of them works it out
+        with self._lock:  # all threads want the same few steps, and one of them computes each
             plan = self._plans.get(step)
             if plan is None:
                 plan = self._plans[step] = self._work_out(step)

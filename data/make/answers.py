@@ -135,7 +135,7 @@ async def _written(
         model = answer.model
         problem = problem_of(answer)
         if problem:
-            reason = problem  # nothing to discuss: the same question again
+            reason = problem  # such an answer needs no reply: the same question is asked again
             request = dataclasses.replace(request, sample=request.sample + 1)
             continue
         text, faults = check(answer.text)

@@ -146,7 +146,7 @@ def _sample(config: CaptionsConfig) -> tuple[list[Caption], dict[str, int]]:
         kept = sum(row.kept for row in rows)
         if kept == config.count or len(candidates) < limit:
             break
-        limit *= 2  # more of them were near duplicates than was allowed for
+        limit *= 2  # more of them were near duplicates than expected
     if not kept:
         names = ", ".join(str(path) for path in config.source)
         found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -157,7 +157,7 @@ def _sample(config: CaptionsConfig) -> tuple[list[Caption], dict[str, int]]:
 def _first(config: CaptionsConfig, limit: int) -> tuple[list[_Candidate], dict[str, int]]:
     """The captions with the smallest hashes, sorted by hash, and counts of the source."""
     counts: Counter[str] = Counter()
-    heap: list[tuple[int, str, _Candidate]] = []  # the last of the first on top
+    heap: list[tuple[int, str, _Candidate]] = []  # the last of the candidates is on top
     held: set[CaptionId] = set()
     for text, problem, where in read_captions(
         config.source, config.caption_column, config.url_column, config.split

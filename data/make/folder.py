@@ -15,7 +15,7 @@ from dsd_jax.structured import MalformedError, read_json
 
 __all__ = ["begin_stage", "begun_folder", "begun_settings", "is_begun", "open_parts"]
 
-_BEGUN = "making.json"  # says how many parts there are
+_BEGUN = "making.json"  # holds the number of parts
 _SETTINGS = "settings.json"
 
 

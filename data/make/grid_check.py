@@ -7,8 +7,8 @@ from dsd_jax.errors import UserError
 
 __all__ = ["STEEPEST", "WIDEST", "GridCheck"]
 
-STEEPEST = 0.12  # of the side; drift of a tilted separator that is looked for
-WIDEST = 0.4  # of the side; width of a gutter that is looked for
+STEEPEST = 0.12  # largest drift of a tilted separator, as a part of the side
+WIDEST = 0.4  # largest width of a gutter, as a part of the side
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,7 +114,7 @@ def paint_grids(
 
         def painted(amount: float = 1.0) -> None:
             advance(amount)
-            stop.check()  # what is painted is on disk
+            stop.check()  # all painted pictures are on disk
 
         opened: Teacher | None = None
         for part in todo:
@@ -130,7 +130,7 @@ def _plans(parts: Parts, config: GridsConfig, part: int) -> list[_Plan]:
     """Lists the grids of a part, sorted by id; removes unfinished files of a killed run."""
     plans = []
     for row in parts.kept(PROMPTS, part):
-        assert row.prompt is not None  # it was kept
+        assert row.prompt is not None  # a kept row has one
         for number in range(config.per_prompt):
             name = GridId(row.id, number)
             plans.append(_Plan(name, row.prompt, parts.picture(name)))
@@ -196,6 +196,6 @@ def _row(plan: _Plan) -> Grid:
     )
     if not plan.path.exists():
         return dataclasses.replace(row, status="failed", reason="not_finite")
-    with Image.open(plan.path, formats=("PNG",)) as image:  # our own
+    with Image.open(plan.path, formats=("PNG",)) as image:  # a file of our own
         width, height = image.size
     return dataclasses.replace(row, sha256=file_sha256(plan.path), width=width, height=height)

@@ -24,9 +24,9 @@ from dsd_jax.tasks import Question, task_named
 
 __all__ = ["Judge", "JudgeConfig", "verdict_of"]
 
-MOST = 10  # of the scale of an aspect
+MOST = 10  # highest mark of an aspect
 _WORD = re.compile(r"[^\W_]+")
-_ECHO = re.compile(r"\byes\W+(?:or|nor|and)\W+no\W*$", re.IGNORECASE)  # the question, not an answer
+_ECHO = re.compile(r"\byes\W+(?:or|nor|and)\W+no\W*$", re.IGNORECASE)  # repeats the question
 
 Verdict = Literal["yes", "no"]
 

@@ -13,14 +13,14 @@ from dsd_jax.data.make.ids import PANELS, GridId, PanelId
 
 __all__ = ["DISTANCE", "duplicates", "hashes", "similarity"]
 
-SIDE = 32  # pixels that the structure is taken from
-WAVES = 8  # of each direction that it is described by
-DISTANCE = 3  # of 64 bits; what copies may differ by
-SHADES = 1  # of 16; what the colours of copies may differ by, in each of 4 x 4 fields
+SIDE = 32  # pixels along each side for the structure
+WAVES = 8  # waves per direction that describe the structure
+DISTANCE = 3  # of 64 bits that may differ between copies
+SHADES = 1  # of 16 levels that colours of copies may differ by, in each of 4 x 4 fields
 FIELDS = 4
-BANDS = 5  # of the 64 bits; copies that differ in three of them agree in two
-THUMB = 16  # pixels that pictures are compared at
-WORST = 8  # of those pixels, of 256
+BANDS = 5  # parts of the 64 bits; copies that differ in three parts agree in two
+THUMB = 16  # pixels along each side for comparisons
+WORST = 8  # number of those 256 pixels that count
 
 # Rows of a discrete cosine transform, in steps of 1/4096.
 _COSINES = np.rint(
@@ -37,7 +37,8 @@ def hashes(image: Image.Image) -> str:
     """
     gray = _pixels(image.convert("L"), SIDE)
     waves = (_COSINES @ gray @ _COSINES.T).reshape(-1)
-    bits = waves > np.median(waves[1:])  # the first is the mean, which says nothing of structure
+    # The first wave is the mean, which tells nothing about structure.
+    bits = waves > np.median(waves[1:])
     structure = int("".join("1" if bit else "0" for bit in bits), 2)
     shades = _pixels(image, FIELDS).reshape(-1) // 16
     return f"{structure:016x}" + "".join(f"{shade:x}" for shade in shades)
@@ -83,7 +84,7 @@ def duplicates(grids: Mapping[GridId, Sequence[str]]) -> dict[PanelId, PanelId]:
     for a, b in _near(looks):
         alike.setdefault(a, []).append(b)
         alike.setdefault(b, []).append(a)
-    kept: dict[int, int] = {}  # look to the first panel that has it
+    kept: dict[int, int] = {}  # hash -> first panel that has it
     found: dict[PanelId, PanelId] = {}
     for number, look in enumerate(of.tolist()):
         panel, _ = panels[number]

@@ -6,12 +6,12 @@ from dsd_jax.data.make.grid_check import GridCheck
 
 __all__ = ["Lines"]
 
-BINS = 32  # along half a separator, each the mean of its pixels
-ENDS = 0.05  # of the side; not asked at either end of a line and where separators cross
+BINS = 32  # bins along half a separator, each the mean of its pixels
+ENDS = 0.05  # part of the side that is left out at both ends of a line and where separators cross
 NEAR = 5  # reduced pixels on each side that a step is compared with
 BROAD = 4  # columns whose mean is compared, for borders of patterns
 PLAIN = 0.8  # part of a gutter that has its colour; speech balloons may lie over it
-LEVELS = 12.0  # of 255; what one colour may vary by in a gutter
+LEVELS = 12.0  # of 255, by which one colour may vary in a gutter
 
 
 class Lines:
@@ -72,7 +72,7 @@ def _steps(bins: np.ndarray, size: int, check: GridCheck) -> np.ndarray:
     count = bins.shape[1] + 1
     sums = np.pad(bins, ((0, 0), (size, size), (0, 0)), mode="edge").cumsum(1)
     sums = np.pad(sums, ((0, 0), (1, 0), (0, 0)))
-    means = (sums[:, size:] - sums[:, :-size]) / size  # means[x]: of the columns x - size to x
+    means = (sums[:, size:] - sums[:, :-size]) / size  # means[x] is that of columns x - size to x
     steps = np.abs(means[:, size:] - means[:, :-size]).max(2)[:, :count]
     steps[:, [0, -1]] = 0
     reach = size + NEAR

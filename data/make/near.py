@@ -15,10 +15,10 @@ from jaxtyping import UInt32, UInt64
 
 __all__ = ["NearTexts"]
 
-_LETTERS = 5  # of a run
+_LETTERS = 5  # letters of a sequence
 _HASHES = 64
 _WIDTHS = (4, 8, 16, 32, 64)  # hashes in a band
-_MISSED = 0.0125  # share of repeated texts that may meet in no band; 0.0123 at similarity 0.7
+_MISSED = 0.0125  # share of repeated texts that may share no band; 0.0123 at similarity 0.7
 _DEVIATIONS = 3.5  # standard deviations by which the share of equal hashes may be too small
 
 
@@ -43,7 +43,8 @@ class NearTexts:
         self._similarity = similarity
         self._width = _width(similarity)
         self._held: list[tuple[str, str]] = []
-        self._signatures = np.empty((64, _HASHES), np.uint32)  # of `_held`, and room for more
+        # Those of `_held`, and space for more.
+        self._signatures = np.empty((64, _HASHES), np.uint32)
         deviation = (similarity * (1 - similarity) / _HASHES) ** 0.5
         self._least_equal = similarity - _DEVIATIONS * deviation
         self._bands: list[dict[int, array]] = [{} for _ in range(_HASHES // self._width)]

@@ -149,7 +149,7 @@ def _costs_table(totals: Mapping[str, Totals]) -> str:
     columns = ("questions", "answers", "maybe", "tokens in", "tokens out", "dollars")
     rows = []
     for stage, seen in totals.items():
-        unpriced = seen.unpriced - seen.unreadable  # what cannot be read has no price
+        unpriced = seen.unpriced - seen.unreadable  # unreadable answers have no price
         rows.append(
             (
                 stage,

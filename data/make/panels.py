@@ -19,7 +19,7 @@ from dsd_jax.data.make.stages import Box
 __all__ = ["Panels", "find_panels"]
 
 COARSE = 256  # pixels of the longer side that separators are looked for in
-FLAT = 6.0  # of 255; what a background may vary by
+FLAT = 6.0  # of 255, by which a background may vary
 
 
 class Panels(NamedTuple):
@@ -98,10 +98,10 @@ def _spans(
     separator: Separator, factor: int, side: int, check: GridCheck
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Pixels of the two panels along one side, without what lies next to a border."""
-    margin = factor - 1 + round(check.margin * side)  # a step is known to one reduced pixel
+    margin = factor - 1 + round(check.margin * side)  # a step is known up to one reduced pixel
     start, stop = int(separator.start * factor), -int(-separator.stop * factor // 1)
     end = side if separator.high == side // factor else separator.high * factor
-    low, high = separator.low * factor + margin, end - margin  # a frame may be thinner than a pixel
+    low, high = separator.low * factor + margin, end - margin  # a rim may be thinner than a pixel
     return (low, start - margin), (stop + margin, high)
 
 

@@ -173,7 +173,7 @@ def _collected(waiting: list[AnswersPending]) -> Iterator[None]:
 def _answered(
     parts: Parts, asking: _Asking[T], part: int, items: Sequence[T], advance: Callable[[], None]
 ) -> list[StageRow]:
-    assert asking.provider is not None  # without one nothing is asked
+    assert asking.provider is not None  # without one there are no questions
     session = Session(asking.provider, parts.ledger(asking.stage, part))
     rows: list[StageRow] = []
     for _, made in session.run(items, asking.work):

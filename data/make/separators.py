@@ -13,12 +13,12 @@ __all__ = ["Separator", "State", "find_separator"]
 
 State = Literal["good", "none", "half", "crooked", "uneven", "wide", "many"]
 
-OFF_MIDDLE = 0.1  # of the side; beyond it a line is another line, not an uneven separator
-ALIKE = 0.08  # support by which lines do not differ
+OFF_MIDDLE = 0.1  # part of the side; a line beyond it is not an uneven separator but another line
+ALIKE = 0.08  # difference of support that does not count
 LEAN = 2  # columns beside a separator that tell whether it leans
-DOUBT = 0.2  # support that the mean of both halves has to have more than the lesser needs
+DOUBT = 0.2  # support that the mean of both halves needs beyond what the lesser half needs
 CLEAR = 0.75  # support along one half that cannot be content
-FRAME = 0.08  # of the side; how wide a frame around the grid may be
+FRAME = 0.08  # largest width of a rim around the grid, as a part of the side
 
 
 class Separator(NamedTuple):
@@ -76,7 +76,7 @@ def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Sep
     if _divided(separator, touching, gutters, width, upright=upright):
         return Separator("many")
     start, stop = separator.start, separator.stop
-    if separator in touching:  # one border of it may be lost in a texture
+    if separator in touching:  # one of its borders may be lost in a texture
         most = round(check.max_gutter * width)
         before, after = lines.plain(start - 1, -1, most), lines.plain(stop, 1, most)
         longer = abs((start - before) - (width - stop - after)) - abs(start - (width - stop))

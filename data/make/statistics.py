@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 SAMPLE = 50_000  # prompts; ids are hashes, so the first ones are a sample
-_NGRAM = 4  # words that two prompts share by chance only if they were written alike
+_NGRAM = 4  # words; two prompts rarely share so many by chance
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -138,7 +138,7 @@ def diversity(rows: Iterable[Prompt]) -> Diversity:
     """Measures the first 50,000 prompts that were kept."""
     subjects: Counter[str] = Counter()
     grams: dict[int, Counter[int]] = {n: Counter() for n in (1, 2, 3)}
-    holders: Counter[int] = Counter()  # prompts with a 4-gram
+    holders: Counter[int] = Counter()  # number of prompts by 4-gram
     uses: Counter[int] = Counter()
     prompts = 0
     for row in rows:

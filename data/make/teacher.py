@@ -78,7 +78,7 @@ def teacher_of(pipeline: Pipeline, config: GridsConfig, batch_size: int | None =
     def paint_or_none(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
         try:
             return [*paint(prompts, seeds)]
-        except NotFiniteError:  # at least one of them is at fault
+        except NotFiniteError:  # at least one of the pictures is at fault
             return [paint_alone(*each) for each in zip(prompts, seeds, strict=True)]
 
     parameters = {

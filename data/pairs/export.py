@@ -30,9 +30,9 @@ Format = Literal["parquet", "folder"]
 
 IMAGES = ("reference", "target")
 TEXTS = ("id", "caption", "instruction", "subject", "task", "provenance")
-_BEGUN = "exporting.json"  # there while an export is not finished
+_BEGUN = "exporting.json"  # exists while an export is unfinished
 _SPLIT = "train"
-_ROWS = 100  # of a row group: what a viewer of the hub reads at a time
+_ROWS = 100  # rows of a group, which a viewer of the hub reads at a time
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 _SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 
@@ -135,7 +135,7 @@ def _write_table(path: Path, records: list[tuple[int, PairRecord]]) -> None:
     words = [_words(record) for _, record in records]
     for name in TEXTS:
         columns[name] = Array([each[name] for each in words], type=DataType.string())
-    written = io.BytesIO()  # the library panics, and prints so, where it cannot write to a disk
+    written = io.BytesIO()  # the library panics, and prints that, if it cannot write to a disk
     write_parquet(
         Table.from_pydict({name: columns[name] for name in _features()}),
         written,

@@ -21,10 +21,10 @@ from dsd_jax.tables.tar import KEY
 
 __all__ = ["ImportSettings", "RowError", "RowReader"]
 
-MAX_FILE_BYTES = 2**28  # of an image file, read whole
+MAX_FILE_BYTES = 2**28  # bound of an image file
 _LISTED = 12  # columns that a message names
-_FILE_NAME = "file_name"  # how an image folder of the `datasets` library names its image columns
-_PROVENANCE = "provenance"  # how `dsd data export` keeps that of a record
+_FILE_NAME = "file_name"  # suffix of image columns in an image folder of the `datasets` library
+_PROVENANCE = "provenance"  # column that `dsd data export` writes
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,

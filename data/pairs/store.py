@@ -44,7 +44,7 @@ __all__ = [
 FORMAT = "dsd-pairs"
 SCHEMA = 1
 MANIFEST = "dataset.json"
-WRITING = "writing.json"  # there while a dataset is being written
+WRITING = "writing.json"  # exists while a dataset is being written
 STEM = "pairs"
 _LIMITS = Limits(size=2**28)  # a dataset may have many shards
 

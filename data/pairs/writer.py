@@ -133,7 +133,7 @@ class PairWriter:
                 f"{self.path} holds an unfinished dataset of another source or other settings; "
                 "repeat the command that began it, or remove the folder"
             )
-        if begun is None:  # new, or killed before its first line was written
+        if begun is None:  # the folder is new, or the writer was killed before its first line
             self._lock.truncate(0)
             self._lock.write(json.dumps(self.origin, ensure_ascii=False).encode())
             self._lock.flush()
@@ -270,7 +270,7 @@ class PairWriter:
                 self._writer.discard()
             if self._rejects is not None:
                 self._rejects.close()
-            if not (self.complete or self._shards):  # nothing to go on with
+            if not (self.complete or self._shards):  # there is nothing to resume
                 self._clear(keep_rejects=kind is None and self.rejected > 0)
             self._lock.close()
 
@@ -279,4 +279,4 @@ class PairWriter:
         if not keep_rejects:
             (self.path / REJECTED).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self.path.rmdir()  # if there is nothing else in it
+            self.path.rmdir()  # fails if it holds other files
