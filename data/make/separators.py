@@ -18,7 +18,7 @@ ALIKE = 0.08  # difference of support that does not count
 LEAN = 2  # columns beside a separator that tell whether it leans
 DOUBT = 0.2  # support that the mean of both halves needs beyond what the lesser half needs
 CLEAR = 0.75  # support along one half that cannot be content
-FRAME = 0.08  # largest width of a rim around the grid, as a part of the side
+RIM = 0.08  # largest width of a rim around the grid, as a part of the side
 
 
 class Separator(NamedTuple):
@@ -82,7 +82,7 @@ def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Sep
         longer = abs((start - before) - (width - stop - after)) - abs(start - (width - stop))
         if longer <= 0.02 * width:  # a true border makes panels no less even
             start, stop = start - before, stop + after
-    left, right = _frame(lines, support, check)
+    left, right = _rim(lines, support, check)
     lean = _lean(support[:, separator.start - LEAN : separator.stop + LEAN + 1])
     return Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right, lean)
 
@@ -187,10 +187,10 @@ def _divided(
     return upright and all((np.abs(places - at) <= 0.02).any() for at in (0.25, 0.75))
 
 
-def _frame(lines: Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]:
+def _rim(lines: Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]:
     """Inner borders of a rim of one colour around the grid; the picture's own if there is none."""
     width, both = lines.width, support.min(0) >= check.min_support
-    widest = round(FRAME * width)
+    widest = round(RIM * width)
     left = [x for x in range(1, widest + 1) if both[x] and lines.uniform(0, x - (x > 2))]
     right = [
         x
