@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.results import save
+from dsd_jax.config import FLOAT32
 from dsd_jax.infer.denoiser import MAX_CANVASES
 from dsd_jax.infer.pipeline import Pipeline
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, default=3 * MAX_CANVASES)
     count = parser.parse_args().sizes
-    pipeline = Pipeline.load("toy", lora_path="toy", dtype="float32", max_sequence_length=16)
+    pipeline = Pipeline.load("toy", lora_path="toy", precision=FLOAT32, max_sequence_length=16)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     rows = []
     for number in range(count):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,7 +15,9 @@ from dsd_jax.structured import (
     Limits,
     MalformedError,
     build,
+    json_end,
     json_lines,
+    json_value,
     parse_json,
     parse_toml,
     read_json,
@@ -204,3 +207,17 @@ def test_a_thousand_mistakes_are_not_a_thousand_lines():
 def test_limits_hold_for_large_but_plain_json():
     rows = json.dumps([{"id": number, "text": "a photo"} for number in range(20_000)])
     assert len(parse_json(rows, "x", list, JSON)) == 20_000
+
+
+def test_the_end_of_a_value_within_a_text():
+    text = 'So: {"a": [1, "}"], "n": ' + "9" * 6_000 + "} and {"
+    end = json_end(text, 4)
+    assert text[end:] == " and {"
+    with pytest.raises(ValueError, match="property name"):
+        json_end(text, end + 5)
+
+
+def test_a_value_of_our_own_as_json_gives_it_back():
+    assert json_value({"b": (1, 2), "a": None}) == {"b": [1, 2], "a": None}
+    assert list(json_value({"b": {"d": 1, "c": 2}, "a": 0}, sort_keys=True)) == ["a", "b"]
+    assert json_value([Path("x/y")], lambda path: path.name) == ["y"]

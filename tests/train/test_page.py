@@ -75,6 +75,22 @@ def test_a_page_stands_alone_and_tells_no_place(run: Path) -> None:
     assert "nan" not in re.sub(r"base64,[\w+/=]+", "", text).lower()
 
 
+def test_a_damaged_sample_is_named(run: Path) -> None:
+    path = run / "samples" / "00000000.png"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(UserError, match=r"cannot decode .*00000000\.png: .*; the file is damaged"):
+        write_page(run, run / "run.html")
+
+
+def test_damaged_lines_of_the_metrics_are_left_out(run: Path) -> None:
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(
+            b'\xff\n[1]\n{"loss": 3}\n{"step": "x"}\n{"step": 1001, "loss": "x"}\n{"step": 3'
+        )
+    write_page(run, run / "run.html")
+    assert "1,001 steps" in (run / "run.html").read_text()
+
+
 def test_the_command_writes_a_page_or_a_picture(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,3 +50,12 @@ def test_another_picture_is_no_sheet(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     with pytest.raises(UserError, match="is not a sheet of samples"):
         cells(tmp_path / "plain.png")
+
+
+def test_a_layout_that_does_not_fit_its_picture_is_refused(tmp_path: Path) -> None:
+    sheet = draw_sheet(rows(2, 64, 64), HEADS, ["a", "b"])
+    path = tmp_path / "sheet.png"
+    for change in ({"rows": 10**9}, {"scale": 0}, {"picture": "64"}, {"heads": 7}, {"rows": 5}):
+        save_image(sheet.image, path, {**sheet.layout, **change})
+        with pytest.raises(UserError, match="is no sheet of samples: its layout does not fit it"):
+            cells(path)

@@ -261,3 +261,15 @@ def test_an_answer_that_is_not_as_asked_is_put_once_more_and_then_undecided(said
     row = filtered(ask)
     assert (row.status, row.reason) == ("undecided", reason)
     assert [request.sample for request in ask.asked] == [0, 1]
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, "[1]", '{"id": "x"}', "\udcff", ""])
+def test_a_damaged_sample_is_named(tmp_path: Path, damage: str):
+    source = text_file(tmp_path / "a.txt", captions(3))
+    rows_of(tmp_path, config(source))
+    (path,) = tmp_path.rglob("sample.jsonl")
+    counts, _, *rest = path.read_text().split("\n")
+    lines = [damage, *rest] if damage in ("[1]", "") else [counts, damage, *rest]
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=r"sample.jsonl is damaged; remove it and run `dsd data ca"):
+        rows_of(tmp_path, config(source))
