@@ -1,6 +1,7 @@
 """Starts a run from its settings: opens weights and data and hands them to the loop."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -51,11 +52,11 @@ def launch(given: Launch) -> Outcome:
         UserError: something that the settings name is missing or does not fit; and whatever ends
             the loop, see `dsd_jax.train.loop.train`.
     """
-    with holding(given.run):
-        return _launch(given)
+    with holding(given.run) as held:
+        return _launch(given, held)
 
 
-def _launch(given: Launch) -> Outcome:
+def _launch(given: Launch, held: Callable[[], None]) -> Outcome:
     config, run = given.config, given.run
     mesh = make_mesh(config.mesh)
     with busy("opening the base"):
@@ -82,7 +83,7 @@ def _launch(given: Launch) -> Outcome:
     if first_process():
         groups = given.base, given.data, run, config
         write_run_file(run.output_dir / RUN_FILE, given.preset, groups)
-    return train(trainer, run, source, validation=validation, preset=given.preset)
+    return train(trainer, run, source, validation=validation, preset=given.preset, held=held)
 
 
 def _open(base: BaseConfig, config: TrainConfig) -> FluxParts:

@@ -109,6 +109,7 @@ def train(
     *,
     validation: Validation | None = None,
     preset: str = "",
+    held: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Trains until the last step, or until the process is asked to stop (Ctrl-C or SIGTERM).
 
@@ -118,6 +119,7 @@ def train(
         source: the data; it is set to the step that the run resumes at.
         validation: held-out pairs; None for no validation.
         preset: name of the preset, stored with checkpoints.
+        held: called before every step; raises if the folder of the run is lost.
 
     Raises:
         UserError: the folder belongs to another run, a step went wrong, a record cannot be read,
@@ -147,6 +149,7 @@ def train(
         step_log = StepLog(trainer, run, log, checkpoints, steps)
 
         for step in range(start, steps + 1):
+            held()
             last, stopped = step == steps, stop.asked(step)
             if validation and step != found and (last or _due(step, run.eval_every)):
                 with step_log.settled():

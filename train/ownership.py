@@ -7,19 +7,20 @@ process, on another machine by changes of the file. No clocks are compared.
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from etils import epath
 
 from dsd_jax.errors import UserError
-from dsd_jax.files import write_object
+from dsd_jax.files import explained, write_object
 from dsd_jax.processes import first_process, on_first, say
 from dsd_jax.structured import build, read_json
 from dsd_jax.train.config import RunConfig
@@ -29,6 +30,7 @@ __all__ = ["OWNER", "holding", "owned"]
 OWNER = "owner.json"
 RENEWED_EVERY = 10.0  # seconds
 WAIT = 35.0  # for the file to change: three renewals and the delay of a network file system
+SETTLED = 1.0  # after two starts at once, without locks, the later one has overwritten the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Owner:
     Attributes:
         token: different for every start.
         host: name of the machine of the first process.
-        boot: identifies the machine's last start, so that process numbers mean something.
+        boot: identifies the machine's last start and the container, so that process numbers mean
+            something.
         process: its number there.
         started: start of the process in the system's own unit, since process numbers are reused.
         since: time of the start, for people.
@@ -69,19 +72,99 @@ class Owner:
         return f"process {self.process} on {self.host}, since {self.since}"
 
 
+class _Hold:
+    """The hold of this process on a folder, which a thread renews until `end`."""
+
+    def __init__(self, root: epath.Path, own: Owner) -> None:
+        self._root, self._own = root, own
+        self._lost: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="owner", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises a UserError once the folder has vanished or belongs to another run."""
+        if self._lost is not None:
+            raise UserError(self._lost)
+
+    def end(self) -> None:
+        """Stops renewing, and looks once more."""
+        self._ended.set()
+        self._thread.join(timeout=RENEWED_EVERY)
+        self._look()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWED_EVERY) and self._look():
+            self._own = dataclasses.replace(self._own, beat=self._own.beat + 1)
+            with contextlib.suppress(OSError, UserError):  # other code reports a full disk
+                _write(self._root, self._own)
+
+    def _look(self) -> bool:
+        """Whether the folder still belongs to this run."""
+        with contextlib.suppress(OSError):  # a network that fails for a moment
+            found = _read(self._root)
+            if found is not None and found.token != self._own.token:
+                self._lost = (
+                    f"another `dsd train` ({found}) has taken over {self._root}, since this one "
+                    f"gave no sign of life for {WAIT:.0f} s; let that one run"
+                )
+            elif found is None and not (self._root / OWNER).exists():
+                self._lost = (
+                    f"{self._root / OWNER} has vanished during the training: the folder was "
+                    "removed, moved or replaced; run the same command again, which goes on from "
+                    "the newest checkpoint that is there"
+                )
+        return self._lost is None
+
+
 @contextlib.contextmanager
-def owned(folder: str | Path) -> Iterator[None]:
+def owned(folder: str | Path) -> Iterator[Callable[[], None]]:
     """Holds a folder, local or `gs://`, for this run with all its processes.
 
+    Yields:
+        A check that raises a UserError once the folder is lost: it vanished, or another run took
+        it over while this process seemed dead.
+
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds it, it cannot be written, or it was lost in the end.
     """
     root = epath.Path(folder)
-    own, made = Owner.this(), False
+    own, made = Owner.this(), not root.exists()
+    try:
+        on_first(lambda: _take(root, own))
+    except BaseException:
+        _leave(root, made=made)
+        raise
+    if not first_process():
+        yield lambda: None
+        return
+    hold = _Hold(root, own)
+    try:
+        yield hold.check
+    finally:
+        hold.end()
+        if _token(root) == own.token:
+            with contextlib.suppress(OSError):
+                (root / OWNER).unlink()
+            _leave(root, made=made)
+    hold.check()
 
-    def take() -> None:
-        nonlocal made
-        found, made = _read(root), not root.exists()
+
+def _leave(root: epath.Path, *, made: bool) -> None:
+    """Removes a folder that this run has made and left nothing in."""
+    if made and first_process() and "://" not in str(root):
+        with contextlib.suppress(OSError):
+            Path(root).rmdir()
+
+
+def _take(root: epath.Path, own: Owner) -> None:
+    """Writes the owner into a folder.
+
+    Raises:
+        UserError: another run holds it, or it cannot be written.
+    """
+    with _turn(root) as alone:
+        found = _read(root)
         if found is not None:
             if _lives(root, found):
                 raise UserError(
@@ -89,50 +172,55 @@ def owned(folder: str | Path) -> Iterator[None]:
                     "choose another output_dir"
                 )
             say(f"the run before this one ended without a word ({found}); taking over its folder")
-        _write(root, own)  # makes the folder too
+        _write(root, own)
+        if not alone:
+            time.sleep(SETTLED)
         if _token(root) != own.token:
             raise UserError(f"another `dsd train` has just started in {root}; let one of them run")
 
-    on_first(take)
-    if not first_process():
-        yield
+
+@contextlib.contextmanager
+def _turn(root: epath.Path) -> Iterator[bool]:
+    """Makes a folder and keeps other starts in it waiting.
+
+    Yields:
+        Whether they wait: buckets and some network file systems have no locks.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if "://" in str(root):
+        yield False
         return
-    ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(root, own, ended), name="owner", daemon=True)
-    thread.start()
+    with explained(Path(root) / OWNER):
+        Path(root).mkdir(parents=True, exist_ok=True)
+        number = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield
+        alone = False
+        with contextlib.suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_EX)
+            alone = True
+        yield alone
     finally:
-        ended.set()
-        thread.join(timeout=RENEWED_EVERY)
-        if _token(root) == own.token:
-            with contextlib.suppress(OSError):
-                (root / OWNER).unlink()
-                if made and "://" not in str(root):
-                    Path(root).rmdir()  # removes it only if it is empty
+        os.close(number)
 
 
 @contextlib.contextmanager
-def holding(run: RunConfig) -> Iterator[None]:
-    """Holds the folders that a run writes to.
+def holding(run: RunConfig) -> Iterator[Callable[[], None]]:
+    """Holds the folders that a run writes to; yields as `owned` does, for all of them.
 
     Raises:
-        UserError: another run holds one of them, or it cannot be written.
+        UserError: another run holds one of them, it cannot be written, or it was lost in the end.
     """
     with contextlib.ExitStack() as stack:
-        for folder in dict.fromkeys((str(run.output_dir), run.checkpoint_dir)):
-            if folder is not None:
-                stack.enter_context(owned(folder))
-        yield
+        folders = dict.fromkeys((str(run.output_dir), run.checkpoint_dir))
+        checks = [stack.enter_context(owned(each)) for each in folders if each is not None]
 
+        def check() -> None:
+            for each in checks:
+                each()
 
-def _renew(root: epath.Path, own: Owner, ended: threading.Event) -> None:
-    while not ended.wait(RENEWED_EVERY):
-        if _token(root) != own.token:
-            return  # removed, or taken over because this process seemed dead
-        own = dataclasses.replace(own, beat=own.beat + 1)
-        with contextlib.suppress(OSError, UserError):  # other code reports a full disk
-            _write(root, own)
+        yield check
 
 
 def _write(root: epath.Path, own: Owner) -> None:
@@ -171,7 +259,9 @@ def _lives(root: epath.Path, found: Owner) -> bool:
 
 def _boot() -> str:
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Containers may share the name of the machine, but do not see each other's processes.
+        container = Path("/proc/self/ns/pid").readlink()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {container}"
     return ""  # not Linux: the host's name is used instead
 
 

@@ -1,10 +1,14 @@
 """The folder of a run: held once, also across machines; what a dead owner leaves is explained."""
 
 import dataclasses
+import fcntl
 import json
 import multiprocessing
 import os
+import shutil
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ ELSEWHERE = Owner("token", "node7", "another boot", 17, "99", "2026-01-01 10:00:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "RENEWED_EVERY", 0.05)
     monkeypatch.setattr(ownership, "WAIT", 0.5)
+    monkeypatch.setattr(ownership, "SETTLED", 0.2)
 
 
 def write(folder: Path, owner: Owner) -> None:
@@ -124,10 +129,100 @@ def _renew(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_damaged_file_is_nobody(tmp_path: Path) -> None:
-    (tmp_path / OWNER).write_text("{")
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 100_000, '{"token": [1]}', '{"beat": 1e999}', "\0", "\ud83d"]
+)
+def test_a_damaged_file_is_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / OWNER).write_bytes(text.encode(errors="surrogatepass"))
     with owned(tmp_path):
-        assert (tmp_path / OWNER).read_text() != "{"
+        assert json.loads((tmp_path / OWNER).read_text())["process"] == os.getpid()
+
+
+def test_a_container_on_the_same_machine_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its processes cannot be seen from here, even if it bears the name of the machine."""
+    here = Owner.this()
+    assert "pid:[" in here.boot
+    write(tmp_path, dataclasses.replace(here, boot=here.boot.partition(" ")[0] + " pid:[1]"))
+    with owned(tmp_path):
+        pass
+    assert "s to see if it is alive" in capsys.readouterr().err
+
+
+def starts(folder: Path, count: int) -> list[str]:
+    """Outcomes of so many starts at once, each of which holds the folder for a while if it may."""
+    said: list[str] = []
+    together = threading.Barrier(count)
+
+    def start() -> None:
+        together.wait()
+        try:
+            with owned(folder):
+                time.sleep(0.5)
+            said.append("trained")
+        except UserError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return said
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_starts_at_once_one_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, locks: bool
+) -> None:
+    """Also where a dead owner is taken over, and where the file system has no locks."""
+    if not locks:
+
+        def refuse(*_: object) -> None:
+            raise OSError("no locks here")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    write(tmp_path, dataclasses.replace(Owner.this(), started="1"))
+    said = starts(tmp_path, 4)
+    assert said.count("trained") == 1
+    refused = [each for each in said if each.startswith("another `dsd train` ")]
+    assert len(refused) == 3
+
+
+def trained_while(folder: Path, change: Callable[[], object], *, noticed: bool = True) -> None:
+    """A run whose folder is changed; before its end it looks whether the folder is still its own"""
+    with owned(folder) as check:
+        check()
+        change()
+        if noticed:
+            time.sleep(0.3)
+            check()
+            pytest.fail("nobody would find what is written now")
+
+
+def test_a_run_that_was_taken_over_ends(tmp_path: Path) -> None:
+    """It was suspended, and the other one took it for dead."""
+    with pytest.raises(UserError, match=r"taken over .* no sign of life .*; let that"):
+        trained_while(tmp_path, lambda: write(tmp_path, ELSEWHERE))
+    assert json.loads((tmp_path / OWNER).read_text())["host"] == "node7"
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "another", "at the end"])
+def test_a_folder_that_vanishes_ends_the_run(tmp_path: Path, how: str) -> None:
+    root = tmp_path / "run"
+    (tmp_path / "empty").mkdir()
+
+    def change() -> None:
+        if how in {"removed", "at the end"}:
+            shutil.rmtree(root)
+        else:
+            root.rename(tmp_path / "elsewhere")
+        if how == "another":
+            root.symlink_to(tmp_path / "empty")
+
+    with pytest.raises(UserError, match=r"owner.json has vanished .*; run the same command again"):
+        trained_while(root, change, noticed=how != "at the end")
 
 
 def test_an_error_in_the_run_frees_the_folder(tmp_path: Path) -> None:

@@ -72,8 +72,9 @@ def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
     keep_memory()
     mesh = make_mesh(config.mesh)
     source = _pictures("toy_vae", config, mesh)
-    with holding(run):
-        done = run_training(VaeTrainer(config, TOY_VAE, mesh), run, source, preset="toy_vae")
+    with holding(run) as held:
+        trainer = VaeTrainer(config, TOY_VAE, mesh)
+        done = run_training(trainer, run, source, preset="toy_vae", held=held)
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
@@ -108,10 +109,9 @@ def toy_decoder(
         start=base.autoencoder.source,
         origin=Origin(base.path, base.autoencoder.sha256()),
     )
-    with holding(run):
-        done = run_training(
-            trainer, run, _pictures("toy_decoder", config, mesh), preset="toy_decoder"
-        )
+    with holding(run) as held:
+        source = _pictures("toy_decoder", config, mesh)
+        done = run_training(trainer, run, source, preset="toy_decoder", held=held)
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
@@ -142,8 +142,8 @@ def toy_teacher(
         fingerprint=first_process(),
     )
     trainer = Trainer(config, base, mesh, start=Start(from_scratch=True), objective=Inpaint)
-    with holding(run):
-        done = run_training(trainer, run, source, preset="toy_teacher")
+    with holding(run) as held:
+        done = run_training(trainer, run, source, preset="toy_teacher", held=held)
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
