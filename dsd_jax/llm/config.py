@@ -152,6 +152,9 @@ class ProviderConfig:
             UserError: The variable is not set, the file cannot be read, or what is there is no key.
         """
         if self.api_key_file is not None:
+            if not os.path.exists(self.api_key_file):  # noqa: PTH110 - also of what can be no path
+                # What was given may be the key itself: it is not repeated.
+                raise UserError("api_key_file must be the path of a file, which is not there")
             try:
                 found = read_bytes(self.api_key_file, _LONGEST_KEY).decode().strip()
             except UserError as error:
@@ -190,6 +193,10 @@ def _check_url(url: str) -> None:
         raise UserError(f"base_url must look like https://host/v1, got {url}") from None
     if parts.username or parts.password:
         raise UserError("base_url must not hold a name or password; give the key by api_key_env")
+    if parts.query or parts.fragment:  # it may be the key: it is not repeated
+        raise UserError(
+            "base_url must end with its path, without `?` or `#`; give the key by api_key_env"
+        )
     if not host:
         raise UserError(f"base_url must look like https://host/v1, got {url}")
     if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)):

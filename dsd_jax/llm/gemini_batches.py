@@ -10,8 +10,8 @@ from google import genai
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.dialect import Dialect, adapted
 from dsd_jax.llm.gemini import API_VERSION, content_body, read_content
-from dsd_jax.llm.http import MOST_RESULTS, awaited, http_client
-from dsd_jax.llm.lines import read_results
+from dsd_jax.llm.http import MOST_RESULTS, TRANSFER_S, awaited, http_client
+from dsd_jax.llm.lines import complete, read_results
 from dsd_jax.llm.messages import Answer, Request
 from dsd_jax.llm.transport import Access, Failed, Raw, failure_of
 
@@ -62,23 +62,27 @@ class GeminiBatches:
         file = await awaited(
             self._client.aio.files.upload(
                 file=content, config={"mime_type": "jsonl", "display_name": name}
-            )
+            ),
+            TRANSFER_S,
         )
         batch = await awaited(
             self._client.aio.batches.create(
                 model=self._provider.model, src=file.name or "", config={"display_name": name}
-            )
+            ),
+            self._provider.timeout,
         )
         return str(batch.name)
 
     async def find(self, tag: str) -> str | None:
         """As `BatchTransport.find`."""
-        pager = await awaited(self._client.aio.batches.list(config={"page_size": 100}))
+        pager = await awaited(
+            self._client.aio.batches.list(config={"page_size": 100}), self._provider.timeout
+        )
         while True:
             for batch in pager.page:
                 if batch.display_name == f"{_TAG}-{tag}":
                     return str(batch.name)
-            if not await awaited(_turn_page(pager)):
+            if not await awaited(_turn_page(pager), self._provider.timeout):
                 return None
 
     async def state(self, remote: str) -> str | None:
@@ -92,13 +96,15 @@ class GeminiBatches:
         batch = await self._batch(remote)
         if batch.dest is None or not batch.dest.file_name:
             return {}
-        content = await awaited(self._client.aio.files.download(file=batch.dest.file_name))
-        found = read_results(content, "key", _failure)
+        content = await awaited(
+            self._client.aio.files.download(file=batch.dest.file_name), TRANSFER_S
+        )
+        found = read_results(complete(content), "key", _failure)
         found, self._dialect = adapted(found, self._dialect)
         return found
 
     async def _batch(self, remote: str) -> Any:
-        return await awaited(self._client.aio.batches.get(name=remote))
+        return await awaited(self._client.aio.batches.get(name=remote), self._provider.timeout)
 
     def read(self, raw: Raw) -> Answer:
         """As `BatchTransport.read`."""

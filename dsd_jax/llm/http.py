@@ -1,6 +1,8 @@
 """The HTTP client for all providers: bounded answers, no redirects, no retries."""
 
 import abc
+import asyncio
+import contextlib
 import json
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,14 +16,27 @@ from dsd_jax.llm.messages import Answer, Request
 from dsd_jax.llm.reading import MOST_BYTES
 from dsd_jax.llm.transport import Access, Failed, Raw, failure_of
 
-__all__ = ["MOST_RESULTS", "HttpTransport", "awaited", "http_client", "http_failure"]
+__all__ = [
+    "MOST_RESULTS",
+    "TRANSFER_S",
+    "HttpTransport",
+    "awaited",
+    "http_client",
+    "http_failure",
+]
 
 T = TypeVar("T")
 
 MOST_RESULTS = 1 << 30
 """Most bytes of the results of a batch."""
+TRANSFER_S = 1800.0
+"""Most seconds for a file of questions or results."""
 
-_PACKED = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # encoding -> window bits of zlib
+# Encoding -> window bits of zlib. Many servers send deflate without the header of zlib.
+_PACKED = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+_GZIP = b"\x1f\x8b"  # the beginning of a member
+_MOST_MEMBERS = 16  # of packed data; one is usual
+_MOST_PACKINGS = 2  # inside each other; every one is a pass over the answer
 
 
 class _TooLargeError(httpx2.RequestError):
@@ -41,7 +56,11 @@ class _StatusError(httpx2.RequestError):
 
 
 class _BadPackingError(httpx2.RequestError):
-    """A response that is compressed in an unknown or broken way."""
+    """A response whose compression is broken."""
+
+
+class _UnknownPackingError(httpx2.RequestError):
+    """A response that is compressed in a way that was not asked for, as all others will be."""
 
 
 def _bounded(most: int) -> Callable[[httpx2.Response], Awaitable[None]]:
@@ -62,9 +81,12 @@ def _bounded(most: int) -> Callable[[httpx2.Response], Awaitable[None]]:
         finally:
             await stream.aclose()
         content = b"".join(portions)
-        for encoding in reversed(response.headers.get("content-encoding", "").split(",")):
-            content = _unpacked(content, encoding.strip().lower(), most)
-        response.headers.pop("content-encoding", None)
+        named = response.headers.pop("content-encoding", "").lower().split(",")
+        packings = [each.strip() for each in named if each.strip() not in {"", "identity"}]
+        if len(packings) > _MOST_PACKINGS or not _PACKED.keys() >= set(packings):
+            raise _UnknownPackingError(repr(", ".join(packings)[:40]))
+        for packing in reversed(packings if content else ()):
+            content = _unpacked(content, packing, most)
         if not response.is_success:
             raise _StatusError(failure_of(response.status_code, content, response.headers))
         response.stream = httpx2.ByteStream(content)
@@ -72,19 +94,25 @@ def _bounded(most: int) -> Callable[[httpx2.Response], Awaitable[None]]:
     return read
 
 
-def _unpacked(content: bytes, encoding: str, most: int) -> bytes:
-    if encoding in {"", "identity"} or not content:
-        return content
-    if encoding not in _PACKED:
-        raise _BadPackingError(f"unknown encoding {encoding[:20]!r}")
-    try:
-        unpacker = zlib.decompressobj(_PACKED[encoding])
-        unpacked = unpacker.decompress(content, most + 1)
-    except zlib.error:
-        raise _BadPackingError("broken compression") from None
-    _check(len(unpacked), most)
-    if not unpacker.eof:
-        raise _BadPackingError("the compressed data is cut off")
+def _unpacked(content: bytes, packing: str, most: int) -> bytes:
+    for bits in _PACKED[packing]:
+        with contextlib.suppress(zlib.error):
+            return _inflated(content, bits, most)
+    raise _BadPackingError("broken compression")
+
+
+def _inflated(content: bytes, bits: int, most: int) -> bytes:
+    """Packed data, whose members may be several in a row."""
+    unpacked = b""
+    for _ in range(_MOST_MEMBERS):
+        unpacker = zlib.decompressobj(bits)
+        unpacked += unpacker.decompress(content, most + 1 - len(unpacked))
+        _check(len(unpacked), most)
+        if not unpacker.eof:
+            raise _BadPackingError("the compressed data is cut off")
+        content = unpacker.unused_data
+        if not content.startswith(_GZIP):
+            break
     return unpacked
 
 
@@ -129,25 +157,31 @@ def http_failure(error: Exception) -> Failed:
         return error.failure
     if isinstance(error, _TooLargeError):
         return Failed("invalid", str(error), maybe_charged=True)
+    if isinstance(error, _UnknownPackingError):
+        words = f"the server compresses answers as {error}, which was not asked for"
+        return Failed("fatal", f"{words}; ask another one", maybe_charged=True)
     if isinstance(error, _BadPackingError):
         return Failed("retry", f"the answer cannot be unpacked: {error}", maybe_charged=True)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         return Failed("retry", f"no connection: {type(error).__name__}")
-    if isinstance(error, httpx2.TimeoutException):
+    if isinstance(error, httpx2.TimeoutException | TimeoutError):
         return Failed("retry", "the server took too long", maybe_charged=True)
     what = "connection" if isinstance(error, httpx2.HTTPError | OSError) else "client"
     words = f"the {what} failed: {type(error).__name__}"
     return Failed("retry", words, maybe_charged=True)
 
 
-async def awaited(awaitable: Awaitable[T]) -> T:
-    """Awaits a call of a client that is built on this HTTP client.
+async def awaited(awaitable: Awaitable[T], seconds: float) -> T:
+    """Awaits a call of a client that is built on this HTTP client, for so many seconds in all.
+
+    A client's own limit holds for each portion of an answer: with a byte a minute it never ends.
 
     Raises:
         Failed: For every exception; those of the client hold the request with its headers.
     """
     try:
-        return await awaitable
+        async with asyncio.timeout(seconds):
+            return await awaitable
     except Exception as error:  # noqa: BLE001 - whatever the client makes of the server's words
         raise http_failure(error) from None
 

@@ -15,6 +15,7 @@ others.
 import asyncio
 import contextlib
 import dataclasses
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,6 +108,7 @@ class Ledger:
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
         self._others, self._others_at = Spent(), float("-inf")
         self._db, self._lock = open_ledger(path)
+        self._file = None if path is None else path.stat()
         with self._transaction():
             self.lost = self._db.execute(
                 "UPDATE intents SET outcome = 'lost', detail = 'the process was stopped' "
@@ -290,6 +292,7 @@ class Ledger:
         waiting, self._waiting = self._waiting, []
         results: list[tuple[asyncio.Future[Any], Any, Exception | None]] = []
         try:
+            self._check_there()
             with self._transaction():
                 for change, future in waiting:
                     try:
@@ -298,7 +301,7 @@ class Ledger:
                         results.append((future, made, None))
                     except Exception as error:  # noqa: BLE001 - raised again in whoever waits
                         results.append((future, None, error))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UserError) as error:
             results = [(future, None, error) for _, future in waiting]
         for future, result, problem in results:
             if future.cancelled():
@@ -310,6 +313,23 @@ class Ledger:
                 future.set_exception(UserError(words))
             else:
                 future.set_exception(problem)
+            future.exception()  # what nobody waits for fails again in what is waited for
+
+    def _check_there(self) -> None:
+        """Refuses to go on with a file that nobody would find; SQLite would.
+
+        Raises:
+            UserError: The ledger was removed, moved or replaced.
+        """
+        if self.path is None or self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self.path.stat(), self._file):
+                return
+        raise UserError(
+            f"the ledger {self.path} has vanished while questions were asked: it was removed, "
+            "moved or replaced; run the same command again, where the ledger is"
+        )
 
     @contextlib.contextmanager
     def _savepoint(self) -> Iterator[None]:

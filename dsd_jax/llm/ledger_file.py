@@ -1,11 +1,11 @@
 """The file of a ledger: its tables, and the lock that gives it one writer."""
 
-import fcntl
 import sqlite3
 from pathlib import Path
 from typing import IO
 
 from dsd_jax.errors import UserError
+from dsd_jax.files import locked
 
 __all__ = ["open_ledger"]
 
@@ -77,12 +77,10 @@ def _locked(path: Path) -> IO[str]:
         lock = path.with_name(f".{path.name}.lock").open("w")
     except OSError as error:
         raise UserError(f"cannot write {path.parent}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not locked(lock):
         lock.close()
         raise UserError(
             f"another process uses the ledger {path}; wait for it, or give the workers different "
             "--shard numbers"
-        ) from None
+        )
     return lock

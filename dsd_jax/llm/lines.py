@@ -10,10 +10,10 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.dialect import Dialect
 from dsd_jax.llm.messages import Request
 from dsd_jax.llm.openai import chat_body
-from dsd_jax.llm.reading import parsed_body
+from dsd_jax.llm.reading import MOST_BYTES, parsed_body
 from dsd_jax.llm.transport import Failed, Raw, failure_of
 
-__all__ = ["Results", "chat_line", "chat_results", "read_results"]
+__all__ = ["Results", "chat_line", "chat_results", "complete", "read_results"]
 
 Results = dict[str, Raw | Failed]
 
@@ -40,7 +40,8 @@ def read_results(
     """Outcomes of questions, by key. Every line is read independently of the others.
 
     A line that is not JSON is an answer that cannot be read, if it names its question. A last line
-    without a line end is passed over unless it is complete.
+    without a line end is passed over unless it is complete. Of several lines for one question, the
+    first answer counts before answers that cannot be read, and these before failures.
 
     Args:
         content: A file of results.
@@ -48,19 +49,47 @@ def read_results(
         failure: The failure that a line means, or None if it holds an answer.
     """
     found: Results = {}
+    read: set[str] = set()
     naming = re.compile(rb'"' + name.encode() + rb'"\s*:\s*"([^"\\]{1,200})"')
     for ended in io.BytesIO(content):
         line = ended.rstrip(b"\r\n")
         try:
             parsed = parsed_body(line)
         except ValueError:
-            key = naming.search(line)
-            if key is not None and ended.endswith(b"\n"):
-                found[key[1].decode(errors="replace")] = Raw(line)
+            named = naming.search(line)
+            if named is not None and ended.endswith(b"\n"):
+                key = named[1].decode(errors="replace")
+                if not isinstance(found.get(key), Raw):
+                    found[key] = Raw(line) if len(line) <= MOST_BYTES else _too_large()
             continue
-        if isinstance(key := parsed.get(name), str):
-            found[key] = failure(parsed) or Raw(line)
+        if not isinstance(key := parsed.get(name), str) or key in read:
+            continue
+        if (failed := failure(parsed)) is None:
+            found[key] = Raw(line)
+            read.add(key)
+        elif not isinstance(found.get(key), Raw):
+            found[key] = failed
     return found
+
+
+def _too_large() -> Failed:
+    words = f"the answer has more than {MOST_BYTES >> 20} MiB"
+    return Failed("invalid", words, maybe_charged=True)
+
+
+def complete(content: bytes) -> bytes:
+    """A file of results that came whole.
+
+    Raises:
+        Failed: It ends within a line: the connection broke, and nothing said how long it is.
+    """
+    last = content[content.rfind(b"\n") + 1 :]
+    if last.strip():
+        try:
+            parsed_body(last)
+        except ValueError:
+            raise Failed("retry", "the file of results is cut off") from None
+    return content
 
 
 def _chat_failure(line: dict[str, Any]) -> Failed | None:

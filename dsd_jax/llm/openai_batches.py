@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 
 import openai
+from openai.types import Batch
 
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.dialect import Dialect, adapted
-from dsd_jax.llm.http import MOST_RESULTS, awaited, http_client
-from dsd_jax.llm.lines import Results, chat_line, chat_results
+from dsd_jax.llm.http import MOST_RESULTS, TRANSFER_S, awaited, http_client
+from dsd_jax.llm.lines import Results, chat_line, chat_results, complete
 from dsd_jax.llm.messages import Answer, Request
 from dsd_jax.llm.openai import read_chat
 from dsd_jax.llm.transport import Access, Failed, Raw
 
 __all__ = ["OpenAIBatches", "make_client"]
 
-_UPLOAD_S = 1800.0
 _TAG = "dsd"  # name of the metadata that holds a batch's tag
 _ENDS = ("completed", "expired", "cancelled", "failed")
 
@@ -37,7 +37,7 @@ class OpenAIBatches:
 
     def __init__(self, provider: ProviderConfig, access: Access) -> None:
         self._provider, self._dialect = provider, Dialect.of(provider)
-        self._client = make_client(provider, access)
+        self._client, self._timeout = make_client(provider, access), provider.timeout
 
     def line(self, key: str, request: Request) -> bytes:
         """As `BatchTransport.line`."""
@@ -48,8 +48,9 @@ class OpenAIBatches:
         content = b"".join(line + b"\n" for line in lines)
         file = await awaited(
             self._client.files.create(
-                file=(f"{_TAG}-{tag}.jsonl", content), purpose="batch", timeout=_UPLOAD_S
-            )
+                file=(f"{_TAG}-{tag}.jsonl", content), purpose="batch", timeout=TRANSFER_S
+            ),
+            TRANSFER_S,
         )
         batch = await awaited(
             self._client.batches.create(
@@ -57,24 +58,25 @@ class OpenAIBatches:
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
                 metadata={_TAG: tag},
-            )
+            ),
+            self._timeout,
         )
         return str(batch.id)
 
     async def find(self, tag: str) -> str | None:
         """As `BatchTransport.find`."""
-        page = await awaited(self._client.batches.list(limit=100))
+        page = await awaited(self._client.batches.list(limit=100), self._timeout)
         while True:
             for batch in page.data:
                 if (batch.metadata or {}).get(_TAG) == tag:
                     return str(batch.id)
             if not page.has_next_page():
                 return None
-            page = await awaited(page.get_next_page())
+            page = await awaited(page.get_next_page(), self._timeout)
 
     async def state(self, remote: str) -> str | None:
         """As `BatchTransport.state`."""
-        batch = await awaited(self._client.batches.retrieve(remote))
+        batch = await self._batch(remote)
         if batch.status == "failed":
             errors = (batch.errors.data if batch.errors else None) or []
             return f"failed: {'; '.join(str(each.message) for each in errors[:3])}"
@@ -82,13 +84,18 @@ class OpenAIBatches:
 
     async def results(self, remote: str) -> Mapping[str, Raw | Failed]:
         """As `BatchTransport.results`."""
-        batch = await awaited(self._client.batches.retrieve(remote))
+        batch = await self._batch(remote)
         found: Results = {}
-        for name in filter(None, (batch.error_file_id, batch.output_file_id)):
-            content = await awaited(self._client.files.content(name, timeout=_UPLOAD_S))
-            found |= chat_results(content.content)
+        for name in filter(None, (batch.output_file_id, batch.error_file_id)):
+            content = await awaited(
+                self._client.files.content(name, timeout=TRANSFER_S), TRANSFER_S
+            )
+            found = {**chat_results(complete(content.content)), **found}  # answers come first
         found, self._dialect = adapted(found, self._dialect)
         return found
+
+    async def _batch(self, remote: str) -> Batch:
+        return await awaited(self._client.batches.retrieve(remote), self._timeout)
 
     def read(self, raw: Raw) -> Answer:
         """As `BatchTransport.read`."""

@@ -29,9 +29,10 @@ __all__ = [
 
 LONGEST = 50_000
 """Most characters of an answer's text; no question of this package needs a tenth of it."""
-MOST_BYTES = 32 << 20
-"""Most bytes of one answer as a provider sends it."""
+MOST_BYTES = 4 << 20
+"""Most bytes of one answer as a provider sends it; all of them are searched for the key."""
 
+_BEFORE_TEXT = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"  # marks of UTF-8, UTF-16 and UTF-32, and spaces
 _ENVELOPE = Limits(size=MOST_BYTES, depth=64, lenient=True)
 _OBJECT = Limits(size=4 * LONGEST, depth=32)
 _MOST_TOKENS = 100_000_000  # more than any model reads or writes; a larger count is absurd
@@ -91,7 +92,7 @@ def is_answer_like(body: bytes) -> bool:
 
     An error in JSON, or the page of a gateway, is not.
     """
-    if not body.lstrip().startswith((b"{", WITHHELD.encode())):
+    if not body.lstrip(_BEFORE_TEXT).startswith((b"{", WITHHELD.encode())):
         return False
     try:
         return not unwrapped(parsed_body(body)).get("error")
@@ -119,6 +120,8 @@ def answer_of(
     text = _text_of(content)
     if text is None and finish in {"stop", "length", "other"}:
         finish = "not_text"
+    if usage is not None and (usage.input < 1 or (text and usage.output < 1)):
+        usage = None  # words cost tokens: with nothing to count, a budget would never end
     return Answer(
         text=without_thoughts(text or ""),
         finish=finish,

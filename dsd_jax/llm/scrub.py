@@ -22,12 +22,13 @@ _SHORTEST = 8  # a shorter key, such as `none` for a local server, is no secret 
 _SHORTEST_HALVED = 16
 _LEVELS = 4  # escapes inside escapes
 # Escapes of JSON, Python, addresses and HTML, also when their own marks were escaped again; line
-# breaks, which base64 may be wrapped at.
+# breaks, which base64 may be wrapped at; zeros, which UTF-16 and UTF-32 put between letters.
 _ESCAPE = re.compile(
     r"""\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|[nr]|([^nr]))
     |%(?:25)*([0-9a-fA-F]{2})
     |&\#(?:[xX]([0-9a-fA-F]{1,6})|([0-9]{1,7}));?
-    |[\r\n]+[\ \t]*""",
+    |[\r\n]+[\ \t]*
+    |\0+""",
     re.VERBOSE | re.DOTALL,
 )
 _ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
@@ -57,8 +58,6 @@ class Scrubber:
         if not self._needles:
             return body
         text = body.decode("utf-8", "surrogateescape")
-        if b"\0" in body and self.holds(text.replace("\0", "")):  # UTF-16 or UTF-32
-            return WITHHELD.encode()
         cleaned = self.text(text)
         return body if cleaned is text else cleaned.encode("utf-8", "surrogateescape")
 
@@ -71,18 +70,15 @@ class Scrubber:
         if not self._needles:
             return []
         spans = list(self._direct(text))
-        maps: list[_Map] = []
-        level = text
-        for _ in range(_LEVELS):
-            decoded, positions = _decoded(level)
-            if decoded == level:
-                break
-            maps.append(positions)
-            for span in self._direct(decoded):
+        levels, maps = [text], []
+        while len(levels) <= _LEVELS and (decoded := _decoded(levels[-1])) != levels[-1]:
+            if hits := list(self._direct(decoded)):
+                maps += [_Map(level) for level in levels[len(maps) :]]
+            for span in hits:
                 for each in reversed(maps):
                     span = each.back(span)  # noqa: PLW2901 - level by level
                 spans.append(span)
-            level = decoded
+            levels.append(decoded)
         return _merged(spans)
 
     def _direct(self, text: str) -> Iterator[Span]:
@@ -116,6 +112,7 @@ def _needles(secret: str) -> Iterator[tuple[str, int]]:
     halved = len(secret) >= _SHORTEST_HALVED
     window = len(secret) // 2 if halved else len(secret)
     yield secret.lower(), window
+    yield secret[::-1].lower(), window
     data = secret.encode()
     digits = data.hex()
     yield digits, 2 * window if halved else len(digits)
@@ -132,48 +129,50 @@ def _needles(secret: str) -> Iterator[tuple[str, int]]:
 class _Map:
     """Maps positions in a decoded text back to the text before decoding."""
 
-    def __init__(self) -> None:
-        self.decoded: list[int] = []  # where each piece starts in the decoded text
-        self.before: list[Span] = []  # its span before decoding
-        self.escaped: list[bool] = []
+    def __init__(self, text: str) -> None:
+        self._decoded: list[int] = []  # where each piece starts in the decoded text
+        self._before: list[Span] = []  # its span before decoding
+        self._escaped: list[bool] = []
+        length = before = 0
+        for match in _ESCAPE.finditer(text):
+            if match.start() > before:
+                self._add(length, (before, match.start()), escaped=False)
+                length += match.start() - before
+            if _letter(match):
+                self._add(length, match.span(), escaped=True)
+                length += 1
+            before = match.end()
+        if before < len(text):
+            self._add(length, (before, len(text)), escaped=False)
 
-    def add(self, decoded: int, before: Span, *, escaped: bool) -> None:
-        self.decoded.append(decoded)
-        self.before.append(before)
-        self.escaped.append(escaped)
+    def _add(self, decoded: int, before: Span, *, escaped: bool) -> None:
+        self._decoded.append(decoded)
+        self._before.append(before)
+        self._escaped.append(escaped)
 
     def back(self, span: Span) -> Span:
         """The span in the text before decoding."""
         return self._at(span[0])[0], self._at(span[1] - 1)[1]
 
     def _at(self, position: int) -> Span:
-        piece = bisect.bisect_right(self.decoded, position) - 1
-        start, end = self.before[piece]
-        if self.escaped[piece]:
+        piece = bisect.bisect_right(self._decoded, position) - 1
+        start, end = self._before[piece]
+        if self._escaped[piece]:
             return start, end
-        start += position - self.decoded[piece]
+        start += position - self._decoded[piece]
         return start, start + 1
 
 
-def _decoded(text: str) -> tuple[str, _Map]:
+def _decoded(text: str) -> str:
     """A text with its escapes replaced, once."""
-    parts: list[str] = []
-    positions = _Map()
-    length = before = 0
-    for match in _ESCAPE.finditer(text):
-        if match.start() > before:
-            positions.add(length, (before, match.start()), escaped=False)
-            parts.append(text[before : match.start()])
-            length += match.start() - before
-        if letter := _letter(match):
-            positions.add(length, match.span(), escaped=True)
-            parts.append(letter)
-            length += len(letter)
-        before = match.end()
-    if before < len(text):
-        positions.add(length, (before, len(text)), escaped=False)
-        parts.append(text[before:])
-    return "".join(parts), positions
+    letters: dict[str, str] = {}  # an answer has thousands of escapes, and few different ones
+
+    def letter(match: re.Match[str]) -> str:
+        if (found := letters.get(match[0])) is None:
+            found = letters[match[0]] = _letter(match)
+        return found
+
+    return _ESCAPE.sub(letter, text)
 
 
 def _letter(match: re.Match[str]) -> str:
@@ -184,7 +183,7 @@ def _letter(match: re.Match[str]) -> str:
         code = int(decimal)
     else:
         code = int(wide or short or quoted or hexadecimal or "110000", 16)
-    return chr(code) if code < 0x110000 else ""
+    return chr(code) if 0 < code < 0x110000 else ""
 
 
 def _merged(spans: list[Span]) -> list[Span]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -57,6 +58,9 @@ class Session:
             raise UserError(f'mode "{provider.mode}" needs a ledger on disk; use mode "online"')
         self._access = Access(provider.key(), ledger)
         self._scrub = Scrubber(self._access.secret)
+        for name, value in dataclasses.asdict(provider).items():
+            if self._scrub.holds(str(value)):  # settings are stored, shown and shared
+                raise UserError(f"{name} holds the key; take it out, the key is known already")
         self._prices = load_prices(provider.prices)
         if provider.max_cost is not None and provider.model not in self._prices.models:
             raise UserError(

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -136,14 +137,31 @@ class TestKeys:
     def test_from_a_file(self, tmp_path):
         path = tmp_path / "key"
         provider = ProviderConfig("openai", "m", api_key_file=path)
-        with pytest.raises(UserError, match="api_key_file: cannot read"):
+        with pytest.raises(UserError, match="api_key_file must be the path of a file") as caught:
             provider.key({})
+        assert str(path) not in str(caught.value)  # people put the key itself there
+        with pytest.raises(UserError, match=r"api_key_file: cannot read .* is not a regular file"):
+            ProviderConfig("openai", "m", api_key_file=tmp_path).key({})
         path.write_text("secret\n")
         assert provider.key({}) == "secret"
         path.write_text("secret\nsecond\n")
         with pytest.raises(UserError, match="must hold the key alone") as caught:
             provider.key({})
         assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize("end", ["?key=sk-12345", "#sk-12345", "/v1?api-version=1"])
+    def test_an_address_holds_no_key(self, end):
+        with pytest.raises(
+            UserError, match=r"must end with its path, without `\?` or `#`"
+        ) as caught:
+            ProviderConfig("openai", "m", base_url=f"https://host{end}")
+        assert "12345" not in str(caught.value)
+
+    def test_a_key_in_place_of_its_file_is_not_repeated(self):
+        for key in ("sk-12345", "sk-12345" * 100, "sk-\0-12345"):
+            with pytest.raises(UserError, match="must be the path of a file") as caught:
+                ProviderConfig("openai", "m", api_key_file=Path(key)).key({})
+            assert "12345" not in str(caught.value)
 
     def test_missing(self):
         with pytest.raises(

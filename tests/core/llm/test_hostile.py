@@ -1,5 +1,6 @@
 """Answers of a broken or hostile server: kept first, each with a fate of its own, paid once."""
 
+import asyncio
 import gzip
 import json
 import logging
@@ -11,17 +12,21 @@ import pytest
 
 from dsd_jax.errors import UserError
 from dsd_jax.llm import batched, http, online
+from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.lines import chat_results, complete
 from dsd_jax.llm.messages import Answer, Message, Request
-from dsd_jax.llm.reading import problem_of
-from dsd_jax.llm.scrub import WITHHELD, Scrubber
+from dsd_jax.llm.reading import MOST_BYTES, problem_of
+from dsd_jax.llm.scrub import Scrubber
+from dsd_jax.llm.session import Session
 from dsd_jax.llm.totals import read_totals
-from dsd_jax.llm.transport import failure_of
+from dsd_jax.llm.transport import Failed, Raw, failure_of
 from tests.core.llm.asking import KINDS, ask_all, ledger_agrees, once, provider_of, question
 from tests.core.llm.server import Server
 from tests.core.llm.test_scrub import KEY, SPELLINGS
 from tests.core.llm.wire import Body, Question, Reply, Result, Status
 
 MODES = ("online", "batch")
+ANSWER = json.dumps({"choices": [{"message": {"content": "yes"}}], "model": "m"}).encode()
 DEEP = b"[" * 100_000 + b"]" * 100_000
 HALF = "\ud83d"
 
@@ -98,7 +103,9 @@ class TestEachAnswerHasItsOwnFate:
             rows = ask_all(provider(server, kind, mode), ledger, range(6))
         assert rows == dict.fromkeys(range(6), "stop: yes")
 
-    @pytest.mark.parametrize("count", ["1e999", "9223372036854775808", "-5", '"7"', "1.5", "null"])
+    @pytest.mark.parametrize(
+        "count", ["0", "1e999", "9223372036854775808", "-5", '"7"', "1.5", "null"]
+    )
     def test_absurd_usage_is_unknown_and_the_budget_counts_the_estimate(
         self, kind, mode, count, ledger, tmp_path
     ):
@@ -218,21 +225,39 @@ class TestSizes:
             totals = read_totals(ledger)
         assert (totals.answered, totals.maybe_charged) == (4, 1)
 
-    @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, deflate"])
-    def test_a_compressed_answer_is_read(self, encoding, ledger):
-        def answer(question: Question) -> Result:
-            data = json.dumps({"choices": [{"message": {"content": "yes"}}], "model": "m"}).encode()
-            for each in encoding.split(", "):
-                data = gzip.compress(data) if each == "gzip" else zlib.compress(data)
-            return Body(data, {"Content-Encoding": encoding})
+    @pytest.mark.parametrize(
+        ("encoding", "packed"),
+        [
+            ("gzip", gzip.compress(ANSWER)),
+            ("deflate", zlib.compress(ANSWER)),
+            ("gzip, deflate", zlib.compress(gzip.compress(ANSWER))),
+            ("deflate", zlib.compress(ANSWER, wbits=-15)),
+            ("gzip", gzip.compress(ANSWER[:9]) + gzip.compress(ANSWER[9:])),
+            ("gzip", gzip.compress(ANSWER) + b"\0\0"),
+        ],
+    )
+    def test_a_compressed_answer_is_read(self, encoding, packed, ledger):
+        with Server(lambda question: Body(packed, {"Content-Encoding": encoding})) as server:
+            assert ask_all(provider_of(server), ledger, [1]) == {1: "stop: yes"}
 
-        with Server(answer) as server:
+    @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "x", ",".join(["gzip"] * 999)])
+    def test_an_unknown_packing_ends_the_run(self, encoding, ledger):
+        """All other answers would be packed so, too, and be paid for."""
+        with Server(lambda question: Body(b"{}", {"Content-Encoding": encoding})) as server:
+            with pytest.raises(UserError, match=r"compresses answers as .*; ask another one"):
+                ask_all(provider_of(server, max_in_flight=1), ledger, range(5))
+            assert server.paid <= 2  # the next one was on its way
+            assert read_totals(ledger).maybe_charged == server.paid
+
+    def test_members_without_end_are_refused(self, ledger):
+        packed = gzip.compress(b"") * 10_000 + gzip.compress(ANSWER)
+        body = Body(packed, {"Content-Encoding": "gzip"})
+        with Server(lambda question: "yes" if question.seen else body) as server:
             assert ask_all(provider_of(server), ledger, [1]) == {1: "stop: yes"}
 
     @pytest.mark.parametrize(
         ("body", "reason"),
         [
-            (Body(b"{}", {"Content-Encoding": "br"}), "unknown encoding 'br'"),
             (Body(b"{}", {"Content-Encoding": "gzip"}), "broken compression"),
             (Body(gzip.compress(b"{}")[:-9], {"Content-Encoding": "gzip"}), "is cut off"),
         ],
@@ -301,7 +326,7 @@ def test_no_artefact_holds_the_key_in_any_spelling(kind, mode, tmp_path, monkeyp
     def answer(question: Question) -> Result:
         _, way, spelling = question.text.split(" ", 2)
         spelled = SPELLINGS[spelling]
-        header = {"x-request-id": re.sub(r"\s", "", spelled)}
+        header = {"x-request-id": re.sub(r"[\s\0]", "", spelled)}
         ways: dict[str, Result] = {
             "fine": "yes",
             "answer": Reply(f"you sent {spelled}", headers=header),
@@ -333,11 +358,77 @@ def test_no_artefact_holds_the_key_in_any_spelling(kind, mode, tmp_path, monkeyp
         assert not scrub.holds(path.read_bytes().decode("latin-1"))
 
 
-def test_an_answer_that_still_holds_the_key_is_withheld(tmp_path, monkeypatch):
+def test_an_answer_in_another_encoding_holds_no_key(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
     wide = Body(json.dumps({"choices": [], "note": KEY}).encode("utf-16"))
     path = tmp_path / "judge-00000.sqlite"
     with Server(only(wide, "item 1")) as server:
         rows = ask_all(provider_of(server, api_key_env="MY_KEY", retries=1), path, range(3))
     assert rows[0] == rows[2] == "stop: yes"
-    assert WITHHELD in {raw for (raw,) in read(path, "SELECT raw FROM answers")}
+    assert rows[1].startswith("unanswered: no answer in 2 attempts: ")
+    scrub = Scrubber(KEY)
+    for file in tmp_path.rglob("*"):
+        assert not scrub.holds(file.read_bytes().decode("latin-1"))
+
+
+class TestFilesOfResults:
+    @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0)])
+    def test_an_answer_is_never_replaced_by_a_failure(self, order):
+        rows = [
+            b'{"custom_id": "a", "response": {"status_code": 200, "body": {"choices": []}}}',
+            b'{"custom_id": "a", "response": {"status_code": 500, "body": {"error": "late"}}}',
+            b'{"custom_id": "a", "response": {"status_code": 200, ',
+        ]
+        found = chat_results(b"".join(rows[i] + b"\n" for i in order))
+        assert found == {"a": Raw(rows[0])}
+
+    def test_of_two_answers_the_first_counts(self):
+        row = '{"custom_id": "a", "response": {"status_code": 200, "body": %d}}'
+        content = "".join(f"{row % i}\n" for i in range(3)).encode()
+        assert chat_results(content) == {"a": Raw((row % 0).encode())}
+
+    def test_a_large_line_is_no_answer(self):
+        long = b'{"custom_id": "a", "response": ' + b" " * MOST_BYTES + b"}\n"
+        found = chat_results(long + b'{"custom_id": "b", "response": {"status_code": 200}}\n')
+        assert isinstance(found["b"], Raw)
+        assert str(found["a"]) == "the answer has more than 4 MiB"
+
+    @pytest.mark.parametrize("content", [b"", b"{}\n", b"{}\n{}", b"{}\n\n", b"x\n"])
+    def test_a_whole_file_is_taken(self, content):
+        assert complete(content) is content
+
+    @pytest.mark.parametrize("content", [b"{", b'{}\n{"custom_id": "a", "resp'])
+    def test_a_file_that_is_cut_off_is_fetched_again(self, content):
+        with pytest.raises(Failed, match="cut off") as caught:
+            complete(content)
+        assert caught.value.kind == "retry"
+
+
+def test_a_call_that_drips_ends():
+    with pytest.raises(Failed, match="took too long") as caught:
+        asyncio.run(http.awaited(asyncio.sleep(10), 0.01))
+    assert (caught.value.kind, caught.value.maybe_charged) == ("retry", True)
+
+
+def test_a_ledger_that_vanishes_ends_the_run(ledger):
+    """SQLite would go on to write a file that has no name any more."""
+
+    def answer(question: Question) -> Result:
+        if question.text == "item 2":
+            ledger.rename(ledger.with_name("moved"))
+        return "yes"
+
+    with Server(answer) as server:
+        with pytest.raises(UserError, match=r"the ledger .* has vanished .*; run the same command"):
+            ask_all(provider_of(server, max_in_flight=1), ledger, range(30))
+        assert server.paid < 6
+
+
+@pytest.mark.parametrize("field", ["model", "accept_models"])
+def test_a_key_in_the_settings_is_refused(field, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    settings = {"model": "m", field: KEY if field == "model" else (f"a {KEY}",)}
+    provider = ProviderConfig("openai", **settings, api_key_env="MY_KEY")
+    with pytest.raises(UserError, match=f"{field} holds the key; take it out") as caught:
+        Session(provider, None)
+    assert KEY not in str(caught.value)

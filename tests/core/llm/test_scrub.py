@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from dsd_jax.llm.scrub import WITHHELD, Scrubber
+from dsd_jax.llm.scrub import Scrubber
 
 KEY = "canary-7f3a9c/key+Z=1"
 SCRUB = Scrubber(KEY)
@@ -45,6 +45,10 @@ SPELLINGS = {
     "base64 in lines": base64.encodebytes(b"a" * 50 + KEY.encode()).decode(),
     "first half": KEY[: len(KEY) // 2],
     "second half": KEY[len(KEY) // 2 :],
+    "backwards": KEY[::-1],
+    "zeros between": "\\u0000".join(KEY),
+    "UTF-16": KEY.encode("utf-16-le").decode(),
+    "UTF-32 in an address": urllib.parse.quote(KEY.encode("utf-32-be")),
     "base64 of a half": base64.b64encode(KEY[: len(KEY) // 2 + 1].encode()).decode(),
 }
 
@@ -65,9 +69,11 @@ def test_bytes_that_are_not_utf8_stay():
     assert SCRUB.body(b"\xff\xfe") == b"\xff\xfe"
 
 
-def test_other_encodings_are_withheld():
-    for encoding in ("utf-16", "utf-32"):
-        assert SCRUB.body(KEY.encode(encoding)) == WITHHELD.encode()
+def test_other_encodings_are_searched():
+    for encoding in ("utf-16", "utf-32", "utf-16-be"):
+        cleaned = SCRUB.body(f"you sent {KEY}!".encode(encoding))
+        assert b"[key]" in cleaned
+        assert cleaned.replace(b"\0", b"").endswith(b"you sent [key]!")
 
 
 def test_other_text_stays_as_it_is():
@@ -86,6 +92,7 @@ def test_a_long_answer_is_searched_quickly():
     SCRUB.body(KEY[:5].encode() * 100_000)
     SCRUB.body(b"%25" * 100_000)
     SCRUB.body(b"\\" * 2_000_000)
+    SCRUB.body(b"a\0" * 500_000)
     assert time.process_time() - start < 10
 
 
