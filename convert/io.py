@@ -15,7 +15,7 @@ import re
 import struct
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -157,6 +157,9 @@ def _parse_header(path: Path, fd: int) -> tuple[dict[str, TensorInfo], dict[str,
         raise _invalid(path, f"it ends after {size} bytes, inside its header of {length} bytes")
     header, metadata = _load_header(path, os.pread(fd, length, 8))
     tensors = {name: _parse_entry(path, name, 8 + length, e) for name, e in header.items()}
+    for name, info in tensors.items():  # of an empty tensor, too: readers go over its rows
+        if any(axis > size for axis in info.shape):
+            raise _invalid(path, f"{name!r} has shape {list(info.shape)}, more than the file holds")
     position = 8 + length
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if info.offset != position:
@@ -307,13 +310,17 @@ class Weights:
         self.close()
 
 
-def open_weights(path: str | os.PathLike[str], *, fingerprint: bool = False) -> Weights:
+def open_weights(
+    path: str | os.PathLike[str], *, usual: Sequence[str] = (), fingerprint: bool = False
+) -> Weights:
     """Opens a safetensors file, a shard index, or a folder that holds one of either.
 
     In a folder, `diffusion_pytorch_model` and `model` (the names of diffusers and transformers)
     come before other names, such as the `.fp16` variant beside them.
 
     Args:
+        path: file or folder.
+        usual: names that come before these, in a folder.
         fingerprint: start hashing the files in the background at once.
 
     Raises:
@@ -323,7 +330,7 @@ def open_weights(path: str | os.PathLike[str], *, fingerprint: bool = False) -> 
     path = Path(path)
     folder = path if path.is_dir() else None
     if folder is not None:
-        path = _pick(folder)
+        path = _pick(folder, usual)
     elif not path.exists():
         raise UserError(f"{path} does not exist; give a folder with safetensors weights, or a file")
     if path.suffix in _PICKLE_SUFFIXES:
@@ -334,23 +341,25 @@ def open_weights(path: str | os.PathLike[str], *, fingerprint: bool = False) -> 
     return Weights(shards, fingerprint=fingerprint)
 
 
-def _pick(folder: Path) -> Path:
+def _pick(folder: Path, usual: Sequence[str]) -> Path:
     """The one weight file (or index) of a folder."""
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    if found := [f for name in usual for f in files if f.name == name]:
+        return found[0]
     single = [f for f in files if f.suffix == ".safetensors" and not _SHARD.search(f.name)]
     indices = [f for f in files if ".safetensors.index." in f.name and f.suffix == ".json"]
     candidates = single + indices
     for stem in _STEMS:
-        usual = (f"{stem}.safetensors", stem + _INDEX_SUFFIX)
-        standard = [f for f in candidates if f.name in usual]
+        names = (f"{stem}.safetensors", stem + _INDEX_SUFFIX)
+        standard = [f for f in candidates if f.name in names]
         if standard:
             candidates = standard
             break
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        names = ", ".join(f.name for f in candidates)
-        raise UserError(f"{folder} holds several weight files: {names}; give the path of one")
+        held = ", ".join(f.name for f in candidates)
+        raise UserError(f"{folder} holds several weight files: {held}; give the path of one")
     if shards := [f.name for f in files if _SHARD.search(f.name)]:
         raise UserError(
             f"{folder} holds shards such as {shards[0]} but no {_INDEX_SUFFIX[1:]}; download it too"

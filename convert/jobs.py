@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,18 +17,17 @@ from dsd_jax.convert.folder import new_folder
 from dsd_jax.convert.io import Fingerprint
 from dsd_jax.convert.lora.edits import EditedSource, Edits, Mergeable
 from dsd_jax.convert.open import (
-    ORIGIN,
-    PARAMS,
     config_to_json,
     of_transformers,
     open_component,
     table_for,
 )
+from dsd_jax.convert.origin import PARAMS, write_origin
 from dsd_jax.convert.readers import model_notices
 from dsd_jax.convert.table.engine import Source
 from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weights
 from dsd_jax.errors import UserError
-from dsd_jax.files import write_object
+from dsd_jax.inside import read_inside
 from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.models import Config
 from dsd_jax.parts import Component, ScaledAdapter, with_condition
@@ -42,10 +40,7 @@ __all__ = ["MODELS", "to_jax", "to_torch"]
 # Folders of a FLUX pipeline in diffusers layout; the others hold a few small files and are copied.
 MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
-
-
-def _write_json(path: epath.Path, data: object) -> None:
-    write_object(path, json.dumps(data, indent=2) + "\n")
+_MOST_COPIED = 1 << 28  # bytes of one of their files; T5's tokenizer has 2 MB
 
 
 def _parts(source: epath.PathLike) -> list[str]:
@@ -57,15 +52,26 @@ def _parts(source: epath.PathLike) -> list[str]:
 
 
 def _copy_others(source: epath.PathLike, target: epath.Path) -> None:
+    """Copies the small files of a pipeline.
+
+    Raises:
+        UserError: one of them is a link out of the pipeline's folder, a pipe or a device. What is
+            copied is shared with others, and a stranger's link may lead to a private file.
+    """
     root = epath.Path(source)
-    for name in OTHERS:
-        if (root / name).is_dir():
-            (target / name).mkdir(parents=True, exist_ok=True)
-            for file in (root / name).iterdir():
-                if not file.is_dir():
-                    file.copy(target / name / file.name, overwrite=True)
-    if (root / "model_index.json").exists():
-        (root / "model_index.json").copy(target / "model_index.json", overwrite=True)
+    names = [name for folder in OTHERS for name in _files_in(root, folder)]
+    for name in (*names, *(["model_index.json"] if (root / "model_index.json").exists() else [])):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if "://" in str(root):
+            (root / name).copy(target / name, overwrite=True)
+        else:
+            (target / name).write_bytes(read_inside(Path(root), name, _MOST_COPIED))
+
+
+def _files_in(root: epath.Path, folder: str) -> list[str]:
+    if not (root / folder).is_dir():
+        return []
+    return [f"{folder}/{each.name}" for each in (root / folder).iterdir() if not each.is_dir()]
 
 
 def _cast(array: np.ndarray, dtype: DTypeLike | None, path: str) -> np.ndarray:
@@ -159,8 +165,7 @@ def _finish(
             origin["converted_from"] = origin["sha256"]
             origin["sha256"] = {PARAMS: Fingerprint(dict(digests)).combined}
         origin["tensors"] = dict(digests)
-    _write_json(folder / ORIGIN, origin)
-    _write_json(folder / "config.json", config_to_json(component.config))
+    write_origin(folder, origin, config_to_json(component.config))
 
 
 def _in_order(source: WeightSource) -> Iterator[tuple[str, np.ndarray]]:

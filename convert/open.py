@@ -30,6 +30,7 @@ from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.lora.read import read_lora
+from dsd_jax.convert.origin import PARAMS, read_origin
 from dsd_jax.convert.packaging import unpack
 from dsd_jax.convert.schedule import schedule_from_json
 from dsd_jax.convert.table.engine import Table
@@ -51,13 +52,12 @@ from dsd_jax.convert.vae import (
 from dsd_jax.convert.vision.config import VISION_KINDS, vision_from_json, vision_to_json
 from dsd_jax.convert.vision.tables import vision_table
 from dsd_jax.errors import UserError
+from dsd_jax.inside import read_inside
 from dsd_jax.models import Config
 from dsd_jax.parts import Component, FluxParts, ScaledAdapter, TextParts, with_condition
 from dsd_jax.text.tokenize import CLIP_FOLDER, T5_FOLDER, Tokenizers
 
 __all__ = [
-    "ORIGIN",
-    "PARAMS",
     "config_to_json",
     "of_transformers",
     "open_autoencoder",
@@ -72,8 +72,6 @@ __all__ = [
     "transformer_folder",
 ]
 
-PARAMS = "params"  # the Orbax checkpoint inside our folder
-ORIGIN = "source.json"  # beside it: what the weights were converted from, with digests
 # Folders of a pipeline; a hub repository may also hold the same weights in another layout.
 _FOLDERS = (
     *("scheduler", CLIP_FOLDER, T5_FOLDER),
@@ -161,15 +159,21 @@ def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
 
 
 def read_json(path: epath.PathLike) -> dict[str, object]:
-    """A JSON object from a local or `gs://` file.
+    """A JSON object from a local or `gs://` file, which must lie in its folder, links resolved.
 
     Raises:
-        UserError: missing, unreadable, or not a JSON object.
+        UserError: missing, unreadable, elsewhere, or not a JSON object.
     """
     if not epath.Path(path).exists():
         raise UserError(f"{path} is missing; download the folder again")
     try:
-        return structured.read_json(path, dict)
+        if "://" in str(path):
+            return structured.read_json(path, dict)
+        local = Path(path)
+        text = read_inside(local.parent, local.name, structured.JSON.size)
+        return structured.parse_json(text, str(path), dict)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except structured.MalformedError as error:
         raise UserError(
             f"{path} cannot be read as JSON ({error.reason}); download it again"
@@ -188,15 +192,13 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
     """
     root = epath.Path(path)
     if (root / PARAMS).exists():
+        origin = read_origin(root)
         data = read_json(root / "config.json")
-        origin = read_json(root / ORIGIN) if (root / ORIGIN).exists() else {}
-        orbax = OrbaxSource(root / PARAMS, _digests(origin, "tensors", root))
+        orbax = OrbaxSource(root / PARAMS, origin.tensors)
         config = _config_from_json(data, list(orbax.shapes), f"{root}/config.json")
         if isinstance(config, FluxConfig) and CANVAS.is_in(orbax.shapes):
             config = dataclasses.replace(config, condition_embed=True)
-        return Component(
-            str(path), config, orbax, "orbax", digests=lambda: _digests(origin, "sha256", root)
-        )
+        return Component(str(path), config, orbax, "orbax", digests=lambda: origin.sha256)
 
     weights = open_weights(str(path), fingerprint=fingerprint)
     held = unpack(weights, str(path))
@@ -223,14 +225,6 @@ def open_component(path: epath.PathLike, *, fingerprint: bool = False) -> Compon
     return Component(
         str(path), config, source, layout, notices, lambda: weights.fingerprint().files
     )
-
-
-def _digests(origin: Mapping[str, Any], name: str, root: epath.Path) -> dict[str, str]:
-    """A table of digests in `source.json`; empty for folders of older versions."""
-    found = origin.get(name, {})
-    if not isinstance(found, dict) or not all(isinstance(own, str) for own in found.values()):
-        raise UserError(f"{root / ORIGIN} is damaged: {name} holds no digests; convert again")
-    return found
 
 
 def transformer_folder(path: epath.PathLike) -> epath.Path:

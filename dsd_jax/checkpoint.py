@@ -178,8 +178,8 @@ class OrbaxSource:
 
     Args:
         path: the checkpoint.
-        digests: SHA-256 of parameters by path (`tensor_digest`). The first read of a parameter
-            reads all of it and checks its digest.
+        digests: SHA-256 of all parameters by path (`tensor_digest`). The first read of a parameter
+            reads all of it and checks its digest. None checks nothing.
 
     Raises:
         UserError: not a finished checkpoint, or a damaged one.
@@ -205,6 +205,11 @@ class OrbaxSource:
         self.shapes: dict[str, Shape] = {p: tuple(i.shape) for p, i in info.items()}
         self.dtypes = {path: np.dtype(leaf.dtype) for path, leaf in info.items()}
         self._open: dict[str, ts.TensorStore] = {}
+        if digests is not None and (odd := sorted(digests.keys() ^ self.shapes.keys())):
+            raise UserError(
+                f"{self.path} is damaged: it and its digests do not name the same parameters, such "
+                f"as {odd[0]}; copy or convert it again"
+            )
 
     def read(self, path: str, index: Index) -> np.ndarray:
         with _damage(self.path, path):

@@ -15,7 +15,6 @@ them only with weights they were merged into.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -28,7 +27,7 @@ from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.io import Weights, open_weights
 from dsd_jax.convert.lora.inventory import Inventory
 from dsd_jax.convert.lora.names import vocabulary
-from dsd_jax.convert.lora.read import find_file, read_lora
+from dsd_jax.convert.lora.read import LORA_FILES, read_lora
 from dsd_jax.convert.lora.settings import find_settings
 from dsd_jax.convert.table.engine import Table
 from dsd_jax.errors import UserError
@@ -198,7 +197,7 @@ def read_mergeables(
     made: list[tuple[Mergeable, float]] = []
     notices: list[str] = []
     for path, scale in zip(map(resolve, paths), each, strict=True):
-        weights = open_weights(find_file(Path(path)))
+        weights = open_weights(path, usual=LORA_FILES)
         held = Inventory(vocabulary(config), weights, merging=True)
         if not held.edits:
             weights.close()

@@ -26,10 +26,12 @@ from dsd_jax.convert.lora.settings import PEFT_CONFIG, find_settings
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter
 
-__all__ = ["DIFFUSERS_FILE", "PEFT_FILE", "find_file", "read_lora"]
+__all__ = ["DIFFUSERS_FILE", "LORA_FILES", "PEFT_FILE", "read_lora"]
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
+LORA_FILES = (DIFFUSERS_FILE, PEFT_FILE)
+"""Names of a LoRA in a folder."""
 
 
 def read_lora(
@@ -54,7 +56,7 @@ def read_lora(
     """
     names = vocabulary(config)
     folder = Path(path)
-    with open_weights(find_file(folder)) as weights:
+    with open_weights(folder, usual=LORA_FILES) as weights:
         file = weights.files[0]
         held = Inventory(names, weights)
         held.refuse(file, config, other_size)
@@ -82,12 +84,6 @@ def read_lora(
         notices=tuple(notices),
     )
     return Adapter(_assemble(slots), full, name=file.name), report
-
-
-def find_file(path: Path) -> Path:
-    """The LoRA file of a folder by its usual names; else the path itself."""
-    usual = [path / name for name in (DIFFUSERS_FILE, PEFT_FILE)]
-    return next((file for file in usual if file.is_file()), path)
 
 
 def _read_factors(

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,34 @@ _LIMITS = Limits(size=4_000_000, depth=16)
 _PATTERN_LENGTH = 1000
 _PATTERN_REPEATS = 10_000  # `{9}` inside `{9}` makes 81 copies when a pattern is compiled
 _PATTERN_SECONDS = 2.0  # for all layers and patterns; usual ones take milliseconds
+# What `regex` reads as an inexact match or as a class of letters, and Python's `re` as plain text.
+_FOREIGN = re.compile(r"\{(?!\d*,?\d*\})|\[:")
+_NO_PATTERN = (re.error, regex.error, RecursionError)
+
+
+class _Clock:
+    """The time that is left for the patterns of one adapter."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + _PATTERN_SECONDS
+
+    def left(self, pattern: str) -> float:
+        """Seconds.
+
+        Raises:
+            UserError: there are none.
+        """
+        if (left := self._end - time.monotonic()) <= 0:
+            raise self.over(pattern)
+        return left
+
+    @staticmethod
+    def over(pattern: str) -> UserError:
+        """The error of a pattern that takes all the time that was left."""
+        return UserError(
+            f"matching alpha_pattern takes more than {_PATTERN_SECONDS} s, at {pattern[:80]!r}; "
+            "write plain names of layers in its place"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +60,12 @@ class Settings:
 
     Attributes:
         alpha: `lora_alpha`.
-        patterns: `alpha_pattern`, regular expressions of layer names -> their own alpha.
+        patterns: `alpha_pattern`, regular expressions of layer names, with their own alpha.
         rank_stabilised: the scale is alpha / sqrt(rank).
     """
 
     alpha: float
-    patterns: Mapping[str, float]
+    patterns: Sequence[tuple[regex.Pattern[str], float]]
     rank_stabilised: bool
 
     def alphas_of(self, layers: Iterable[str]) -> dict[str, float]:
@@ -46,23 +74,17 @@ class Settings:
         Raises:
             UserError: matching takes longer than any honest patterns do.
         """
-        end = time.monotonic() + _PATTERN_SECONDS
-        return {layer: self._alpha_of(layer, end) for layer in layers}
+        clock = _Clock()
+        return {layer: self._alpha_of(layer, clock) for layer in layers}
 
-    def _alpha_of(self, layer: str, end: float) -> float:
-        for pattern, alpha in self.patterns.items():
-            left = end - time.monotonic()
+    def _alpha_of(self, layer: str, clock: _Clock) -> float:
+        for pattern, alpha in self.patterns:
+            # The patterns are untrusted: `regex` has a time limit, `re` has none.
             try:
-                if left <= 0:
-                    raise TimeoutError
-                # The patterns are untrusted: `regex` has a time limit, `re` has none.
-                if regex.match(rf"(.*\.)?({pattern})$", layer, timeout=left):
+                if pattern.match(layer, timeout=clock.left(pattern.pattern)):
                     return alpha
             except TimeoutError:
-                raise UserError(
-                    f"matching alpha_pattern takes more than {_PATTERN_SECONDS} s, at "
-                    f"{pattern[:80]!r}; write plain names of layers in its place"
-                ) from None
+                raise clock.over(pattern.pattern) from None
         return self.alpha
 
 
@@ -89,15 +111,15 @@ def _parse(text: str | bytes, where: str) -> Settings | None:
             if not own:
                 return None
             given = own
-        patterns = {str(k): float(v) for k, v in (given.get("alpha_pattern") or {}).items()}
-        for pattern in patterns:
-            if len(pattern) > _PATTERN_LENGTH or _repeats(pattern) > _PATTERN_REPEATS:
-                raise ValueError
-            regex.compile(pattern)
+        clock = _Clock()
+        told = [(k, float(v)) for k, v in (given.get("alpha_pattern") or {}).items()]
+        patterns = [(_compiled(pattern, clock), alpha) for pattern, alpha in told]
         alpha = float(given["lora_alpha"])
-        if not all(0 < number < math.inf for number in (alpha, *patterns.values())):
+        if not all(0 < number < math.inf for number in (alpha, *(own for _, own in patterns))):
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, regex.error):
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, *_NO_PATTERN):
         raise UserError(
             f"{where} is not a LoraConfig of PEFT, with alphas above 0; save the LoRA again"
         ) from None
@@ -110,9 +132,29 @@ def _parse(text: str | bytes, where: str) -> Settings | None:
     return Settings(alpha, patterns, rank_stabilised=bool(given.get("use_rslora")))
 
 
+def _compiled(pattern: str, clock: _Clock) -> regex.Pattern[str]:
+    """A pattern as PEFT matches it: with the end of a name.
+
+    Raises:
+        ValueError: it is too long, or means something to `regex` that it does not mean to `re`.
+        re.error, regex.error, RecursionError: it is no pattern.
+        UserError: there is no time left.
+    """
+    clock.left(pattern)
+    if len(pattern) > _PATTERN_LENGTH or _repeats(pattern) > _PATTERN_REPEATS:
+        raise ValueError
+    if _FOREIGN.search(pattern):
+        raise ValueError
+    whole = rf"(.*\.)?({pattern})$"
+    re.compile(whole)
+    return regex.compile(whole)
+
+
 def _repeats(pattern: str) -> float:
     """Bounds the number of copies that the counted repetitions of a pattern can make."""
-    return math.prod(float(number[:9]) or 1 for number in re.findall(r"\{[\d,]*?(\d+)\}", pattern))
+    return math.prod(
+        float(number[:9]) or 1 for number in re.findall(r"\{[\d,]*?(\d+),?\}", pattern)
+    )
 
 
 def header_for(ranks: Mapping[str, int], layers: Iterable[str]) -> dict[str, str]:

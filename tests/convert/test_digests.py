@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from dsd_jax.convert.jobs import to_jax, to_torch
 from dsd_jax.convert.open import open_component
+from dsd_jax.convert.origin import write_origin
 from dsd_jax.errors import UserError
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 
@@ -43,16 +45,16 @@ def test_slices_are_checked_and_stay_slices(converted: Path) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    return [path for path in sorted((folder / "params").rglob("*")) if path.is_file()]
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 # Orbax leaves tasks behind that end with the same error.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
 def test_no_flipped_bit_is_ever_read(converted: Path, place: str) -> None:
-    """Flips bits in every file of the checkpoint: tensors, tree and manifest of OCDBT."""
+    """Flips bits in every file: tensors, tree and manifest of OCDBT, config, and the digests."""
     before = read_all(converted)
-    named = 0
+    named = set()
     for path in files(converted):
         data = path.read_bytes()
         if not data:
@@ -62,12 +64,13 @@ def test_no_flipped_bit_is_ever_read(converted: Path, place: str) -> None:
         try:
             after = read_all(converted)
         except UserError:
-            named += 1
+            named.add(path.name)
         else:  # a byte that says nothing about the numbers
             assert before.keys() == after.keys()
             assert all(np.array_equal(before[name], after[name]) for name in before)
         path.write_bytes(data)
-    assert named >= 3
+    assert len(named) >= 5
+    assert {"source.json", "config.json"} <= named
 
 
 def test_a_missing_file_is_named(converted: Path) -> None:
@@ -90,8 +93,29 @@ def test_a_cast_has_another_identity(converted: Path, tmp_path: Path) -> None:
     to_torch(tmp_path / "half", tmp_path / "torch")
 
 
-def test_a_damaged_record_is_named(converted: Path) -> None:
-    record = json.loads((converted / "source.json").read_text())
-    (converted / "source.json").write_text(json.dumps(record | {"tensors": [1]}))
-    with pytest.raises(UserError, match=r"source.json is damaged: tensors holds no digests"):
+def change(folder: Path, **changes: object) -> None:
+    """Writes another record, with the digest that belongs to it."""
+    record = json.loads((folder / "source.json").read_text()) | changes
+    write_origin(epath.Path(folder), record, json.loads((folder / "config.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"tensors": [1]}, r"source.json: `tensors`: input should be a valid dictionary"),
+        ({"tensors": {}}, r"its digests do not name the same parameters, such as decoder.conv_in"),
+        ({"sha256": {"a": 1}}, r"source.json: `sha256.a`: input should be a valid string"),
+    ],
+)
+def test_a_record_of_another_form_is_named(
+    converted: Path, record: dict[str, object], message: str
+) -> None:
+    change(converted, **record)
+    with pytest.raises(UserError, match=message):
+        open_component(converted)
+
+
+def test_a_missing_record_is_named(converted: Path) -> None:
+    (converted / "source.json").unlink()
+    with pytest.raises(UserError, match=r"is not a finished conversion: it has no source.json"):
         open_component(converted)

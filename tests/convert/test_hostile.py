@@ -11,6 +11,7 @@ import pytest
 
 from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.io import open_weights
+from dsd_jax.convert.jobs import to_jax
 from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_component
 from dsd_jax.errors import UserError
@@ -140,6 +141,58 @@ def test_a_block_number_is_not_believed(tmp_path: Path) -> None:
         open_component(save(tmp_path / "y.safetensors", tensors))
 
 
+@pytest.mark.parametrize("shape", [[2**62, 0], [0, 2**40], [1, 0, 10**12]])
+def test_an_empty_tensor_is_not_gone_over_for_ever(tmp_path: Path, shape: list[int]) -> None:
+    claims = json.dumps({"a.diff_b": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}})
+    with pytest.raises(UserError, match="more than the file holds"):
+        open_weights(header(tmp_path / "x.safetensors", claims))
+
+
+def test_a_lora_folder_holds_its_own_file(tmp_path: Path) -> None:
+    real = save(tmp_path / "real.safetensors", DIALECTS["PEFT"].write(random_pairs(), TINY, None))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "pytorch_lora_weights.safetensors").symlink_to(real)
+    with pytest.raises(UserError, match="is outside of the folder"):
+        read_lora(folder, TINY)
+    read_lora(folder / "pytorch_lora_weights.safetensors", TINY)  # named by the user
+
+
+def test_a_config_is_a_regular_file_of_its_folder(tmp_path: Path) -> None:
+    write_model(tmp_path / "x", SMALL.vae, random_tensors(SMALL.vae, 0))
+    (tmp_path / "x" / "config.json").rename(tmp_path / "private.json")
+    (tmp_path / "x" / "config.json").symlink_to(tmp_path / "private.json")
+    with pytest.raises(UserError, match=r"config.json is outside of the folder"):
+        open_component(tmp_path / "x")
+    (tmp_path / "x" / "config.json").unlink()
+    os.mkfifo(tmp_path / "x" / "config.json")
+    with pytest.raises(UserError, match="is not a regular file"):
+        open_component(tmp_path / "x")
+
+
+@pytest.mark.parametrize("what", ["link", "folder", "pipe", "device"])
+def test_a_conversion_copies_no_private_file(tmp_path: Path, what: str) -> None:
+    """What is copied is shared with others."""
+    base, private = tmp_path / "base", tmp_path / "private"
+    write_model(base / "vae", SMALL.vae, random_tensors(SMALL.vae, 0))
+    private.mkdir()
+    (private / "id_rsa").write_text("secret")
+    if what == "folder":
+        (base / "tokenizer").symlink_to(private)
+    else:
+        (base / "tokenizer").mkdir()
+        odd = base / "tokenizer" / "merges.txt"
+        if what == "pipe":
+            os.mkfifo(odd)
+        else:
+            odd.symlink_to(private / "id_rsa" if what == "link" else "/dev/zero")
+    with pytest.raises(
+        UserError, match=r"tokenizer/.* (is outside of the folder|cannot read)|pipe|regu"
+    ):
+        to_jax(base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Settings of adapters
 
 
@@ -149,6 +202,10 @@ def lora_with(folder: Path, settings: str) -> Path:
     path = save(folder / "adapter_model.safetensors", DIALECTS["raw PEFT"].write(pairs, TINY, None))
     (folder / "adapter_config.json").write_text(settings)
     return path
+
+
+def with_patterns(*patterns: str) -> str:
+    return json.dumps({"lora_alpha": 4, "alpha_pattern": dict.fromkeys(patterns, 8)})
 
 
 @pytest.mark.parametrize(
@@ -161,6 +218,29 @@ def lora_with(folder: Path, settings: str) -> Path:
         (json.dumps({"lora_alpha": 4, "alpha_pattern": {"a" * 2000: 8}}), r"is not a LoraConfig"),
         ('{"lora_alpha": ' + "9" * 400 + "}", r"lora_alpha: a number of 400 digits"),
         ('{"lora_alpha": 1e400}', r"adapter_config.json: "),
+        (json.dumps({"lora_alpha": 4, "alpha_pattern": {"to_q{e<=9}": 8}}), r"is not a LoraConfig"),
+        (
+            json.dumps({"lora_alpha": 4, "alpha_pattern": {"[[:alpha:]]": 8}}),
+            r"is not a LoraConfig",
+        ),
+        (json.dumps({"lora_alpha": 4, "alpha_pattern": {r"\p{L}": 8}}), r"is not a LoraConfig"),
+        (
+            json.dumps({"lora_alpha": 4, "alpha_pattern": {"(" * 490 + ")" * 490: 8}}),
+            r"is not a LoraConfig",
+        ),
+        (
+            json.dumps({"lora_alpha": 4, "alpha_pattern": {"((a{99,}){99,}){99,}": 8}}),
+            r"is not a LoraConfig",
+        ),
+        (
+            json.dumps(
+                {"lora_alpha": 4, "alpha_pattern": {f"(x{i}|a{{9}})*b": 8 for i in range(90_000)}}
+            ),
+            r"matching alpha_pattern takes more than",
+        ),
+        ('{"lora_alpha": "nan"}', r"is not a LoraConfig"),
+        ('{"lora_alpha": "1e400"}', r"is not a LoraConfig"),
+        ('{"lora_alpha": [4]}', r"is not a LoraConfig"),
         ('{"lora_alpha": 4, "x": ' + "[" * 1000 + "]" * 1000 + "}", r"nested more than 16 deep"),
     ],
 )

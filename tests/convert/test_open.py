@@ -2,22 +2,21 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
-from dsd_jax.checkpoint import save_params
+from dsd_jax.checkpoint import save_params, tensor_digest
 from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
 from dsd_jax.convert.open import (
-    ORIGIN,
-    PARAMS,
     config_to_json,
     open_component,
     open_transformer,
     read_json,
     table_for,
 )
+from dsd_jax.convert.origin import PARAMS, write_origin
 from dsd_jax.errors import UserError
 from dsd_jax.parts import with_condition
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
@@ -37,6 +36,14 @@ def read_all(component) -> dict[str, np.ndarray]:
         path: np.asarray(component.source.read(path, tuple(slice(0, n) for n in shape)))
         for path, shape in component.source.shapes.items()
     }
+
+
+def write_ours(folder, config, tensors: dict[str, np.ndarray], sha256=None) -> None:
+    """A converted model."""
+    save_params(folder / PARAMS, tensors.items())
+    digests = {path: tensor_digest(tensor) for path, tensor in tensors.items()}
+    origin = {"path": "x", "sha256": sha256 or {}, "tensors": digests}
+    write_origin(epath.Path(folder), origin, config_to_json(config))
 
 
 def assert_holds(component, tensors: dict[str, np.ndarray]) -> None:
@@ -68,8 +75,7 @@ class TestFormats:
 
     def test_our_own_folder(self, tmp_path, config):
         tensors = random_tensors(config, 3)
-        save_params(tmp_path / "model" / PARAMS, tensors.items())
-        (tmp_path / "model" / "config.json").write_text(json.dumps(config_to_json(config)))
+        write_ours(tmp_path / "model", config, tensors)
         component = open_component(tmp_path / "model")
         assert component.config == config
         assert component.layout == "orbax"
@@ -101,8 +107,7 @@ class TestConditionEmbedding:
     def test_zero_where_the_weights_have_none(self, tmp_path):
         tensors = random_tensors(SMALL.transformer, 0)
         write_model(tmp_path / "torch", SMALL.transformer, tensors)
-        save_params(tmp_path / "jax" / PARAMS, tensors.items())
-        shutil.copy(tmp_path / "torch" / "config.json", tmp_path / "jax")
+        write_ours(tmp_path / "jax", SMALL.transformer, tensors)
         zeros = {"cond_in.kernel": np.zeros((64, 64)), "cond_in.bias": np.zeros(64)}
         for name in ("torch", "jax"):
             component = with_condition(open_transformer(tmp_path / name))
@@ -114,11 +119,11 @@ class TestConditionEmbedding:
     def test_kept_where_they_have_one(self, tmp_path):
         tensors = random_tensors(CONDITIONAL, 0)
         write_model(tmp_path / "torch", CONDITIONAL, tensors)
-        save_params(tmp_path / "jax" / PARAMS, tensors.items())
         # The class of a plain transformer: the tensors tell.
         plain = json.dumps(config_to_json(SMALL.transformer))
+        (tmp_path / "torch" / "config.json").write_text(plain)
+        write_ours(tmp_path / "jax", SMALL.transformer, tensors)
         for name in ("torch", "jax"):
-            (tmp_path / name / "config.json").write_text(plain)
             for embed in (False, True):
                 component = open_transformer(tmp_path / name)
                 component = with_condition(component) if embed else component
@@ -184,7 +189,9 @@ class TestRefusals:
 
     def test_unfinished_conversion(self, model):
         (model / PARAMS).mkdir()
-        with pytest.raises(UserError, match="params is not a finished Orbax checkpoint; write one"):
+        with pytest.raises(
+            UserError, match=r"model is not a finished conversion: it has no source.json; write"
+        ):
             open_component(model)
 
     def test_text_encoders_have_one_layout(self):
@@ -204,10 +211,7 @@ class TestDigests:
             assert component.sha256() == {"diffusion_pytorch_model.safetensors": digest}
 
     def test_of_what_a_conversion_came_from(self, tmp_path):
-        save_params(tmp_path / PARAMS, random_tensors(SMALL.vae, 0).items())
-        (tmp_path / "config.json").write_text(json.dumps(config_to_json(SMALL.vae)))
-        assert open_component(tmp_path).sha256() == {}
-        (tmp_path / ORIGIN).write_text(json.dumps({"path": "x", "sha256": {"a.safetensors": "12"}}))
+        write_ours(tmp_path, SMALL.vae, random_tensors(SMALL.vae, 0), {"a.safetensors": "12"})
         assert open_component(tmp_path).sha256() == {"a.safetensors": "12"}
 
 
