@@ -1,11 +1,13 @@
 """Files that appear complete or not at all: written under a temporary name, flushed, renamed."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from etils import epath
 
@@ -15,6 +17,7 @@ __all__ = [
     "PARTIAL",
     "begin_folder",
     "explained",
+    "locked",
     "partial_of",
     "publish",
     "remove_tree",
@@ -58,6 +61,20 @@ def partial_of(path: Path, *, shared: bool = False) -> Path:
     """
     token = f".{secrets.token_hex(4)}" if shared else ""
     return path.with_name(f".{path.name}{token}{PARTIAL}")
+
+
+def locked(file: IO[Any]) -> bool:
+    """Locks an open file until it is closed; False if another process has locked it.
+
+    A file system without locks cannot tell; the file then counts as locked by this process.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def publish(partial: Path, path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
+from dsd_jax.inside import open_regular
 from dsd_jax.structured import parse_json
 from dsd_jax.types import AnyArray, Array, Float32, UInt8
 
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 64_000_000  # 192 MB decoded; far above any camera's needs here, far below a bomb
+_MOST_BYTES = 1 << 28  # of a file, which is read whole
 MIN_SIDE = 16
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Endings of pictures that can be written, and their formats."""
@@ -140,7 +143,7 @@ def _opened(source: Source, smallest: int) -> Iterator[tuple[str, Image.Image]]:
         yield "the image", _decoded("the image", source, smallest)
         return
     name = "the image" if isinstance(source, bytes) else str(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    file = io.BytesIO(source if isinstance(source, bytes) else _read(name))
     with warnings.catch_warnings():
         # Pillow warns of large pictures, which are refused before they are decoded, and of damaged
         # metadata, which is not used.
@@ -153,11 +156,24 @@ def _opened(source: Source, smallest: int) -> Iterator[tuple[str, Image.Image]]:
                 yield name, _decoded(name, image, smallest)
 
 
-def _open_file(name: str, file: Path | str | io.BytesIO) -> Image.Image:
+def _read(name: str) -> bytes:
+    """The bytes of a regular file."""
     try:
-        return Image.open(file, formats=FORMATS)
+        with open_regular(name) as file:
+            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                raise UserError(f"{name} has more than {_MOST_BYTES:,} bytes")
+            return file.read(_MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"there is no image at {name}") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {name}: {_reason(error)}") from None
+
+
+def _open_file(name: str, file: io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise UserError(
             f"{name} is not a picture that can be read ({', '.join(FORMATS)})"
@@ -182,9 +198,9 @@ def _raise_if_metadata(error: BaseException) -> None:
         raise _LargeMetadata from error
 
 
-def _without_metadata(file: Path | str | io.BytesIO) -> io.BytesIO:
+def _without_metadata(file: io.BytesIO) -> io.BytesIO:
     """A PNG with nothing but its picture, its transparency and its rotation."""
-    data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+    data = file.getvalue()
     kept, place = [data[:8]], 8
     while place + 12 <= len(data):
         (length,) = struct.unpack(">I", data[place : place + 4])

@@ -7,7 +7,6 @@ its PNG and gets its line without being made again.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from PIL import Image
 
 from dsd_jax.convert.hub import find_table
 from dsd_jax.errors import UserError
-from dsd_jax.files import PARTIAL
+from dsd_jax.files import PARTIAL, locked
 from dsd_jax.images import Frame, NotFiniteError, open_frame, read_parameters, save_image
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import check_texts, prepare
@@ -175,13 +174,9 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._file = path.open("ab+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(self._file):
             self._file.close()
-            raise UserError(f"another run is writing {path}; wait for it, or stop it") from None
-        except OSError:
-            pass  # the file system has no locks
+            raise UserError(f"another run is writing {path}; wait for it, or stop it")
         self._file.seek(0)
         content = self._file.read()
         # What follows the last line end was being written when the run was killed.

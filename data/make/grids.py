@@ -7,6 +7,7 @@ last one is filled up, so every run paints a picture by the same program, in the
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -122,7 +123,8 @@ def paint_grids(
                 plans = _plans(parts, config, part)
                 if plans and opened is None:
                     opened = teacher()
-                rows = _painted(plans, opened, painted) if opened else []
+                there = functools.partial(parts.check_there, GRIDS, part)
+                rows = _painted(plans, opened, painted, there) if opened else []
                 parts.write(GRIDS, part, rows)
 
 
@@ -140,7 +142,9 @@ def _plans(parts: Parts, config: GridsConfig, part: int) -> list[_Plan]:
     return sorted(plans, key=lambda plan: str(plan.id))
 
 
-def _painted(plans: Sequence[_Plan], teacher: Teacher, advance: Advance) -> list[Grid]:
+def _painted(
+    plans: Sequence[_Plan], teacher: Teacher, advance: Advance, check_there: Callable[[], None]
+) -> list[Grid]:
     """Paints a part's grids; returns their rows once the pictures are on disk."""
     rows: list[Grid] = []
     size = teacher.batch_size
@@ -158,6 +162,7 @@ def _painted(plans: Sequence[_Plan], teacher: Teacher, advance: Advance) -> list
                     for plan, picture, done in zip(batch, pictures, there, strict=False)
                     if picture is not None and not done
                 ]
+                check_there()
                 list(writers.map(lambda each: _save(each[0], each[1], teacher), save))
             rows += writers.map(_row, batch)
             advance(len(batch))

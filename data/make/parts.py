@@ -5,16 +5,17 @@ part, and any number of workers that divide the parts write the same files, byte
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from dsd_jax.data.make.ids import CaptionId, GridId
 from dsd_jax.data.make.stages import R_co, Stage, StageRow, from_json, to_json
 from dsd_jax.errors import UserError, and_more
-from dsd_jax.files import write_file
+from dsd_jax.files import explained, locked, write_file
 from dsd_jax.structured import parse_json
 
 __all__ = ["Parts", "part_of"]
@@ -35,6 +36,7 @@ class Parts:
 
     def __init__(self, root: Path, count: int) -> None:
         self.root, self.count = root, count
+        self._locks: dict[tuple[str, int], IO[str]] = {}
 
     def path(self, stage: Stage[StageRow], part: int) -> Path:
         """File of a finished part; it does not exist before the part is finished."""
@@ -57,8 +59,9 @@ class Parts:
         """Finishes a part: writes its rows, sorted by id, completely or not at all.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: It cannot be written, or the folder has vanished.
         """
+        self.check_there(stage, part)
         lines = [to_json(row) for row in sorted(rows, key=lambda row: str(row.id))]
         path = self.path(stage, part)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -121,14 +124,38 @@ class Parts:
         Raises:
             UserError: Another process holds it.
         """
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{stage}-{part:05d}").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        path = self._lock_path(stage, part)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("w")
+        with lock:
+            if not locked(lock):
                 raise UserError(
                     f"another process is writing part {part} of `{stage}` in {self.root}; wait "
                     "for it, or give the workers different --shard numbers"
-                ) from None
-            yield
+                )
+            self._locks[stage.name, part] = lock
+            try:
+                yield
+            finally:
+                del self._locks[stage.name, part]
+
+    def check_there(self, stage: Stage[StageRow], part: int) -> None:
+        """Refuses to write a part that is held by `writing` into a new folder of the same name.
+
+        Raises:
+            UserError: The work folder was removed, moved or replaced meanwhile.
+        """
+        lock = self._locks.get((stage.name, part))
+        if lock is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self._lock_path(stage, part).stat(), os.fstat(lock.fileno())):
+                return
+        raise UserError(
+            f"{self.root} has vanished while `{stage}` was made: it was removed, moved or "
+            "replaced; run the same command again, which makes what is missing"
+        )
+
+    def _lock_path(self, stage: Stage[StageRow], part: int) -> Path:
+        return self.root / "locks" / f"{stage}-{part:05d}"

@@ -5,7 +5,6 @@ without interruptions.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ from dsd_jax.data.pairs.store import (
     tally,
 )
 from dsd_jax.errors import UserError
-from dsd_jax.files import PARTIAL
+from dsd_jax.files import PARTIAL, locked
 from dsd_jax.structured import Limits, MalformedError, json_value, parse_json
 
 __all__ = ["REJECTED", "SHARD_BYTES", "PairWriter"]
@@ -111,12 +110,8 @@ class PairWriter:
 
     def _take(self) -> None:
         """Locks the folder and reads what is there."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another program is writing {self.path}; wait for it, or stop it"
-            ) from None
+        if not locked(self._lock):
+            raise UserError(f"another program is writing {self.path}; wait for it, or stop it")
         if (self.path / MANIFEST).exists():
             manifest = PairStore.open(self.path).manifest
             if manifest.origin != self.origin:

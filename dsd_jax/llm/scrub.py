@@ -70,7 +70,8 @@ class Scrubber:
         if not self._needles:
             return []
         spans = list(self._direct(text))
-        levels, maps = [text], []
+        levels = [text]
+        maps: list[_Map] = []
         while len(levels) <= _LEVELS and (decoded := _decoded(levels[-1])) != levels[-1]:
             if hits := list(self._direct(decoded)):
                 maps += [_Map(level) for level in levels[len(maps) :]]

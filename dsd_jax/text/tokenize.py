@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from dsd_jax.errors import UserError
+from dsd_jax.inside import open_inside
 from dsd_jax.types import Int
 
 __all__ = ["TextIds", "Tokenizer", "Tokenizers", "clean_prompt", "clip_tokenizer", "token_ids"]
@@ -21,6 +22,8 @@ CLIP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"
 # Each tokeniser reads any one of these sets of files.
 CLIP_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 T5_FILES = (("tokenizer.json",), ("spiece.model",))
+_MOST_BYTES = 1 << 28  # of one file; T5's tokenizer.json has 2 MB
+_LEAST_TOKENS = 2  # fewer leave no room for a word
 
 
 def clean_prompt(prompt: str) -> str:
@@ -82,7 +85,7 @@ class Tokenizers:
                 length below 2, which leaves no room for a word, or one that T5 does not take.
         """
         for length in (clip_length, t5_length):
-            if length is not None and length < 2:
+            if length is not None and length < _LEAST_TOKENS:
                 raise UserError(f"max_sequence_length must be at least 2, got {length}")
         clip, t5 = (_inside(Path(folder), name) for name in (CLIP_FOLDER, T5_FOLDER))
         _check_files(t5, T5_FILES)
@@ -92,6 +95,7 @@ class Tokenizers:
             t5_tokenizer = _library().T5TokenizerFast.from_pretrained(
                 str(t5), local_files_only=True
             )
+        _check_length(t5, t5_tokenizer)
         stated = t5_tokenizer.model_max_length
         if t5_length is not None and t5_length > max(stated, cls.t5_length):
             raise UserError(
@@ -138,6 +142,7 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
 
     with _explain(folder):
         tokenizer: Tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    _check_length(folder, tokenizer)
     return tokenizer
 
 
@@ -177,6 +182,28 @@ def _check_files(path: Path, choices: tuple[tuple[str, ...], ...]) -> None:
     expected = " or ".join(" + ".join(files) for files in choices)
     if not any(all((path / file).is_file() for file in files) for files in choices):
         raise UserError(f"{path} is not a tokeniser: expected {expected}; download it again")
+    for file in path.iterdir():  # transformers reads those that it knows by name
+        if not file.is_dir():
+            _check_file(path, file.name)
+
+
+def _check_file(folder: Path, name: str) -> None:
+    """Refuses a pipe, whose opening would wait, a link out of the folder, and a huge file."""
+    try:
+        with open_inside(folder, name) as file:
+            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                raise UserError(f"{folder / name} has more than {_MOST_BYTES:,} bytes")
+    except OSError as error:
+        raise UserError(f"cannot read {folder / name}: {error.strerror}") from None
+
+
+def _check_length(path: Path, tokenizer: Any) -> None:
+    stated = tokenizer.model_max_length
+    if not isinstance(stated, int | float) or not stated >= _LEAST_TOKENS:
+        raise UserError(
+            f"{path} states a model_max_length of {stated!r}, expected a number of tokens; "
+            "download it again"
+        )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -77,8 +78,19 @@ class TestRefusals:
             open_image(tmp_path / "gone.png")
 
     def test_folder(self, tmp_path):
-        with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+        with pytest.raises(UserError, match=r"cannot read .*: it is not a regular file"):
             open_image(tmp_path)
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(UserError, match=r"cannot read .*: it is not a regular file"):
+            open_frame(tmp_path / "pipe.png", 32, 32)
+
+    def test_a_huge_file_is_not_read(self, tmp_path):
+        with (tmp_path / "huge.png").open("wb") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(UserError, match=r"has more than 268,435,456 bytes"):
+            open_image(tmp_path / "huge.png")
 
     def test_name_that_no_file_can_have(self):
         with pytest.raises(UserError, match=r"cannot read .*null"):

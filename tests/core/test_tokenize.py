@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -173,3 +174,27 @@ def test_broken_file(folder: Path, tmp_path: Path, name: str, content: str) -> N
     (copy / name).write_text(content)
     with pytest.raises(UserError, match=r"cannot read the tokeniser in .*; download it again"):
         Tokenizers.load(copy)
+
+
+@pytest.mark.parametrize("stated", ["x", None, -5, 1, True])
+def test_an_odd_length_is_named(folder: Path, tmp_path: Path, stated: object) -> None:
+    shutil.copytree(folder, tmp_path / "flux")
+    config = tmp_path / "flux" / "tokenizer_2" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": stated}))
+    if stated is None:
+        assert Tokenizers.load(tmp_path / "flux").t5_length == 512  # it states none
+        return
+    with pytest.raises(UserError, match=r"tokenizer_2 states a model_max_length of "):
+        Tokenizers.load(tmp_path / "flux")
+
+
+def test_files_lie_in_the_folder(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "flux")
+    odd = tmp_path / "flux" / "tokenizer" / "added_tokens.json"
+    os.mkfifo(odd)
+    with pytest.raises(UserError, match="is not a regular file"):
+        Tokenizers.load(tmp_path / "flux")
+    odd.unlink()
+    odd.symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match=r"added_tokens.json is outside of the folder"):
+        Tokenizers.load(tmp_path / "flux")

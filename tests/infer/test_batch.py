@@ -351,7 +351,7 @@ class TestRestart:
         def unsupported(*args):
             raise OSError(38, os.strerror(38))
 
-        monkeypatch.setattr(module.fcntl, "flock", unsupported)
+        monkeypatch.setattr(fcntl, "flock", unsupported)
         assert self.run(counted, done).kept == 3
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 import sqlite3
 import zlib
+from typing import Any
 
 import pytest
 
@@ -424,10 +425,10 @@ def test_a_ledger_that_vanishes_ends_the_run(ledger):
         assert server.paid < 6
 
 
-@pytest.mark.parametrize("field", ["model", "accept_models"])
-def test_a_key_in_the_settings_is_refused(field, monkeypatch):
+@pytest.mark.parametrize(("field", "value"), [("model", KEY), ("accept_models", (f"a {KEY}",))])
+def test_a_key_in_the_settings_is_refused(field, value, monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
-    settings = {"model": "m", field: KEY if field == "model" else (f"a {KEY}",)}
+    settings: dict[str, Any] = {"model": "m", field: value}
     provider = ProviderConfig("openai", **settings, api_key_env="MY_KEY")
     with pytest.raises(UserError, match=f"{field} holds the key; take it out") as caught:
         Session(provider, None)

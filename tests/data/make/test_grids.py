@@ -1,5 +1,6 @@
 """Grids are painted once, whoever paints them and however often a run is stopped."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,28 @@ def test_another_writer_of_the_same_part(parts):
         parts.writing(GRIDS, 0),
         pytest.raises(UserError, match="another process is writing part 0 of `grids`"),
     ):
+        paint_grids(parts, GridsConfig(), lambda: Painter().teacher)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_folder_that_vanishes_is_not_made_anew(tmp_path, how):
+    """A new one would hold pictures alone, which the next start would refuse."""
+    parts, aside = Parts(tmp_path / "work", 5), tmp_path / "aside"
+    write_prompts(parts, 17)
+
+    def teacher():
+        parts.root.rename(aside)
+        if how == "removed":
+            shutil.rmtree(aside)
+        if how == "replaced":
+            parts.root.symlink_to(tmp_path / "empty")
+        return Painter().teacher
+
+    with pytest.raises(UserError, match=r"has vanished while `grids` was made: .*; run the same"):
+        paint_grids(parts, GridsConfig(), teacher)
+    assert not parts.root.exists()
+    if how == "moved":
+        aside.rename(parts.root)
         paint_grids(parts, GridsConfig(), lambda: Painter().teacher)
 
 
