@@ -31,14 +31,22 @@ class VisionTower:
         model: The model with its weights.
         preprocess: Steps from a picture to its input.
         mesh: Devices; its batch axes split the pictures. None for one device.
+        sha256: Gives the digest of every weight file by its name, for keys of cached features.
 
     Attributes:
         graphdef, state: The split model, for programs that contain it.
     """
 
     def __init__(
-        self, name: str, model: Vit, preprocess: Preprocess, *, mesh: Mesh | None = None
+        self,
+        name: str,
+        model: Vit,
+        preprocess: Preprocess,
+        *,
+        mesh: Mesh | None = None,
+        sha256: Callable[[], dict[str, str]] = dict,
     ) -> None:
+        self.sha256 = sha256
         self.name, self.config, self.preprocess, self.mesh = name, model.config, preprocess, mesh
         self.graphdef, self.state = nnx.split(model)
         self._features = self._compiled(lambda model, x: model(x))
@@ -61,7 +69,8 @@ class VisionTower:
         """
         execution = default_execution(jax.default_backend())
         model = abstract(component.config, precision=precision, execution=execution)
-        return cls(name, load(model, component.source, mesh=mesh), preprocess, mesh=mesh)
+        filled = load(model, component.source, mesh=mesh)
+        return cls(name, filled, preprocess, mesh=mesh, sha256=component.sha256)
 
     def embed(self, pixels: Float32[np.ndarray, "B H W 3"]) -> Float32[Array, "B E"]:
         """The feature of every preprocessed picture; compiles anew for every shape.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers.core_model_loading import revert_weight_conversion
 
 from dsd_jax.config import FLOAT32, VisionConfig
@@ -120,7 +121,8 @@ def test_every_name_and_shape_at_full_size(name: str):
     assert {name.split(".")[0] for name in aside} <= {
         *("embeddings", "text_model", "text_projection", "logit_scale", "logit_bias")
     }
-    assert table.our_shapes == param_shapes(abstract(config, precision=FLOAT32))
+    few = dataclasses.replace(config, depth=2)  # the blocks are all alike
+    assert vision_table(few).our_shapes == param_shapes(abstract(few, precision=FLOAT32))
     assert sum(map(math.prod, table.our_shapes.values())) == parameters
     assert vision_from_json(vision_to_json(config), shapes) == config
 
@@ -221,6 +223,23 @@ def test_a_text_encoder_is_no_vision_transformer(tmp_path: Path):
     write_model(tmp_path, SMALL.text_encoder, random_tensors(SMALL.text_encoder, 0))
     with pytest.raises(UserError, match=r"holds a CLIP text encoder; a vision transformer is"):
         open_vision(tmp_path, Preprocess())
+
+
+def test_settings_of_old_image_processors():
+    """Published files state sizes as single numbers; what one number means, the kind decides."""
+    shared = {"do_resize": True, "do_normalize": True, "size": 224}
+    dino = {"feature_extractor_type": "ViTFeatureExtractor", "resample": 2, **shared}
+    half = (0.5, 0.5, 0.5)
+    bilinear = Image.Resampling.BILINEAR
+    assert preprocess_from_json(dino, "p.json") == Preprocess(
+        (224, 224), bilinear, None, mean=half, std=half
+    )
+    clip = {"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": 224, **shared}
+    assert preprocess_from_json(clip, "p.json") == Preprocess()
+    fast = {"image_processor_type": "SiglipImageProcessorFast", "size": {"height": 9, "width": 7}}
+    assert preprocess_from_json(fast, "p.json") == Preprocess(
+        (9, 7), crop=None, mean=half, std=half
+    )
 
 
 @pytest.mark.parametrize(

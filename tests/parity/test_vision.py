@@ -129,9 +129,9 @@ def test_features_of_texts_and_pictures_from_one_clip_folder(tmp_path: Path) -> 
     image = picture("RGBA", 50, 40)
     given = torch.from_numpy(Preprocess(30, crop=(30, 30))(open_image(image))).permute(2, 0, 1)
     expected = reference.get_image_features(given[None])
-    assert_close(
-        open_vision(folder).features([image]), expected.pooler_output, BOUND, "CLIP feature"
-    )
+    tower = open_vision(folder)
+    assert tower.sha256().keys() == {"model.safetensors"}
+    assert_close(tower.features([image]), expected.pooler_output, BOUND, "CLIP feature")
 
 
 @pytest.mark.parametrize("antialias", [False, True])
