@@ -29,8 +29,8 @@ SECTIONS = {
     ),
 }
 
-TOY = "--base_path", "toy"
-FLOAT32 = "--dtype", "float32"
+SAMPLING = "--base_path", "toy", "--dtype", "float32", "--steps", "2"
+TEXT = "--max_sequence_length", "16"
 PAIRS = 16
 
 
@@ -66,20 +66,20 @@ def write_data(folder: Path) -> None:
          folder / "pairs"],
         check=True, capture_output=True,
     )  # fmt: skip
-    (folder / "batch.jsonl").write_text('{"text": "a red star on sea", "steps": 4}\n')
+    (folder / "batch.jsonl").write_text('{"text": "a red star on sea"}\n')
 
 
 def commands(folder: Path, number: int) -> dict[str, list[str]]:
     """The commands that are started, each with a new output."""
     out = str(folder / f"out-{number}")
     return {
-        "dsd generate": ["generate", "--text", "a red star on sea", *TOY, *FLOAT32, "--steps", "4",
+        "dsd generate": ["generate", "--text", "a red star on sea", *SAMPLING, *TEXT,
                          "--output_path", f"{out}.png"],
-        "dsd batch": ["batch", str(folder / "batch.jsonl"), *TOY, *FLOAT32, "--output_dir",
+        "dsd batch": ["batch", str(folder / "batch.jsonl"), *SAMPLING, *TEXT, "--output_dir",
                       f"{out}-batch"],
         "dsd train toy_student": ["train", "toy_student", "--data", str(folder / "pairs"),
-                                  "--steps", "1", "--eval_every", "0", "--max_sequence_length",
-                                  "16", "--output_dir", f"{out}-run"],
+                                  "--steps", "1", "--eval_every", "0", *TEXT, "--output_dir",
+                                  f"{out}-run"],
     }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def main() -> None:
                 "saved": f"{100 * (1 - two / one):.0f} %",
             }
         )
-    save(__file__, rows, repeats=repeats)
+    save(__file__, rows, repeats=repeats, text_tokens=16, sampling_steps=2, training_steps=1)
 
 
 if __name__ == "__main__":

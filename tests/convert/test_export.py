@@ -60,6 +60,8 @@ def test_a_folder_and_its_lora_file_are_read_as_one_adapter(root: Path, tmp_path
     convert_lora(root / "single.safetensors", str(tmp_path / "out"), base=root / "base")
     adapter, report = read_lora(tmp_path / "out", CONDITIONAL)
     assert report.notices == ("the condition embedding comes from out/transformer",)
+    # It is in float32 there, beside a base in bfloat16, which is as it should be.
+    assert open_component(tmp_path / "out" / "transformer").notices == ()
     for path, tensor in {**FULL.factors, **FULL.full}.items():
         np.testing.assert_array_equal({**adapter.factors, **adapter.full}[path], tensor)
     alone, _ = read_lora(tmp_path / "out" / "pytorch_lora_weights.safetensors", CONDITIONAL)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from dsd_jax.cli import main
 from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig
+from dsd_jax.train import steplog
 from dsd_jax.train.config import OptimizerConfig
 from tests.random_flux import compile_once
 from tests.tiny_run import RECIPE, arrays_of, run_training, write_world
@@ -109,8 +111,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(world: Path, tmp_path: Path):
 
 
 def test_bad_batches_are_skipped_only_if_told(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(steplog, "SECONDS_BETWEEN_LINES", 1e6)
     wild = dataclasses.replace(
         RECIPE, steps=3, optimizer=OptimizerConfig(learning_rate=1e15, clip=0)
     )
@@ -118,7 +124,12 @@ def test_bad_batches_are_skipped_only_if_told(
     skipped = lines(tmp_path / "skipped.jsonl")
     assert [row["step"] for row in skipped] == [2, 3]
     assert skipped[0]["ids"] == lines(tmp_path / "batch_ids.jsonl")[1]["ids"]
-    assert "step 3 is left out: loss is" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "step 3 is left out: loss is" in err
+    # Every step is logged; the screen shows the first, the last, and one every so often.
+    shown = re.findall(r"^(step \d+): .*lr.*$", err, re.MULTILINE)
+    assert shown == ["step 1", "step 3"]
+    assert max(map(len, re.findall(r"^step \d+: .*lr.*$", err, re.MULTILINE))) <= 80
     one, three = (arrays_of(tmp_path / "checkpoints" / f"0000000{i}") for i in (1, 3))
     assert three["step"] == 3
     for name in one:
@@ -139,6 +150,7 @@ def test_a_signal_saves_and_ends_well(
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PATH": "",
+        "XDG_CACHE_HOME": str(tmp_path),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "dsd_jax", *words],
