@@ -15,6 +15,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -172,7 +173,7 @@ def make_mesh(
     return Mesh(device_grid(sizes, devices), MESH_AXES, axis_types=types)
 
 
-def device_grid(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def device_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     """Arranges devices in the shape of a mesh.
 
     The axis `data` runs between slices (or GPU hosts without a common link) if their number divides

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -233,7 +233,14 @@ class Watch:
         return None
 
 
-def memory(devices: Sequence[jax.Device]) -> dict[str, float]:
+@runtime_checkable
+class Measured(Protocol):
+    """A device that tells how much of its memory is used; `jax.Device` is one."""
+
+    def memory_stats(self) -> dict[str, int] | None: ...
+
+
+def memory(devices: Sequence[Measured]) -> dict[str, float]:
     """GiB in use and peak GiB on the fullest local device; empty if devices do not tell."""
     found = [stats for d in devices if (stats := d.memory_stats())]
     names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
