@@ -22,6 +22,7 @@ FOLDERS = {
     "memory": "Memory",
     "kill": "Killed and restarted",
     "grids": "Grids",
+    "drift": "Drift",
     "cost": "Costs",
     "toy": "The toy world",
 }

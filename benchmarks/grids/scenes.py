@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["FAULTS", "GOOD", "Drawn", "draw"]
+__all__ = ["FAULTS", "GOOD", "STYLES", "Drawn", "draw", "scene"]
 
 Rng = np.random.Generator
 Colour = tuple[int, int, int]
@@ -63,6 +63,11 @@ def draw(kind: str, style: str, size: int, rng: Rng) -> Drawn:
     noise = rng.normal(0, rng.uniform(0, 2.5 if size >= 128 else 1.0), (*canvas.size[::-1], 3))
     pixels = np.clip(np.asarray(canvas) + noise, 0, 255).astype(np.uint8)
     return Drawn(Image.fromarray(pixels), kind, style, tuple(regions) if kind in GOOD else ())
+
+
+def scene(style: str, size: int, rng: Rng) -> Image.Image:
+    """A square picture of a subject in one of the styles."""
+    return _scene(style, size, size, _subject(rng), int(rng.integers(8)), rng)
 
 
 def _layout(kind: str, width: int, height: int, rng: Rng) -> tuple[Image.Image, list[Region]]:

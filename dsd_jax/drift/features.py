@@ -1,4 +1,4 @@
-"""What stays of a picture when only its light changes: edges and texture of equal strength.
+"""Features of a picture that stay when only its light changes: edges and texture, evened out.
 
 Light multiplies what a surface reflects and changes slowly over it. In the logarithm it is added, a
 tint adds a constant to a channel, and gamma scales. So a band of the logarithm, divided by its own

@@ -1,4 +1,4 @@
-"""Measures drift: one motion of the whole picture, and what each of 4 x 4 tiles does besides."""
+"""Measures drift: one motion of the whole picture, and a shift of each of 4 x 4 tiles."""
 
 import cmath
 import dataclasses
@@ -29,7 +29,6 @@ TILE_ALIKE = 0.4  # likeness that a part that moved alone has where it is now
 TILE_GAIN = 0.15  # likeness that it has more there than where it was
 TILE_BLANK = 40.0  # sum of squared features that is too small a part
 
-
 Place: TypeAlias = tuple[float, float]
 """Pixels to the right and down."""
 Verdict = Literal["still", "moved", "part moved", "other structure", "cannot tell"]
@@ -45,16 +44,16 @@ _MEANING: dict[Verdict, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """What became of the content of a picture A in a picture B of the same size.
+    """Motion of the content of picture A in picture B, which has the same size.
 
     Attributes:
         verdict: `still`; `moved`, as a whole; `part moved`, while the rest stayed; `other
             structure`, which has no motion; `cannot tell`, as there is too little texture.
-        shift_px: Where B shows the content of A's centre, from there.
+        shift_px: Way from A's centre to the place of its content in B.
         zoom: More than 1 where B shows the content larger, about the centre.
         rotation_degrees: Counter-clockwise, about the centre.
-        residual: What is left of the difference in structure when the motion is undone: 0 for
-            none, about 1 for pictures that share nothing.
+        residual: Difference in structure that remains when the motion is undone: 0 for none, about
+            1 for pictures that share nothing.
         tiles: Rows of 4 x 4 tiles of A, each with the shift of its content, or None where it is
             not found again.
     """
@@ -78,7 +77,7 @@ class Drift:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     def lines(self) -> list[str]:
-        """The same for a terminal."""
+        """The figures for a terminal, line by line."""
         residual = "" if self.residual is None else f" (residual {self.residual:.2f})"
         lines = [f"{self.verdict}{residual}: {_MEANING[self.verdict]}"]
         if self.tiles and self.shift_px and self.rotation_degrees is not None:
@@ -229,7 +228,7 @@ def _normalised(both: np.ndarray, own: np.ndarray, other: np.ndarray, blank: flo
 
 
 def _top(values: np.ndarray, index: int) -> float:
-    """Where the parabola through the largest value and its neighbours has its top."""
+    """The place of the top of a parabola through the largest value and its neighbours."""
     if not 0 < index < len(values) - 1:
         return float(index)
     before, top, after = (float(value) for value in values[index - 1 : index + 2])

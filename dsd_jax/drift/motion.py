@@ -39,7 +39,7 @@ class Motion:
     shift: complex = 0.0
 
     def moved(self, z: complex) -> complex:
-        """Where a place goes."""
+        """The place that a place moves to."""
         return self.turn * z + self.shift
 
     def after(self, step: "Motion") -> "Motion":
@@ -148,7 +148,7 @@ def _taper(side: int) -> np.ndarray:
 
 
 def _refine(first: Features, second: Features, motion: Motion, steps: int) -> Motion:
-    """Gauss-Newton steps towards the least robust difference (Benhimane and Malis, 2004)."""
+    """Takes Gauss-Newton steps towards the least robust difference (Benhimane and Malis, 2004)."""
     radius = max(first.shape) / 2
     own = _gradient(first)
     for _ in range(steps):
@@ -186,12 +186,12 @@ def _standard_error(first: Features, second: Features, motion: Motion) -> float:
 
 
 def _gradient(features: Features) -> Float32[np.ndarray, "2 c h w"]:
-    """Right and down."""
+    """The gradient to the right and down."""
     return np.stack(np.gradient(features, axis=(2, 1)))
 
 
 def _slopes(gradient: Float32[np.ndarray, "2 c h w"], radius: float) -> np.ndarray:
-    """What the features gain by a pixel of zoom, of rotation, to the right and down: [4, c, h * w].
+    """Gains of the features by a pixel of zoom, of rotation, right and down: [4, c, h * w].
 
     A pixel of zoom or rotation moves a place at `radius` from the centre by one pixel.
     """
