@@ -63,7 +63,7 @@ class LoraConfig:
 
     Attributes:
         rank: Rank of the factors.
-        alpha: Scale times rank; by default the rank, which is a scale of 1.
+        alpha: Scale times rank. Default: the rank, which gives a scale of 1.
         targets: Layers to adapt: attention, attention+ff, all, or regular expressions of paths.
     """
 

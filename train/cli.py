@@ -109,8 +109,8 @@ def _command(
             recipe: The recipe.
             base: The weights to start from.
             cluster: The processes of the run.
-            config: TOML file with values for these flags, such as the `run.toml` of another run;
-                flags that are given count more.
+            config: TOML file with values for these flags, such as the `run.toml` of another run.
+                Given flags override it.
         """
         del config  # it was read before; its values are among the words
         return Launch(name, recipe, data, run, base), cluster

@@ -135,9 +135,9 @@ class TrainConfig:
         remat: Activations that are kept for the backward pass instead of computed again: none
             (keeps all), dots, attention+qkv, attention or full (keeps none).
         scan_layers: Compile one program for all layers of a stack.
-        base_dtype: Precision of the frozen base. What is trained is float32.
-        max_sequence_length: T5 tokens that a text is padded or cut to, at most what the tokeniser
-            states. Sample with as many.
+        base_dtype: Precision of the frozen base. Trained parameters are float32.
+        max_sequence_length: T5 tokens that a text is padded or cut to, at most the tokeniser's own
+            limit. Sample with the same number.
         pad_to_longest: Pad the texts of a batch to its longest one, in steps of 16 tokens, instead
             of to `max_sequence_length`. Works on one process, for texts that are not encoded yet.
     """
@@ -220,7 +220,8 @@ class RunConfig:
         log_every: Steps between lines of metrics.jsonl. The screen shows one every ten seconds.
         tensorboard: Write event files for TensorBoard as well (extra: tensorboard).
         wandb: Project to log to on Weights & Biases as well.
-        peak_tflops: Peak of one device in TFLOP/s, for MFU; by default that of its name.
+        peak_tflops: Peak of one device in TFLOP/s, for MFU; by default the known peak of a device
+            of its name.
         max_loss_ratio: Stop at a loss above this many times the running median. 0 never stops.
         skip_bad_batches: Skip updates whose loss or gradient is not finite, and count them, instead
             of stopping.
