@@ -121,7 +121,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
     "Train the toy models": {
         "train toy-vae": Command(
-            "Train the autoencoder from random weights", "dsd_jax.toy.making.cli:toy_vae"
+            "Train the VAE from random weights", "dsd_jax.toy.making.cli:toy_vae"
         ),
         "train toy-teacher": Command(
             "Train the transformer from random weights", "dsd_jax.toy.making.cli:toy_teacher"

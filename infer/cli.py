@@ -40,7 +40,7 @@ class ModelFlags:
         max_sequence_length: T5 tokens that a text is padded or cut to. Default: as many as the
             tokeniser states, 512 for FLUX.1-dev.
         dtype: Dtype of the weights and of the computation.
-        model_offload: Keep only one of text encoders, transformer and autoencoder in memory.
+        model_offload: Keep only one of text encoders, transformer and VAE in memory.
         sequential_offload: Keep blocks in host memory and move them to the device layer by layer.
         merge_lora: Add the LoRA to the weights once. Faster, but rounded to their dtype.
         device: Device: cpu, gpu or tpu. Default: the one that JAX prefers.

@@ -27,7 +27,7 @@ class LoadOptions:
         mesh: devices that share the work; None uses the first device alone.
         merge_lora: add LoRAs to the weights instead of keeping them apart. Steps are faster, sums
             are rounded to the dtype of the weights, and a change of LoRAs reads the weights again.
-        offload: "model" keeps one of text encoders, transformer and autoencoder in memory at a
+        offload: "model" keeps one of text encoders, transformer and VAE in memory at a
             time; "layers" also keeps the blocks in host memory and moves one layer at a time.
 
     Raises:

@@ -53,7 +53,7 @@ class CallDict(SettingsDict, total=False):
 
 
 class Pipeline:
-    """Tokenisers, text encoders, transformer and autoencoder of FLUX.
+    """Tokenisers, text encoders, transformer and VAE of FLUX.
 
     Made by `Pipeline.load`. Weights are read when they are first needed.
 
@@ -91,7 +91,7 @@ class Pipeline:
             keep=options.stays,
         )
         self._codec = Lazy(
-            "autoencoder", lambda: ImageCodec.load(parts.autoencoder, **placed), keep=options.stays
+            "VAE", lambda: ImageCodec.load(parts.autoencoder, **placed), keep=options.stays
         )
         self._denoiser = Lazy(
             "transformer",

@@ -77,7 +77,7 @@ class Encoder:
     @functools.cached_property
     def images(self) -> ImageCodec:
         """The VAE."""
-        with busy("loading the autoencoder"):
+        with busy("loading the VAE"):
             return ImageCodec.load(self.base.autoencoder, precision=self._precision, mesh=self.mesh)
 
     @functools.cached_property

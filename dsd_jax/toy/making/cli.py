@@ -63,7 +63,7 @@ def toy_student(words: Sequence[str]) -> None:
 
 
 def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
-    """Train the autoencoder of the toy FLUX from random weights, on pictures drawn as it goes.
+    """Train the VAE of the toy FLUX from random weights, on pictures drawn as it goes.
 
     Args:
         run: How and where it runs.
@@ -131,7 +131,7 @@ def toy_teacher(
     Args:
         run: How and where it runs.
         config: The recipe.
-        base_path: Toy pipeline with the autoencoder. By default it is the one in the package.
+        base_path: Toy pipeline with the VAE. By default it is the one in the package.
     """
     keep_memory()
     mesh = make_mesh(config.mesh)
