@@ -30,9 +30,9 @@ from tests.core.llm.wire import (
     Question,
     Reply,
     Status,
+    answer_bytes,
     gemini_turns,
     openai_turns,
-    payload,
 )
 
 __all__ = ["Server"]
@@ -166,7 +166,7 @@ class Server:
         fault = result
         if isinstance(result, Drop | BadJson):
             result = "yes"
-        payload = payload(question, result)
+        payload = answer_bytes(question, result)
         headers = {"Content-Type": "application/json", "x-request-id": f"req-{self.paid}"}
         if isinstance(result, Reply | Body):
             headers |= result.headers
@@ -203,7 +203,7 @@ class Server:
             return result.code, result.body.encode()
         assert not isinstance(result, Drop | BadJson), "no such faults in batches"
         self._pay(question)
-        return 200, payload(question, result)
+        return 200, answer_bytes(question, result)
 
     def _lines(self, name: str) -> tuple[list[dict[str, Any]], bool]:
         """Lines of a file that are to be answered, and whether the batch expires after them."""

@@ -17,9 +17,9 @@ __all__ = [
     "Reply",
     "Result",
     "Status",
+    "answer_bytes",
     "gemini_turns",
     "openai_turns",
-    "payload",
 ]
 
 
@@ -113,7 +113,7 @@ Result = str | Reply | Body | Status | Drop | BadJson | Delayed
 Answerer = Callable[[Question], Result]
 
 
-def payload(question: Question, result: str | Reply | Body) -> bytes:
+def answer_bytes(question: Question, result: str | Reply | Body) -> bytes:
     """The JSON of an answer, in the form of the question."""
     if isinstance(result, Body):
         return result.data
