@@ -29,7 +29,18 @@ SECTIONS = {
     ),
 }
 
-SAMPLING = "--base_path", "toy", "--dtype", "float32", "--steps", "2"
+SAMPLING = (
+    "--base_path",
+    "toy",
+    "--dtype",
+    "float32",
+    "--steps",
+    "2",
+    "--height",
+    "32",
+    "--width",
+    "32",
+)
 TEXT = "--max_sequence_length", "16"
 PAIRS = 16
 
@@ -110,7 +121,15 @@ def main() -> None:
                 "saved": f"{100 * (1 - two / one):.0f} %",
             }
         )
-    save(__file__, rows, repeats=repeats, text_tokens=16, sampling_steps=2, training_steps=1)
+    save(
+        __file__,
+        rows,
+        repeats=repeats,
+        pixels=32,
+        text_tokens=16,
+        sampling_steps=2,
+        training_steps=1,
+    )
 
 
 if __name__ == "__main__":

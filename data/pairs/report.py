@@ -26,9 +26,9 @@ TOP_SIZES = 10
 def statistics(store: PairStore) -> str:
     """Counts, sizes, lengths of texts in words, and frequent subjects; from the indices."""
     manifest, index = store.manifest, store.index
-    size = sum(shard.bytes for shard in manifest.shards)
+    size, shards = sum(shard.bytes for shard in manifest.shards), len(manifest.shards)
     about = [
-        f"{manifest.count:,} pairs in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB",
+        f"{manifest.count:,} pairs in {shards:,} shard{'s' * (shards != 1)}, {size / 1e6:,.1f} MB",
         f"{manifest.rejected:,} rows of the source were rejected",
         f"fingerprint {manifest.fingerprint}",
     ]
