@@ -24,7 +24,7 @@ SECTIONS = {
     "": (
         "Canvases of many sizes",
         """Resident memory of one process after each new size: one customised image of the toy
-FLUX, two steps with true guidance. Programs are dropped when one size more than four comes.""",
+FLUX in two steps. Programs are dropped when one size more than four comes.""",
     ),
 }
 
@@ -55,7 +55,6 @@ def main() -> None:
             height=height,
             width=width,
             steps=2,
-            i_guidance=2.0,
         )
         rows.append(
             {

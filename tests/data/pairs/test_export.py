@@ -15,7 +15,7 @@ from dsd_jax.data.pairs.reader import ImportSettings
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
-from tests.tiny_pairs import SHARD_BYTES, write_pairs
+from tests.tiny_pairs import SHARD_BYTES, write_pairs, write_rows, write_table
 
 COUNT = 12
 
@@ -132,3 +132,18 @@ def test_the_command(store: PairStore, tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert f"12 pairs in {tmp_path / 'out'}" in said
     assert "the card says `license: unknown`; name one with --license before you share it" in said
+
+
+def test_what_is_shared_names_no_folder_of_the_machine(tmp_path: Path):
+    folder = tmp_path / "bluebeards-chamber"
+    rows: list[dict[str, str]] = write_table(folder / "source", 4)
+    rows[0]["reference"] = str(folder / "source" / "reference-0.png")
+    rows[1]["target"] = str(folder / "source" / "gone.png")
+    rows[2]["target"] = str(folder / "elsewhere.png")
+    write_rows(folder / "source" / "pairs.jsonl", rows)
+    assert import_pairs(folder / "source", folder / "pairs").rejected == 2
+    export_pairs(PairStore.open(folder / "pairs"), folder / "out", "folder", Licence("mit"))
+    assert cli.main(["data", "view", str(folder / "pairs")]) == 0
+    files = [path for path in folder.rglob("*") if path.is_file() and "source" not in path.parts]
+    assert {"pairs.html", "rejected.jsonl", "README.md", "dataset.json"} <= {p.name for p in files}
+    assert [path.name for path in files if b"bluebeard" in path.read_bytes()] == []
