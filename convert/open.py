@@ -53,6 +53,7 @@ from dsd_jax.convert.vision.config import VISION_KINDS, vision_from_json, vision
 from dsd_jax.convert.vision.tables import vision_table
 from dsd_jax.errors import UserError
 from dsd_jax.inside import read_inside
+from dsd_jax.lora import check_scale
 from dsd_jax.models import Config
 from dsd_jax.parts import Component, FluxParts, ScaledAdapter, TextParts, with_condition
 from dsd_jax.text.tokenize import CLIP_FOLDER, T5_FOLDER, Tokenizers
@@ -263,6 +264,8 @@ def open_loras(
     each = list(scales) if isinstance(scales, Sequence) else [scales] * len(paths)
     if len(each) != len(paths):
         raise UserError(f"{len(paths)} LoRA files but {len(each)} scales; give as many")
+    for scale in each:
+        check_scale(scale)
     read = [read_lora(resolve(path, kind="lora"), config) for path in paths]
     adapters = [(adapter, scale) for (adapter, _), scale in zip(read, each, strict=True)]
     return adapters, [notice for _, report in read for notice in report.notices]

@@ -36,6 +36,7 @@ __all__ = [
     "LoraConfig",
     "MergedSource",
     "add_factors",
+    "check_scale",
     "combine",
     "initialise",
     "is_fused",
@@ -197,6 +198,17 @@ def initialise(module: nnx.Module, config: LoraConfig, rngs: nnx.Rngs) -> None:
                 )
             setattr(linear, name, LoraParam(value))
         linear.lora_scale, linear.lora_merged = config.scale, False
+
+
+def check_scale(scale: float) -> float:
+    """Returns the strength of an adapter.
+
+    Raises:
+        UserError: it is not finite, which would make every image of the model so.
+    """
+    if not math.isfinite(scale):
+        raise UserError(f"the scale of a LoRA must be a finite number, got {scale}")
+    return scale
 
 
 def combine(

@@ -30,6 +30,7 @@ from dsd_jax.infer.prepared import Images, Prepared, Texts, open_frames, prepare
 from dsd_jax.infer.sampler import Callback, initial_noise
 from dsd_jax.infer.settings import Settings, SettingsDict
 from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
+from dsd_jax.lora import check_scale
 from dsd_jax.parts import FluxParts, ScaledAdapter, with_condition
 from dsd_jax.sharding import batch_ways, on_mesh
 from dsd_jax.types import Float32
@@ -169,10 +170,10 @@ class Pipeline:
         """Changes the strength of a LoRA in use.
 
         Raises:
-            UserError: no LoRA has this name.
+            UserError: no LoRA has this name, or the strength is no number.
         """
         adapter, _ = self._lora(name)
-        self._use_loras(self._loras | {name: (adapter, scale)})
+        self._use_loras(self._loras | {name: (adapter, check_scale(scale))})
 
     def remove_lora(self, name: str) -> None:
         """Takes a LoRA out of use.

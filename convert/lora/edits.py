@@ -31,7 +31,7 @@ from dsd_jax.convert.lora.read import LORA_FILES, read_lora
 from dsd_jax.convert.lora.settings import find_settings
 from dsd_jax.convert.table.engine import Table
 from dsd_jax.errors import UserError
-from dsd_jax.lora import Adapter
+from dsd_jax.lora import Adapter, check_scale
 from dsd_jax.types import Shape
 from dsd_jax.weights import Index, WeightSource
 
@@ -194,6 +194,8 @@ def read_mergeables(
     each = list(scales) or [1.0] * len(paths)
     if len(each) != len(paths):
         raise UserError(f"{len(paths)} LoRA files but {len(each)} scales; give as many")
+    for scale in each:
+        check_scale(scale)
     made: list[tuple[Mergeable, float]] = []
     notices: list[str] = []
     for path, scale in zip(map(resolve, paths), each, strict=True):

@@ -16,7 +16,7 @@ __all__ = ["Inventory"]
 
 _SHOWN = 4  # names listed per heading
 _ADDED = ("difference", "bias")  # kinds that change nothing where they are zero
-_MERGEABLE = {"dora", "lycoris", "bias", "difference"}
+_MERGEABLE = {"dora", "lycoris", "bias", "difference"}  # kinds of which some can be merged
 _ROWS = 1024
 _HEADINGS = {
     "unknown": "tensors of layers that this model lacks",
@@ -55,6 +55,7 @@ class Inventory:
         self.dialects: collections.Counter[str] = collections.Counter()
         self.aside: collections.Counter[str] = collections.Counter()
         self._widths: set[int] = set()  # sizes of layers that do not fit
+        self._unmergeable = False  # something is in the file that not even merging can use
         alphas: dict[str, str] = {}
         adapters: set[str] = set()
         for actual in weights.tensors:
@@ -72,6 +73,7 @@ class Inventory:
                 self._check_dtype(actual)
             elif name.kind in REFUSED:
                 self._wrong[name.kind].append(actual)
+                self._unmergeable |= not name.part or name.layer not in names.spelled
             elif name.layer not in names.spelled:
                 self._wrong["unknown"].append(actual)
             elif name.kind == "alpha":
@@ -196,7 +198,7 @@ class Inventory:
             if names := wrong.get(kind):
                 more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
                 text.append(f"  {len(names)} {heading}: {'; '.join(names[:_SHOWN])}{more}")
-        if wrong.keys() <= _MERGEABLE:
+        if wrong.keys() <= _MERGEABLE and not self._unmergeable:
             text.append(
                 "  merge it into full weights instead: dsd convert to-torch BASE OUT --lora_path "
                 f"{file}"

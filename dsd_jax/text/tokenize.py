@@ -97,7 +97,8 @@ class Tokenizers:
             )
         _check_length(t5, t5_tokenizer)
         stated = t5_tokenizer.model_max_length
-        if t5_length is not None and t5_length > max(stated, cls.t5_length):
+        # The default of a configuration is no wish of the user, so a smaller model may cut it.
+        if t5_length is not None and t5_length > stated and t5_length != cls.t5_length:
             raise UserError(
                 f"max_sequence_length {t5_length} is more than the {stated} tokens that the "
                 f"tokeniser in {t5} states; give at most {stated}"

@@ -105,5 +105,11 @@ def test_names(pipe, files):
         pipe.add_lora(files / "style.safetensors", name="style")
     with pytest.raises(UserError, match="'styl' is in use; did you mean 'style'"):
         pipe.scale_lora("styl", 0.5)
+    for change in (
+        pipe.scale_lora,
+        lambda _, scale: pipe.add_lora(files / "dsd.safetensors", scale),
+    ):
+        with pytest.raises(UserError, match="the scale of a LoRA must be a finite number, got nan"):
+            change("style", float("nan"))
     pipe.remove_lora("style")
     pipe.remove_lora("style-2")

@@ -88,6 +88,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"diffusion_model.double_blocks.0.img_attn.proj.diff_b": np.ones(32)},
         r"1 tensors are whole differences of weights or biases",
     ),
+    "OFT, which merging cannot use either": (
+        {f"{Q}.oft_blocks": np.ones((2, 2, 2))},
+        r"1 tensors are LyCORIS[^\n]*\Z",
+    ),
+    "a difference of a norm, likewise": (
+        {"diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff": np.ones(32)},
+        r"1 tensors are whole differences of weights or biases[^\n]*\Z",
+    ),
     "replacements": (
         {"diffusion_model.double_blocks.0.img_attn.proj.set_weight": np.zeros((32, 32))},
         r"1 tensors are whole weights that replace the model's, for which",
