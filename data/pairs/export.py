@@ -136,13 +136,10 @@ def _write_table(path: Path, records: list[tuple[int, PairRecord]]) -> None:
     for name in TEXTS:
         columns[name] = Array([each[name] for each in words], type=DataType.string())
     written = io.BytesIO()  # the library panics, and prints that, if it cannot write to a disk
-    write_parquet(
-        Table.from_pydict({name: columns[name] for name in _features()}),
-        written,
-        compression="snappy",
-        max_row_group_size=_ROWS,
-        key_value_metadata={"huggingface": json.dumps({"info": {"features": _features()}})},
-    )
+    # Metadata of the schema: where there is a schema, readers look for none beside it.
+    features = {"huggingface": json.dumps({"info": {"features": _features()}})}
+    table = Table.from_pydict({name: columns[name] for name in _features()}, metadata=features)
+    write_parquet(table, written, compression="snappy", max_row_group_size=_ROWS)
     path.write_bytes(written.getbuffer())
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -55,6 +56,15 @@ def test_load_dataset_opens_an_export(store: PairStore, tmp_path: Path, load: An
         for role in ("reference", "target"):
             expected = np.asarray(open_image(getattr(record, role)))
             np.testing.assert_array_equal(np.asarray(row[role]), expected)
+
+
+def test_a_parquet_file_alone_tells_what_its_columns_are(store: PairStore, tmp_path: Path):
+    """`load_dataset("parquet", data_files=...)` sees the file without the card beside it."""
+    export_pairs(store, tmp_path / "out", "parquet", Licence())
+    file = min((tmp_path / "out" / "data").iterdir())
+    told = json.loads(pyarrow.parquet.read_schema(file).metadata[b"huggingface"])
+    features = told["info"]["features"]
+    assert features["reference"] == features["target"] == {"_type": "Image"}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
