@@ -4,7 +4,8 @@ The signature of a text holds 64 hashes. Two texts agree in each of them with a 
 the share of letter sequences that they have in common (Jaccard similarity). Signatures are cut into
 bands, and only texts that agree in a whole band are compared. The bands are as wide as the
 similarity allows, so that few different texts share one, and the time is linear in the number of
-texts.
+texts. Where thousands of texts are nearly, but not quite, similar enough, a text is compared with
+the most similar of the latest ones; a text with the same letter sequences is always found.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ _LETTERS = 5  # letters of a sequence
 _HASHES = 64
 _WIDTHS = (4, 8, 16, 32, 64)  # hashes in a band
 _MISSED = 0.0125  # share of repeated texts that may share no band; 0.0123 at similarity 0.7
+_CROWD = 2048  # latest texts of a band that are looked at
+_COMPARED = 16  # most similar texts that are compared exactly
 _DEVIATIONS = 3.5  # standard deviations by which the share of equal hashes may be too small
 
 
@@ -47,6 +50,7 @@ class NearTexts:
         self._signatures = np.empty((64, _HASHES), np.uint32)
         deviation = (similarity * (1 - similarity) / _HASHES) ** 0.5
         self._least_equal = similarity - _DEVIATIONS * deviation
+        self._same: dict[bytes, int] = {}  # number of the text with these letter sequences
         self._bands: list[dict[int, array]] = [{} for _ in range(_HASHES // self._width)]
 
     def add(self, name: str, text: str) -> str | None:
@@ -58,7 +62,9 @@ class NearTexts:
             band.setdefault(key, array("q"))
             for band, key in zip(self._bands, keys.tolist(), strict=True)
         ]
-        for number in self._candidates(buckets, signature):
+        digest = hashlib.blake2b(runs.tobytes(), digest_size=16).digest()
+        same = [self._same[digest]] if digest in self._same else []
+        for number in sorted({*self._candidates(buckets, signature), *same}):
             other, known = self._held[number]
             theirs = _runs(known)
             common = len(np.intersect1d(runs, theirs, assume_unique=True))
@@ -69,18 +75,21 @@ class NearTexts:
             self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)])
         self._signatures[number] = signature
         self._held.append((name, text))
+        self._same[digest] = number
         for bucket in buckets:
             bucket.append(number)
         return None
 
     def _candidates(self, buckets: list[array], signature: UInt32[np.ndarray, " h"]) -> list[int]:
-        """Numbers of the texts that may be similar enough, in order."""
+        """Numbers of the texts that may be similar enough."""
         marks = np.zeros(len(self._held), bool)
         for bucket in buckets:
-            marks[np.frombuffer(bucket, np.int64)] = True
+            marks[np.frombuffer(bucket, np.int64)[-_CROWD:]] = True
         met = np.flatnonzero(marks)
         equal = (self._signatures[met] == signature).mean(1)
-        return [int(number) for number in met[equal >= self._least_equal]]
+        met, equal = met[equal >= self._least_equal], equal[equal >= self._least_equal]
+        most_similar = np.argsort(-equal, kind="stable")[:_COMPARED]
+        return [int(number) for number in met[most_similar]]
 
 
 def _width(similarity: float) -> int:

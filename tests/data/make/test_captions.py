@@ -3,9 +3,12 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from dsd_jax.data.make import near as near_module
 from dsd_jax.data.make.captions import (
     CaptionFilter,
     CaptionsConfig,
@@ -213,6 +216,36 @@ def test_captions_of_few_words_take_no_longer_the_more_there_are():
         seconds.append(time.process_time() - start)
     assert near.add("again", lines[7].upper()) == lines[7]
     assert seconds[1] < 8 * seconds[0]  # quadratic would be 16 times as much
+
+
+def one_word_apart(count: int) -> list[str]:
+    """Captions that are all a little less similar than 0.9."""
+    words = "a photo of a small red fox with a blue scarf on the old bridge in the snow".split()
+    rows = []
+    for number in range(count):
+        own = list(words)
+        own[number % len(own)] = f"{number:x}"
+        rows.append(" ".join(own))
+    return rows
+
+
+def test_in_a_crowd_few_are_compared_and_repeats_are_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(near_module, "_CROWD", 20)
+    monkeypatch.setattr(near_module, "_COMPARED", 4)
+    near, compared = NearTexts(0.9), 0
+    intersect = np.intersect1d
+
+    def counting(*given: Any, **named: Any) -> Any:
+        nonlocal compared
+        compared += 1
+        return intersect(*given, **named)
+
+    monkeypatch.setattr(np, "intersect1d", counting)
+    lines = one_word_apart(400)
+    kept = [line for line in lines if near.add(line, line) is None]
+    assert len(kept) > 100
+    assert compared < 5 * len(lines)
+    assert all(near.add("again", line.upper()) is not None for line in kept)
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.7, 0.9, 1.0])
