@@ -16,7 +16,14 @@ T = TypeVar("T")
 __all__ = ["Fields", "Json", "Sizes", "check_depth"]
 
 Json = Mapping[str, Any]
+_LONGEST = 64  # numbers in a list
+_SHOWN = 100  # characters of a wrong value that a message repeats
 _LARGEST = 1e30  # bound of any number in a config; also refuses infinity and NaN
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class Fields:
@@ -36,32 +43,38 @@ class Fields:
         value = self._get(key, default)
         if value not in allowed:
             expected = " or ".join(map(repr, allowed))
-            raise UserError(f"{self.title}: {key} is {value!r}, this program supports {expected}")
+            raise UserError(
+                f"{self.title}: {key} is {_shown(value)}, this program supports {expected}"
+            )
         return value
 
-    def number(self, key: str, default: int) -> int:
+    def number(self, key: str, default: int, least: int = 1) -> int:
         value = self._get(key, default)
-        if type(value) is not int or value < 0:
-            raise UserError(f"{self.title}: {key} is {value!r}, expected a whole number")
+        if type(value) is not int or value < least:
+            kind = "a whole number" if least == 0 else f"a whole number from {least} on"
+            raise UserError(f"{self.title}: {key} is {_shown(value)}, expected {kind}")
         return value
 
     def real(self, key: str, default: float) -> float:
         value = self._get(key, default)
         if type(value) not in (int, float) or not abs(value) < _LARGEST:
-            raise UserError(f"{self.title}: {key} is {value!r}, expected a number")
+            raise UserError(f"{self.title}: {key} is {_shown(value)}, expected a number")
         return float(value)
 
     def numbers(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
         values = self._get(key, default)
-        if not isinstance(values, list | tuple) or any(type(n) is not int for n in values):
-            raise UserError(f"{self.title}: {key} is {values!r}, expected a list of whole numbers")
+        known = isinstance(values, list | tuple) and len(values) <= _LONGEST
+        if not known or any(type(n) is not int for n in values):
+            raise UserError(
+                f"{self.title}: {key} is {_shown(values)}, expected a list of whole numbers"
+            )
         return tuple(values)
 
     def reals(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         values = self._get(key, default)
-        known = isinstance(values, list | tuple)
+        known = isinstance(values, list | tuple) and len(values) <= _LONGEST
         if not known or any(type(n) not in (int, float) or not abs(n) < _LARGEST for n in values):
-            raise UserError(f"{self.title}: {key} is {values!r}, expected a list of numbers")
+            raise UserError(f"{self.title}: {key} is {_shown(values)}, expected a list of numbers")
         return tuple(float(n) for n in values)
 
     def skip(self, *keys: str) -> None:
@@ -75,7 +88,7 @@ class Fields:
             if key not in self._used and not key.startswith("_") and value not in (None, False)
         }
         if rest:
-            raise UserError(f"{self.title}: settings this program does not know: {rest}")
+            raise UserError(f"{self.title}: settings this program does not know: {_shown(rest)}")
 
 
 class Sizes:

@@ -138,11 +138,11 @@ def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> 
 
 
 def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
-    given = data.get("architectures")
+    given, own = data.get("architectures"), data.get("model_type")
     kind = data.get("_class_name") or (given[0] if isinstance(given, list) and given else None)
-    if data.get("model_type") in VISION_KINDS:
+    if isinstance(own, str) and own in VISION_KINDS:
         return vision_from_json(data, names)
-    match kind or data.get("model_type"):
+    match kind or own:
         case "FluxTransformer2DModel" | "FluxTransformer2DConditionalModel":
             return flux_from_json(data, names)
         case "AutoencoderKL":
@@ -152,8 +152,10 @@ def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
         case "CLIPTextModel" | "CLIPModel" | "clip_text_model":
             return clip_from_json(data)
         case other:
+            named = str(other or "model of no known kind")[:80]
+            named = "".join(each if each.isprintable() else "\ufffd" for each in named)
             raise UserError(
-                f"{where} describes a {other or 'model of no known kind'}; expected a FLUX "
+                f"{where} describes a {named}; expected a FLUX "
                 "transformer, its autoencoder, a T5 encoder, a CLIP text encoder or a vision "
                 "transformer"
             )

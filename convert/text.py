@@ -68,7 +68,7 @@ def t5_from_json(data: Json) -> T5Config:
     return T5Config(
         vocab=read.number("vocab_size", 32_128),
         width=read.number("d_model", 512),
-        depth=read.number("num_layers", 6),
+        depth=read.number("num_layers", 6, least=0),
         num_heads=read.number("num_heads", 8),
         head_dim=read.number("d_kv", 64),
         mlp_width=read.number("d_ff", 2048),
@@ -172,11 +172,11 @@ def clip_from_json(data: Json) -> ClipConfig:
     return ClipConfig(
         vocab=read.number("vocab_size", 49_408),
         width=read.number("hidden_size", 512),
-        depth=read.number("num_hidden_layers", 12),
+        depth=read.number("num_hidden_layers", 12, least=0),
         num_heads=read.number("num_attention_heads", 8),
         mlp_width=read.number("intermediate_size", 2048),
         max_length=read.number("max_position_embeddings", 77),
-        eos_token_id=read.number("eos_token_id", 49_407),
+        eos_token_id=read.number("eos_token_id", 49_407, least=0),
         activation=read.one_of("hidden_act", "quick_gelu", "gelu", default="quick_gelu"),
         eps=read.real("layer_norm_eps", 1e-5),
     )

@@ -80,7 +80,7 @@ def _size(read: Fields, patch: int) -> _Size:
             f"{read.title}: image_size {image}, patch_size {side}, hidden_size {width} and "
             f"num_attention_heads {heads} do not fit together; download it again"
         )
-    return _Size(side, image // side, width, read.number("num_hidden_layers", 12), heads)
+    return _Size(side, image // side, width, read.number("num_hidden_layers", 12, least=0), heads)
 
 
 def _activation(read: Fields, default: str) -> str:
@@ -109,7 +109,7 @@ def _dinov2(read: Fields, *, registers: bool) -> VisionConfig:
         mlp_width=-(-int(mlp * 2 / 3) // 8) * 8 if gated else mlp,
         activation=_activation(read, "gelu"),
         eps=read.real("layer_norm_eps", 1e-6),
-        registers=read.number("num_register_tokens", 4) if registers else 0,
+        registers=read.number("num_register_tokens", 4, least=0) if registers else 0,
         layer_scale=True,
         gated=gated,
         antialias=registers,

@@ -202,8 +202,8 @@ def _check_length(path: Path, tokenizer: Any) -> None:
     stated = tokenizer.model_max_length
     if not isinstance(stated, int | float) or not stated >= _LEAST_TOKENS:
         raise UserError(
-            f"{path} states a model_max_length of {stated!r}, expected a number of tokens; "
-            "download it again"
+            f"{path} states a model_max_length of {str(stated)[:80]!r}, expected a number of "
+            "tokens; download it again"
         )
 
 

@@ -108,6 +108,16 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
             r"1000003 blocks are claimed, but the weights have \d+ tensors",
         ),
         ({"num_layers": 10**400}, r"cannot be read as JSON \(num_layers: a number of 401 digits"),
+        (
+            {"num_attention_heads": 0},
+            r"num_attention_heads is 0, expected a whole number from 1 on",
+        ),
+        (
+            {"num_attention_heads": [0] * 5000},
+            r"num_attention_heads is \[0, .{95,100}\.\.\., expec",
+        ),
+        ({"_class_name": None, "model_type": [1]}, r"describes a \[1\]"),
+        ({"_class_name": None, "model_type": {"a": 1}}, r"describes a \{'a': 1\}"),
         ({"architectures": 5, "_class_name": None}, r"describes a model of no known kind"),
         ({"_class_name": ["a"]}, r"describes a \['a'\]"),
     ],
