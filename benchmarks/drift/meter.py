@@ -204,6 +204,11 @@ def _sizes(seed: int) -> Iterator[dict[str, Any]]:
             _planted(source, size, LIGHTS, np.random.default_rng([seed, size, number]))
             for number, (_, source) in enumerate(drawings(count, size, seed))
         ]
+        alarms = 0
+        for number, (_, source) in enumerate(drawings(count, size, seed)):
+            first = window(source, size)
+            second = relit(first, LIGHTS, np.random.default_rng([seed, size, number, 1]))
+            alarms += measure_drift(first, second).verdict != "still"
         errors = [errors for errors, _ in found]
         seconds = float(np.median([seconds for _, seconds in found]))
         yield {
@@ -211,6 +216,7 @@ def _sizes(seed: int) -> Iterator[dict[str, Any]]:
             "pairs": len(found),
             "motion found": sum(each != NONE for each in errors),
             "right": _share(sum(map(_is_right, errors)), len(found)),
+            "false alarms": _share(alarms, len(found)),
             "median error, px": f"{np.median([pixels for pixels, *_ in errors]):.3f}",
             "milliseconds": f"{1000 * seconds:.0f}",
             "pairs a second": f"{1 / seconds:.1f}",

@@ -22,7 +22,7 @@ NARROW = 8  # times a side may be longer than the other
 CONTRAST = 0.08  # of the logarithm; what the strongest fiftieth of a textured picture has at least
 ALIKE = 0.25  # likeness; relit pictures have more, pictures of other things less
 SURE = 0.1  # pixels of standard error that a motion has at most
-STILL_PX, STILL_ZOOM, STILL_DEGREES = 0.25, 0.005, 0.3  # the largest motion that is none
+STILL = 0.3  # pixels that the centre moves, or the border about it, at most where nothing moved
 SPREAD = 1.5  # pixels about a place over which its difference is averaged
 FAINT = 0.05  # squared features that are no texture
 TILE_ALIKE = 0.4  # likeness that a part that moved alone has where it is now
@@ -98,7 +98,8 @@ def measure_drift(first: Image.Image, second: Image.Image) -> Drift:
 
     Light, tint and gamma may differ. Shifts up to a quarter of the sides are found, zooms from 0.88
     to 1.13, and rotations up to 6 degrees. The content of a picture that moved further counts as
-    another structure. Shifts below a fifth of a percent of the longer side count as still.
+    another structure. A picture is still if neither its centre nor its border moves by more than a
+    quarter of a percent of the longer side, or 0.3 pixels in small pictures.
 
     Args:
         first: A, RGB.
@@ -133,17 +134,13 @@ def measure_drift(first: Image.Image, second: Image.Image) -> Drift:
     tiles = [
         None if step is None else _place((motion.moved(z + step) - z) * scale) for z, step in steps
     ]
-    degrees = -math.degrees(cmath.phase(motion.turn))
-    moved = (
-        abs(motion.shift) > STILL_PX
-        or abs(abs(motion.turn) - 1) > STILL_ZOOM
-        or abs(degrees) > STILL_DEGREES
-    )
+    radius = max(a[-1].strength.shape) / 2
+    moved = max(abs(motion.shift), radius * abs(motion.turn - 1)) > STILL
     return Drift(
         "moved" if moved else "part moved" if any(step for _, step in steps) else "still",
         shift_px=_place(motion.shift * scale),
         zoom=round(abs(motion.turn), 5),
-        rotation_degrees=round(degrees, 4) + 0.0,
+        rotation_degrees=round(-math.degrees(cmath.phase(motion.turn)), 4) + 0.0,
         residual=residual,
         tiles=tuple(tuple(tiles[row : row + TILES]) for row in range(0, TILES * TILES, TILES)),
     )
