@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path):
         raise AssertionError(words)
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file/x/budget.json: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*file/x: Not a directory"):
         quickstart(tmp_path / "file" / "x", Budget.of(1), never, print)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("")
