@@ -14,6 +14,7 @@ import difflib
 import functools
 import itertools
 import math
+import numbers
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -206,8 +207,8 @@ def check_scale(scale: float) -> float:
     Raises:
         UserError: it is not finite, which would make every image of the model so.
     """
-    if not math.isfinite(scale):
-        raise UserError(f"the scale of a LoRA must be a finite number, got {scale}")
+    if not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+        raise UserError(f"the scale of a LoRA must be a finite number, got {scale!r}")
     return scale
 
 

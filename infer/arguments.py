@@ -28,6 +28,7 @@ _HINTS = {
     "output_type": "images are PIL images; `.latents` of the result holds the latents",
     "torch_dtype": "give precision, FLOAT32 or BFLOAT16 of dsd_jax.config",
     "dtype": "give precision, FLOAT32 or BFLOAT16 of dsd_jax.config",
+    "precision": "give FLOAT32 or BFLOAT16 of dsd_jax.config",
     "max_sequence_length": "give it to Pipeline.load",
     "device": "give mesh, or choose the device with JAX_PLATFORMS",
 }
@@ -94,7 +95,7 @@ def _plain(name: str, value: Any, kind: type) -> Any:
 
 
 def structure(kind: type[Instance], given: Mapping[str, Any], where: str) -> Instance:
-    """Makes a dataclass from arguments, and checks its int, float, bool and str fields.
+    """Makes a dataclass from arguments, which must have the types of its fields.
 
     Numbers of NumPy are turned into Python's.
 
@@ -113,4 +114,9 @@ def structure(kind: type[Instance], given: Mapping[str, Any], where: str) -> Ins
         plain = next((t for t in _NAMES if wanted in (t, t | None)), None)
         if plain is not None and not (value is None and wanted == plain | None):
             values[name] = _plain(name, value, plain)
+        classes = [t for t in typing.get_args(wanted) or (wanted,) if isinstance(t, type)]
+        if plain is None and classes and not isinstance(value, tuple(classes)):
+            words = " or ".join("None" if t is type(None) else t.__name__ for t in classes)
+            hint = f"; {_HINTS[name]}" if name in _HINTS else ""
+            raise UserError(f"{name} must be {words}, got {value!r}{hint}")
     return kind(**values)

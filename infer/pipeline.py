@@ -7,6 +7,7 @@ image = pipe(text="this character sitting on a chair", image=reference, seed=0)[
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -129,7 +130,7 @@ class Pipeline:
         chosen = structure(LoadOptions, options, "Pipeline.load")
         parts = open_flux(base_path, model_path, max_sequence_length=max_sequence_length)
         pipeline = cls(parts, options=chosen)
-        files = [lora_path] if isinstance(lora_path, str | Path) else list(lora_path)
+        files = _listed("lora_path", lora_path, "a path or a list of paths", (str, Path))
         adapters, notices = open_loras(files, lora_scale, parts.transformer.config)
         pipeline._use_loras(_named(adapters))
         pipeline.notices += notices
@@ -187,7 +188,7 @@ class Pipeline:
     def _lora(self, name: str) -> ScaledAdapter:
         if name not in self._loras:
             held = ", ".join(map(repr, self._loras)) or "none"
-            hint = did_you_mean(name, self._loras) or f"; in use: {held}"
+            hint = did_you_mean(str(name), self._loras) or f"; in use: {held}"
             raise UserError(f"no LoRA named {name!r} is in use{hint}")
         return self._loras[name]
 
@@ -245,11 +246,9 @@ class Pipeline:
         given = own_names(settings, known, "a pipeline")
         text = _one("text", text, given.pop("text", None))
         num_images = given.pop("num_images", num_images)
-        texts = [text] if isinstance(text, str) else list(text or ())
+        texts = _listed("text", text, "a text or a list of texts", (str,))
         if not texts:
             raise UserError("there is no text; describe the image that is wanted")
-        if wrong := [item for item in texts if not isinstance(item, str)]:
-            raise UserError(f"text must be text, got {wrong[0]!r}")
         chosen = self.check(structure(Settings, given, "a pipeline"), two_frames=image is not None)
         frames = open_frames(image, len(texts), chosen)
         seeds = seeds_of(seed, len(texts), num_images)
@@ -308,8 +307,8 @@ class Pipeline:
         Raises:
             UserError: a batch size or latents that cannot be used, or weights that cannot be read.
         """
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size >= 1):
+            raise UserError(f"batch_size must be at least 1, got {batch_size!r}")
         noise = self._noise(prepared, latents)
         with on_mesh(self.mesh):
             text = self._encode(prepared, show)
@@ -431,6 +430,23 @@ def _named(
         name = next(own for own in itertools.chain([stem], numbered) if own not in used)
         named[name] = (adapter, scale)
     return named
+
+
+def _listed(name: str, given: Any, words: str, kinds: tuple[type, ...]) -> list[Any]:
+    """A list of what was given alone or as a list; empty for None.
+
+    Raises:
+        UserError: it, or an item of it, is of another kind.
+    """
+    items = [given] if isinstance(given, kinds) else given
+    if items is None:
+        return []
+    wrong = [items]
+    if isinstance(items, list | tuple | np.ndarray):
+        wrong = [item for item in items if not isinstance(item, kinds)]
+    if wrong:
+        raise UserError(f"{name} must be {words}, got {wrong[0]!r}")
+    return list(items)
 
 
 def _one(name: str, first: T | None, second: T | None) -> T | None:

@@ -85,8 +85,8 @@ class Tokenizers:
                 length below 2, which leaves no room for a word, or one that T5 does not take.
         """
         for length in (clip_length, t5_length):
-            if length is not None and length < _LEAST_TOKENS:
-                raise UserError(f"max_sequence_length must be at least 2, got {length}")
+            if length is not None and not (isinstance(length, int) and length >= _LEAST_TOKENS):
+                raise UserError(f"max_sequence_length must be at least 2, got {length!r}")
         clip, t5 = (_inside(Path(folder), name) for name in (CLIP_FOLDER, T5_FOLDER))
         _check_files(t5, T5_FILES)
         own = clip_tokenizer(clip)

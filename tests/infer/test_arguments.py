@@ -84,8 +84,11 @@ def test_a_text_that_is_none(pipe):
     for given in (), (None,), ([],):
         with pytest.raises(UserError, match="there is no text; describe the image"):
             pipe(*given)
-    with pytest.raises(UserError, match="text must be text, got 3"):
-        pipe([3])
+    for given in ([3],), (3,):
+        with pytest.raises(UserError, match="text must be a text or a list of texts, got 3"):
+            pipe(*given)
+    with pytest.raises(UserError, match=r"text must be a text or a list of texts, got {'a': 1}"):
+        pipe({"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,11 @@ def test_a_text_that_is_none(pipe):
         ({"merge_lora": "yes"}, r"merge_lora must be True or False, got 'yes'"),
         ({"torch_dtype": "bfloat16"}, r"Pipeline.load takes no argument 'torch_dtype'; give prec"),
         ({"presicion": None}, r"did you mean 'precision'\?"),
+        ({"precision": "bfloat16"}, r"precision must be Precision, got 'bfloat16'; give FLOAT32"),
+        ({"mesh": "cpu"}, r"mesh must be Mesh or None, got 'cpu'"),
+        ({"execution": "fast"}, r"execution must be Execution or None, got 'fast'"),
+        ({"lora_path": 3}, r"lora_path must be a path or a list of paths, got 3"),
+        ({"max_sequence_length": "8"}, r"max_sequence_length must be at least 2, got '8'"),
     ],
 )
 def test_options_that_cannot_be_meant(folder, options, complaint):
