@@ -201,7 +201,7 @@ def initialise(module: nnx.Module, config: LoraConfig, rngs: nnx.Rngs) -> None:
         linear.lora_scale, linear.lora_merged = config.scale, False
 
 
-def check_scale(scale: float) -> float:
+def check_scale(scale: object) -> float:
     """Returns the strength of an adapter.
 
     Raises:
@@ -209,7 +209,7 @@ def check_scale(scale: float) -> float:
     """
     if not isinstance(scale, numbers.Real) or not math.isfinite(scale):
         raise UserError(f"the scale of a LoRA must be a finite number, got {scale!r}")
-    return scale
+    return float(scale)
 
 
 def combine(

@@ -7,7 +7,6 @@ image = pipe(text="this character sitting on a chair", image=reference, seed=0)[
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -307,8 +306,8 @@ class Pipeline:
         Raises:
             UserError: a batch size or latents that cannot be used, or weights that cannot be read.
         """
-        if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size >= 1):
-            raise UserError(f"batch_size must be at least 1, got {batch_size!r}")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         noise = self._noise(prepared, latents)
         with on_mesh(self.mesh):
             text = self._encode(prepared, show)
