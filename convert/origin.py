@@ -44,9 +44,9 @@ def write_origin(folder: epath.Path, origin: Mapping[str, Any], config: Mapping[
     """Writes `source.json`, then `config.json`, which makes the folder complete.
 
     Args:
-        folder: of one model.
+        folder: folder of one model.
         origin: `path` and `sha256` of the source, and `tensors`, the digests of converted ones.
-        config: of the model.
+        config: config of the model.
     """
     text = json.dumps(config, indent=2) + "\n"
     if "tensors" in origin:

@@ -223,7 +223,7 @@ def json_value(
     """Turns a value of our own into what JSON gives back for it, such as lists for tuples.
 
     Args:
-        value: What JSON can hold.
+        value: A value that JSON can hold.
         default: Turns anything else into what JSON can hold.
         sort_keys: Sort the keys at every depth.
     """

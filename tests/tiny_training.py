@@ -71,7 +71,7 @@ def make_batch(
     seed: int = 0,
     condition: bool = True,
 ) -> EncodedBatch:
-    """Of four samples one is without text, one without image, one without both."""
+    """Four samples: one without text, one without image, one without both, one complete."""
     rng = np.random.default_rng(seed)
     tokens = CANVAS.tokens
 

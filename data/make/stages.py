@@ -125,10 +125,10 @@ class Grid(StageRow):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PanelDrift:
-    """How far the content of one panel moved in another.
+    """Movement of the content from one panel to another.
 
     Attributes:
-        verdict: What the drift meter says.
+        verdict: Verdict of the drift meter.
         largest_px: Longest shift of any tile, in pixels. None if no motion was found.
     """
 

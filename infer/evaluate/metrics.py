@@ -94,7 +94,7 @@ def structure_novelty(
     reference: Float[np.ndarray, "h_ref w_ref D"],
     mask: Bool[np.ndarray, "h_ref w_ref"] | None = None,
 ) -> float:
-    """How far the layout and pose of an output differ from those of its reference.
+    """Measures the difference of layout and pose between an output and its reference.
 
     `1 - r`, where r is Pearson's correlation, over pairs of different patches, of the similarities
     that the patches of either picture have among themselves (DivRL, arXiv 2606.23950). It is 0 for
@@ -102,7 +102,7 @@ def structure_novelty(
 
     Args:
         generated, reference: Features of patches on the same grid.
-        mask: Patches of the reference that show the subject; None: all.
+        mask: Patches of the reference that show the subject; None takes all.
 
     Returns:
         The novelty; NaN where all pairs of one picture are equally similar.

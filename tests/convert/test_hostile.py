@@ -182,7 +182,7 @@ def test_a_config_is_a_regular_file_of_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["link", "folder", "pipe", "device"])
 def test_a_conversion_copies_no_private_file(tmp_path: Path, what: str) -> None:
-    """What is copied is shared with others."""
+    """Copied files are shared with others."""
     base, private = tmp_path / "base", tmp_path / "private"
     write_model(base / "vae", SMALL.vae, random_tensors(SMALL.vae, 0))
     private.mkdir()

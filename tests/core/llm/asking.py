@@ -1,4 +1,4 @@
-"""What the tests of the request layer share: a provider of the test's server, a conversation."""
+"""Helpers of the request layer's tests: a provider for the test's server, a conversation."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a ledger keeps, through stops, caps and other workers."""
+"""The contents of a ledger, through stops, caps and other workers."""
 
 import asyncio
 import os
