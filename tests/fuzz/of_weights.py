@@ -175,7 +175,7 @@ WEIGHTS: dict[str, Reader] = {
     ),
     "tokenizers": Reader(_tokenizers, _ids, 0.2),
     "converted": Reader(_converted("params"), _opened, 0.5, sealed=True),
-    "source.json": Reader(_converted("source.json"), _opened, 0.5),
-    "converted config": Reader(_converted("config.json"), _opened, 0.5),
+    "source.json": Reader(_converted("source.json"), _opened, 0.5, sealed=True),
+    "converted config": Reader(_converted("config.json"), _opened, 0.5, sealed=True),
     "run": Reader(_run, lambda path: read_trained(path / "checkpoints"), 0.5, sealed=True),
 }
