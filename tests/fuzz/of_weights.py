@@ -11,13 +11,14 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from dsd_jax.checkpoint import save_params
-from dsd_jax.config import FluxConfig
+from dsd_jax.config import FluxConfig, VisionConfig
 from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.jobs import to_jax
 from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_component, read_json
 from dsd_jax.convert.quantised import dequantised
 from dsd_jax.convert.schedule import schedule_from_json, schedule_to_json
+from dsd_jax.convert.vision.preprocess import preprocess_from_json
 from dsd_jax.flow import Schedule
 from dsd_jax.models import Config
 from dsd_jax.runs import MANIFEST, RUN, SCHEMA, STATE, digests, folder_of, read_trained, write_json
@@ -39,6 +40,14 @@ _MODELS: dict[str, Config] = {
     "vae": SMALL.vae,
     "clip": dataclasses.replace(SMALL.text_encoder, depth=1),
     "t5": dataclasses.replace(SMALL.text_encoder_2, depth=1),
+    "vision": VisionConfig(patch=8, grid=2, width=16, depth=1, num_heads=2, mlp_width=32),
+}
+_PICTURES = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 24},
+    "crop_size": {"height": 16, "width": 24},
+    "image_mean": [0.5, 0.4, 0.3],
+    "resample": 3,
 }
 
 
@@ -169,6 +178,10 @@ WEIGHTS: dict[str, Reader] = {
     "adapter config": _lora("raw PEFT", "adapter_config.json"),
     **{f"{name} config": Reader(_model(config), _opened) for name, config in _MODELS.items()},
     "BFL file": Reader(_bfl, _content, 0.5),
+    "preprocessor": Reader(
+        written("preprocessor_config.json", json.dumps(_PICTURES)),
+        lambda path: preprocess_from_json(read_json(path), str(path)),
+    ),
     "scheduler": Reader(
         written("scheduler_config.json", json.dumps(schedule_to_json(Schedule()))),
         lambda path: schedule_from_json(read_json(path)),
