@@ -387,6 +387,8 @@ def _worker_of(name: str, count: int) -> int:
 
 def _write_sheet(path: Path, folder: Path, rows: list[Row]) -> None:
     """Writes a contact sheet of the images that exist, in the order of the manifest."""
+    for partial in folder.glob(f".{path.name}.*{PARTIAL}"):  # of a run that was killed
+        partial.unlink(missing_ok=True)
     shown = [row for row in rows if (folder / f"{row.id}.png").exists()][:_ON_SHEET]
     if shown:
         images = (Image.open(folder / f"{row.id}.png") for row in shown)

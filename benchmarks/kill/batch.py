@@ -160,7 +160,7 @@ def kill_and_restart(folder: Path, rows: int, kills: int, seed: int = 0) -> dict
         "lines": len(made),
         "twice": len(made) - len(set(made)) + rewritten,
         "errors": sum(line["id"] == BROKEN for line in lines),
-        "left over": len(others - {"results.jsonl"}),
+        "left over": len(others - {"results.jsonl", "sheet.jpg"}),
         "identical": identical,
     }
 
