@@ -55,7 +55,7 @@ ANSWERS: dict[str, tuple[Result, str]] = {
     "cut": (Reply("the same cat", "length"), "length: the same cat"),
     "blocked": (Reply("", "blocked"), "blocked: "),
     "slow": (Delayed(0.2, "yes"), "stop: yes"),
-    "10 MB": (Reply("y" * 10_000_000), "stop: " + "y" * 10_000_000),
+    "3 MB": (Reply("y" * 3_000_000), "stop: " + "y" * 3_000_000),
 }
 
 
