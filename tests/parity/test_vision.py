@@ -31,7 +31,7 @@ from tests.parity.compare import assert_close, randomise
 BOUND = 1e-5
 # More patches across and fewer down than the stored positions have, and pixels that fill no patch.
 OTHER = (26, 43)
-SIZES = {"dino": (30, 30), "clip-alone": (30, 30)}  # as stored
+SIZES = {"dino": (30, 30)}  # as stored
 SIZE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 30}
 PATCH, MLP = {"patch_size": 6}, {"intermediate_size": 40}
 
@@ -55,9 +55,6 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
         transformers.Dinov2WithRegistersConfig(**SIZE, **PATCH, num_register_tokens=2)
     ),
     "clip": lambda: pair(transformers.CLIPConfig, transformers.CLIPModel, projection_dim=16),
-    "clip-alone": lambda: transformers.CLIPVisionModel(
-        transformers.CLIPVisionConfig(**SIZE, **PATCH, **MLP)
-    ),
     "siglip": lambda: pair(transformers.SiglipConfig, transformers.SiglipModel),
 }
 
@@ -109,6 +106,16 @@ def test_features_and_hidden_states(name: str, tmp_path: Path) -> None:
     assert_close(feature, expected, BOUND, f"{name} feature")
     for layer, own in zip(layers, hidden, strict=True):
         assert_close(own, states[layer], BOUND, f"{name} tokens behind block {layer}")
+
+
+def test_clip_without_a_projection(tmp_path: Path) -> None:
+    reference = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SIZE, **PATCH, **MLP))
+    reference.save_pretrained(tmp_path)
+    component = open_component(tmp_path).expect(VisionConfig)
+    assert component.config.projection is None
+    assert component.config.feature_width == SIZE["hidden_size"]
+    norm = reference.post_layernorm.weight.detach()
+    np.testing.assert_array_equal(component.source.read("final_norm.scale", ()), norm)
 
 
 @torch.no_grad()
