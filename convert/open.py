@@ -52,6 +52,7 @@ from dsd_jax.convert.vae import (
 from dsd_jax.convert.vision.config import VISION_KINDS, vision_from_json, vision_to_json
 from dsd_jax.convert.vision.tables import vision_table
 from dsd_jax.errors import UserError
+from dsd_jax.frames import PATCH
 from dsd_jax.inside import read_inside
 from dsd_jax.lora import check_scale
 from dsd_jax.models import Config
@@ -342,7 +343,7 @@ def open_flux(
         fingerprint: start hashing the transformer's files in the background.
 
     Raises:
-        UserError: something is missing, damaged, or of another kind.
+        UserError: something is missing, damaged, or of another kind, such as FLUX.1 Fill.
     """
     wanted = [f"{name}/*" for name in _FOLDERS if name != "transformer" or model_path is None]
     root = resolve(base_path, ["model_index.json", *wanted])
@@ -350,10 +351,23 @@ def open_flux(
     own = resolve(model_path) if model_path else root / "transformer"
     transformer = open_transformer(own, fingerprint=fingerprint)
     schedule = root / "scheduler" / "scheduler_config.json"
-    return FluxParts(
+    parts = FluxParts(
         path=str(model_path or base_path),
         transformer=with_condition(transformer) if condition else transformer,
         autoencoder=open_autoencoder(root),
         text=text,
         schedule=schedule_from_json(read_json(schedule)),
     )
+    _check_channels(parts)
+    return parts
+
+
+def _check_channels(parts: FluxParts) -> None:
+    channels = parts.transformer.config.in_channels
+    own = parts.autoencoder.config.latent_channels * PATCH**2
+    if channels != own:
+        raise UserError(
+            f"{parts.transformer.path} takes {channels} channels per token, where plain FLUX takes "
+            f"{own}: models such as FLUX.1 Fill, Depth and Canny need inputs that this program "
+            "does not make; give FLUX.1-dev, FLUX.1-schnell or a DSD transformer"
+        )

@@ -20,7 +20,7 @@ from dsd_jax.convert.card import public_name
 from dsd_jax.convert.open import open_flux, open_loras
 from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
 from dsd_jax.errors import UserError, did_you_mean
-from dsd_jax.frames import PATCH, Canvas, pack_latents
+from dsd_jax.frames import Canvas, pack_latents
 from dsd_jax.images import from_array
 from dsd_jax.infer.arguments import own_names, structure
 from dsd_jax.infer.denoiser import Denoiser, Start
@@ -67,9 +67,6 @@ class Pipeline:
         notices: notices about the files for the user, one sentence each.
         identity: everything that an image depends on besides text, reference, seed and settings;
             JSON types.
-
-    Raises:
-        UserError: a transformer that this program cannot sample.
     """
 
     def __init__(
@@ -78,7 +75,6 @@ class Pipeline:
         loras: Mapping[str, ScaledAdapter] | None = None,
         options: LoadOptions = LoadOptions(),
     ) -> None:
-        _check_channels(parts)
         self.parts, self.options, self.mesh = parts, options, options.mesh
         self.tokenizers, self.schedule = parts.text.tokenizers, parts.schedule
         self.autoencoder_config = parts.autoencoder.config
@@ -397,17 +393,6 @@ class Pipeline:
     ) -> Float32[np.ndarray, "N H W 3"]:
         with self._codec.use(show) as codec, shown_phase("decoding", show):
             return in_groups(codec.decode, [latents], self.group)
-
-
-def _check_channels(parts: FluxParts) -> None:
-    channels = parts.transformer.config.in_channels
-    own = parts.autoencoder.config.latent_channels * PATCH**2
-    if channels != own:
-        raise UserError(
-            f"{parts.transformer.path} takes {channels} channels per token, where plain FLUX takes "
-            f"{own}: models such as FLUX.1 Fill, Depth and Canny need inputs that this program "
-            "does not make; give FLUX.1-dev, FLUX.1-schnell or a DSD transformer"
-        )
 
 
 def _public_model(path: str) -> str:

@@ -15,6 +15,7 @@ from flax import nnx
 from dsd_jax import encoders, models
 from dsd_jax.config import BFLOAT16, FLOAT32
 from dsd_jax.convert import open as opening
+from dsd_jax.convert.open import open_flux
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas
 from dsd_jax.images import read_parameters, save_image
@@ -296,6 +297,8 @@ class TestLoading:
         complaint = f"fill takes {channels} channels per token, where plain FLUX takes 64: models"
         with pytest.raises(UserError, match=complaint):
             load(folder, model_path=tmp_path / "fill")
+        with pytest.raises(UserError, match=complaint):  # as training opens it
+            open_flux(folder / "flux", tmp_path / "fill", condition=True)
 
     @pytest.mark.parametrize(
         ("part", "complaint"),
