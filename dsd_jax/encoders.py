@@ -27,7 +27,7 @@ from dsd_jax.config import AutoencoderConfig, Execution, Precision
 from dsd_jax.frames import condition_canvas, pack_latents
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import Component, TextParts
-from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
+from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh, place_batch
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
 from dsd_jax.text.tokenize import TextIds, Tokenizers
@@ -131,7 +131,7 @@ class TextEncoder:
 
     def encode(self, ids: TextIds) -> Text:
         """Embeddings of every prompt, on the host."""
-        size = 1 if self.mesh is None else batch_ways(self.mesh)
+        size = batch_ways(self.mesh)
         return in_groups(self.embed, [ids.t5, ids.clip], size)
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Text]:
@@ -191,7 +191,7 @@ class ImageCodec:
         On a mesh, B must be a multiple of the number of parts that it splits a batch into.
         """
         with on_mesh(self.mesh):
-            x = self._place(pixels)
+            x = place_batch(pixels, self.mesh)
             run = functools.partial(self._encode, self.state)
             return encode_tiled(run, x, self.config, self._tiling)
 
@@ -220,11 +220,6 @@ class ImageCodec:
     def decode(self, latents: Float32[AnyArray, "B h w C"]) -> Float32[Array, "B H W 3"]:
         """Decodes normalised latents to pictures in about [-1, 1]; see `encode`."""
         with on_mesh(self.mesh):
-            z = unnormalize(self._place(latents), self.config)
+            z = unnormalize(place_batch(latents, self.mesh), self.config)
             run = functools.partial(self._decode, self.state)
             return decode_tiled(run, z, self.config, self._tiling)
-
-    def _place(self, rows: Float32[Any, "B ..."]) -> Array:
-        if self.mesh is None:
-            return jnp.asarray(rows)
-        return jax.device_put(rows, batch_sharding(self.mesh))

@@ -18,13 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dsd_jax.errors import UserError
 from dsd_jax.stack import without_layers
-from dsd_jax.types import Array, Shape
+from dsd_jax.types import Array, Float, Int, Shape
 
 __all__ = [
     "AUTOENCODER_RULES",
@@ -46,6 +47,7 @@ __all__ = [
     "on_mesh",
     "param_shardings",
     "param_specs",
+    "place_batch",
     "replicated",
 ]
 
@@ -227,14 +229,21 @@ def _dividing(mesh: Mesh | AbstractMesh, size: int, names: Sequence[str]) -> tup
     return tuple(kept)
 
 
-def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Number of parts that the mesh cuts a batch into."""
+def batch_ways(mesh: Mesh | AbstractMesh | None) -> int:
+    """Number of parts that the mesh cuts a batch into; one without a mesh."""
+    if mesh is None:
+        return 1
     return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"])
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
+
+
+def place_batch(rows: Float[Any, "B ..."] | Int[Any, "B ..."], mesh: Mesh | None) -> Array:
+    """Rows on the devices of a mesh, split over its batch axes; on one device without a mesh."""
+    return jnp.asarray(rows) if mesh is None else jax.device_put(rows, batch_sharding(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -120,7 +120,7 @@ class Denoiser:
             Final latents.
         """
         canvas, settings = start.canvas, prepared.settings
-        group = batch_ways(self._options.mesh) if self._options.mesh else 1
+        group = batch_ways(self._options.mesh)
         timesteps = schedule.timesteps(settings.steps, canvas.tokens)
         place = {prompt: i for i, prompt in enumerate(prepared.prompts)}
         rows = np.asarray([place[text] for text in prepared.texts])

@@ -205,7 +205,7 @@ class Pipeline:
     @property
     def group(self) -> int:
         """Number of images that give every device one."""
-        return batch_ways(self.mesh) if self.mesh else 1
+        return batch_ways(self.mesh)
 
     def __call__(
         self,

@@ -210,7 +210,7 @@ class _Encoder:
     """Encodes the frames and words of records of one size."""
 
     def __init__(self, images: ImageCodec, text: TextEncode | None, batch: int) -> None:
-        ways = 1 if images.mesh is None else batch_ways(images.mesh)
+        ways = batch_ways(images.mesh)
         if batch < 1 or batch % ways:
             raise UserError(f"the batch must be a multiple of {ways} on this mesh, got {batch}")
         self._images, self._text, self.batch = images, text, batch

@@ -12,7 +12,7 @@ from dsd_jax.config import ClipConfig, Precision, default_execution
 from dsd_jax.encoders import in_groups
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import Component
-from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
+from dsd_jax.sharding import batch_ways, on_mesh, place_batch
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.tokenize import Tokenizer, token_ids
 from dsd_jax.types import Array, Float32
@@ -37,13 +37,13 @@ class CaptionTower:
     ) -> None:
         self.name, self.config, self.mesh = name, model.config, mesh
         self._tokenizer = tokenizer
-        graphdef, self._state = nnx.split(model)
+        graphdef, state = nnx.split(model)
 
         @jax.jit
         def run(state: nnx.State, ids: Array) -> Array:
             return nnx.merge(graphdef, state).feature(ids).astype(jnp.float32)
 
-        self._program = run
+        self._program = lambda ids: run(state, place_batch(ids, mesh))
 
     @classmethod
     def load(
@@ -70,11 +70,7 @@ class CaptionTower:
             return np.zeros((0, self.config.projection or 0), np.float32)
         length = min(self._tokenizer.model_max_length, self.config.max_length)
         ids, _ = token_ids(self._tokenizer, list(texts), length)
-        size = BATCH * (1 if self.mesh is None else batch_ways(self.mesh))
+        size = BATCH * batch_ways(self.mesh)
         with on_mesh(self.mesh):
-            features: np.ndarray = in_groups(self._run, [ids], size)
+            features: np.ndarray = in_groups(self._program, [ids], size)
         return features
-
-    def _run(self, ids: np.ndarray) -> Array:
-        rows = ids if self.mesh is None else jax.device_put(ids, batch_sharding(self.mesh))
-        return self._program(self._state, rows)

@@ -13,7 +13,7 @@ from dsd_jax.encoders import in_groups
 from dsd_jax.images import Source, open_image
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import Component
-from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh
+from dsd_jax.sharding import batch_ways, on_mesh, place_batch
 from dsd_jax.types import Array, Float32
 from dsd_jax.vision.preprocess import Preprocess
 from dsd_jax.vision.vit import Vit
@@ -103,7 +103,7 @@ class VisionTower:
         def run(state: nnx.State, pixels: Array) -> Array:
             return call(nnx.merge(graphdef, state), pixels).astype(jnp.float32)
 
-        return lambda pixels: run(self.state, self._place(pixels))
+        return lambda pixels: run(self.state, place_batch(pixels, self.mesh))
 
     def _run(
         self,
@@ -112,15 +112,10 @@ class VisionTower:
         empty: tuple[int, ...],
     ) -> np.ndarray:
         """Calls `run` on batches of one size; pictures are decoded one batch at a time."""
-        size = BATCH * (1 if self.mesh is None else batch_ways(self.mesh))
+        size = BATCH * batch_ways(self.mesh)
         found = []
         with on_mesh(self.mesh):
             for start in range(0, len(images), size):
                 group = [self.preprocess(open_image(i)) for i in images[start : start + size]]
                 found.append(in_groups(run, [np.stack(group)], size))
         return np.concatenate(found) if found else np.zeros((0, *empty), np.float32)
-
-    def _place(self, pixels: np.ndarray) -> Array:
-        if self.mesh is None:
-            return jnp.asarray(pixels)
-        return jax.device_put(pixels, batch_sharding(self.mesh))
