@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -225,6 +226,12 @@ class TestArrow:
             except UserError:
                 refused += 1
         assert refused > 0
+
+    def test_a_parquet_file_that_aborts_the_reader_is_a_message(self, tmp_path, monkeypatch):
+        write_arrow(tmp_path / "a.parquet", ["x"])
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(UserError, match="is not a readable Parquet file: it is cut off or dam"):
+            contents(tmp_path / "a.parquet")
 
 
 class TestTar:

@@ -184,7 +184,7 @@ TABLES: dict[str, Reader] = {
     "json list": Reader(
         written("a.json", b"[" + _LINES.strip().replace(b"\n", b",\n") + b"]"), _rows
     ),
-    "parquet": Reader(_columnar("a.parquet"), _rows),
+    "parquet": Reader(_columnar("a.parquet"), _rows, 0.02),
     "arrow": Reader(_columnar("a.arrow"), _rows, 0.02),
     "tar": Reader(_tar, _rows),
     "captions": Reader(written("a.txt", "a cat\na dog\r\nein Käfer\n"), _captions),
