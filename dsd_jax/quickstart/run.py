@@ -78,7 +78,9 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
         steps=budget.steps,
         max_sequence_length=TEXT_TOKENS,
     )
-    found = findings(folder, cases, timed, [_torch_words(worst)])
+    # The report is shared, and the place of the folder is nobody else's business.
+    commands = [(words.replace(str(folder), folder.resolve().name), took) for words, took in timed]
+    found = findings(folder, cases, commands, [_torch_words(worst)])
     page, picture = folder / "report.html", folder / "report.png"
     write_report(found, page, folder / f"{MAKING}.html")
     write_picture(found, picture)
