@@ -28,13 +28,23 @@ def test_two_processes_train_as_one_device() -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "receivers"),
+    [
+        pytest.param(signal.SIGTERM, [1], id="a scheduler stops one host"),
+        pytest.param(signal.SIGINT, [0, 1], id="Ctrl-C reaches every process of a terminal"),
+    ],
+)
+def test_a_signal_stops_both_processes(
+    tmp_path: Path, sent: signal.Signals, receivers: list[int]
+) -> None:
     """Both end well with the same checkpoint, and the command to go on is said."""
     world, output = write_world(tmp_path, steps=10_000), tmp_path / "run"
     life = world.start(output, threads=1, processes=2)
     try:
         wait_for(life, lambda: logged(output) >= 2)
-        life[1].send_signal(signal.SIGTERM)
+        for number in receivers:
+            life[number].send_signal(sent)
         assert [process.wait(timeout=120) for process in life] == [0, 0]
     finally:
         for process in life:
