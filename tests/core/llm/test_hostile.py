@@ -236,6 +236,7 @@ class TestSizes:
             ("gzip", gzip.compress(ANSWER[:9]) + gzip.compress(ANSWER[9:])),
             ("gzip", gzip.compress(ANSWER) + b"\0\0"),
         ],
+        ids=["gzip", "zlib", "gzip in zlib", "raw deflate", "two gzip members", "padded gzip"],
     )
     def test_a_compressed_answer_is_read(self, encoding, packed, ledger):
         with Server(lambda question: Body(packed, {"Content-Encoding": encoding})) as server:
