@@ -56,6 +56,7 @@ def arrow_rows(path: Path) -> Iterator[Parsed]:
 
 
 def _opened(path: Path) -> BinaryIO:
+    require("parquet")
     now = path.stat()
     _check_apart(path, now.st_mtime_ns, now.st_ino)
     return open_regular(path)
@@ -87,7 +88,6 @@ def _broken(path: Path) -> UserError:
 
 
 def _reader(file: BinaryIO, path: Path) -> Any:
-    require("parquet")
     from arro3.io import read_ipc, read_ipc_stream, read_parquet  # noqa: PLC0415 - an extra
 
     head, size = file.read(len(_ARROW)), file.seek(0, os.SEEK_END)

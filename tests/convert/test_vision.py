@@ -170,7 +170,7 @@ def write_vit(folder: Path, **changes: Any) -> dict[str, Any]:
     [
         ({"hidden_act": "relu"}, "hidden_act is 'relu', this program supports 'gelu' or"),
         ({"num_attention_heads": 5}, "hidden_size 24 and num_attention_heads 5 do not fit"),
-        ({"patch_size": 0}, "patch_size 0"),
+        ({"patch_size": 0}, "patch_size is 0"),
         ({"image_size": [24, 24]}, "image_size is \\[24, 24\\], expected a whole number"),
         ({"num_channels": 1}, "num_channels is 1, this program supports 3"),
         ({"num_hidden_layers": 3}, "16 missing: encoder.layer.2"),

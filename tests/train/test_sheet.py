@@ -57,5 +57,7 @@ def test_a_layout_that_does_not_fit_its_picture_is_refused(tmp_path: Path) -> No
     path = tmp_path / "sheet.png"
     for change in ({"rows": 10**9}, {"scale": 0}, {"picture": "64"}, {"heads": 7}, {"rows": 5}):
         save_image(sheet.image, path, {**sheet.layout, **change})
-        with pytest.raises(UserError, match="is no sheet of samples: its layout does not fit it"):
+        with pytest.raises(
+            UserError, match="is not a sheet of samples: its layout does not fit it"
+        ):
             cells(path)
