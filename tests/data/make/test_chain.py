@@ -76,7 +76,7 @@ def test_captions_become_a_dataset_that_the_trainer_reads(tmp_path: Path):
         assert server.paid == paid
     assert dsd(["data", "status", str(config)]) == 0
     assert dsd(["data", "stats", str(tmp_path / "made"), "--plot", str(tmp_path / "p.png")]) == 0
-    assert dsd(["data", "view", str(config), "--output", str(tmp_path / "page.html")]) == 0
+    assert dsd(["data", "view", str(config), "--output_path", str(tmp_path / "page.html")]) == 0
     assert dsd(["data", "verify", str(tmp_path / "made" / "dataset")]) == 0
     store = PairStore.open(tmp_path / "made" / "dataset")
     assert len(store) > 10
