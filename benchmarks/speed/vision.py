@@ -30,8 +30,8 @@ SECTIONS = {
     "": (
         "Features of pictures",
         """From a picture of 640 x 480 to its feature, random weights, float32, against transformers
-and torch in the same run. Rates are those of a shared machine; rounds are interleaved, so that
-their ratio holds all the same.""",
+and torch in the same run, in interleaved rounds. The machine was shared with other work: the rates
+are too low, and the ratios are rough.""",
     ),
 }
 
