@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers.utils import logging as transformers
 
 from dsd_jax.config import FLOAT32
 from dsd_jax.extras import missing
@@ -35,6 +34,8 @@ def largest_difference(
     """
     if missing("torch"):
         return None
+    from transformers.utils import logging as transformers
+
     transformers.set_verbosity_error()  # before diffusers is imported, which warns of other uses
     transformers.disable_progress_bar()
     from dsd_jax.quickstart.torch_reference import TorchConditional, silence

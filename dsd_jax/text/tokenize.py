@@ -139,10 +139,10 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     """
     _check_files(folder, CLIP_FILES)
 
-    from transformers import CLIPTokenizerFast  # noqa: PLC0415 - seconds
-
     with _explain(folder):
-        tokenizer: Tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        tokenizer: Tokenizer = _library().CLIPTokenizerFast.from_pretrained(
+            str(folder), local_files_only=True
+        )
     _check_length(folder, tokenizer)
     return tokenizer
 
