@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dsd_jax.errors import UserError, did_you_mean
 
-__all__ = ["check_choice", "own_names", "structure"]
+__all__ = ["check_choice", "check_count", "own_names", "structure"]
 
 # diffusers, and the released program's pipeline -> ours
 _SYNONYMS = {
@@ -77,6 +77,17 @@ def check_choice(
         near = did_you_mean(str(value), choices) if own is None else f"; did you mean {own!r}?"
         listed = ", ".join(map(repr, choices))
         raise UserError(f"{name} must be one of {listed}, got {value!r}{near}")
+
+
+def check_count(name: str, value: object) -> int:
+    """Returns a number of images, also if it is one of NumPy's.
+
+    Raises:
+        UserError: it is not a whole number of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise UserError(f"{name} must be at least 1, got {value!r}")
+    return int(value)
 
 
 _NAMES: dict[type, tuple[str, type]] = {

@@ -24,6 +24,7 @@ from dsd_jax.convert.hub import find_table
 from dsd_jax.errors import UserError
 from dsd_jax.files import PARTIAL, locked
 from dsd_jax.images import Frame, NotFiniteError, open_frame, read_parameters, save_image
+from dsd_jax.infer.arguments import check_count
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import check_texts, prepare
 from dsd_jax.infer.settings import Settings, check_seed
@@ -238,8 +239,8 @@ def run_batch(
         UserError: the output cannot be written, another run is writing there, or the models
             cannot be loaded.
     """
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size is not None:
+        batch_size = check_count("batch_size", batch_size)
     folder = Path(output_dir)
     part = "" if share.count == 1 else f"-{share.number:05d}-of-{share.count:05d}"
     try:

@@ -22,7 +22,7 @@ from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.frames import Canvas, pack_latents
 from dsd_jax.images import from_array
-from dsd_jax.infer.arguments import own_names, structure
+from dsd_jax.infer.arguments import check_count, own_names, structure
 from dsd_jax.infer.denoiser import Denoiser, Start
 from dsd_jax.infer.generated import Generated
 from dsd_jax.infer.options import LoadOptions, LoadOptionsDict
@@ -302,8 +302,8 @@ class Pipeline:
         Raises:
             UserError: a batch size or latents that cannot be used, or weights that cannot be read.
         """
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None:
+            batch_size = check_count("batch_size", batch_size)
         noise = self._noise(prepared, latents)
         with on_mesh(self.mesh):
             text = self._encode(prepared, show)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dsd_jax.errors import UserError
 from dsd_jax.images import Frame, Source, open_frame, to_array
+from dsd_jax.infer.arguments import check_count
 from dsd_jax.infer.settings import Settings, check_seed
 from dsd_jax.inside import open_regular
 from dsd_jax.text.plain import check_text
@@ -160,8 +161,7 @@ def seeds_of(seed: int | Sequence[int] | np.ndarray, texts: int, num_images: int
     Raises:
         UserError: no images, not as many seeds as images, or one that does not fit 32 bits.
     """
-    if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
-        raise UserError(f"num_images must be at least 1, got {num_images!r}")
+    num_images = check_count("num_images", num_images)
     total = texts * num_images
     given = np.asarray(seed).tolist()
     if not isinstance(given, list):

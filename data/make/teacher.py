@@ -10,8 +10,8 @@ from PIL import Image
 from dsd_jax.config import PRECISIONS
 from dsd_jax.data.make.config import MakeConfig
 from dsd_jax.data.make.grids import GridsConfig, Teacher
-from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError
+from dsd_jax.infer.arguments import check_count
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import prepare
 from dsd_jax.infer.settings import Settings
@@ -54,9 +54,7 @@ def teacher_of(pipeline: Pipeline, config: GridsConfig, batch_size: int | None =
     Raises:
         UserError: The settings do not fit the pipeline.
     """
-    wanted = pipeline.group if batch_size is None else batch_size
-    if wanted < 1:
-        raise UserError(f"batch_size must be at least 1, got {wanted}")
+    wanted = pipeline.group if batch_size is None else check_count("batch_size", batch_size)
     size = math.ceil(wanted / pipeline.group) * pipeline.group
     wished = Settings(
         height=config.height, width=config.width, steps=config.steps, guidance=config.guidance

@@ -69,6 +69,8 @@ def test_numbers_of_numpy_are_numbers(pipe, asked):
         ({"seed": "7"}, r"a seed must be a whole number, got '7'"),
         ({"seed": 1.5}, r"a seed must be a whole number, got 1.5"),
         ({"num_images": "2"}, r"num_images must be at least 1, got '2'"),
+        ({"batch_size": "1"}, r"batch_size must be at least 1, got '1'"),
+        ({"batch_size": 1.5}, r"batch_size must be at least 1, got 1.5"),
         ({"image": 3}, r"image must be a path, a PIL image, or a list with one .*, got int"),
         ({"image": np.zeros((4, 4, 3))}, r"image must be a path, .*, got ndarray"),
         ({"latents": [[1.0]]}, r"latents must be float32 \[1, 16, 8, 16\], got list"),
