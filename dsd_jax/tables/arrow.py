@@ -20,7 +20,7 @@ _ROWS = 8  # turned into Python objects together: a row may hold two large image
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 # Limits of the process that reads a file for the first time: bytes, seconds, bytes a second.
 _MEMORY, _CPU_SECONDS, _BYTES_A_SECOND = 800_000_000, 4, 2_000_000
-_PACKED = 100  # times as much for Parquet, which is compressed
+_PACKED = 100  # as many times longer for each byte of Parquet, which is compressed
 
 
 def arrow_columns(path: Path) -> tuple[str, ...]:
@@ -146,9 +146,8 @@ def _main(path: Path) -> int:
             # A damaged length asks for far more memory and time than the file is worth.
             size = os.fstat(file.fileno()).st_size
             _limit(resource.RLIMIT_DATA, _MEMORY + 4 * size)
-            seconds = _CPU_SECONDS + size // _BYTES_A_SECOND
             packed = _PACKED if _is_parquet(path) else 1
-            _limit(resource.RLIMIT_CPU, seconds * packed)
+            _limit(resource.RLIMIT_CPU, _CPU_SECONDS + packed * size // _BYTES_A_SECOND)
             for _ in _rows(file, path):
                 pass
     except UserError as error:
