@@ -199,6 +199,10 @@ class Results:
         self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        self.check_there()
+
+    def check_there(self) -> None:
+        """Raises a UserError once the file has been moved or removed by somebody else."""
         try:
             there = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
         except OSError:
@@ -376,7 +380,11 @@ class _Run:
         """Records images that are on disk, in order, until `keep` are left."""
         while len(self._pending) > keep:
             row, notices, written = self._pending.pop(0)
-            written.result()
+            try:
+                written.result()
+            except UserError:
+                self.results.check_there()  # the folder that vanished is the reason
+                raise
             said = {"notices": notices} if notices else {}
             self._record(row, status="ok", output=f"{row.id}.png", **said)
             self.summary.made += 1

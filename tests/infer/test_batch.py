@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from dsd_jax.errors import UserError
-from dsd_jax.images import NotFiniteError, open_image, read_parameters
+from dsd_jax.images import NotFiniteError, open_image, read_parameters, save_image
 from dsd_jax.infer import batch as module
 from dsd_jax.infer.batch import read_manifest, run_batch
 from dsd_jax.shares import WorkerShare
@@ -387,16 +388,30 @@ class TestFolder:
         with Image.open(here / "out" / "sheet.jpg") as sheet:
             assert sheet.size[0] > 3 * 192
 
+    @pytest.mark.parametrize("image", ["written before", "written after"])
     def test_a_folder_that_vanishes_is_said_and_the_next_run_repairs_it(
-        self, counted, here, monkeypatch
+        self, counted, here, monkeypatch, image
     ):
         rows, out = read_manifest(manifest(here, simple(4)), DEFAULTS), here / "out"
-        gone: list[Any] = []
+        gone, second = threading.Event(), threading.Event()
+
+        def save(picture, path, parameters=None):
+            if path.name == "r1.png" and image == "written after":
+                gone.wait(60)
+            try:
+                save_image(picture, path, parameters)
+            finally:
+                if path.name == "r1.png":
+                    second.set()
 
         def vanish(entry):
-            if not gone:
-                gone.append(entry)
+            if not gone.is_set():
+                if image == "written before":
+                    second.wait(60)
                 shutil.rmtree(out)
+                gone.set()
+
+        monkeypatch.setattr("dsd_jax.infer.batch.save_image", save)
 
         with pytest.raises(UserError, match=r"results\.jsonl has vanished while images were made"):
             run_batch(counted, rows, out, batch_size=1, on_result=vanish)
