@@ -26,6 +26,7 @@ __all__ = [
     "Limits",
     "MalformedError",
     "build",
+    "built_lines",
     "json_end",
     "json_lines",
     "json_value",
@@ -250,6 +251,21 @@ def build(kind: type[T], table: Mapping[str, object], where: str) -> T:
             lines.append(f"{where}: {len(found) - _COMPLAINTS} more mistakes")
         raise UserError("\n".join(lines)) from None
     return made
+
+
+def built_lines(kind: type[T], path: PathLike) -> Iterator[tuple[str, T]]:
+    """Place (for messages) and dataclass of each line of a JSON Lines file of our own.
+
+    Raises:
+        UserError: The file cannot be read, or a line is damaged or does not fit; see `build`.
+    """
+    for number, value in json_lines(path):
+        where = f"{os.fspath(path)} line {number}"
+        if isinstance(value, MalformedError):
+            raise value
+        if not isinstance(value, dict):
+            raise MalformedError(where, f"expected an object, got {_kind_name(type(value))}")
+        yield where, build(kind, value, where)
 
 
 # Text
