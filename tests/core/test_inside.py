@@ -1,7 +1,6 @@
 """A folder from elsewhere gives its own regular files, and nothing else of the machine."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -41,12 +40,11 @@ def test_paths_and_links_that_lead_out_are_refused(folder: Path, tmp_path: Path)
 
 def test_what_is_no_file_is_refused_at_once(folder: Path):
     os.mkfifo(folder / "pipe")
-    start = time.monotonic()
+    # Reading the pipe would wait for ever.
     with pytest.raises(UserError, match="cannot read pipe: it is not a regular file"):
         read(folder, "pipe")
     with pytest.raises(UserError, match="cannot read sub: it is not a regular file"):
         read(folder, "sub")
-    assert time.monotonic() - start < 1
     with pytest.raises(FileNotFoundError):
         read(folder, "gone")
 

@@ -231,7 +231,7 @@ class TestRestart:
             made = made_before(*args, **kwargs)
             if len(counted.made) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 60
                 while "stopping" not in capfd.readouterr().err and time.monotonic() < deadline:
                     time.sleep(0.01)
             return made

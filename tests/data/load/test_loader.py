@@ -428,7 +428,7 @@ def test_prefetching_is_bounded_and_ends_with_its_threads(
     source = Endless(Loader([store], CONFIG, batch=4, reading=Reading(2, 4)))
     batches = prefetch_to_mesh(source, mesh, size=2)
     next(batches)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while source.made < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
