@@ -2,20 +2,47 @@
 
 A case shows a subject in one scene and asks for "this thing" in another, with another background
 and another place. The words say nothing about the subject, so only the reference can tell it.
+
+A case can be told in tags, which a cases file of an evaluation holds (`Case.tags`, `from_tags`):
+`shape`, `body`, `mark` and `marking` of the subject, and `before` and `after`, the background,
+place, size, tilt and light of the two scenes, such as `beach northwest big upright day`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dsd_jax.errors import UserError
 from dsd_jax.toy.judge import judge
 from dsd_jax.toy.words import describe
-from dsd_jax.toy.world import BACKGROUNDS, PLACES, Scene, Subject, render, subjects
+from dsd_jax.toy.world import (
+    BACKGROUNDS,
+    COLOURS,
+    LIGHTS,
+    MARKINGS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TILTS,
+    Scene,
+    Subject,
+    render,
+    subjects,
+)
 from dsd_jax.types import UInt8
 
-__all__ = ["METRICS", "Case", "Interval", "Score", "make_cases", "score", "summarise"]
+__all__ = [
+    "METRICS",
+    "Case",
+    "Interval",
+    "Score",
+    "from_tags",
+    "make_cases",
+    "score",
+    "summarise",
+]
 
 _RESAMPLES = 2000
 
@@ -38,6 +65,13 @@ class Case:
     def text(self) -> str:
         """`this thing on snow at northwest`."""
         return describe(None, self.after)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The case without its id and seed, for `from_tags`."""
+        scenes = {"before": self.before, "after": self.after}
+        words = {name: " ".join(dataclasses.astuple(own)) for name, own in scenes.items()}
+        return {**dataclasses.asdict(self.subject), **words}
 
     def reference(self) -> UInt8[np.ndarray, "32 32 3"]:
         """The reference picture."""
@@ -104,6 +138,48 @@ def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case
             )
         )
     return made
+
+
+_KNOWN: Mapping[str, Collection[str]] = {
+    "shape": SHAPES, "body": COLOURS, "mark": COLOURS, "marking": MARKINGS
+}  # fmt: skip
+_SCENE: Sequence[Collection[str]] = (BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)
+
+
+def from_tags(name: str, tags: Mapping[str, str], *, seed: int = 0) -> Case:
+    """Makes a case from its tags; further tags are passed over.
+
+    Args:
+        name: Id of the case.
+        tags: What `Case.tags` gave.
+        seed: Seed of the noise that its image is sampled from.
+
+    Raises:
+        UserError: A tag is missing, or names nothing of the toy world.
+    """
+    for tag, known in _KNOWN.items():
+        if tags.get(tag) not in known:
+            raise UserError(_wrong(name, tag, tags, f"expected one of {', '.join(known)}"))
+    scenes = []
+    for tag in ("before", "after"):
+        words = tags.get(tag, "").split()
+        if len(words) != len(_SCENE) or not all(
+            word in known for word, known in zip(words, _SCENE, strict=True)
+        ):
+            raise UserError(
+                _wrong(
+                    name, tag, tags, "expected a scene such as `beach northwest big upright day`"
+                )
+            )
+        scenes.append(Scene(*words))
+    subject = Subject(*(tags[tag] for tag in _KNOWN))
+    before, after = scenes
+    return Case(name, subject, before, after, seed)
+
+
+def _wrong(case: str, tag: str, tags: Mapping[str, str], expected: str) -> str:
+    given = f"is `{tags[tag]}`" if tag in tags else "is missing"
+    return f"case {case}: the tag `{tag}` of a toy case {given}; {expected}"
 
 
 def score(case: Case, picture: UInt8[np.ndarray, "32 32 3"]) -> Score:
