@@ -102,6 +102,11 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Compile a preset for hardware you do not have yet", "dsd_jax.train.cli:plan", True
         ),
     },
+    "Evaluate": {
+        "evaluate prepare": Command(
+            "Turn a benchmark into a file of cases", "dsd_jax.infer.evaluate.cli:prepare"
+        ),
+    },
     "Convert weights": {
         "convert to-jax": Command(
             "Convert PyTorch weights to an Orbax checkpoint", "dsd_jax.convert.cli:to_jax"

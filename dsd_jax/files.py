@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import time
@@ -17,6 +18,7 @@ __all__ = [
     "PARTIAL",
     "begin_folder",
     "explained",
+    "file_sha256",
     "locked",
     "partial_of",
     "publish",
@@ -50,6 +52,12 @@ def explained(path: str | Path, *others: type[Exception]) -> Iterator[None]:
         raise UserError(
             f"cannot write {path}: {reason}; make room or choose another place"
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def partial_of(path: Path, *, shared: bool = False) -> Path:

@@ -20,14 +20,15 @@ TOP = ("dsd_jax.__main__", "dsd_jax.cli", "dsd_jax.quickstart", "dsd_jax.toy.mak
 PYTORCH = ("accelerate", "diffusers", "peft", "torch")
 # The oracle of the parity tests, which also checks an export where PyTorch is installed.
 ORACLE = "dsd_jax.quickstart.torch_reference"
-# What may name the toy besides itself: the table of commands, where weights are found by name, and
-# the registry of providers.
+# What may name the toy besides itself: the table of commands, where weights are found by name, the
+# registry of providers, and that of benchmarks.
 TOY = (
     "dsd_jax.toy",
     "dsd_jax.quickstart",
     "dsd_jax.cli",
     "dsd_jax.convert.hub",
     "dsd_jax.llm.providers",
+    "dsd_jax.infer.evaluate.benches",
 )
 CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
 

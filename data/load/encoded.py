@@ -20,10 +20,10 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from dsd_jax.data.pairs.shards import Shard, Shards, file_sha256
+from dsd_jax.data.pairs.shards import Shard, Shards
 from dsd_jax.data.pairs.store import fingerprint_of, read_manifest
 from dsd_jax.errors import UserError
-from dsd_jax.files import write_file
+from dsd_jax.files import file_sha256, write_file
 from dsd_jax.types import Float, Int
 
 __all__ = [

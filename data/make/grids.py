@@ -19,9 +19,8 @@ from PIL import Image
 from dsd_jax.data.make.ids import GridId
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import GRIDS, PROMPTS, Grid
-from dsd_jax.data.pairs.shards import file_sha256
 from dsd_jax.errors import UserError
-from dsd_jax.files import PARTIAL
+from dsd_jax.files import PARTIAL, file_sha256
 from dsd_jax.images import read_parameters, save_image
 from dsd_jax.interrupt import Stop
 from dsd_jax.progress import Advance, progress

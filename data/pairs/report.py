@@ -10,9 +10,10 @@ import numpy as np
 from dsd_jax.data.load.encoded import MANIFEST as ENCODED_MANIFEST
 from dsd_jax.data.load.encoded import EncodedStore
 from dsd_jax.data.pairs.record import checked_image
-from dsd_jax.data.pairs.shards import Shards, file_sha256
+from dsd_jax.data.pairs.shards import Shards
 from dsd_jax.data.pairs.store import PairStore, index_row
 from dsd_jax.errors import UserError
+from dsd_jax.files import file_sha256
 from dsd_jax.progress import progress
 from dsd_jax.terminal import table_text
 from dsd_jax.threads import in_order

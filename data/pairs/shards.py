@@ -28,7 +28,6 @@ __all__ = [
     "ShardWriter",
     "Shards",
     "committed_shard",
-    "file_sha256",
     "remove_partials",
     "shard_name",
 ]
@@ -72,12 +71,6 @@ def shard_name(stem: str, number: int) -> str:
 
 def _index_path(folder: Path, name: str) -> Path:
     return folder / f"{name.removesuffix(_SUFFIX)}.index"
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardWriter:

@@ -54,6 +54,7 @@ class Case:
         prompt_index: Number of the prompt among those of its subject.
         prompt_class: Kind of prompt, such as "photorealistic"; empty where there is none.
         subject_text: Words for the subject, such as "guitar".
+        samples: Number of images that the benchmark asks a method for.
         tags: Further properties by which a report may split.
     """
 
@@ -69,6 +70,7 @@ class Case:
     prompt_index: int = 0
     prompt_class: str = ""
     subject_text: str = ""
+    samples: int = 1
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,8 @@ class Case:
             )
         if not self.references:
             raise UserError(f"case {self.id} has no reference picture")
+        if self.samples < 1:
+            raise UserError(f"case {self.id} asks for {self.samples} images; it must ask for some")
 
     @property
     def reference(self) -> Picture:

@@ -1,0 +1,1 @@
+"""Benchmarks: an adapter for each, which reads its files and makes cases of them."""

@@ -1,0 +1,133 @@
+"""The benchmarks by name."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from dsd_jax.errors import UserError
+from dsd_jax.infer.evaluate.benches.source import Source, picture
+from dsd_jax.infer.evaluate.benches.table import read_table
+from dsd_jax.infer.evaluate.benches.toy import read_toy
+from dsd_jax.infer.evaluate.cases import Case, Picture, write_cases
+
+__all__ = ["BENCHES", "Bench", "BenchName", "counts", "prepare"]
+
+BenchName = Literal["toy", "jsonl"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A benchmark that can be prepared.
+
+    Attributes:
+        title: What it is called.
+        expects: What each folder of `--root` holds.
+        read: Makes its cases; raises a UserError where files are missing or damaged, or where
+            counts that are known differ.
+        counted: The counts of its cases are known and were checked by `read`.
+    """
+
+    title: str
+    expects: tuple[str, ...]
+    read: Callable[[Source], list[Case]]
+    counted: bool = True
+
+
+BENCHES: dict[BenchName, Bench] = {
+    "toy": Bench("toy world", (), read_toy, counted=False),
+    "jsonl": Bench("table of cases", ("a table, or a folder with one",), read_table, counted=False),
+}
+
+
+def prepare(
+    name: BenchName, source: Source, output: Path, mask_dir: Path | None = None
+) -> list[Case]:
+    """Reads a benchmark and writes its cases.
+
+    Args:
+        name: Name of the benchmark.
+        source: Its folders.
+        output: Cases file to write.
+        mask_dir: Folder of masks, laid out as the first folder of the benchmark is: the mask of
+            `DIR/a/b.jpg` is `MASKS/a/b.png`. Pictures without a mask keep none.
+
+    Raises:
+        UserError: A folder is missing, or see `Bench.read`.
+    """
+    bench = BENCHES[name]
+    if len(source.roots) != len(bench.expects):
+        wanted = " and ".join(bench.expects)
+        raise UserError(
+            f"{name} reads {wanted}; give --root {' '.join('DIR' for _ in bench.expects)}, got "
+            f"{len(source.roots)} folders"
+            if wanted
+            else f"{name} reads no files; leave --root out"
+        )
+    for root in source.roots:
+        if not root.exists():
+            raise UserError(f"there is no file or folder {root}; {name} reads {bench.expects[0]}")
+    cases = bench.read(source)
+    if mask_dir is not None:
+        top = source.root if source.roots else source.pictures
+        cases = _with_masks(cases, top if top.is_dir() else top.parent, mask_dir)
+    places: dict[tuple[str, int], str] = {}
+    for case in cases:
+        first = places.setdefault((case.subject, case.prompt_index), case.id)
+        if first != case.id:
+            raise UserError(
+                f"cases {first} and {case.id} both have prompt {case.prompt_index} of the subject "
+                f"{case.subject}; number the prompts of a subject"
+            )
+    write_cases(output, cases)
+    return cases
+
+
+def counts(cases: list[Case]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table of what was prepared: a row for each category, and a sum."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.category or "all", []).append(case)
+    if len(groups) > 1:
+        groups["all"] = cases
+    columns = ["category", "subjects", "cases", "images", "references", "targets", "masks"]
+    return columns, [[name, *map(str, _counted(group))] for name, group in groups.items()]
+
+
+def _counted(cases: list[Case]) -> list[int]:
+    references = {each for case in cases for each in case.references}
+    targets = {each for case in cases for each in case.targets}
+    return [
+        len({case.subject for case in cases}),
+        len(cases),
+        sum(case.samples for case in cases),
+        len(references),
+        len(targets),
+        sum(each.mask is not None for each in references | targets),
+    ]
+
+
+def _with_masks(cases: list[Case], root: Path, mask_dir: Path) -> list[Case]:
+    masked: dict[Picture, Picture] = {}
+
+    def with_mask(given: Picture) -> Picture:
+        if given not in masked:
+            inside = given.path.is_relative_to(root.absolute())
+            below = given.path.relative_to(root.absolute()) if inside else Path(given.path.name)
+            mask = mask_dir / below.with_suffix(".png")
+            masked[given] = picture(given.path, mask) if mask.exists() else given
+        return masked[given]
+
+    made = [
+        dataclasses.replace(
+            case,
+            references=tuple(map(with_mask, case.references)),
+            targets=tuple(map(with_mask, case.targets)),
+        )
+        for case in cases
+    ]
+    if not any(each.mask for each in masked.values()):
+        raise UserError(
+            f"{mask_dir} has a mask for no picture; that of {root}/a/b.jpg is {mask_dir}/a/b.png"
+        )
+    return made
