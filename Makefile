@@ -6,7 +6,7 @@ TEST := .venv-test
 TOOLS := .venv-tools
 LOWEST := .venv-lowest
 
-.PHONY: quickstart toy-flux toy-lora test test-slow test-lowest fuzz lint format lock audit clean always
+.PHONY: quickstart toy-flux toy-lora toy-vision test test-slow test-lowest fuzz lint format lock audit clean always
 
 quickstart: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/quickstart
@@ -22,6 +22,10 @@ toy-lora: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/toy/lora --minutes 40
 	rm -f outputs/toy/lora/small.safetensors
 	$(RUN)/bin/dsd convert lora outputs/toy/lora/run outputs/toy/lora/small.safetensors --single_file --dtype bfloat16
+
+# Makes the image encoder in dsd_jax/toy/vision.
+toy-vision: $(RUN)/installed
+	$(RUN)/bin/dsd train toy_vision --output_dir outputs/toy/vision
 
 test: lint
 	$(TEST)/bin/pytest -q -n 2

@@ -17,14 +17,15 @@ from huggingface_hub.errors import (
 from dsd_jax.errors import UserError
 from dsd_jax.extras import require
 from dsd_jax.tables.find import ENDINGS
-from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path, toy_vision_path
 
 __all__ = ["TOY", "check_scheme", "find_table", "may_be_dataset_id", "resolve"]
 
 TOY = "toy"
-"""Name of the weights that ship with the package: the toy FLUX, and its customiser's LoRA."""
+"""Name of the weights that ship with the package: the toy FLUX, its customiser's LoRA, and an image
+encoder."""
 _LINES = (".txt", ".text")
-_SHIPPED = {"model": toy_flux_path, "lora": toy_lora_path}
+_SHIPPED = {"model": toy_flux_path, "lora": toy_lora_path, "vision": toy_vision_path}
 
 
 def check_scheme(path: epath.PathLike) -> None:
@@ -44,13 +45,14 @@ def check_scheme(path: epath.PathLike) -> None:
 def resolve(
     path_or_id: epath.PathLike,
     patterns: Sequence[str] | None = None,
-    kind: Literal["model", "lora", "dataset"] = "model",
+    kind: Literal["model", "lora", "vision", "dataset"] = "model",
 ) -> epath.Path:
     """Finds a model, a LoRA or a dataset on disk or in a bucket.
 
-    A path that exists, and the URL of a bucket, are returned as they are. `toy` is the model, or
-    the LoRA, that ships with the package. Anything else is the id of a repository, which comes from
-    the Hugging Face cache, or from the hub where the network allows it.
+    A path that exists, and the URL of a bucket, are returned as they are. `toy` is the FLUX,
+    the LoRA or the image encoder that ships with the package. Anything else is the id of a
+    repository, which comes from the Hugging Face cache, or from the hub where the network allows
+    it.
 
     Args:
         path_or_id: A folder, a file, a `gs://` path, a hub id or `toy`.

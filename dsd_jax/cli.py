@@ -134,6 +134,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "train toy-decoder": Command(
             "Train the decoder further, for the same latents", "dsd_jax.toy.making.cli:toy_decoder"
         ),
+        "train toy-vision": Command(
+            "Train the image encoder without labels", "dsd_jax.toy.making.cli:toy_vision"
+        ),
         "train toy-student": Command(
             "Fine-tune on pairs, as quickstart does", "dsd_jax.toy.making.cli:toy_student", True
         ),

@@ -49,7 +49,7 @@ def open_vision(
         UserError: A file is missing or damaged, or the model is of another kind.
     """
     wanted = ["config.json", *([] if preprocess else [_PREPROCESSOR])]
-    root = _folder(path, wanted)
+    root = _folder(resolve(path, [*wanted, *_WEIGHTS], "vision"), path, wanted)
     if preprocess is None:
         settings = root / _PREPROCESSOR
         preprocess = preprocess_from_json(read_json(settings), str(settings))
@@ -70,7 +70,8 @@ def open_captions(
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
     """
-    root = _folder(path, ["config.json"], _TOKENIZER)
+    wanted = ["config.json"]
+    root = _folder(resolve(path, [*wanted, *_TOKENIZER, *_WEIGHTS]), path, wanted)
     component = _open_text(path, root)
     tokenizer = clip_tokenizer(Path(root))
     return CaptionTower.load(component, _name(path), tokenizer, precision=precision, mesh=mesh)
@@ -94,9 +95,8 @@ def _open_text(path: epath.PathLike, root: epath.Path) -> Component[ClipConfig]:
     return Component(str(path), config, source, "diffusers", source.notices)
 
 
-def _folder(path: epath.PathLike, wanted: Sequence[str], others: Sequence[str] = ()) -> epath.Path:
-    """Finds the folder of a path or a hub id, with the wanted files in it."""
-    root = resolve(path, [*wanted, *others, *_WEIGHTS])
+def _folder(root: epath.Path, path: epath.PathLike, wanted: Sequence[str]) -> epath.Path:
+    """Returns the folder that was found for a path or a hub id, if the wanted files are in it."""
     for file in wanted:
         if not (root / file).exists():
             raise UserError(

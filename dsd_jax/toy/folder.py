@@ -1,10 +1,10 @@
-"""Finds the toy FLUX that ships with the package, and the customiser that was made from it."""
+"""Finds the models of the toy world that ship with the package."""
 
 from pathlib import Path
 
 from dsd_jax.errors import UserError
 
-__all__ = ["toy_flux_path", "toy_lora_path"]
+__all__ = ["toy_flux_path", "toy_lora_path", "toy_vision_path"]
 
 
 def toy_flux_path() -> Path:
@@ -23,6 +23,15 @@ def toy_lora_path() -> Path:
         UserError: This installation lacks it.
     """
     return _shipped("lora", "pytorch_lora_weights.safetensors", "make toy-lora")
+
+
+def toy_vision_path() -> Path:
+    """Returns the folder of the toy's image encoder, as transformers saves a ViT.
+
+    Raises:
+        UserError: This installation lacks it.
+    """
+    return _shipped("vision", "model.safetensors", "make toy-vision")
 
 
 def _shipped(name: str, file: str, command: str) -> Path:

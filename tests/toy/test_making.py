@@ -21,9 +21,9 @@ from dsd_jax.quickstart.run import TEXT_TOKENS
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import judge
-from dsd_jax.toy.making.recipes import VaeConfig
+from dsd_jax.toy.making.recipes import PictureConfig
 from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
-from dsd_jax.toy.making.vae import KL_WEIGHT, VaeTrainer, vae_loss
+from dsd_jax.toy.making.vae import KL_WEIGHT, vae_loss, vae_trainer
 from dsd_jax.toy.words import describe_pair, parse_grid, parse_scene, parse_subject
 from dsd_jax.toy.world import is_held_out
 from dsd_jax.train.config import OptimizerConfig, RunConfig
@@ -110,7 +110,7 @@ def test_the_loss_is_error_and_divergence():
     pictures = jnp.asarray(WorldSource(("single",), batch=2, seed=0).batch_of(0).target)
     pixels = pictures.astype(jnp.float32) / 127.5 - 1
     key = jax.random.key(1)
-    loss, (l1, kl) = jax.jit(vae_loss, compiler_options=FAST_COMPILE)(model, pictures, key)
+    loss, numbers = jax.jit(vae_loss, compiler_options=FAST_COMPILE)(model, pictures, key)
 
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def parts(model: Autoencoder) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -119,6 +119,7 @@ def test_the_loss_is_error_and_divergence():
 
     mean, logvar, decoded = map(np.asarray, parts(model))
     divergence = 0.5 * (np.exp(logvar) + np.square(mean) - 1 - logvar)
+    l1, kl = numbers["l1"], numbers["kl"]
     np.testing.assert_allclose(l1, np.abs(decoded - pixels).mean(), rtol=1e-5)
     np.testing.assert_allclose(kl, divergence.mean(), rtol=1e-5)
     np.testing.assert_allclose(loss, l1 + KL_WEIGHT * kl, rtol=1e-5)
@@ -126,8 +127,8 @@ def test_the_loss_is_error_and_divergence():
 
 @pytest.mark.slow
 def test_an_autoencoder_is_trained_by_the_loop(tmp_path: Path):
-    recipe = VaeConfig(30, 8, OptimizerConfig(learning_rate=1e-2, ema=0.9))
-    trainer = VaeTrainer(recipe, TINY, make_mesh(recipe.mesh))
+    recipe = PictureConfig(30, 8, OptimizerConfig(learning_rate=1e-2, ema=0.9))
+    trainer = vae_trainer(recipe, TINY, make_mesh(recipe.mesh))
     assert isinstance(trainer, Program)
     source = WorldSource(("single",), batch=8, seed=0)
     config = RunConfig(output_dir=tmp_path / "run", tensorboard=False, log_every=1, peak_tflops=1.0)

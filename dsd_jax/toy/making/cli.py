@@ -1,7 +1,8 @@
-"""`dsd train toy_vae`, `toy_teacher`, `toy_decoder`, `toy` and `toy_student`.
+"""`dsd train toy_vae`, `toy_teacher`, `toy_decoder`, `toy_vision`, `toy` and `toy_student`.
 
-The first three make `dsd_jax/toy/flux`. They draw their own batches, so they take no data, and each
-writes a whole pipeline when it is done. The other two are recipes of an ordinary training.
+The first three make `dsd_jax/toy/flux`: each writes a whole pipeline when it is done. `toy_vision`
+makes `dsd_jax/toy/vision`. All four draw their own batches, so they take no data. The other two are
+recipes of an ordinary training.
 """
 
 import dataclasses
@@ -27,10 +28,11 @@ from dsd_jax.toy.making import recipes
 from dsd_jax.toy.making.inpaint import Inpaint
 from dsd_jax.toy.making.memory import keep_memory
 from dsd_jax.toy.making.pipeline import write_toy_pipeline
-from dsd_jax.toy.making.recipes import VaeConfig
-from dsd_jax.toy.making.sizes import TOY_VAE
+from dsd_jax.toy.making.recipes import PictureConfig
+from dsd_jax.toy.making.sizes import TOY_VAE, TOY_VISION
 from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
-from dsd_jax.toy.making.vae import VaeTrainer, latent_statistics
+from dsd_jax.toy.making.vae import latent_statistics, vae_trainer
+from dsd_jax.toy.making.vision import vision_trainer, write_vision
 from dsd_jax.train.cli import train_recipe
 from dsd_jax.train.config import BaseConfig, RunConfig, TrainConfig
 from dsd_jax.train.loop import Outcome
@@ -41,13 +43,13 @@ from dsd_jax.train.record import Origin
 from dsd_jax.train.trainer import Trainer
 from dsd_jax.weights import TensorSource, WeightSource
 
-__all__ = ["toy", "toy_decoder", "toy_student", "toy_teacher", "toy_vae"]
+__all__ = ["toy", "toy_decoder", "toy_student", "toy_teacher", "toy_vae", "toy_vision"]
 
 Run = Annotated[RunConfig, tyro.conf.arg(name="")]
-VaeRecipe = Annotated[VaeConfig, tyro.conf.arg(name="")]
+PictureRecipe = Annotated[PictureConfig, tyro.conf.arg(name="")]
 TransformerRecipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 
-PIPELINE = "flux"  # in the run's folder: the pipeline that the run writes
+PIPELINE, VISION = "flux", "vision"  # in the run's folder: the models that the run writes
 _MEASURED = 8  # batches whose latents are measured
 _UNSEEN = 10**6  # the first of them, a step that no training reaches
 
@@ -62,7 +64,7 @@ def toy_student(words: Sequence[str]) -> None:
     train_recipe("toy_student", recipes.toy_student(), words, BaseConfig(base_path=TOY))
 
 
-def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
+def toy_vae(run: Run, config: PictureRecipe = recipes.toy_vae()) -> None:
     """Train the VAE of the toy FLUX from random weights, on pictures drawn as it goes.
 
     Args:
@@ -73,7 +75,7 @@ def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
     mesh = make_mesh(config.mesh)
     source = _pictures("toy_vae", config, mesh)
     with holding(run) as held:
-        trainer = VaeTrainer(config, TOY_VAE, mesh)
+        trainer = vae_trainer(config, TOY_VAE, mesh)
         done = run_training(trainer, run, source, preset="toy_vae", held=held)
     if not first_process():
         return
@@ -82,7 +84,7 @@ def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
     measured = (source.batch_of(step) for step in range(_UNSEEN, _UNSEEN + _MEASURED))
     mean, std = latent_statistics(model, measured)
     sizes = dataclasses.replace(TOY_VAE, scale=round(1 / std, 4), shift=round(mean, 4))
-    target = _emptied(run)
+    target = _emptied(run, PIPELINE)
     write_toy_pipeline(target, vae=(sizes, trained))
     _report(done, target)
     if not done.stopped:
@@ -90,7 +92,7 @@ def toy_vae(run: Run, config: VaeRecipe = recipes.toy_vae()) -> None:
 
 
 def toy_decoder(
-    run: Run, config: VaeRecipe = recipes.toy_decoder(), base_path: Path | None = None
+    run: Run, config: PictureRecipe = recipes.toy_decoder(), base_path: Path | None = None
 ) -> None:
     """Train the decoder of a toy FLUX further; latents, and so its transformer, stay as they are.
 
@@ -102,7 +104,7 @@ def toy_decoder(
     keep_memory()
     mesh = make_mesh(config.mesh)
     base = open_flux(base_path or toy_flux_path())
-    trainer = VaeTrainer(
+    trainer = vae_trainer(
         config,
         base.autoencoder.config,
         mesh,
@@ -116,7 +118,7 @@ def toy_decoder(
         return
     trained, _ = read_trained(run.checkpoints)
     vae = _as_it_is(base.autoencoder.source) | trained
-    target = _emptied(run)
+    target = _emptied(run, PIPELINE)
     write_toy_pipeline(
         target, vae=(base.autoencoder.config, vae), transformer=_as_it_is(base.transformer.source)
     )
@@ -147,14 +149,35 @@ def toy_teacher(
     if not first_process():
         return
     trained, _ = read_trained(run.checkpoints)
-    target = _emptied(run)
+    target = _emptied(run, PIPELINE)
     vae = base.autoencoder.config, _as_it_is(base.autoencoder.source)
     write_toy_pipeline(target, vae=vae, transformer=trained)
     _report(done, target)
 
 
+def toy_vision(run: Run, config: PictureRecipe = recipes.toy_vision()) -> None:
+    """Train the image encoder of the toy world from random weights, on pictures drawn as it goes.
+
+    Args:
+        run: How and where it runs.
+        config: The recipe.
+    """
+    keep_memory()
+    mesh = make_mesh(config.mesh)
+    source = _pictures("toy_vision", config, mesh)
+    with holding(run) as held:
+        trainer = vision_trainer(config, TOY_VISION, mesh)
+        done = run_training(trainer, run, source, preset="toy_vision", held=held)
+    if not first_process():
+        return
+    trained, _ = read_trained(run.checkpoints)
+    target = _emptied(run, VISION)
+    write_vision(target, TOY_VISION, trained)
+    _report(done, target)
+
+
 def _pictures(
-    name: str, config: VaeConfig | TrainConfig, mesh: Mesh, drop_text: float = 0.0
+    name: str, config: PictureConfig | TrainConfig, mesh: Mesh, drop_text: float = 0.0
 ) -> WorldSource:
     """The batches that the recipe `name` trains on."""
     return WorldSource(
@@ -171,9 +194,9 @@ def _as_it_is(source: WeightSource) -> dict[str, np.ndarray]:
     return {path: source.read(path, tuple(map(slice, s))) for path, s in source.shapes.items()}
 
 
-def _emptied(run: RunConfig) -> Path:
-    """Returns the folder for the pipeline, after removing that of a shorter run."""
-    target = run.output_dir / PIPELINE
+def _emptied(run: RunConfig, name: str) -> Path:
+    """Returns the folder for the models, after removing those of a shorter run."""
+    target = run.output_dir / name
     shutil.rmtree(target, ignore_errors=True)
     return target
 

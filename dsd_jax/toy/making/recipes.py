@@ -9,17 +9,25 @@ from dsd_jax.toy.world import PANEL
 from dsd_jax.train.config import DropoutConfig, FlowConfig, OptimizerConfig, TrainConfig
 from dsd_jax.train.presets import preset
 
-__all__ = ["VaeConfig", "toy", "toy_decoder", "toy_student", "toy_teacher", "toy_vae"]
+__all__ = [
+    "PictureConfig",
+    "toy",
+    "toy_decoder",
+    "toy_student",
+    "toy_teacher",
+    "toy_vae",
+    "toy_vision",
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class VaeConfig:
-    """Recipe of an autoencoder.
+class PictureConfig:
+    """Recipe of a model that is trained on pictures alone.
 
     Attributes:
         steps: Number of updates.
         batch_size: Pictures per update, over all devices.
-        seed: Seed of the weights, the pictures and the posterior's samples.
+        seed: Seed of the weights, the pictures and everything that the loss draws.
         optimizer: Optimiser and schedule.
         mesh: Devices along each axis. -1 takes all devices that the other axes leave.
     """
@@ -55,9 +63,9 @@ def toy() -> TrainConfig:
     )
 
 
-def toy_vae() -> VaeConfig:
+def toy_vae() -> PictureConfig:
     """The autoencoder of the toy FLUX from random weights."""
-    return VaeConfig(
+    return PictureConfig(
         steps=1600,
         batch_size=16,
         optimizer=OptimizerConfig(
@@ -90,9 +98,20 @@ def toy_teacher() -> TrainConfig:
     )
 
 
-def toy_decoder() -> VaeConfig:
+def toy_decoder() -> PictureConfig:
     """`toy_vae` for the decoder alone, which leaves latents, and so the teacher, as they are."""
     return dataclasses.replace(toy_vae(), steps=1200)
+
+
+def toy_vision() -> PictureConfig:
+    """The image encoder of the toy world from random weights."""
+    return PictureConfig(
+        steps=1200,
+        batch_size=128,
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.01, ema=0.99
+        ),
+    )
 
 
 def toy_student() -> TrainConfig:

@@ -1,11 +1,12 @@
 """Sizes of the toy FLUX: a few million parameters in the real classes."""
 
-from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config
+from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config, VisionConfig
 from dsd_jax.flow import Schedule
 from dsd_jax.toy.making.tokenizers import CLIP_VOCAB, T5_VOCAB
 from dsd_jax.toy.words import KINDS, T5_LENGTH
+from dsd_jax.toy.world import PANEL
 
-__all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_SCHEDULE", "TOY_T5", "TOY_VAE"]
+__all__ = ["TOY_CLIP", "TOY_FLUX", "TOY_SCHEDULE", "TOY_T5", "TOY_VAE", "TOY_VISION"]
 
 TOY_FLUX = FluxConfig(
     in_channels=32,
@@ -41,6 +42,10 @@ TOY_T5 = T5Config(
 )
 """Two heads for each kind of word, as wide as the kind has words; see `making/encoders.py`."""
 TOY_CLIP = ClipConfig(vocab=CLIP_VOCAB, width=64, depth=1, num_heads=2, mlp_width=64)
+TOY_VISION = VisionConfig(
+    patch=4, grid=PANEL // 4, width=64, depth=4, num_heads=4, mlp_width=128, eps=1e-6
+)
+"""DINO's layout with 64 patches."""
 TOY_SCHEDULE = Schedule(base_shift=1.4, max_shift=1.4)
 """Far towards noise. A panel is a few bits in 512 latents, so what it shows can be told through
 much noise, and the text decides only above that (`python -m benchmarks.toy.latents`)."""

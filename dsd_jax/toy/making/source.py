@@ -1,4 +1,4 @@
-"""Draws the batches that the toy's autoencoder and teacher are trained on.
+"""Draws the batches that the toy's autoencoder, teacher and image encoder are trained on.
 
 The batch of a step is a function of (seed, step) alone, as in the loader. It shows no subject
 that is held out.
@@ -31,6 +31,7 @@ VIEWS_OF: dict[str, tuple[View, ...]] = {
     "toy_vae": ("grid", "canvas", "single"),
     "toy_teacher": ("pair", "grid", "pair", "single", "pair"),
     "toy_decoder": ("canvas", "single", "canvas", "grid"),
+    "toy_vision": ("single",),
 }
 """Views that the batches of each preset show, in turn."""
 _UNNAMED = {"single": 0.15, "canvas": 0.15, "grid": 0.3}

@@ -1,0 +1,55 @@
+"""The toy's image encoder: the loss of its training, and the features of the one that ships."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dsd_jax.toy.making.recipes import toy_vision
+from dsd_jax.toy.making.sizes import TOY_VISION
+from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
+from dsd_jax.toy.making.vision import TEMPERATURE, Contrastive, contrastive_loss, views
+from dsd_jax.types import Array
+from tests.tiny_training import FAST_COMPILE
+
+
+def test_views_are_pictures_of_their_own_and_the_key_decides_them():
+    (drawn,) = (WorldSource(VIEWS_OF["toy_vision"], batch=8, seed=0).batch_of(0).target,)
+    assert drawn is not None
+    pixels = jnp.asarray(drawn, jnp.float32) / 255
+    draw = jax.jit(views, compiler_options=FAST_COMPILE)
+    first, again, other = (np.asarray(draw(pixels, jax.random.key(seed))) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == pixels.shape
+    assert 0 <= first.min() <= first.max() <= 1
+    assert all(abs(a - b).max() > 0.05 for a, b in zip(first, other, strict=True))
+
+
+class Fixed(Contrastive):
+    """A stand-in for the encoder, whose output is what a test gives it."""
+
+    def __init__(self, out: np.ndarray) -> None:
+        self.out = nnx.data(jnp.asarray(out, jnp.float32))
+
+    def __call__(self, pixels: Array) -> Array:
+        return self.out
+
+
+@pytest.mark.parametrize("partners", ["alike", "opposite"])
+def test_the_loss_is_the_surprise_at_the_partner_among_all_other_views(partners: str):
+    side = np.eye(3)
+    out = np.concatenate([side, side if partners == "alike" else -side])
+    loss, numbers = jax.jit(contrastive_loss, compiler_options=FAST_COMPILE)(
+        Fixed(out), jnp.zeros((3, 4, 4, 3), jnp.uint8), jax.random.key(0)
+    )
+    own = np.exp((1 if partners == "alike" else -1) / TEMPERATURE)
+    np.testing.assert_allclose(loss, -np.log(own / (own + 4)), rtol=1e-5)
+    assert float(numbers["found"]) == (partners == "alike")
+
+
+def test_the_head_is_trained_beside_the_encoder_and_the_recipe_draws_single_pictures():
+    model = nnx.eval_shape(lambda: Contrastive(TOY_VISION, rngs=nnx.Rngs(0)))
+    assert {path[0] for path in nnx.to_flat_state(nnx.state(model)).paths} == {"vit", "head"}
+    assert VIEWS_OF["toy_vision"] == ("single",)
+    assert toy_vision().batch_size == 128
