@@ -21,10 +21,18 @@ text that UTF-8 cannot hold. `other`: any other reason.
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image file, sent byte for byte."""
+    """An image file, sent byte for byte.
+
+    Attributes:
+        data: The file.
+        mime: Its type.
+        detail: Amount of detail that the model looks at, for providers that let the question choose
+            it. None leaves it to them.
+    """
 
     data: bytes
     mime: str = "image/png"
+    detail: Literal["low", "high"] | None = None
 
     @property
     def sha256(self) -> str:
@@ -88,7 +96,10 @@ class Request:
 
 
 def _stand_in(part: str | Picture) -> str | dict[str, str]:
-    return part if isinstance(part, str) else {"sha256": part.sha256, "mime": part.mime}
+    if isinstance(part, str):
+        return part
+    detail = {} if part.detail is None else {"detail": part.detail}
+    return {"sha256": part.sha256, "mime": part.mime, **detail}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,8 +52,10 @@ def _message(message: Message) -> dict[str, Any]:
 def _part(part: str | Picture) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    data = base64.b64encode(part.data).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:{part.mime};base64,{data}"}}
+    image = {"url": f"data:{part.mime};base64,{base64.b64encode(part.data).decode()}"}
+    if part.detail is not None:
+        image["detail"] = part.detail
+    return {"type": "image_url", "image_url": image}
 
 
 def read_chat(raw: Raw, words: Mapping[str, Finish]) -> Answer:

@@ -33,7 +33,7 @@ class Rating:
         scale: Highest score of the protocol.
         sha256: Digest of the image; empty for an archive without images.
         answered_by: Name of the model that answered, as it gave it.
-        rubric: Digest of the texts that asked; empty for people.
+        rubric: Name, version and digest of the texts that asked; empty for people.
         text: The answer.
         input_tokens, output_tokens: Tokens that it took, if known.
         cost: Its price in US dollars, if known.
