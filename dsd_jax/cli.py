@@ -106,6 +106,14 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "evaluate prepare": Command(
             "Turn a benchmark into a file of cases", "dsd_jax.infer.evaluate.cli:prepare"
         ),
+        "evaluate study build": Command(
+            "Build a blinded study of people on several runs",
+            "dsd_jax.infer.evaluate.cli_study:build",
+        ),
+        "evaluate study serve": Command(
+            "Serve a study on this machine and keep the answers",
+            "dsd_jax.infer.evaluate.cli_study:serve",
+        ),
     },
     "Convert weights": {
         "convert to-jax": Command(

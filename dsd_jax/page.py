@@ -17,7 +17,18 @@ from PIL import Image
 
 from dsd_jax.files import write_file
 
-__all__ = ["SMALL", "STYLE", "Card", "Page", "Picture", "data_uri", "log_ticks", "ticks"]
+__all__ = [
+    "SMALL",
+    "STYLE",
+    "Card",
+    "Page",
+    "Picture",
+    "data_uri",
+    "encoded",
+    "kind_of",
+    "log_ticks",
+    "ticks",
+]
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 """Colours and shapes of every page, light and dark."""
@@ -142,22 +153,33 @@ def _figure(picture: Picture, words: str) -> str:
 
 
 def data_uri(image: Image.Image, largest: int = _LARGEST) -> str:
-    """Returns a picture as text that stands in place of an address.
+    """Returns a picture as text that stands in place of an address; arguments as in `encoded`."""
+    content = encoded(image, largest)
+    kind = kind_of(max(image.size))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def kind_of(side: int) -> str:
+    """Returns the format, png or webp, in which `encoded` stores a picture with a longer side."""
+    return "png" if side <= SMALL else "webp"
+
+
+def encoded(image: Image.Image, largest: int = _LARGEST, quality: int = _QUALITY) -> bytes:
+    """Returns a picture as a file without metadata.
 
     Args:
         image: The picture. A small one keeps every bit, a larger one is compressed.
         largest: Pixels of the longer side, above which it is made smaller.
+        quality: Quality of the compression, up to 100.
     """
     file = io.BytesIO()
-    if max(image.size) <= SMALL:
+    if kind_of(max(image.size)) == "png":
         image.save(file, "PNG")
-        kind = "png"
     else:
         copy = image.convert("RGB")
         copy.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-        copy.save(file, "WEBP", quality=_QUALITY)
-        kind = "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+        copy.save(file, "WEBP", quality=quality)
+    return file.getvalue()
 
 
 def _safe(text: str) -> str:

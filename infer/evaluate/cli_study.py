@@ -1,0 +1,77 @@
+"""`dsd evaluate study`: a blinded study of people, from its items to its results."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dsd_jax.infer.evaluate.runs import open_runs
+from dsd_jax.infer.evaluate.study.answers import AnswerFile
+from dsd_jax.infer.evaluate.study.build import StudySettings, build_study
+from dsd_jax.infer.evaluate.study.page import PAGE, Delivery, write_page
+from dsd_jax.infer.evaluate.study.record import Key, Study
+from dsd_jax.infer.evaluate.study.server import StudyServer
+from dsd_jax.terminal import facts_text
+
+__all__ = ["build", "serve"]
+
+Runs = tyro.conf.Positional[tuple[Path, ...]]
+Folder = tyro.conf.Positional[Path]
+Settings = Annotated[StudySettings, tyro.conf.arg(name="")]
+
+_PAGE = "page"
+
+
+def build(runs: Runs, output_dir: Path, settings: Settings = StudySettings()) -> None:
+    """Build a blinded study of the images of several methods.
+
+    Its page is one HTML file, or a file and a folder of pictures. Which method made which picture
+    stands in `key.json` alone: give raters `page`, never the folder around it.
+
+    Args:
+        runs: Folders of runs on the same cases.
+        output_dir: New folder for the study.
+    """
+    study, key = build_study(open_runs(runs), output_dir, settings)
+    write_page(output_dir, output_dir / _PAGE, Delivery())
+    print(facts_text(_facts(study, key)))
+    print(f"\nopen {output_dir / _PAGE / PAGE}, or run `dsd evaluate study serve {output_dir}`")
+
+
+def _facts(study: Study, key: Key) -> list[tuple[str, str]]:
+    sizes = sorted({len(items) for items in study.lists})
+    shown: dict[str, int] = dict.fromkeys(key.methods, 0)
+    for item in key.rated.values():
+        for picture in item.shown:
+            shown[picture.method] += 1
+    counts = sorted(set(shown.values()))
+    seconds = study.questions.seconds
+    time = f"{max(sizes) * seconds / 60:.0f} minutes at {seconds:g} s"
+    return [
+        ("study", f"{study.id}, {study.mode}, seed {key.seed}"),
+        ("cases", ", ".join(f"{name or 'all'}: {n} of {m}" for name, (m, n) in key.strata.items())),
+        ("lists", f"{len(study.lists)}, one per rater"),
+        ("items", f"{' or '.join(map(str, sizes))} per list, {time}"),
+        ("methods", f"{len(key.methods)}, each shown {' or '.join(map(str, counts))} times"),
+    ]
+
+
+def serve(study: Folder, port: int = 8765, host: str = "127.0.0.1") -> None:
+    """Serve a study on this machine, and append the answers to `answers.jsonl`.
+
+    Every rater gets the list that fewest have. Raters may be named in the address: `?rater=anna`.
+    Stop it with Ctrl-C; start it again to go on.
+
+    Args:
+        study: Folder of the study.
+        port: Port of the server; 0 takes a free one.
+        host: Address to listen on. Only this machine reaches the default; 0.0.0.0 lets the network
+            in.
+    """
+    with AnswerFile(study) as file, StudyServer(study, file, host, port) as server:
+        print(f"serving {study} at {server.address}; stop with Ctrl-C", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    rows = file.answers.rows
+    print(f"stopped; {len(rows)} answers of {len(file.answers.lists)} raters are saved")
