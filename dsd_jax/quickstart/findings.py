@@ -11,8 +11,9 @@ from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import GRIDS, JUDGEMENTS, PAIRS, Judgement, Pair
 from dsd_jax.images import open_image
+from dsd_jax.interval import Interval
 from dsd_jax.quickstart.inputs import MAKING, STUDENT, TEACHER
-from dsd_jax.toy.score import Case, Interval, score, summarise
+from dsd_jax.toy.score import Case, score, summarise
 from dsd_jax.train.metrics import read_metrics
 
 __all__ = ["NAMES", "Example", "Findings", "Shown", "findings"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dsd_jax.convert.hub import TOY
+from dsd_jax.interval import Interval
 from dsd_jax.quickstart.findings import findings
 from dsd_jax.quickstart.inputs import IMAGE_SCALE, MAKING, STUDENT, TEACHER, Budget, write_inputs
 from dsd_jax.quickstart.picture import write_picture
@@ -20,7 +21,7 @@ from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.runs import steps_of
 from dsd_jax.terminal import table_text
 from dsd_jax.toy.folder import toy_flux_path
-from dsd_jax.toy.score import METRICS, Interval, make_cases
+from dsd_jax.toy.score import METRICS, make_cases
 from dsd_jax.toy.world import PANEL
 
 __all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Step", "quickstart", "run_steps", "student_steps"]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsd_jax.errors import UserError
+from dsd_jax.interval import Interval
 from dsd_jax.toy.judge import judge
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import (
@@ -33,16 +34,7 @@ from dsd_jax.toy.world import (
 )
 from dsd_jax.types import UInt8
 
-__all__ = [
-    "METRICS",
-    "Case",
-    "Interval",
-    "Score",
-    "from_tags",
-    "make_cases",
-    "score",
-    "summarise",
-]
+__all__ = ["METRICS", "Case", "Score", "from_tags", "make_cases", "score", "summarise"]
 
 _RESAMPLES = 2000
 
@@ -99,17 +91,6 @@ class Score(NamedTuple):
 
 
 METRICS = Score._fields
-
-
-class Interval(NamedTuple):
-    """A mean with its 95 % confidence interval (percentile bootstrap)."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def make_cases(count: int, *, seed: int = 0, held_out: bool = True) -> list[Case]:
@@ -190,7 +171,7 @@ def score(case: Case, picture: UInt8[np.ndarray, "32 32 3"]) -> Score:
 
 
 def summarise(scores: Sequence[Score], *, seed: int = 0) -> Mapping[str, Interval]:
-    """Computes mean and interval of every metric, resampled over cases."""
+    """Computes mean and 95 % interval of every metric, by a bootstrap over cases."""
     table = np.asarray(scores, float)
     rng = np.random.default_rng(seed)
     drawn = table[rng.integers(len(table), size=(_RESAMPLES, len(table)))].mean(1)
