@@ -1,4 +1,4 @@
-"""Answers the questions of `dsd data` offline, about the toy world alone.
+"""Answers the questions of `dsd data` and `dsd evaluate` offline, about the toy world alone.
 
 It answers in words, by the same interface as real models. As a language model it knows the toy
 world's grammar; as a vision model it measures pixels with the pixel judge. It answers only for a
@@ -17,6 +17,7 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Answer, Picture, Request
 from dsd_jax.llm.reading import answer_of, parsed_body
 from dsd_jax.llm.transport import Access, Failed, Raw
+from dsd_jax.toy import rater
 from dsd_jax.toy.judge import SUBJECT, Seen, judge
 from dsd_jax.toy.words import (
     OPENINGS,
@@ -73,7 +74,7 @@ def answer(request: Request) -> str:
     Raises:
         Failed: It is the question of another stage, or lacks its pictures.
     """
-    match request.stage:
+    match request.stage.split("/")[0]:
         case "captions":
             return _names_subject(request)
         case "prompts":
@@ -82,18 +83,20 @@ def answer(request: Request) -> str:
             return _judgement(request)
         case "caption":
             return _caption(request)
+        case rater.STAGE:
+            return _rating(request)
     raise Failed("invalid", f"the toy model knows nothing of the stage {request.stage!r}")
+
+
+def _texts(request: Request) -> list[str]:
+    """All texts of the user, first to last."""
+    turns = (turn for turn in request.messages if turn.role == "user")
+    return [part for turn in turns for part in turn.parts if isinstance(part, str)]
 
 
 def _said(request: Request) -> str:
     """All words of the user, first to last."""
-    return "\n".join(
-        part
-        for turn in request.messages
-        if turn.role == "user"
-        for part in turn.parts
-        if isinstance(part, str)
-    )
+    return "\n".join(_texts(request))
 
 
 def _names_subject(request: Request) -> str:
@@ -121,13 +124,18 @@ def _grid_prompt(request: Request) -> str:
 # What it sees
 
 
+def _shown(request: Request) -> list[Picture]:
+    """All pictures of a conversation, first to last."""
+    return [part for turn in request.messages for part in turn.parts if isinstance(part, Picture)]
+
+
 def _pictures(request: Request, count: int) -> list[Seen]:
     """The contents of the first pictures of a conversation.
 
     Raises:
         Failed: There are not so many.
     """
-    parts = [part for turn in request.messages for part in turn.parts if isinstance(part, Picture)]
+    parts = _shown(request)
     if len(parts) < count:
         raise Failed("invalid", f"{count} pictures are needed, there are {len(parts)}")
     return [_seen(part.data) for part in parts[:count]]
@@ -218,7 +226,7 @@ def _scores(first: Seen, second: Seen) -> str:
 
 
 def _groups(request: Request) -> str:
-    parts = [part for turn in request.messages for part in turn.parts if isinstance(part, Picture)]
+    parts = _shown(request)
     if not parts:
         raise Failed("invalid", "there is no picture of a grid")
     with Image.open(io.BytesIO(parts[0].data)) as opened:
@@ -244,8 +252,16 @@ def _groups(request: Request) -> str:
 
 
 def _caption(request: Request) -> str:
-    pictures = sum(isinstance(part, Picture) for turn in request.messages for part in turn.parts)
-    seen = _pictures(request, 2 if pictures > 1 else 1)
+    seen = _pictures(request, 2 if len(_shown(request)) > 1 else 1)
     if len(seen) == 1:
         return f"a {_subject_words(seen[0])} {_scene_words(seen[0])}".strip()
     return f"this thing {_scene_words(seen[1]) or 'here'}"
+
+
+# The rater
+
+
+def _rating(request: Request) -> str:
+    seen = _pictures(request, max(1, len(_shown(request))))
+    texts = _texts(request)
+    return rater.rate(request, seen, texts[-1] if texts else "", request.key(MODEL))

@@ -52,4 +52,4 @@ def test_the_head_is_trained_beside_the_encoder_and_the_recipe_draws_single_pict
     model = nnx.eval_shape(lambda: Contrastive(TOY_VISION, rngs=nnx.Rngs(0)))
     assert {path[0] for path in nnx.to_flat_state(nnx.state(model)).paths} == {"vit", "head"}
     assert VIEWS_OF["toy_vision"] == ("single",)
-    assert toy_vision().batch_size == 128
+    assert toy_vision().batch_size == 64
