@@ -106,6 +106,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "evaluate prepare": Command(
             "Turn a benchmark into a file of cases", "dsd_jax.infer.evaluate.cli:prepare"
         ),
+        "evaluate score": Command(
+            "Measure the images of runs by metrics on features",
+            "dsd_jax.infer.evaluate.cli_score:score",
+        ),
         "evaluate study build": Command(
             "Build a blinded study of people on several runs",
             "dsd_jax.infer.evaluate.cli_study:build",

@@ -29,6 +29,7 @@ TOY = (
     "dsd_jax.convert.hub",
     "dsd_jax.llm.providers",
     "dsd_jax.infer.evaluate.benches",
+    "dsd_jax.infer.evaluate.truth",
 )
 CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
 

@@ -21,11 +21,64 @@ from dsd_jax.vision.captions import CaptionTower
 from dsd_jax.vision.preprocess import Preprocess
 from dsd_jax.vision.tower import VisionTower
 
-__all__ = ["open_captions", "open_vision"]
+__all__ = ["VisionParts", "find_vision", "open_captions", "open_vision"]
 
 _PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionParts:
+    """A vision transformer on disk; no weights have been read.
+
+    Attributes:
+        name: Last part of its path or hub id.
+        component: Config and weights.
+        preprocess: Steps from a picture to the input.
+        captions: The folder also holds the text encoder that `open_captions` reads.
+    """
+
+    name: str
+    component: Component[VisionConfig]
+    preprocess: Preprocess
+    captions: bool
+
+    def load(self, *, precision: Precision = FLOAT32, mesh: Mesh | None = None) -> VisionTower:
+        """Reads the weights.
+
+        Args:
+            precision: Dtypes of parameters and products.
+            mesh: Devices; its batch axes split the pictures. None for one device.
+
+        Raises:
+            UserError: The weights do not fit.
+        """
+        return VisionTower.load(
+            self.component, self.name, self.preprocess, precision=precision, mesh=mesh
+        )
+
+
+def find_vision(path: epath.PathLike, preprocess: Preprocess | None = None) -> VisionParts:
+    """Opens the files of DINO, DINOv2, CLIP or SigLIP as transformers saves them.
+
+    Args:
+        path: A folder or a hub id, such as `facebook/dinov2-small`; of a CLIP or SigLIP model with
+            both encoders, the one for pictures is read.
+        preprocess: Steps from a picture to the input. None takes those of
+            the folder's `preprocessor_config.json`.
+
+    Raises:
+        UserError: A file is missing or damaged, or the model is of another kind.
+    """
+    wanted = ["config.json", *([] if preprocess else [_PREPROCESSOR])]
+    root = _folder(resolve(path, [*wanted, *_TOKENIZER, *_WEIGHTS], "vision"), path, wanted)
+    if preprocess is None:
+        settings = root / _PREPROCESSOR
+        preprocess = preprocess_from_json(read_json(settings), str(settings))
+    component = open_component(root).expect(VisionConfig)
+    both = read_json(root / "config.json").get("model_type") == "clip"
+    return VisionParts(_name(path), component, preprocess, both)
 
 
 def open_vision(
@@ -35,26 +88,8 @@ def open_vision(
     precision: Precision = FLOAT32,
     mesh: Mesh | None = None,
 ) -> VisionTower:
-    """Loads DINO, DINOv2, CLIP or SigLIP as transformers saves them.
-
-    Args:
-        path: A folder or a hub id, such as `facebook/dinov2-small`; of a CLIP or SigLIP model with
-            both encoders, the one for pictures is read.
-        preprocess: Steps from a picture to the input. None takes those of
-            the folder's `preprocessor_config.json`.
-        precision: Dtypes of parameters and products.
-        mesh: Devices; its batch axes split the pictures. None for one device.
-
-    Raises:
-        UserError: A file is missing or damaged, or the model is of another kind.
-    """
-    wanted = ["config.json", *([] if preprocess else [_PREPROCESSOR])]
-    root = _folder(resolve(path, [*wanted, *_WEIGHTS], "vision"), path, wanted)
-    if preprocess is None:
-        settings = root / _PREPROCESSOR
-        preprocess = preprocess_from_json(read_json(settings), str(settings))
-    component = open_component(root).expect(VisionConfig)
-    return VisionTower.load(component, _name(path), preprocess, precision=precision, mesh=mesh)
+    """Loads a vision transformer; see `find_vision` and `VisionParts.load`."""
+    return find_vision(path, preprocess).load(precision=precision, mesh=mesh)
 
 
 def open_captions(

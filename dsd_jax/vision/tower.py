@@ -80,6 +80,11 @@ class VisionTower:
         with on_mesh(self.mesh):
             return self._features(pixels)
 
+    def embed_patches(self, pixels: Float32[np.ndarray, "B H W 3"]) -> Float32[Array, "B h w D"]:
+        """The last hidden state of every patch after the final norm; otherwise like `embed`."""
+        with on_mesh(self.mesh):
+            return self._patches(pixels)
+
     def features(self, images: Sequence[Source]) -> Float32[np.ndarray, "n E"]:
         """The feature of every picture, not normalised.
 

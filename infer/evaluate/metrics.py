@@ -11,6 +11,7 @@ import numpy as np
 from dsd_jax.types import Bool, Float
 
 __all__ = [
+    "average_precision",
     "copy_angle",
     "cosine",
     "diversity",
@@ -128,6 +129,24 @@ def _pairs(features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, " pairs"]:
 
 def _centred(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return values - values.mean()
+
+
+def average_precision(scores: Float[np.ndarray, " n"], relevant: Bool[np.ndarray, " n"]) -> float:
+    """Average precision of a ranking: mean, over what is relevant, of the precision down to it.
+
+    With an output as the query, true pictures of look-alike subjects as the gallery and those of
+    its own subject as relevant, the mean over outputs is the mAP of Finer-Personalization Rank
+    (arXiv 2512.19026). 1 means that all own pictures come first. Of equal scores, the relevant
+    one counts as the later.
+
+    Raises:
+        ValueError: Nothing is relevant.
+    """
+    if not relevant.any():
+        raise ValueError("nothing in the gallery is relevant")
+    ranked = relevant[np.lexsort((relevant, -scores))]
+    precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+    return float(precision[ranked].mean())
 
 
 def diversity(features: Float[np.ndarray, "n D"]) -> float:

@@ -27,6 +27,8 @@ class Score:
             mask); "error" where the image cannot be read.
         value: The score where the state is "ok".
         reason: Reason for another state.
+        key: Digest of everything that it depends on: pictures, texts, masks, model and formula. A
+            score under another key is computed again.
     """
 
     case: str
@@ -35,6 +37,7 @@ class Score:
     state: Literal["ok", "undefined", "error"]
     value: float | None = None
     reason: str = ""
+    key: str = ""
 
 
 def write_scores(run: Path, metric: str, scores: Iterable[Score]) -> None:

@@ -1,0 +1,85 @@
+"""`dsd evaluate score`."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dsd_jax.errors import UserError
+from dsd_jax.infer.evaluate.backbones import open_backbones
+from dsd_jax.infer.evaluate.features import FeatureStore
+from dsd_jax.infer.evaluate.runs import open_runs
+from dsd_jax.infer.evaluate.score import Summary, choose, score_runs
+from dsd_jax.infer.options import mesh_of
+from dsd_jax.sharding import MeshConfig
+from dsd_jax.terminal import table_text
+
+__all__ = ["score"]
+
+_CACHE = ".features"
+_REASONS = 5  # that are shown for a run
+
+
+def score(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    metrics: tuple[str, ...] = ("all",),
+    backbone: tuple[str, ...] = (),
+    cache: Path | None = None,
+    set_size: int = 4,
+    device: str | None = None,
+    mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
+) -> None:
+    """Measure the images of runs by metrics on features; only what is missing is computed.
+
+    The name of a metric contains its backbone, such as dino@dino-vits8. The backbone pixels needs
+    no weights; where the truth about images is known, identity, prompt and copied need none either.
+
+    Args:
+        runs: Folders that `dsd evaluate generate` or `import` made.
+        metrics: Names of metrics, with or without a backbone. all takes every metric that can run.
+        backbone: Vision models as NAME=PATH, where PATH is a folder or a hub id.
+        cache: Folder for features. Default: .features beside the first run.
+        set_size: Images of a subject that diversity and vendi compare.
+        device: Device: cpu, gpu or tpu. Default: the one that JAX prefers.
+        mesh: Number of devices along each axis; -1 takes all that the other axes leave.
+    """
+    if not runs:
+        raise UserError("give at least one run, a folder with run.json")
+    if set_size < 2:
+        raise UserError(f"set_size is {set_size}; a set needs at least 2 images")
+    opened = open_runs(runs)
+    models = open_backbones(backbone, mesh_of(mesh, device))
+    plans = choose(metrics, models, set_size)
+    store = FeatureStore(cache or opened[0].folder.absolute().parent / _CACHE)
+    summaries = score_runs(opened, plans, store, leave_out="all" in metrics)
+    print(_table(summaries))
+    if reasons := _reasons(summaries):
+        print("\n".join(reasons))
+        raise SystemExit(1)
+
+
+def _table(summaries: list[Summary]) -> str:
+    rows = []
+    for own in summaries:
+        mean = "-" if math.isnan(own.mean) else f"{own.mean:z.4f}"
+        counts = [own.count(state) for state in ("ok", "undefined", "error")]
+        rows.append([own.metric, own.method, mean, *map(str, (*counts, own.missing))])
+    columns = ("metric", "method", "mean", "n", "undefined", "errors", "missing")
+    return table_text(columns, rows)
+
+
+def _reasons(summaries: list[Summary]) -> list[str]:
+    """The first errors of every run, each once."""
+    lines: list[str] = []
+    for method, own in itertools.groupby(
+        sorted(summaries, key=lambda each: each.method), key=lambda each: each.method
+    ):
+        reasons = dict.fromkeys(
+            score.reason for each in own for score in each.scores if score.state == "error"
+        )
+        lines += [f"{method}: {reason}" for reason in list(reasons)[:_REASONS]]
+        if len(reasons) > _REASONS:
+            lines.append(f"{method}: {len(reasons) - _REASONS} more reasons in its folder scores/")
+    return lines
