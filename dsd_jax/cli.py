@@ -106,6 +106,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "evaluate prepare": Command(
             "Turn a benchmark into a file of cases", "dsd_jax.infer.evaluate.cli:prepare"
         ),
+        "evaluate import": Command(
+            "Make a run of the images of another method",
+            "dsd_jax.infer.evaluate.cli:import_images",
+        ),
         "evaluate score": Command(
             "Measure the images of runs by metrics on features",
             "dsd_jax.infer.evaluate.cli_score:score",

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import tyro
 
+from dsd_jax.infer.evaluate.adopt import adopt
 from dsd_jax.infer.evaluate.benches.registry import BENCHES, BenchName, counts
 from dsd_jax.infer.evaluate.benches.registry import prepare as prepare_bench
 from dsd_jax.infer.evaluate.benches.source import Source
+from dsd_jax.infer.evaluate.layouts import Layout
 from dsd_jax.terminal import table_text
 
-__all__ = ["prepare"]
+__all__ = ["import_images", "prepare"]
 
 
 def prepare(
@@ -42,3 +44,41 @@ def prepare(
     if not chosen.counted:
         print("the number of cases is not checked, since none is fixed for this benchmark")
     print(f"wrote {output}")
+
+
+def import_images(
+    name: tyro.conf.Positional[str],
+    folder: tyro.conf.Positional[Path],
+    cases: Path,
+    output_dir: Path,
+    layout: Layout = "auto",
+    partial: bool = False,
+) -> None:
+    """Make a run of the images that another method made. They stay where they are.
+
+    Exits with status 1, and writes no run, if an image is missing, corrupt, there twice, or in the
+    place of another.
+
+    Args:
+        name: Name of the method in tables. In a folder of several methods of the DreamBench++
+            archive it also says which one is meant.
+        folder: Folder of the images, or a table with the columns case and image, and perhaps
+            sample, seed and prompt.
+        cases: Cases that they were made for.
+        output_dir: Folder of the run.
+        layout: Layout of the images. auto takes the one by which most cases have an image.
+        partial: Write the run even if images are missing or cannot be used.
+    """
+    done = adopt(name, folder, cases, output_dir, layout=layout, partial=partial)
+    rows = [["used", f"{len(done.images):,}", ""]]
+    rows += [[kind, f"{len(own):,}", str(own[0])] for kind, own in done.kinds.items()]
+    print(table_text(["images", "number", "such as"], rows, title=f"layout: {done.layout}"))
+    print(f"{done.report} has the full lists")
+    if done.written:
+        print(f"wrote {output_dir}")
+        return
+    print(
+        f"{done.holes:,} images are missing or cannot be used, so no run was written; mend the "
+        "folder, or import what there is with --partial"
+    )
+    raise SystemExit(1)
