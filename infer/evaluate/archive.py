@@ -24,11 +24,27 @@ from typing import Literal, TypeGuard
 
 from dsd_jax.errors import UserError, and_more
 from dsd_jax.infer.evaluate.cases import Case
-from dsd_jax.infer.evaluate.ratings import Rating, State
-from dsd_jax.infer.evaluate.scores import Score
+from dsd_jax.infer.evaluate.ratings import (
+    Rating,
+    State,
+    read_ratings,
+    write_ratings,
+)
+from dsd_jax.infer.evaluate.runs import Run, open_run, write_run
+from dsd_jax.infer.evaluate.scores import Score, write_scores
 from dsd_jax.structured import Limits, read_json
 
-__all__ = ["GPT", "METHODS", "ROUNDS", "Archive", "Archived", "Layout", "read_archive"]
+__all__ = [
+    "GPT",
+    "METHODS",
+    "ROUNDS",
+    "Archive",
+    "Archived",
+    "Layout",
+    "method_word",
+    "read_archive",
+    "write_archived",
+]
 
 Form = Literal["loose", "merged"]
 Layout = Literal["auto", "loose", "merged"]
@@ -392,3 +408,21 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 def _shown(value: object) -> str:
     return json.dumps(value)[:80]
+
+
+def write_archived(archived: Archived, cases: Sequence[Case], folder: Path) -> Run:
+    """Writes what the archive knows of a method into a run, new or there already.
+
+    Images of the run, and ratings that are not published, stay.
+
+    Raises:
+        UserError: The folder holds a run of another method or of other cases, or cannot be written.
+    """
+    there = open_run(folder) if (folder / "run.json").exists() else None
+    settings = {**(there.settings if there else {}), "archive": "DreamBench++"}
+    run = write_run(folder, archived.name, cases, there.images if there else [], settings)
+    own = [rating for rating in read_ratings(folder) if not rating.published]
+    write_ratings(folder, [*archived.ratings, *own])
+    for metric, scores in archived.scores.items():
+        write_scores(folder, metric, scores)
+    return run

@@ -1,0 +1,66 @@
+"""`dsd evaluate archive` and `report`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import tyro
+
+from dsd_jax.errors import and_more
+from dsd_jax.infer.evaluate.archive import Archived, Layout, read_archive, write_archived
+from dsd_jax.infer.evaluate.cases import Case, read_cases
+from dsd_jax.terminal import table_text
+
+__all__ = ["archive"]
+
+
+def archive(
+    folder: tyro.conf.Positional[Path],
+    cases: Path,
+    output_dir: Path,
+    layout: Layout = "auto",
+) -> None:
+    """Turn the archived ratings of DreamBench++ into runs, one for each method.
+
+    They tie the numbers of the paper, whose judge no longer exists, to any judge of today.
+
+    Args:
+        folder: Folder with data_human_rating, data_gpt_rating, data_dino_rating, data_clipi_rating
+            and data_clipt_rating, or some of them.
+        cases: Cases of DreamBench++, from `dsd evaluate prepare`.
+        output_dir: Folder for the runs. A run that is there keeps its images and other ratings.
+        layout: Files to read: loose as the authors released them, merged by their scripts, or auto
+            for both, which must agree.
+    """
+    asked = read_cases(cases)
+    read = read_archive(folder, asked, layout)
+    rows = []
+    for archived in read.methods:
+        write_archived(archived, asked, output_dir / archived.method)
+        rows.append(_counted(archived, asked))
+    columns = ("method", "human", "GPT-4o", "metrics", "missing", "unusable")
+    print(table_text(columns, rows))
+    for archived in read.methods:
+        for note in _gaps(archived, asked):
+            print(f"note: {archived.name}: {note}")
+    if read.ignored:
+        print(f"note: ablations are left out: {and_more(read.ignored)}")
+    print(f"wrote {len(rows)} runs to {output_dir}")
+
+
+def _counted(archived: Archived, cases: list[Case]) -> list[str]:
+    human = sum(rating.judge.startswith("human/") for rating in archived.ratings)
+    numbers = (
+        human,
+        len(archived.ratings) - human,
+        sum(map(len, archived.scores.values())),
+        archived.missing(cases).total(),
+        archived.unusable.total(),
+    )
+    return [archived.name, *(f"{number:,}" for number in numbers)]
+
+
+def _gaps(archived: Archived, cases: list[Case]) -> Iterator[str]:
+    for name, count in archived.missing(cases).items():
+        yield f"{name} has no number for {count:,} of {len(cases):,} cases"
+    for state, count in archived.unusable.items():
+        yield f"{count:,} numbers are {state.replace('_', ' ')}"
