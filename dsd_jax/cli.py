@@ -114,6 +114,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Measure the images of runs by metrics on features",
             "dsd_jax.infer.evaluate.cli_score:score",
         ),
+        "evaluate archive": Command(
+            "Turn the archived ratings of DreamBench++ into runs",
+            "dsd_jax.infer.evaluate.cli_report:archive",
+        ),
         "evaluate study build": Command(
             "Build a blinded study of people on several runs",
             "dsd_jax.infer.evaluate.cli_study:build",
