@@ -4,11 +4,8 @@ Every command resumes when it is run again after a stop, and so does the quickst
 knows how a command works; the report reads the files that the commands write.
 """
 
-import dataclasses
-import shlex
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from dsd_jax.convert.hub import TOY
@@ -17,6 +14,7 @@ from dsd_jax.quickstart.findings import findings
 from dsd_jax.quickstart.inputs import IMAGE_SCALE, MAKING, STUDENT, TEACHER, Budget, write_inputs
 from dsd_jax.quickstart.picture import write_picture
 from dsd_jax.quickstart.report import METRIC_NAMES, write_report
+from dsd_jax.quickstart.steps import Dsd, Show, Step, run_steps
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.runs import steps_of
 from dsd_jax.terminal import table_text
@@ -24,31 +22,9 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import METRICS, make_cases
 from dsd_jax.toy.world import PANEL
 
-__all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "Step", "quickstart", "run_steps", "student_steps"]
+__all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "quickstart", "student_steps"]
 
-Dsd = Callable[[Sequence[str]], int]
-Show = Callable[[str], None]
 TEXT_TOKENS = 16  # T5 tokens: texts about one picture are short, and fewer tokens take less time
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A `dsd` command.
-
-    Attributes:
-        title: A few words for what it does.
-        words: Its command line after `dsd`.
-        prepare: Called before it.
-    """
-
-    title: str
-    words: Sequence[str]
-    prepare: Callable[[], None] = lambda: None
-
-    @property
-    def command(self) -> str:
-        """The command as it is typed."""
-        return f"dsd {shlex.join(self.words)}"
 
 
 def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
@@ -86,26 +62,6 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
     write_report(found, page, folder / f"{MAKING}.html")
     write_picture(found, picture)
     return "\n".join([*found.notes, "", _summary(found.scores, found.cases), "", f"report: {page}"])
-
-
-def run_steps(steps: Sequence[Step], dsd: Dsd, show: Show) -> list[tuple[str, float]]:
-    """Runs steps in order.
-
-    Returns:
-        Each command, and the seconds that it took.
-
-    Raises:
-        SystemExit: A step failed or was stopped.
-    """
-    timed = []
-    for number, step in enumerate(steps, start=1):
-        step.prepare()
-        show(f"\n[{number}/{len(steps)}] {step.title}\n$ {step.command}")
-        start = time.monotonic()
-        if status := dsd(step.words):
-            raise SystemExit(status)
-        timed.append((step.command, time.monotonic() - start))
-    return timed
 
 
 def _steps(folder: Path, budget: Budget) -> list[Step]:

@@ -16,7 +16,8 @@ from dsd_jax.quickstart.findings import Example, Findings, Shown
 from dsd_jax.quickstart.inputs import Budget
 from dsd_jax.quickstart.picture import write_picture
 from dsd_jax.quickstart.report import write_report
-from dsd_jax.quickstart.run import Step, quickstart, run_steps, student_steps
+from dsd_jax.quickstart.run import quickstart, student_steps
+from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.toy.score import Score, make_cases, score, summarise
 from dsd_jax.toy.words import parse_scene, parse_subject
 from dsd_jax.toy.world import is_held_out, render
