@@ -106,6 +106,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "evaluate prepare": Command(
             "Turn a benchmark into a file of cases", "dsd_jax.infer.evaluate.cli:prepare"
         ),
+        "evaluate generate": Command(
+            "Generate the images of all cases", "dsd_jax.infer.evaluate.cli_generate:generate"
+        ),
         "evaluate import": Command(
             "Make a run of the images of another method",
             "dsd_jax.infer.evaluate.cli:import_images",

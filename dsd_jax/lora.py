@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import difflib
 import functools
+import hashlib
 import itertools
 import math
 import numbers
@@ -101,6 +102,14 @@ class Adapter:
             for path, factor in self.factors.items()
             if path.endswith(".lora_b")
         }
+
+    def sha256(self) -> str:
+        """Digest of its tensors."""
+        digest = hashlib.sha256()
+        for name, value in sorted({**self.factors, **self.full}.items()):
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
 
 def is_fused(module_path: str) -> bool:

@@ -56,6 +56,7 @@ class Row:
         id: unique, a file name; default: the line's number, from 0.
         image: path in the manifest, relative to `folder`.
         folder: folder of the manifest.
+        place: path of its image in the output folder, without the ending; default: the id.
     """
 
     id: str
@@ -65,6 +66,12 @@ class Row:
     settings: Settings = dataclasses.field(default_factory=Settings)
     folder: Path = Path()
     error: str | None = None
+    place: str = ""
+
+    @property
+    def output(self) -> str:
+        """Path of its image in the output folder."""
+        return f"{self.place or self.id}.png"
 
     def digest(self, model: Mapping[str, object]) -> str:
         """Digest of the row and the model. A row that changed is made again.
@@ -232,7 +239,7 @@ def run_batch(
     Args:
         pipeline: the pipeline that makes them.
         rows: result of `read_manifest`.
-        output_dir: gets `<id>.png` per row and `results.jsonl`.
+        output_dir: gets the image of each row (`Row.output`) and `results.jsonl`.
         batch_size: images sampled together; default: as few as occupy every device.
         share: make only the rows whose id hashes to this worker's number, with a results file of
             its own; the union over all workers is the manifest.
@@ -279,7 +286,7 @@ class _Run:
     def make(self, rows: list[Row], batch_size: int | None, *, retry_failed: bool) -> Summary:
         """Makes the images that are missing."""
         start = time.monotonic()
-        self._remove_partial({row.id for row in rows})
+        self._remove_partial(rows)
         todo = [row for row in rows if self._is_open(row, retry_failed=retry_failed)]
         with (
             progress("batch", len(todo), "images") as advance,
@@ -298,11 +305,13 @@ class _Run:
         self.summary.seconds = time.monotonic() - start
         return self.summary
 
-    def _remove_partial(self, ids: set[str]) -> None:
+    def _remove_partial(self, rows: list[Row]) -> None:
         """Removes the partial images of these rows that a killed run left behind."""
-        for path in self.folder.glob(f".*.png.*{PARTIAL}"):
-            if path.name[1:].rsplit(".png.", 1)[0] in ids:
-                path.unlink(missing_ok=True)
+        outputs = {self.folder / row.output for row in rows}
+        for folder in {path.parent for path in outputs}:
+            for path in folder.glob(f".*.png.*{PARTIAL}"):
+                if path.with_name(f"{path.name[1:].rsplit('.png.', 1)[0]}.png") in outputs:
+                    path.unlink(missing_ok=True)
 
     def _digest(self, row: Row) -> str:
         return row.digest(self.pipeline.identity)
@@ -315,7 +324,7 @@ class _Run:
 
     def _is_open(self, row: Row, *, retry_failed: bool) -> bool:
         """Whether the row must be made; counts, and if needed records, a row that need not."""
-        output, digest = self.folder / f"{row.id}.png", self._digest(row)
+        output, digest = self.folder / row.output, self._digest(row)
         entry = self.results.lines.get(row.id)
         if entry and entry["digest"] == digest:
             if entry["status"] == "error":
@@ -325,7 +334,7 @@ class _Run:
                 self.summary.kept += 1
                 return False
         if output.exists() and (read_parameters(output) or {}).get("digest") == digest:
-            self._record(row, status="ok", output=output.name)
+            self._record(row, status="ok", output=row.output)
             self.summary.kept += 1
             return False
         return True
@@ -367,7 +376,7 @@ class _Run:
             rows, made.images, made.parameters, prepared.notices, strict=True
         ):
             info = {**parameters, "digest": self._digest(row)}
-            path = self.folder / f"{row.id}.png"
+            path = self.folder / row.output
             written = self._writers.submit(save_image, image, path, info)
             self._pending.append((row, notices, written))
         self._settle(keep=len(rows))  # written while the next images are sampled
@@ -386,7 +395,7 @@ class _Run:
                 self.results.check_there()  # the folder that vanished is the reason
                 raise
             said = {"notices": notices} if notices else {}
-            self._record(row, status="ok", output=f"{row.id}.png", **said)
+            self._record(row, status="ok", output=row.output, **said)
             self.summary.made += 1
 
 
@@ -398,9 +407,9 @@ def _write_sheet(path: Path, folder: Path, rows: list[Row]) -> None:
     """Writes a contact sheet of the images that exist, in the order of the manifest."""
     for partial in folder.glob(f".{path.name}.*{PARTIAL}"):  # of a run that was killed
         partial.unlink(missing_ok=True)
-    shown = [row for row in rows if (folder / f"{row.id}.png").exists()][:_ON_SHEET]
+    shown = [row for row in rows if (folder / row.output).exists()][:_ON_SHEET]
     if shown:
-        images = (Image.open(folder / f"{row.id}.png") for row in shown)
+        images = (Image.open(folder / row.output) for row in shown)
         save_image(contact_sheet(images, [f"{row.id}: {row.text}" for row in shown]), path)
 
 

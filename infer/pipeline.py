@@ -31,7 +31,7 @@ from dsd_jax.infer.sampler import Callback, initial_noise
 from dsd_jax.infer.settings import Settings, SettingsDict
 from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
 from dsd_jax.lora import check_scale
-from dsd_jax.parts import FluxParts, ScaledAdapter, with_condition
+from dsd_jax.parts import Component, FluxParts, ScaledAdapter, with_condition
 from dsd_jax.sharding import batch_ways, on_mesh
 from dsd_jax.types import Float32
 
@@ -199,6 +199,19 @@ class Pipeline:
             "dtype": jnp.dtype(self.options.precision.compute_dtype).name,
             "max_sequence_length": self.tokenizers.t5_length,
         }
+
+    def weights_sha256(self) -> dict[str, dict[str, str]]:
+        """Digests of the weight files by part, and of the numbers of each LoRA.
+
+        Reads every file once, which takes minutes for a full-size model.
+        """
+        text, own = self.parts.text, self.parts
+        parts: dict[str, Component[Any]] = {
+            "transformer": own.transformer, "vae": own.autoencoder, "t5": text.t5, "clip": text.clip
+        }  # fmt: skip
+        digests = {name: part.sha256() for name, part in parts.items()}
+        loras = {name: adapter.sha256() for name, (adapter, _) in self._loras.items()}
+        return digests | ({"lora": loras} if loras else {})
 
     # Sampling
 

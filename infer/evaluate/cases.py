@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dsd_jax.errors import UserError
-from dsd_jax.files import write_file
+from dsd_jax.files import file_sha256, write_file
 from dsd_jax.structured import built_lines
 
-__all__ = ["Case", "Picture", "cases_sha256", "read_cases", "write_cases"]
+__all__ = [
+    "Case",
+    "Picture",
+    "cases_sha256",
+    "check_references",
+    "read_cases",
+    "write_cases",
+]
 
 _ID = re.compile(r"[A-Za-z0-9_.'-]{1,200}")
 
@@ -136,6 +143,22 @@ def cases_sha256(cases: Iterable[Case]) -> str:
         asked = [case.id, case.prompt, [picture.sha256 for picture in case.references]]
         digest.update(json.dumps(asked).encode() + b"\n")
     return digest.hexdigest()
+
+
+def check_references(cases: Iterable[Case]) -> None:
+    """Checks that the pictures which methods get are those that were prepared.
+
+    Raises:
+        UserError: One is missing or has changed.
+    """
+    for picture in {case.reference for case in cases}:
+        if not picture.path.exists():
+            raise UserError(f"there is no reference {picture.path}; prepare the cases again")
+        if file_sha256(picture.path) != picture.sha256:
+            raise UserError(
+                f"{picture.path} has changed since the cases were prepared; restore it, or prepare "
+                "the cases again"
+            )
 
 
 def _moved(case: Case, move: Callable[[Path], Path]) -> Case:

@@ -1,4 +1,4 @@
-"""`dsd evaluate prepare`, `generate` and `import`."""
+"""`dsd evaluate prepare` and `import`."""
 
 from pathlib import Path
 

@@ -1,0 +1,212 @@
+"""Runs that our own models make: the tree of their images, their resumption and their shares."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsd_jax import cli
+from dsd_jax.errors import UserError
+from dsd_jax.files import file_sha256
+from dsd_jax.infer.evaluate.adopt import adopt
+from dsd_jax.infer.evaluate.cases import Case, Picture, write_cases
+from dsd_jax.infer.evaluate.generate import Making, generate
+from dsd_jax.infer.evaluate.runs import open_run
+from dsd_jax.infer.generated import Generated
+from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.shares import WorkerShare
+from tests.infer.manifests import DEFAULTS
+from tests.random_flux import picture
+
+OURS = Making("ours", DEFAULTS)
+
+
+@pytest.fixture
+def pipe(pipe, monkeypatch):
+    """The pipeline, whose images are drawn by text and seed instead of being sampled.
+
+    `pipe.made` lists the texts and seeds, and whether there was a reference.
+    """
+    made: list[tuple[str, int, bool]] = []
+
+    def draw(self, prepared, **options):
+        given = [
+            (text, int(seed)) for text, seed in zip(prepared.texts, prepared.seeds, strict=True)
+        ]
+        made.extend((*each, prepared.frames is not None) for each in given)
+        digests = [hashlib.sha256(repr(each).encode()).digest() for each in given]
+        images = [
+            Image.fromarray(np.frombuffer(d[:27], np.uint8).reshape(3, 3, 3)) for d in digests
+        ]
+        images = [image.resize((64, 64)) for image in images]
+        empty = np.zeros((len(images), 1, 1, 1), np.float32)
+        parameters = [{"text": text, "seed": seed} for text, seed in given]
+        return Generated(images, [], empty, parameters, [])
+
+    monkeypatch.setattr(Pipeline, "run", draw)
+    monkeypatch.setattr(pipe, "made", made, raising=False)
+    return pipe
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Two subjects with two prompts each; the first case asks for two images."""
+    made = []
+    for number, subject in enumerate(("cat", "rubik's_cube")):
+        path = tmp_path / f"{subject}.png"
+        picture(number).save(path)
+        reference = Picture(path, file_sha256(path))
+        made += [
+            Case(
+                f"{subject}-{i}", "mine", subject, f"a {subject} {i}", (reference,), prompt_index=i
+            )
+            for i in range(2)
+        ]
+    made[0] = dataclasses.replace(made[0], samples=2)
+    write_cases(tmp_path / "cases.jsonl", made)
+    return made
+
+
+def test_images_texts_and_references_lie_as_in_dreambench_plus(pipe, cases, tmp_path):
+    out = tmp_path / "run"
+    summary = generate(pipe, cases, out, OURS)
+    assert (summary.made, summary.failed) == (5, 0)
+    names = ["cat/0_0", "cat/0_1", "cat/1_0", "rubik's_cube/0_0", "rubik's_cube/1_0"]
+    for folder, ending in (("tgt_image", "png"), ("src_image", "png"), ("text", "txt")):
+        found = sorted(path.relative_to(out / folder) for path in (out / folder).rglob("*.*"))
+        assert [str(path) for path in found] == [f"{name}.{ending}" for name in names]
+    assert (out / "text" / "cat" / "0_1.txt").read_text() == "a cat 0\n"
+    source = out / "src_image" / "cat" / "1_0.png"
+    assert source.read_bytes() == cases[0].reference.path.read_bytes()
+    run = open_run(out)
+    assert (run.method, run.missing) == ("ours", [])
+    assert [(image.case, image.sample, image.seed) for image in run.images] == [
+        ("cat-0", 0, 0), ("cat-0", 1, 1), ("cat-1", 0, 0), ("rubik's_cube-0", 0, 0),
+        ("rubik's_cube-1", 0, 0),
+    ]  # fmt: skip
+    # What we make, everybody can import, and so can we.
+    adopted = adopt("again", out, tmp_path / "cases.jsonl", tmp_path / "again")
+    assert (adopted.layout, adopted.findings, len(adopted.images)) == ("dreambench++", [], 5)
+
+
+def test_the_run_says_what_made_it(pipe, cases, tmp_path):
+    generate(pipe, cases, tmp_path / "run", dataclasses.replace(OURS, seeds=(7, 9)))
+    settings = open_run(tmp_path / "run").settings
+    assert settings["model"] == pipe.identity
+    assert settings["seeds"] == [7, 9]
+    assert settings["sampling"] == dataclasses.asdict(pipe.check(DEFAULTS, two_frames=True))
+    assert settings["reference"] is True
+    weights = settings["weights"]
+    assert isinstance(weights, dict)
+    assert sorted(weights) == ["clip", "t5", "transformer", "vae"]
+    assert weights["vae"] == pipe.parts.autoencoder.sha256()
+
+
+def test_a_restart_makes_what_is_missing_and_keeps_the_rest(pipe, cases, tmp_path):
+    generate(pipe, cases, tmp_path / "run", OURS)
+    (tmp_path / "run" / "tgt_image" / "cat" / "1_0.png").unlink()
+    pipe.made.clear()
+    summary = generate(pipe, cases, tmp_path / "run", OURS)
+    assert (summary.made, summary.kept, pipe.made) == (1, 4, [("a cat 1", 0, True)])
+    assert len(open_run(tmp_path / "run").images) == 5
+
+
+def test_other_settings_make_all_images_again(pipe, cases, tmp_path):
+    generate(pipe, cases, tmp_path / "run", OURS)
+    other = dataclasses.replace(OURS, settings=dataclasses.replace(DEFAULTS, steps=3))
+    assert generate(pipe, cases, tmp_path / "run", other).made == 5
+    expected = dataclasses.asdict(pipe.check(other.settings, two_frames=True))
+    assert open_run(tmp_path / "run").settings["sampling"] == expected
+
+
+def test_every_seed_makes_an_image_of_every_case(pipe, cases, tmp_path):
+    generate(pipe, cases, tmp_path / "run", dataclasses.replace(OURS, seeds=(5, 3, 8)))
+    seeds = [(image.sample, image.seed) for image in open_run(tmp_path / "run").images]
+    assert seeds == [(0, 5), (1, 3), (2, 8)] * 4
+
+
+def test_a_method_may_get_the_text_alone_or_another_text(pipe, cases, tmp_path):
+    texts = {"cat-0": "a very fine cat"}
+    making = Making("teacher", DEFAULTS, reference=False, texts=texts)
+    generate(pipe, cases, tmp_path / "run", making)
+    assert min(pipe.made) == ("a cat 1", 0, False)
+    assert ("a very fine cat", 1, False) in pipe.made
+    assert not (tmp_path / "run" / "src_image").exists()
+    assert (tmp_path / "run" / "text" / "cat" / "0_0.txt").read_text() == "a very fine cat\n"
+
+
+def test_workers_share_a_run(pipe, cases, tmp_path):
+    made = [
+        generate(pipe, cases, tmp_path / "run", OURS, share=WorkerShare(number, 2)).made
+        for number in range(2)
+    ]
+    assert sum(made) == 5
+    assert min(made) > 0
+    assert len(open_run(tmp_path / "run").images) == 5
+
+
+def test_an_image_that_fails_is_told_and_missing(pipe, cases, tmp_path):
+    said: list[dict[str, Any]] = []
+    cases[2] = dataclasses.replace(cases[2], prompt=" ")
+    summary = generate(pipe, cases, tmp_path / "run", OURS, on_result=said.append)
+    assert (summary.made, summary.failed) == (4, 1)
+    assert [line["id"] for line in said if line["status"] == "error"] == ["rubik's_cube-0_0"]
+    assert open_run(tmp_path / "run").missing == ["rubik's_cube-0"]
+
+
+class TestRefused:
+    def test_a_reference_that_changed_or_is_gone(self, pipe, cases, tmp_path):
+        picture(5).save(cases[0].reference.path)
+        with pytest.raises(UserError, match=r"cat.png has changed since the cases were prepared"):
+            generate(pipe, cases, tmp_path / "run", OURS)
+        cases[0].reference.path.unlink()
+        with pytest.raises(UserError, match=r"there is no reference .*cat.png; prepare the cases"):
+            generate(pipe, cases, tmp_path / "run", OURS)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_folder_of_another_run(self, pipe, cases, tmp_path):
+        generate(pipe, cases, tmp_path / "run", OURS)
+        pipe.made.clear()
+        with pytest.raises(UserError, match="holds a run of `ours` on other cases"):
+            generate(pipe, cases[:2], tmp_path / "run", OURS)
+        with pytest.raises(UserError, match="holds a run of `ours`; choose another folder"):
+            generate(pipe, cases, tmp_path / "run", dataclasses.replace(OURS, method="theirs"))
+        assert pipe.made == []
+
+    def test_images_that_would_have_one_file(self, pipe, cases, tmp_path):
+        cases[1] = dataclasses.replace(cases[1], prompt_index=0)
+        with pytest.raises(UserError, match="cases cat-0 and cat-1 are both prompt 0 of cat"):
+            generate(pipe, cases, tmp_path / "run", OURS)
+        cases[0] = dataclasses.replace(cases[0], subject="../cat")
+        with pytest.raises(
+            UserError, match=r"the subject of case cat-0 must be a file name: '\.\."
+        ):
+            generate(pipe, cases, tmp_path / "run", OURS)
+
+    @pytest.mark.parametrize(
+        ("seeds", "message"),
+        [((1, 1), "seeds must differ, got 1 1"), ((-1,), "a seed must be from 0"), ((), "differ")],
+    )
+    def test_seeds_that_cannot_be(self, pipe, cases, tmp_path, seeds, message):
+        with pytest.raises(UserError, match=message):
+            generate(pipe, cases, tmp_path / "run", dataclasses.replace(OURS, seeds=seeds))
+
+    def test_a_model_without_a_condition_before_anything_is_made(self, plain, cases, tmp_path):
+        with pytest.raises(UserError, match="this transformer has no condition embedding"):
+            generate(plain, cases, tmp_path / "run", OURS)
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_command_writes_a_run(pipe, folder, cases, tmp_path, capsys):
+    words = [
+        "evaluate", "generate", str(tmp_path / "cases.jsonl"), "--method", "ours", "--output_dir",
+        str(tmp_path / "run"), "--base_path", str(folder / "flux"), "--model_path",
+        str(folder / "dsd"), "--height", "64", "--width", "128", "--dtype", "float32", "--seeds",
+        "1", "2", "--mesh.data", "1", "--compilation_cache", "off",
+    ]  # fmt: skip
+    assert cli.main(words) == 0
+    assert "8 made, 0 kept from before, 0 failed" in capsys.readouterr().out
+    assert len(open_run(tmp_path / "run").images) == 8
