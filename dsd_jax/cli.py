@@ -117,6 +117,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Measure the images of runs by metrics on features",
             "dsd_jax.infer.evaluate.cli_score:score",
         ),
+        "evaluate judge": Command(
+            "Ask a vision-language model for scores",
+            "dsd_jax.infer.evaluate.cli_judge:judge",
+        ),
         "evaluate archive": Command(
             "Turn the archived ratings of DreamBench++ into runs",
             "dsd_jax.infer.evaluate.cli_report:archive",

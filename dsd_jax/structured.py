@@ -15,7 +15,8 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
 
 from dsd_jax.errors import UserError, and_more, did_you_mean
 from dsd_jax.inside import open_regular
@@ -32,6 +33,7 @@ __all__ = [
     "json_value",
     "parse_json",
     "parse_toml",
+    "placed",
     "read_bytes",
     "read_json",
     "read_toml",
@@ -251,6 +253,24 @@ def build(kind: type[T], table: Mapping[str, object], where: str) -> T:
             lines.append(f"{where}: {len(found) - _COMPLAINTS} more mistakes")
         raise UserError("\n".join(lines)) from None
     return made
+
+
+def placed(value: T, folder: Path) -> T:
+    """A value whose relative paths begin in a folder, such as that of the file that held it.
+
+    Dataclasses, tuples and mappings are walked.
+    """
+    made: Any = value
+    if isinstance(value, Path):
+        made = folder / value.expanduser()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        made = dataclasses.replace(value, **{n: placed(getattr(value, n), folder) for n in names})
+    elif isinstance(value, tuple):
+        made = tuple(placed(each, folder) for each in value)
+    elif isinstance(value, Mapping):
+        made = {name: placed(each, folder) for name, each in value.items()}
+    return cast("T", made)
 
 
 def built_lines(kind: type[T], path: PathLike) -> Iterator[tuple[str, T]]:

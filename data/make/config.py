@@ -51,7 +51,7 @@ from dsd_jax.data.make.stages import (
 from dsd_jax.data.make.wording import Wording, load_wording
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.llm.config import ProviderConfig
-from dsd_jax.structured import build, json_value, read_toml
+from dsd_jax.structured import build, json_value, placed, read_toml
 from dsd_jax.tasks import task_named
 
 __all__ = ["ASKING", "MakeConfig", "load_config"]
@@ -156,7 +156,7 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
     """
     table = read_toml(path)
     given = build(MakeConfig, table, str(path))
-    config = _placed(given, path.parent)
+    config = placed(given, path.parent)
     sources = tuple(
         own if may_be_dataset_id(own) and not place.exists() else place
         for own, place in zip(given.captions.source, config.captions.source, strict=True)
@@ -168,17 +168,3 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
     if wordings is not None:
         config = dataclasses.replace(config, wordings=wordings)
     return config
-
-
-def _placed(value: Any, folder: Path) -> Any:
-    """Makes the relative paths of a value relative to a folder."""
-    if isinstance(value, Path):
-        return folder / value.expanduser()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = (field.name for field in dataclasses.fields(value))
-        return dataclasses.replace(value, **{n: _placed(getattr(value, n), folder) for n in names})
-    if isinstance(value, tuple):
-        return tuple(_placed(each, folder) for each in value)
-    if isinstance(value, Mapping):
-        return {name: _placed(each, folder) for name, each in value.items()}
-    return value

@@ -98,13 +98,20 @@ class Ledger:
         lost: Open intents of a stopped process, found at opening; they may have been charged.
     """
 
-    def __init__(self, path: Path | None, caps: Caps = Caps()) -> None:
+    def __init__(self, path: Path | None, caps: Caps = Caps(), others: Sequence[Path] = ()) -> None:
         """Opens a ledger, or makes it.
+
+        Args:
+            path: The file. None keeps it in memory.
+            caps: The most that the stage may spend.
+            others: Ledgers in other folders that share the caps. Those of the stage in the same
+                folder do so anyway.
 
         Raises:
             UserError: Another process has it open, or it is not a ledger.
         """
         self.path, self.caps = path, caps
+        self._sharing = frozenset(others)
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
         self._others, self._others_at = Spent(), float("-inf")
         self._db, self._lock = open_ledger(path)
@@ -445,13 +452,14 @@ class Ledger:
                 )
 
     def _spent_by_others(self) -> Spent:
-        """Spending of the stage's other ledgers in this folder; other machines are not seen."""
+        """Spending of the other ledgers that share the caps; other machines are not seen."""
         if self.path is None:
             return Spent()
         if time.monotonic() - self._others_at > _SIBLINGS_S:
             stage = self.path.stem.rpartition("-")[0]
-            others = self.path.parent.glob(f"{stage}-*{self.path.suffix}") if stage else ()
-            self._others = sum((spent_of(each) for each in others if each != self.path), Spent())
+            siblings = self.path.parent.glob(f"{stage}-*{self.path.suffix}") if stage else ()
+            others = {each for each in (*siblings, *self._sharing) if each.exists()} - {self.path}
+            self._others = sum(map(spent_of, others), Spent())
             self._others_at = time.monotonic()
         return self._others
 

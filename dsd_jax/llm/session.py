@@ -8,7 +8,7 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -42,18 +42,21 @@ class Session:
     The same coroutines serve all modes of the provider.
     """
 
-    def __init__(self, provider: ProviderConfig, ledger: Path | None) -> None:
+    def __init__(
+        self, provider: ProviderConfig, ledger: Path | None, others: Sequence[Path] = ()
+    ) -> None:
         """Checks what can be checked before anything is sent.
 
         Args:
             provider: The provider to ask.
             ledger: File of the ledger, named `<stage>-<part>.sqlite`; caps count all parts of the
                 stage in that folder. None keeps it in memory, for questions that are asked once.
+            others: Ledgers in other folders whose spending the caps count too.
 
         Raises:
             UserError: There is no key, or a cap on money for a model without a price.
         """
-        self.provider, self.ledger = provider, ledger
+        self.provider, self.ledger, self._others = provider, ledger, tuple(others)
         if ledger is None and provider.mode != "online":
             raise UserError(f'mode "{provider.mode}" needs a ledger on disk; use mode "online"')
         self._access = Access(provider.key(), ledger)
@@ -118,7 +121,7 @@ class Session:
 
     def _open_ledger(self) -> Ledger:
         caps = Caps(self.provider.max_calls, self.provider.max_tokens, self.provider.max_cost)
-        return Ledger(self.ledger, caps)
+        return Ledger(self.ledger, caps, self._others)
 
     async def _begin(
         self, ledger: Ledger, items: Iterable[T], work: Callable[[T, Ask], Awaitable[R]]

@@ -4,13 +4,25 @@ import contextlib
 import dataclasses
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from dsd_jax.errors import UserError
 
-__all__ = ["Spent", "Totals", "first_answer", "read_totals", "spent_of", "totals_of"]
+__all__ = [
+    "Asked",
+    "Spent",
+    "Totals",
+    "answered_by",
+    "first_answer",
+    "read_totals",
+    "spent_of",
+    "totals_of",
+]
+
+Asked = tuple[str, str, int]
+"""Stage, item and sample of a question."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +151,19 @@ def first_answer(path: Path) -> str | None:
     except (sqlite3.Error, UserError):
         return None
     return str(found[0]) if found else None
+
+
+def answered_by(path: Path, models: Collection[str]) -> set[Asked]:
+    """The questions of a ledger that one of these models has answered; none without a ledger."""
+    try:
+        with contextlib.closing(_reader(path)) as db:
+            rows = db.execute(
+                "SELECT stage, item, sample, answers.model FROM intents JOIN answers "
+                "ON answers.intent = intents.id"
+            ).fetchall()
+    except (sqlite3.Error, UserError):
+        return set()
+    return {(stage, item, sample) for stage, item, sample, model in rows if model in models}
 
 
 def _reader(path: Path) -> sqlite3.Connection:

@@ -10,9 +10,11 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.structured import built_lines
 
-__all__ = ["Rating", "State", "read_ratings", "write_ratings"]
+__all__ = ["Key", "Rating", "State", "add_ratings", "read_ratings", "write_ratings"]
 
 State = Literal["ok", "refused", "unparsable", "out_of_range"]
+Key = tuple[str, int, str, str, str, int]
+"""Case, sample, protocol, aspect, judge and round."""
 _FILE = "ratings.jsonl"
 
 
@@ -59,7 +61,7 @@ class Rating:
     published: bool = False
 
     @property
-    def key(self) -> tuple[str, int, str, str, str, int]:
+    def key(self) -> Key:
         """What a run has one rating of."""
         return self.case, self.sample, self.protocol, self.aspect, self.judge, self.round
 
@@ -74,6 +76,16 @@ def write_ratings(run: Path, ratings: Iterable[Rating]) -> None:
     write_file(run / _FILE, "".join(lines))
 
 
+def add_ratings(run: Path, ratings: Iterable[Rating]) -> None:
+    """Adds ratings to those of a run, sorted; an older one of the same image and judge goes away.
+
+    Raises:
+        UserError: The file is damaged, or cannot be written.
+    """
+    merged = {each.key: each for each in (*read_ratings(run), *ratings)}
+    write_ratings(run, (merged[key] for key in sorted(merged)))
+
+
 def read_ratings(run: Path) -> list[Rating]:
     """Reads the ratings of a run; none if nobody rated it.
 
@@ -83,7 +95,7 @@ def read_ratings(run: Path) -> list[Rating]:
     path = run / _FILE
     if not path.exists():
         return []
-    ratings: dict[tuple[str, int, str, str, str, int], Rating] = {}
+    ratings: dict[Key, Rating] = {}
     for where, rating in built_lines(Rating, path):
         if rating.key in ratings:
             raise UserError(f"{where}: {rating.key} was rated on an earlier line too")

@@ -15,7 +15,8 @@ from dsd_jax.files import write_file
 from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.cases import Case
 from dsd_jax.infer.evaluate.runs import Run
-from dsd_jax.infer.evaluate.study.design import CHECKS, Budget, Unit, draw, lists_of
+from dsd_jax.infer.evaluate.sampling import draw
+from dsd_jax.infer.evaluate.study.design import CHECKS, Budget, Unit, lists_of
 from dsd_jax.infer.evaluate.study.record import (
     PICTURES,
     SCHEMA,
@@ -97,6 +98,10 @@ def build_study(runs: Sequence[Run], folder: Path, settings: StudySettings) -> t
     strata: dict[tuple[str, ...], list[str]] = {}
     for name in images:
         strata.setdefault(_stratum(cases[name], settings.strata), []).append(name)
+    if not 0 < settings.cases <= len(images):
+        raise UserError(
+            f"--cases is {settings.cases}, but {len(images)} cases have an image of every run"
+        )
     drawn = draw(strata, settings.cases, rng)
     chosen = [name for names in drawn.values() for name in names]
     methods = [run.method for run in runs]

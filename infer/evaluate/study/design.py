@@ -12,22 +12,19 @@ every method is shown equally often, and every two methods are compared equally 
 import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.study.record import Mode
 
-__all__ = ["CHECKS", "Budget", "Unit", "apart", "draw", "lists_of"]
+__all__ = ["CHECKS", "Budget", "Unit", "apart", "lists_of"]
 
 CHECKS = 2
 """Attention checks in every list."""
 _REPEATED = 0.1
 _RATERS_PER_ITEM = 3
-
-T = TypeVar("T", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,28 +60,6 @@ class Budget:
     def repeats(self, units: int) -> int:
         """Number of items that a list of so many units repeats."""
         return min(max(1, round(_REPEATED * units)), self.items - CHECKS - units)
-
-
-def draw(
-    strata: Mapping[tuple[str, ...], Sequence[T]], count: int, rng: np.random.Generator
-) -> dict[tuple[str, ...], list[T]]:
-    """Draws from strata in proportion to their sizes; fractions go to the largest remainders.
-
-    Raises:
-        UserError: There are fewer than `count`.
-    """
-    total = sum(map(len, strata.values()))
-    if not 0 < count <= total:
-        raise UserError(f"--cases is {count}, but {total} cases have an image of every run")
-    quotas = {name: count * len(members) / total for name, members in strata.items()}
-    sizes = {name: int(quota) for name, quota in quotas.items()}
-    ranked = sorted(quotas, key=lambda name: (sizes[name] - quotas[name], name))
-    for name in ranked[: count - sum(sizes.values())]:
-        sizes[name] += 1
-    return {
-        name: [members[place] for place in sorted(rng.permutation(len(members))[: sizes[name]])]
-        for name, members in sorted(strata.items())
-    }
 
 
 def lists_of(

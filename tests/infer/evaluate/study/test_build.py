@@ -13,8 +13,9 @@ from PIL import Image as Pillow
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.runs import Run
+from dsd_jax.infer.evaluate.sampling import draw
 from dsd_jax.infer.evaluate.study.build import StudySettings, build_study
-from dsd_jax.infer.evaluate.study.design import CHECKS, Budget, draw, lists_of
+from dsd_jax.infer.evaluate.study.design import CHECKS, Budget, lists_of
 from dsd_jax.infer.evaluate.study.page import Delivery, page_text, write_page
 from dsd_jax.infer.evaluate.study.record import read_key, read_study
 

@@ -1,0 +1,164 @@
+"""`dsd evaluate judge`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import tyro
+
+from dsd_jax.errors import UserError
+from dsd_jax.infer.evaluate.judge import (
+    Estimate,
+    Tally,
+    estimates,
+    judge_runs,
+    spent_on,
+    tallies,
+)
+from dsd_jax.infer.evaluate.protocols import load_protocols
+from dsd_jax.infer.evaluate.queries import JudgeConfig, load_judge, open_queries, queries
+from dsd_jax.infer.evaluate.ratings import State
+from dsd_jax.infer.evaluate.runs import open_runs
+from dsd_jax.infer.evaluate.sampling import stratified
+from dsd_jax.terminal import table_text
+
+__all__ = ["judge"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Caps on everything that judging these runs has cost, earlier commands included.
+
+    Attributes:
+        max_usd: Most dollars. Default: the judge's max_cost.
+        max_calls: Most paid calls. Default: the judge's max_calls.
+        max_tokens: Most tokens. Default: the judge's max_tokens.
+    """
+
+    max_usd: float | None = None
+    max_calls: int | None = None
+    max_tokens: int | None = None
+
+    def applied(self, judge: JudgeConfig) -> JudgeConfig:
+        """The judge with these caps in place of its own."""
+        own = judge.provider
+        provider = dataclasses.replace(
+            own,
+            max_cost=own.max_cost if self.max_usd is None else self.max_usd,
+            max_calls=own.max_calls if self.max_calls is None else self.max_calls,
+            max_tokens=own.max_tokens if self.max_tokens is None else self.max_tokens,
+        )
+        return dataclasses.replace(judge, provider=provider)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """The questions to ask.
+
+    Attributes:
+        protocol: Protocols: dreambench++, dsd-debiased, split, omnicontext, or that of --rubrics.
+        rubrics: File of rubrics that replaces or adds a protocol, or a clone of dreambench_plus
+            whose texts replace those of dreambench++.
+        rounds: Number of times that each question is asked.
+        aspects: Aspects to ask about, such as cp or identity. Default: all.
+        sample: Number of cases to ask about, spread over categories and classes of prompts, the
+            same for all runs. Default: all.
+        seed: Seed of the sample and of the order of the questions.
+    """
+
+    protocol: tuple[str, ...]
+    rubrics: Path | None = None
+    rounds: int = 3
+    aspects: tuple[str, ...] = ()
+    sample: int | None = None
+    seed: int = 0
+
+
+def judge(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    scope: tyro.conf.OmitArgPrefixes[Scope],
+    judge: Path,
+    budget: tyro.conf.OmitArgPrefixes[Budget] = Budget(),
+    *,
+    dry_run: bool = False,
+) -> None:
+    """Ask a vision-language model for scores. If it was stopped, start it again to resume.
+
+    Answers are added to ratings.jsonl of each run. What was paid for is never asked again.
+
+    Args:
+        runs: Folders of runs, which have the same cases.
+        judge: TOML file of the judge: a table [provider] as in `dsd data make`, and temperature and
+            max_tokens of an answer. In batch mode, start a command for each run, so that their
+            batches are under way together.
+        dry_run: Print the number of questions, tokens and dollars by protocol, and ask nothing.
+    """
+    if not runs:
+        raise UserError("give the folders of runs to judge")
+    chosen = budget.applied(load_judge(judge))
+    protocols = load_protocols(scope.protocol, scope.rubrics)
+    opened = open_runs(runs)
+    cases = opened[0].cases
+    if scope.sample is not None:
+        cases = stratified(cases, scope.sample, scope.seed)
+    asked = [queries(run, protocols, scope.rounds, scope.aspects, cases) for run in opened]
+    todo = [
+        open_queries(run, each, chosen, scope.seed) for run, each in zip(opened, asked, strict=True)
+    ]
+    for run in opened:
+        if missing := set(run.missing) & {case.id for case in cases}:
+            print(f"{run.method}: {len(missing):,} of {len(cases):,} cases have no image")
+    if dry_run:
+        found = estimates((query for each in todo for query in each), chosen)
+        print(_estimate_table(chosen, found))
+        return
+    try:
+        judge_runs(list(zip(opened, todo, strict=True)), chosen)
+    finally:
+        counts = {
+            run.method: tallies(run, each, chosen) for run, each in zip(opened, asked, strict=True)
+        }
+        print(_tally_table(chosen, counts))
+        spent = spent_on(opened)
+        print(f"all judging of these runs: {spent.calls:,} calls, {_usd(spent.cost)}")
+
+
+def _usd(cost: float | None) -> str:
+    return "no price" if cost is None else f"${cost:,.4f}" if cost < 1 else f"${cost:,.2f}"
+
+
+def _estimate_table(judge: JudgeConfig, found: Mapping[str, Estimate]) -> str:
+    columns = ("protocol", "calls", "tokens in", "tokens out", "cost", "at most")
+    rows = [
+        (
+            name,
+            f"{each.calls:,}",
+            f"{each.input:,}",
+            f"{each.output:,}",
+            _usd(each.cost),
+            _usd(each.most),
+        )
+        for name, each in found.items()
+    ]
+    table = table_text(columns, rows, title=f"open questions to {judge.name}, estimated")
+    return table if rows else f"{judge.name} has answered everything"
+
+
+def _tally_table(judge: JudgeConfig, counts: Mapping[str, Mapping[tuple[str, str], Tally]]) -> str:
+    states: Sequence[State] = get_args(State)
+    columns = ("", "asked", *(state.replace("_", " ") for state in states), "mean", "cost")
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for method, tallied in counts.items():
+            yield method, *([""] * (len(columns) - 1))
+            for (protocol, aspect), tally in tallied.items():
+                yield (
+                    f"  {protocol} {aspect}",
+                    f"{tally.asked:,}",
+                    *(f"{tally.states.get(state, 0):,}" for state in states),
+                    "" if tally.mean is None else f"{tally.mean:.3f}",
+                    _usd(tally.cost),
+                )
+
+    return table_text(columns, rows(), title=f"ratings by {judge.name}")
