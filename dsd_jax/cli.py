@@ -125,6 +125,14 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Turn the archived ratings of DreamBench++ into runs",
             "dsd_jax.infer.evaluate.cli_report:archive",
         ),
+        "evaluate audit": Command(
+            "Measure how far the judges of runs can be trusted",
+            "dsd_jax.infer.evaluate.cli_audit:audit",
+        ),
+        "evaluate audit probes": Command(
+            "Make pictures with known answers, to test a judge",
+            "dsd_jax.infer.evaluate.cli_audit:probes",
+        ),
         "evaluate study build": Command(
             "Build a blinded study of people on several runs",
             "dsd_jax.infer.evaluate.cli_study:build",

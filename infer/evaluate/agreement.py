@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from dsd_jax.infer.evaluate.resampling import (
     Labels,
@@ -32,6 +32,7 @@ __all__ = [
     "mean_correlation",
     "pearson",
     "ppi_mean",
+    "ratio",
     "rogan_gladen",
     "unanimity",
     "weighted_kappa",
@@ -67,7 +68,26 @@ def wilson(count: Count | tuple[float, float], confidence: float = 0.95) -> Inte
 
 
 def _z(confidence: float) -> float:
-    return float(stats.norm.ppf((1 + confidence) / 2))
+    return float(ndtri((1 + confidence) / 2))
+
+
+def ratio(numerator: Interval, denominator: Interval) -> Interval:
+    """Ratio of two independent shares, from their intervals (Donner and Zou 2012, section 2).
+
+    The method needs no variances, so it works with shares of 0 and 1. An infinite limit means that
+    the denominator may be 0.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = numerator, denominator
+    value = a / b if b else math.inf if a else math.nan
+
+    def limit(above: float, below: float, sign: int) -> float:
+        scale = below * (2 * b - below)
+        if scale <= 0:
+            return math.inf if sign > 0 else 0.0
+        root = (a * b) ** 2 - above * below * (2 * a - above) * (2 * b - below)
+        return (a * b + sign * math.sqrt(max(root, 0))) / scale
+
+    return Interval(value, limit(a_low, b_high, -1), limit(a_high, b_low, 1))
 
 
 # Two raters

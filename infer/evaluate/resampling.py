@@ -56,6 +56,19 @@ class Resampling:
         """Draws in parts: how often each row was drawn.
 
         Raises:
+            ValueError: See `grouped`.
+        """
+        groups, drawn = self.grouped(rows)
+        return (part[:, groups] for part in drawn)
+
+    def grouped(
+        self, rows: int
+    ) -> tuple[Int[np.ndarray, " {rows}"], Iterator[Float[np.ndarray, "_draws _groups"]]]:
+        """Gives the group of each row, and draws in parts: how often each group was drawn.
+
+        A group holds the rows that stay together in all draws.
+
+        Raises:
             ValueError: The labels are not one for each row, or crossed levels have strata.
         """
         if self.crossed and self.strata is not None:
@@ -65,16 +78,23 @@ class Resampling:
                 raise ValueError(f"expected a label for each of {rows} rows, got {len(labels)}")
         levels = [_codes(labels) for labels in self.levels] or [np.arange(rows)]
         strata = np.zeros(rows, int) if self.strata is None else _codes(self.strata)
+        if not self.crossed:
+            tree = _Tree(strata, levels)
+            return tree.groups, self._parts([tree], tree.size)
+        trees = [_Tree(strata, (level,)) for level in levels]
+        return np.arange(rows), self._parts(trees, rows)
+
+    def _parts(self, trees: Sequence["_Tree"], groups: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(self.seed)
-        nestings = [(level,) for level in levels] if self.crossed else [levels]
-        trees = [_Tree(strata, nesting) for nesting in nestings]
-        most = max(1, _ENTRIES // max(rows, 1))
+        most = max(1, _ENTRIES // max(groups, 1))
         for start in range(0, self.draws, most):
             count = min(most, self.draws - start)
-            made = np.ones((count, rows), np.float32)
-            for tree in trees:
-                made *= tree.draw(rng, count)
-            yield made
+            drawn = [tree.draw(rng, count) for tree in trees]
+            if self.crossed:
+                expanded = [own[:, tree.groups] for own, tree in zip(drawn, trees, strict=True)]
+                yield np.prod(expanded, axis=0)
+            else:
+                yield drawn[0]
 
     def interval(self, statistic: WeightedStatistic, rows: int) -> Interval:
         """Computes a statistic of the rows and its interval.
@@ -127,7 +147,7 @@ class _Tree:
         self.groups = nodes
         self.size = int(nodes.max(initial=-1)) + 1
 
-    def draw(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "{count} rows"]:
+    def draw(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "{count} groups"]:
         nodes = np.tile(np.arange(self.roots, dtype=np.int32), count)
         draw = np.repeat(np.arange(count, dtype=np.int32), self.roots)
         for first, number in self.children:
@@ -137,4 +157,4 @@ class _Tree:
             draw = np.repeat(draw, own)
         flat = draw.astype(np.int64) * self.size + nodes
         drawn = np.bincount(flat, minlength=count * self.size).reshape(count, self.size)
-        return drawn.astype(np.float32)[:, self.groups]
+        return drawn.astype(np.float32)

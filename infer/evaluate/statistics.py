@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from dsd_jax.infer.evaluate.resampling import Labels, Resampling, interval_of
 from dsd_jax.interval import Interval
@@ -81,18 +81,19 @@ def bootstrap(
     table = np.asarray(values, np.float64)
     flat = table.reshape(len(table), -1)
     there = ~np.isnan(flat)
-    filled = np.where(there, flat, 0.0)
-    complete = bool(there.all())
-    counted = there.astype(np.float64)
+    groups, parts = resampling.grouped(len(table))
+    size = int(groups.max(initial=-1)) + 1
+    sums, counts = np.zeros((2, size, flat.shape[1]))
+    np.add.at(sums, groups, np.where(there, flat, 0))
+    np.add.at(counts, groups, there)
 
     def means(weights: np.ndarray) -> np.ndarray:
         wide = weights.astype(np.float64)
-        counts = wide.sum(1, keepdims=True) if complete else wide @ counted
-        with np.errstate(invalid="ignore"):
-            return wide @ filled / np.where(counts > 0, counts, np.nan)
+        number = wide @ counts
+        return wide @ sums / np.where(number > 0, number, np.nan)
 
-    drawn = np.concatenate([means(part) for part in resampling.weights(len(table))])
-    (estimate,) = means(np.ones((1, len(table))))
+    drawn = np.concatenate([means(part) for part in parts])
+    (estimate,) = means(np.ones((1, size)))
     shape = table.shape[1:]
     return Means(estimate.reshape(shape), drawn.reshape(len(drawn), *shape), resampling.confidence)
 
@@ -310,7 +311,7 @@ def detectable_difference(error: float, power: float = 0.8, alpha: float = 0.05)
         power: Probability of finding it.
         alpha: Level of the test.
     """
-    return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * error)
+    return float((ndtri(1 - alpha / 2) + ndtri(power)) * error)
 
 
 def sample_size(share: float, half_width: float, confidence: float = 0.95) -> int:
@@ -318,5 +319,5 @@ def sample_size(share: float, half_width: float, confidence: float = 0.95) -> in
 
     `z^2 p (1 - p) / d^2`, the normal approximation: 457 for 0.95 ± 0.02.
     """
-    z = stats.norm.ppf((1 + confidence) / 2)
+    z = ndtri((1 + confidence) / 2)
     return math.ceil(z**2 * share * (1 - share) / half_width**2)

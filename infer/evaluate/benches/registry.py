@@ -1,14 +1,17 @@
 """The benchmarks by name."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+from PIL import Image
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.benches.source import Source, picture
 from dsd_jax.infer.evaluate.benches.table import read_table
-from dsd_jax.infer.evaluate.benches.toy import read_toy
+from dsd_jax.infer.evaluate.benches.toy import changed_toys, read_toy
 from dsd_jax.infer.evaluate.cases import Case, Picture, write_cases
 
 __all__ = ["BENCHES", "Bench", "BenchName", "counts", "prepare"]
@@ -26,16 +29,19 @@ class Bench:
         read: Makes its cases; raises a UserError where files are missing or damaged, or where
             counts that are known differ.
         counted: The counts of its cases are known and were checked by `read`.
+        changed: Draws pictures whose subject differs from a case's in a known number of attributes,
+            if the benchmark can.
     """
 
     title: str
     expects: tuple[str, ...]
     read: Callable[[Source], list[Case]]
     counted: bool = True
+    changed: Callable[[Case, np.random.Generator], Iterator[tuple[int, Image.Image]]] | None = None
 
 
 BENCHES: dict[BenchName, Bench] = {
-    "toy": Bench("toy world", (), read_toy, counted=False),
+    "toy": Bench("toy world", (), read_toy, counted=False, changed=changed_toys),
     "jsonl": Bench("table of cases", ("a table, or a folder with one",), read_table, counted=False),
 }
 

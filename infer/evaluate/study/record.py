@@ -32,6 +32,7 @@ __all__ = [
     "Questions",
     "Shown",
     "Study",
+    "is_study",
     "load_questions",
     "read_key",
     "read_study",
@@ -198,6 +199,11 @@ class Key:
             for name, item in self.items.items()
             if not item.expected and not item.repeats
         }
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is a study."""
+    return (folder / _KEY).exists()
 
 
 def load_questions(mode: Mode) -> Questions:

@@ -17,6 +17,7 @@ from dsd_jax.infer.evaluate.agreement import (
     mean_correlation,
     pearson,
     ppi_mean,
+    ratio,
     rogan_gladen,
     unanimity,
     weighted_kappa,
@@ -131,6 +132,19 @@ def test_wilson_is_scipys():
             (successes / trials, limits.low, limits.high), abs=1e-12
         )
     assert wilson((0, 0))[1:] == (0, 1)
+
+
+def test_a_ratio_of_shares_holds_the_truth_in_95_of_100_studies():
+    rng = np.random.default_rng(0)
+    held = []
+    for first, second in rng.binomial(200, [0.05, 0.9], (400, 2)).tolist():
+        found = ratio(wilson((first, 200)), wilson((second, 200)))
+        held.append(found.low <= 0.05 / 0.9 <= found.high)
+    assert 0.925 <= np.mean(held) <= 0.98
+    nothing = ratio(wilson((0, 50)), wilson((50, 50)))
+    assert (nothing.value, nothing.low) == (0, 0)
+    assert 0.05 < nothing.high < 0.1
+    assert ratio(wilson((5, 10)), wilson((0, 10))).high == math.inf
 
 
 def test_repeated_answers():
