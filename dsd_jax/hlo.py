@@ -1,11 +1,14 @@
-"""Reads compiled HLO text: which collectives a program runs, and how many bytes they move."""
+"""Reads compiled HLO text: computations, sizes of arrays, and the bytes that collectives move."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 
-__all__ = ["collectives"]
+__all__ = ["Computation", "array_bytes", "collectives", "computations", "turns"]
+
+Computation = list[str]
+"""The lines of a computation, an instruction each."""
 
 _OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
@@ -15,8 +18,22 @@ _TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONSTANT = re.compile(r"[su]\d+\[\][^ ]* constant\((\d+)\)")
-_SHAPE = re.compile(r"(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\](\{[^}]*\})?")
 _SIZES = {"pred": 1, "bf16": 2}
+
+
+def computations(hlo: str) -> tuple[str, dict[str, Computation]]:
+    """Name of the entry computation, and all computations by name."""
+    bodies: dict[str, Computation] = {}
+    entry, name = "", ""
+    for line in hlo.splitlines():
+        if not line.startswith(" ") and (match := _COMPUTATION.match(line)):
+            name = match.group(1)
+            bodies[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif name:
+            bodies[name].append(line)
+    return entry, bodies
 
 
 def collectives(hlo: str) -> dict[str, int]:
@@ -26,15 +43,7 @@ def collectives(hlo: str) -> dict[str, int]:
     several fusions, some of them inside loops that overlap with it. All carry its channel, and the
     fusion that runs least often tells how often the collective happens.
     """
-    bodies: dict[str, list[str]] = {}
-    entry, name = "", ""
-    for line in hlo.splitlines():
-        if not line.startswith(" ") and (match := _COMPUTATION.match(line)):
-            name = match.group(1)
-            bodies[name] = []
-            entry = name if line.startswith("ENTRY") else entry
-        elif name:
-            bodies[name].append(line)
+    entry, bodies = computations(hlo)
     moved: dict[tuple[str, str], dict[str, int]] = {}  # (kind, channel) -> instruction -> bytes
 
     def walk(computation: str, times: int) -> None:
@@ -46,9 +55,9 @@ def collectives(hlo: str) -> dict[str, int]:
                     place = f"{computation} {left}"
                     own = moved.setdefault((op, channel.group(1) if channel else place), {})
                     own[place] = own.get(place, 0) + times * _result_bytes(right, op)
-            turns = times * _turns(right, bodies)
+            again = times * turns(right, bodies)
             for inner in [*_CALL.findall(right), *_BRANCHES.findall(right)]:
-                walk(inner, turns)
+                walk(inner, again)
 
     walk(entry, 1)
     total: Counter[str] = Counter()
@@ -57,7 +66,7 @@ def collectives(hlo: str) -> dict[str, int]:
     return {op: total[op] for op in _OPS if total[op]}
 
 
-def _turns(instruction: str, bodies: Mapping[str, list[str]]) -> int:
+def turns(instruction: str, bodies: Mapping[str, Computation]) -> int:
     """Number of times that a loop runs its body; 1 for anything else.
 
     The CPU compiler states the number. The TPU compiler leaves it in the loop's condition: a scan
@@ -79,8 +88,16 @@ def _result_bytes(instruction: str, op: str) -> int:
     shapes = _SHAPE.findall(head)
     if f" {op}-start(" in instruction and len(shapes) > 1:
         shapes = shapes[len(shapes) // 2 :]
-    total = 0
-    for kind, dims in shapes:
-        size = _SIZES.get(kind) or (1 if kind.startswith("f8") else int(kind[1:]) // 8)
-        total += size * math.prod(int(d) for d in dims.split(",") if d)
-    return total
+    return sum(_bytes(kind, dims) for kind, dims, _ in shapes)
+
+
+def array_bytes(text: str) -> int:
+    """Bytes of all arrays whose shapes a text names, without those in a chip's fast memory."""
+    return sum(
+        _bytes(kind, dims) for kind, dims, layout in _SHAPE.findall(text) if "S(1)" not in layout
+    )
+
+
+def _bytes(kind: str, dims: str) -> int:
+    size = _SIZES.get(kind) or (1 if kind.startswith("f8") else int(kind[1:]) / 8)
+    return int(size * math.prod(int(d) for d in dims.split(",") if d))

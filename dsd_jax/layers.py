@@ -275,7 +275,12 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        return self.out_layer(ACTIVATIONS[self.activation](self.in_layer(x)))
+        hidden = ACTIVATIONS[self.activation](self.in_layer(x))
+        # Fused into the second product, it would be computed again for every tile of the output.
+        apart = lax.platform_dependent(
+            hidden, tpu=lax.optimization_barrier, default=lambda hidden: hidden
+        )
+        return self.out_layer(apart)
 
 
 class MlpEmbedder(nnx.Module):

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from benchmarks.results import save
-from dsd_jax.aot import CHIPS
+from dsd_jax.aot import CHIPS, Topology
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
 from dsd_jax.frames import Canvas
 from dsd_jax.infer.job import SampleSize, abstract_inputs
@@ -55,8 +55,8 @@ class Case:
     execution: Execution
 
 
-def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
-    """Compiles one step for a topology and reads the compiler's own account of memory."""
+def compiled_step(case: Case, *, guided: bool) -> jax.stages.Compiled:
+    """Compiles one step for a topology."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
     mesh = make_mesh(case.mesh, devices)
     model = abstract(flux_dev(), precision=BFLOAT16, execution=case.execution)
@@ -65,19 +65,24 @@ def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
     size = SampleSize(case.batch, CANVAS, guided=guided)
     img, inputs = abstract_inputs(flux_dev(), mesh, size)
     time_of = jax.ShapeDtypeStruct((), jnp.float32)
-    start = time.monotonic()
     with jax.set_mesh(mesh):
-        compiled = (
+        return (
             jax.jit(sampler.programs.step, static_argnames="true_guidance", donate_argnums=1)
             .lower(state, (img, ()), inputs, (time_of, time_of), true_guidance=guided)
             .compile()
         )
+
+
+def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
+    """Compiles one step for a topology and reads the compiler's own account of memory."""
+    start = time.monotonic()
+    compiled = compiled_step(case, guided=guided)
     memory = compiled.memory_analysis()
     available = CHIPS[case.topology.partition(":")[0]].memory_gib
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "topology": case.topology,
-        "mesh": "x".join(map(str, mesh.devices.shape)),
+        "mesh": "x".join(map(str, case.mesh.sizes(Topology.parse(case.topology).chips))),
         "batch": case.batch,
         "guided": guided,
         "scan": case.execution.scan_layers,

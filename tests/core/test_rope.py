@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsd_jax.frames import Canvas, text_ids
-from dsd_jax.rope import apply_rope, embed_positions
+from dsd_jax.rope import apply_rope, embed_positions, rotated_by_product
 
 AXES = (4, 6, 6)
 
@@ -49,3 +49,14 @@ def test_bfloat16_in_and_out_with_float32_inside() -> None:
     assert out.dtype == jnp.bfloat16
     exact = apply_rope(x.astype(jnp.float32), pe).astype(jnp.bfloat16)
     np.testing.assert_array_equal(out.astype(np.float32), exact.astype(np.float32))
+
+
+def test_the_swap_of_tpus_changes_no_bit_of_result_and_gradient() -> None:
+    """It multiplies by a permutation, and turns the gradient back by the opposite angle."""
+    x, gradient = (normal(2, 15, 2, 16, seed=seed).astype(jnp.bfloat16) for seed in (0, 1))
+    pe = embed_positions(Canvas(6, 10).image_ids, AXES, 10_000)
+    found = []
+    for rotate in (apply_rope, rotated_by_product):
+        out, back = jax.vjp(jax.jit(lambda x, rotate=rotate: rotate(x, pe)), x)
+        found.append([np.asarray(each).view(np.uint16) for each in (out, *back(gradient))])
+    np.testing.assert_array_equal(found[0], found[1])

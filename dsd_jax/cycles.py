@@ -1,0 +1,168 @@
+"""The cycles that the TPU compiler estimates for a program, operation by operation.
+
+The compiler writes `estimated_cycles` beside every fusion, copy and product. It says nothing of
+Pallas kernels, and it charges passes over memory up to twice too much, so a sum is given twice: as
+estimated, and with everything that is no product at the peak of the chip's memory. Neither is a
+measured time.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from dsd_jax.hlo import array_bytes, computations, turns
+
+__all__ = ["PARTS", "Cycles", "Operation", "Part", "operations", "summed"]
+
+Part = Literal["products", "attention", "rope and norms", "copies", "the rest"]
+PARTS: tuple[Part, ...] = ("products", "attention", "rope and norms", "copies", "the rest")
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CALLED = re.compile(r"\s(while|conditional|call)\(")
+_INNER = re.compile(r"(?:body|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
+_OP = re.compile(r"(?:^|\s)([a-z][\w-]*)\(")
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
+_ROW = re.compile(r"^(\d+) (.*)$")
+_NORMS = {"apply_rope", "layer_norm", "modulate", "RMSNorm.__call__"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation of a compiled program.
+
+    Attributes:
+        name: Its name in the program.
+        part: The part of the model's work that it does.
+        cycles: Estimated cycles of one run; 0 for a kernel, of which the compiler says nothing.
+        bytes: Bytes that it reads and writes in the chip's large memory.
+        times: Number of its runs.
+        functions: Names of the Python functions that it comes from, innermost first.
+    """
+
+    name: str
+    part: Part
+    cycles: int
+    bytes: int
+    times: int
+    functions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycles:
+    """Sum over operations, in cycles.
+
+    Attributes:
+        parts: Estimated cycles of each part.
+        at_peak: Cycles of each part if memory ran at its peak; products as estimated.
+    """
+
+    parts: dict[Part, int]
+    at_peak: dict[Part, int]
+
+
+def operations(hlo: str) -> list[Operation]:
+    """The operations of a program that was compiled for a TPU, in order.
+
+    Args:
+        hlo: Text of the compiled program.
+    """
+    entry, bodies = computations(hlo)
+    frames = _functions(hlo)
+
+    def walk(name: str, times: int) -> Iterator[Operation]:
+        shapes: dict[str, int] = {}
+        for line in bodies.get(name, ()):
+            left, _, right = line.strip().partition(" = ")
+            left = left.removeprefix("ROOT ").lstrip("%")
+            if _CALLED.search(right):
+                for inner in _INNER.findall(right):
+                    yield from walk(inner, times * turns(right, bodies))
+                continue
+            if not (op := _OP.search(right)):
+                continue
+            shapes[left] = array_bytes(right[: op.start()])
+            found = _CYCLES.search(right)
+            kernel = 'custom_call_target="tpu_custom_call"' in right
+            if found or kernel:
+                read = sum(shapes.get(each, 0) for each in _operands(right[op.end() :]))
+                frame = _FRAME.search(right)
+                functions = frames.get(frame.group(1), ()) if frame else ()
+                yield Operation(
+                    name=left,
+                    part="attention" if kernel else _part(op.group(1), right, functions),
+                    cycles=int(found.group(1)) if found else 0,
+                    bytes=shapes[left] + read,
+                    times=times,
+                    functions=functions,
+                )
+
+    return list(walk(entry, 1))
+
+
+def summed(found: Iterable[Operation], bytes_per_cycle: float) -> Cycles:
+    """Adds operations up.
+
+    Args:
+        found: The operations.
+        bytes_per_cycle: Peak of the chip's memory.
+    """
+    parts, at_peak = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for each in found:
+        parts[each.part] += each.times * each.cycles
+        product = each.part == "products"
+        cycles = each.cycles if product else round(each.bytes / bytes_per_cycle)
+        at_peak[each.part] += 0 if each.part == "attention" else each.times * cycles
+    return Cycles(parts, at_peak)
+
+
+def _part(op: str, instruction: str, functions: tuple[str, ...]) -> Part:
+    name = re.search(r'op_name="([^"]*)"', instruction)
+    if op in {"fusion", "convolution", "dot"} and name and "dot_general" in name.group(1):
+        return "products"
+    if not _NORMS.isdisjoint(functions):
+        return "rope and norms"
+    return "copies" if op == "copy" or not functions else "the rest"
+
+
+def _operands(text: str) -> list[str]:
+    """Names of the operands, which end at the parenthesis that closes the call."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth == 0:
+            return re.findall(r"%([\w.-]+)", text[:place])
+    return []
+
+
+def _functions(hlo: str) -> dict[str, tuple[str, ...]]:
+    """Names of the functions of every stack frame in the tables at the head of a program."""
+    tables: dict[str, dict[str, str]] = {}
+    rows: dict[str, str] = {}
+    for line in hlo.splitlines():
+        if line in {"FileNames", "FunctionNames", "FileLocations", "StackFrames"}:
+            rows = tables[line] = {}
+        elif match := _ROW.match(line):
+            rows[match.group(1)] = match.group(2)
+        elif line.startswith("%"):
+            break
+    names, places = tables.get("FunctionNames", {}), tables.get("FileLocations", {})
+    parents: dict[str, tuple[str, str]] = {}
+    for key, row in tables.get("StackFrames", {}).items():
+        place = _field(row, "file_location_id")
+        name = names.get(_field(places.get(place, ""), "function_name_id"), "").strip('"')
+        parents[key] = name, _field(row, "parent_frame_id")
+    found = {}
+    for key in parents:
+        chain, at, seen = [], key, set()
+        while at in parents and at not in seen:
+            seen.add(at)
+            name, at = parents[at]
+            chain.append(name)
+        found[key] = tuple(chain)
+    return found
+
+
+def _field(row: str, name: str) -> str:
+    match = re.search(rf"{name}=(\d+)", row)
+    return match.group(1) if match else ""
