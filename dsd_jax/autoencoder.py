@@ -19,7 +19,7 @@ from jax import lax
 from dsd_jax.attention import attention
 from dsd_jax.config import AutoencoderConfig, Precision
 from dsd_jax.errors import UserError
-from dsd_jax.layers import Linear
+from dsd_jax.layers import Conv, Linear
 from dsd_jax.sharding import constrain
 from dsd_jax.types import Array, Float, Float32, Int
 
@@ -53,37 +53,6 @@ class Posterior(NamedTuple):
         """Random latents from one key; `jax.vmap(Posterior.sample)` takes one key per image."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
-
-
-class Conv(nnx.Module):
-    """3x3 convolution. Stride 2 pads only below and on the right, as the released VAE does."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        precision: Precision,
-        rngs: nnx.Rngs,
-        stride: int = 1,
-    ) -> None:
-        dtype = jnp.dtype(precision.param_dtype)
-        kernel = jax.random.normal(rngs.params(), (3, 3, in_channels, out_channels), jnp.float32)
-        self.kernel = nnx.Param((kernel / math.sqrt(9 * in_channels)).astype(dtype))
-        self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
-        self.precision, self.stride = precision, stride
-
-    def __call__(self, x: Float[Array, "B h w C"]) -> Array:
-        compute = self.precision.compute_dtype
-        y = lax.conv_general_dilated(
-            x.astype(compute),
-            self.kernel[...].astype(compute),
-            window_strides=(self.stride, self.stride),
-            padding=((0, 1), (0, 1)) if self.stride == 2 else ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=self.precision.matmul,
-        )
-        return y + self.bias[...].astype(compute)[None, None, None, :]
 
 
 class GroupNorm(nnx.Module):
@@ -257,7 +226,11 @@ class Encoder(nnx.Module):
                 rngs=rngs,
             )
             if i < len(channels) - 1:
-                level.downsample = Conv(out, out, stride=2, precision=precision, rngs=rngs)
+                # Below and on the right only, as the released VAE does.
+                padding = (0, 1), (0, 1)
+                level.downsample = Conv(
+                    out, out, stride=2, padding=padding, precision=precision, rngs=rngs
+                )
             levels.append(level)
         self.down = nnx.List(levels)
         self.mid = Mid(channels[-1], groups, precision=precision, rngs=rngs)

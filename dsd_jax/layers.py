@@ -1,4 +1,4 @@
-"""The layers that FLUX is made of: Linear with room for LoRA, norms, modulation, embeddings."""
+"""The layers that models are made of: Linear with room for LoRA, norms, modulation, embeddings."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from dsd_jax.types import Array, Float, Float32, Shape
 
 __all__ = [
     "ACTIVATIONS",
+    "Conv",
     "Embedding",
     "JoinedLinear",
     "LayerNorm",
@@ -170,6 +171,46 @@ def layer_norm(x: Array, eps: float = 1e-6) -> Array:
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+
+
+class Conv(nnx.Module):
+    """Convolution with a square kernel `[size, size, C in, C out]` and a bias.
+
+    Args:
+        size: Side of the kernel.
+        stride: Pixels between outputs, along both axes.
+        padding: Zeros above and below, and on the left and on the right.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        size: int = 3,
+        stride: int = 1,
+        padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+    ) -> None:
+        dtype = jnp.dtype(precision.param_dtype)
+        shape = (size, size, in_channels, out_channels)
+        kernel = jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.kernel = nnx.Param((kernel / math.sqrt(size * size * in_channels)).astype(dtype))
+        self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
+        self.precision, self.stride, self.padding = precision, stride, padding
+
+    def __call__(self, x: Float[Array, "B h w C"]) -> Array:
+        compute = self.precision.compute_dtype
+        y = lax.conv_general_dilated(
+            x.astype(compute),
+            self.kernel[...].astype(compute),
+            window_strides=(self.stride, self.stride),
+            padding=self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=self.precision.matmul,
+        )
+        return y + self.bias[...].astype(compute)[None, None, None, :]
 
 
 class LayerNorm(nnx.Module):

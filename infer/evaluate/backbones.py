@@ -1,4 +1,4 @@
-"""Models behind the metrics: vision transformers, and plain pixels."""
+"""Models behind the metrics: vision transformers, LPIPS, and plain pixels."""
 
 import dataclasses
 import functools
@@ -11,28 +11,35 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from dsd_jax.convert.vision.lpips import find_lpips
 from dsd_jax.convert.vision.open import VisionParts, find_vision, open_captions
 from dsd_jax.convert.vision.tables import kind_of
 from dsd_jax.encoders import in_groups
 from dsd_jax.errors import UserError
+from dsd_jax.images import to_array
 from dsd_jax.infer.evaluate.features import Backbone, Family, Input, Kind, Prepared, UndefinedError
 from dsd_jax.infer.evaluate.truth import TruthBackbone
 from dsd_jax.sharding import batch_ways
 from dsd_jax.types import Bool, Float32
+from dsd_jax.vision import lpips
 from dsd_jax.vision.captions import CaptionTower
 from dsd_jax.vision.preprocess import IMAGENET_CROP, Preprocess
 from dsd_jax.vision.tower import BATCH, VisionTower
 
-__all__ = ["PixelBackbone", "VisionBackbone", "open_backbones"]
+__all__ = ["LpipsBackbone", "PixelBackbone", "VisionBackbone", "open_backbones"]
 
 LEAST_MASK = 0.05
 """Share of a picture below which its subject, or its background, is too small to be measured."""
 _GREY = 127  # in place of what a mask takes away
+_FILE = ".safetensors"
+_LPIPS_SIDE = 256  # pixels that both pictures are resized to
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
 def open_backbones(given: Sequence[str], mesh: Mesh | None = None) -> list[Backbone]:
     """Opens `NAME=PATH` each, without reading weights, beside those that need none.
+
+    A path is a folder or a hub id of a vision transformer, or a safetensors file of LPIPS.
 
     Raises:
         UserError: A text of another form, a name twice, or a folder without a vision transformer.
@@ -48,7 +55,8 @@ def open_backbones(given: Sequence[str], mesh: Mesh | None = None) -> list[Backb
         if name in backbones:
             reason = "is built in" if name in built_in else "is given twice"
             raise UserError(f"--backbone {text}: the name {name} {reason}; choose another name")
-        backbones[name] = VisionBackbone(name, path, mesh)
+        kind = LpipsBackbone if path.endswith(_FILE) else VisionBackbone
+        backbones[name] = kind(name, path, mesh)
     return list(backbones.values())
 
 
@@ -118,6 +126,39 @@ def _output(preprocess: Preprocess) -> tuple[int, int] | None:
     """Size of the prepared picture; None if that depends on the picture."""
     resize = preprocess.resize
     return preprocess.crop or (resize if isinstance(resize, tuple) else None)
+
+
+class LpipsBackbone:
+    """LPIPS of pictures as 256 x 256 pixels, whatever their aspect ratio. Weights are read late.
+
+    Args:
+        name: Name in the names of metrics.
+        path: Safetensors file, see `dsd_jax.convert.vision.lpips`.
+        mesh: Devices; its batch axes split the pairs. None for one device.
+    """
+
+    family: Family = "lpips"
+    texts = False
+
+    def __init__(self, name: str, path: str, mesh: Mesh | None = None) -> None:
+        self.name, self.mesh, self.parts = name, mesh, find_lpips(path)
+        self.batch = lpips.BATCH * batch_ways(mesh)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return _digest([self.parts.sha256(), _LPIPS_SIDE])
+
+    @functools.cached_property
+    def _tower(self) -> lpips.LpipsTower:
+        return self.parts.load(mesh=self.mesh)
+
+    def prepare(self, _given: Input, pictures: Sequence[Image.Image]) -> Prepared:
+        size = (_LPIPS_SIDE, _LPIPS_SIDE)
+        return np.stack([to_array(own.resize(size, Image.Resampling.BICUBIC)) for own in pictures])
+
+    def run(self, _kind: Kind, prepared: Sequence[Prepared], /) -> np.ndarray:
+        pairs = np.stack(prepared)
+        return self._tower.distances(pairs[:, 0], pairs[:, 1])
 
 
 class PixelBackbone:

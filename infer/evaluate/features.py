@@ -112,7 +112,7 @@ class Backbone(Protocol):
     def digest(self) -> str:
         """Digest of everything that decides about its arrays: weights and preprocessing."""
 
-    def prepare(self, given: Input, pictures: Sequence[Image.Image]) -> Prepared:
+    def prepare(self, given: Input, pictures: Sequence[Image.Image], /) -> Prepared:
         """Does the work of one input that needs no model. Threads call it.
 
         Raises:

@@ -7,6 +7,7 @@ contains the name of its backbone: `dino@dino-vits8`.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -185,6 +186,15 @@ def _structure_inside(shot: Shot) -> Task:
     return dataclasses.replace(task, inputs=(*task.inputs, inside))
 
 
+def _distance(shot: Shot) -> Task:
+    return Task((Input("distance", (shot.image, shot.reference)),), float)
+
+
+def _distance_others(shot: Shot) -> Task:
+    pairs = tuple(Input("distance", (shot.image, own)) for own in _others(shot))
+    return Task(pairs, lambda *found: float(np.mean(found)))
+
+
 def _rank(shot: Shot) -> Task:
     """Average precision of the subject's true pictures among those of look-alike subjects."""
     if len(shot.gallery) < 2:
@@ -235,6 +245,8 @@ def image_metrics() -> list[ImageMetric]:
         ImageMetric("structure-novelty", _ANY, _structure),
         ImageMetric("structure-novelty-subject", _ANY, _structure_inside),
         ImageMetric("rank", _ANY, _rank),
+        ImageMetric("lpips", _pictures("lpips"), _distance),
+        ImageMetric("lpips-others", _pictures("lpips"), _distance_others),
     ]
     return rows
 
@@ -245,12 +257,22 @@ def set_metrics(count: int) -> list[SetMetric]:
     Their names contain the count, since values of sets of different sizes cannot be compared.
     """
 
-    def task(formula: Callable[[np.ndarray], float], images: Set) -> Task:
-        if len(images.images) < count:
-            raise UndefinedError(f"the subject has {len(images.images)} images, not {count}")
-        return Task(tuple(map(_seen, images.images)), lambda *rows: formula(np.stack(rows)))
+    def images(given: Set) -> tuple[File, ...]:
+        if len(given.images) < count:
+            raise UndefinedError(f"the subject has {len(given.images)} images, not {count}")
+        return given.images
+
+    def of_features(formula: Callable[[np.ndarray], float], given: Set) -> Task:
+        inputs = tuple(map(_seen, images(given)))
+        return Task(inputs, lambda *rows: formula(np.stack(rows)))
+
+    def of_distances(given: Set) -> Task:
+        pairs = itertools.combinations(images(given), 2)
+        inputs = tuple(Input("distance", pair) for pair in pairs)
+        return Task(inputs, lambda *found: float(np.mean(found)))
 
     return [
-        SetMetric(f"diversity-{count}", _ANY, functools.partial(task, diversity), count),
-        SetMetric(f"vendi-{count}", _ANY, functools.partial(task, vendi), count),
+        SetMetric(f"diversity-{count}", _ANY, functools.partial(of_features, diversity), count),
+        SetMetric(f"vendi-{count}", _ANY, functools.partial(of_features, vendi), count),
+        SetMetric(f"lpips-diversity-{count}", _pictures("lpips"), of_distances, count),
     ]

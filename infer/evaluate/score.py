@@ -51,7 +51,8 @@ _WANTED: Mapping[Family, str] = {
     "with its config.json, preprocessor_config.json, model.safetensors and tokenizer.json",
     "pixels": "",
     "truth": "",
-    "lpips": "",
+    "lpips": "the weights of LPIPS: give --backbone lpips-alex=FILE, the file that "
+    'safetensors.torch.save_model(lpips.LPIPS(net="alex"), FILE) writes; it ends in .safetensors',
 }
 Metric: TypeAlias = ImageMetric | SetMetric
 

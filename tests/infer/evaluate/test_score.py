@@ -293,6 +293,7 @@ class TestChoice:
             ("zzz", "there is no metric `zzz`; expected all, dino, dino-others"),
             ("dino", "`dino` needs a vision transformer such as facebook/dino-vits8: give --back"),
             ("clip-i@b32", "`clip-i@b32` needs a CLIP model such as openai/clip-vit-base-patch32"),
+            ("lpips-diversity-4", "`lpips-diversity-4` needs the weights of LPIPS: give --backb"),
             ("rank@dino", "`rank` cannot use the backbone `dino`; it can use pixels"),
         ],
     )
