@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,23 @@ from typing import Any, Self
 
 __all__ = ["Browser", "Tab", "chromium"]
 
-_PATIENCE_S = 60.0  # for a machine that does ten other things
+_PATIENCE_S = 20.0  # for a machine that does ten other things
 
 
 def chromium() -> str | None:
     """The program, if there is one."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     return next(filter(None, map(shutil.which, names)), None)
+
+
+# The browser reads commands from file 3 and writes answers to file 4.
+_LAUNCH = """
+import fcntl, os, sys
+reads, writes = (fcntl.fcntl(int(file), fcntl.F_DUPFD, 10) for file in sys.argv[1:3])
+os.dup2(reads, 3)
+os.dup2(writes, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -33,9 +44,9 @@ class Browser:
             "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-extensions "
             f"--disable-dev-shm-usage --remote-debugging-pipe --user-data-dir={profile}"
         )
-        # The browser reads commands from file 3 and writes answers to file 4.
+        command = [sys.executable, "-c", _LAUNCH, str(reads), str(writes), program, *flags.split()]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$0" {flags} 3<&{reads} 4>&{writes}', program],
+            command,
             pass_fds=(reads, writes),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

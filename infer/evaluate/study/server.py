@@ -4,8 +4,10 @@ It reads no more than it expects, serves nothing but the page and its pictures, 
 that an answer is saved once it is on the disk.
 """
 
+import dataclasses
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,9 +23,15 @@ __all__ = ["StudyServer"]
 
 _POST = "answers"
 _LIMITS = Limits(size=1 << 16, depth=4)
-_MOST_ANSWERS = 16  # of one item
 _PATIENCE_S = 20  # for the next bytes of a request
 _RATERS = ("rater", "PROLIFIC_PID", "workerId")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """Body of a request that brings answers."""
+
+    answers: tuple[Answer, ...]
 
 
 class StudyServer(ThreadingHTTPServer):
@@ -73,7 +81,7 @@ class StudyServer(ThreadingHTTPServer):
             self._given[number] += 1
             return number
 
-    def append(self, answers: list[Answer]) -> int:
+    def append(self, answers: Sequence[Answer]) -> int:
         """Stores answers; see `AnswerFile.append`."""
         with self._lock:
             return self._file.append(answers)
@@ -127,10 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _store(self, body: bytes) -> None:
         try:
-            given = parse_json(body, "the request", dict, _LIMITS).get("answers")
-            if not isinstance(given, list) or not 0 < len(given) <= _MOST_ANSWERS:
-                raise UserError(f"expected 1 to {_MOST_ANSWERS} answers")
-            answers = [build(Answer, row, "an answer") for row in given]
+            given = parse_json(body, "the request", dict, _LIMITS)
+            answers = build(_Request, given, "the request").answers
         except UserError as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
