@@ -141,6 +141,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Serve a study on this machine and keep the answers",
             "dsd_jax.infer.evaluate.cli_study:serve",
         ),
+        "evaluate report": Command(
+            "Write tables, intervals, gaps and a page about runs",
+            "dsd_jax.infer.evaluate.cli_report:report",
+        ),
     },
     "Convert weights": {
         "convert to-jax": Command(

@@ -12,15 +12,18 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
 from dsd_jax.files import write_file
+from dsd_jax.interval import Interval
 
 __all__ = [
     "SMALL",
     "STYLE",
     "Card",
+    "Dot",
     "Page",
     "Picture",
     "data_uri",
@@ -35,6 +38,7 @@ STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 SMALL = 160  # pixels of the longer side; shown larger, such a picture keeps its sharp pixels
 _LARGEST, _QUALITY = 640, 85
+_DIM = ' class="dim"'
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -56,6 +60,15 @@ class Card:
     facts: Sequence[tuple[str, str]] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """A named point of a plot, with its intervals."""
+
+    name: str
+    x: Interval
+    y: Interval
+
+
 class Page:
     """A page that is put together from top to bottom."""
 
@@ -64,13 +77,13 @@ class Page:
         self._blocks = [f"<h1>{self._title}</h1>"]
         self._numbers = itertools.count()
 
-    def heading(self, words: str) -> None:
-        """Begins a section."""
-        self._blocks.append(f"<h2>{_safe(words)}</h2>")
+    def heading(self, words: str, level: Literal[2, 3] = 2) -> None:
+        """Begins a section, or a part of one (level 3)."""
+        self._blocks.append(f"<h{level}>{_safe(words)}</h{level}>")
 
-    def text(self, words: str) -> None:
-        """Adds a paragraph."""
-        self._blocks.append(f"<p>{_safe(words)}</p>")
+    def text(self, words: str, *, dim: bool = False) -> None:
+        """Adds a paragraph, or a note in smaller and paler letters."""
+        self._blocks.append(f"<p{_DIM * dim}>{_safe(words)}</p>")
 
     def link(self, words: str, path: str) -> None:
         """Adds a link to a file beside the page."""
@@ -80,16 +93,41 @@ class Page:
         """Adds lines as they are typed."""
         self._blocks.append("<pre>" + _safe("\n".join(lines)) + "</pre>")
 
-    def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Adds a table whose first row is its head."""
-        head, *rest = rows
-        lines = [_line(head, "th"), *(_line(row, "td") for row in rest)]
-        self._blocks.append(f"<table>{''.join(lines)}</table>")
+    def table(
+        self,
+        rows: Sequence[Sequence[str]],
+        blocks: Sequence[tuple[str, int]] = (),
+        *,
+        folded: bool = True,
+    ) -> None:
+        """Adds a table whose first row is its head. A wide one scrolls in a box of its own.
 
-    def cards(self, cards: Sequence[Card]) -> None:
-        """Adds cards, as many side by side as the screen is wide."""
+        Args:
+            rows: The rows.
+            blocks: Titles over groups of columns, with the number of columns of each.
+            folded: Break long cells into lines.
+        """
+        head, *rest = rows
+        over = "".join(f'<th colspan="{count}">{_safe(title)}</th>' for title, count in blocks)
+        lines = [_line(head, "th"), *(_line(row, "td") for row in rest)]
+        kind = "" if folded else ' class="unfolded"'
+        top = f'<tr class="blocks">{over}</tr>' if over else ""
+        self._blocks.append(f'<div class="scroll"><table{kind}>{top}{"".join(lines)}</table></div>')
+
+    def cards(self, cards: Sequence[Card], *, wide: bool = False) -> None:
+        """Adds cards, as many side by side as the screen is wide, or one below the other."""
         shown = "".join(_card(card, next(self._numbers)) for card in cards)
-        self._blocks.append(f'<div class="cards">{shown}</div>')
+        kind = "cards wide" if wide else "cards"
+        self._blocks.append(f'<div class="{kind}">{shown}</div>')
+
+    def scatter(self, points: Sequence[Dot], x: str, y: str) -> None:
+        """Adds points with their names and intervals along both axes.
+
+        Args:
+            points: At least one.
+            x, y: Names of the axes.
+        """
+        self._blocks.append(_scatter(points, x, y))
 
     def curve(self, points: Sequence[tuple[float, float]], x: str, y: str) -> None:
         """Adds a line through points; values that are not finite are left out.
@@ -222,6 +260,55 @@ def _curve(points: Sequence[tuple[float, float]], x: str, y: str) -> str:
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(pieces())}'
         f"</div></div><p>{name}</p>"
     )
+
+
+def _scatter(points: Sequence[Dot], x: str, y: str) -> str:
+    along, up = (
+        ticks(min(each.low for each in side), max(each.high for each in side))
+        for side in ([dot.x for dot in points], [dot.y for dot in points])
+    )
+
+    def place(value: float) -> float:
+        return 100 * (value - along[0]) / (along[-1] - along[0])
+
+    def height(value: float) -> float:
+        """Distance from the top, from 0 to 100."""
+        return 100 * (up[-1] - value) / (up[-1] - up[0])
+
+    def pieces() -> Iterator[str]:
+        for tick in up:
+            yield f'<line x1="0" x2="100" y1="{height(tick):.2f}" y2="{height(tick):.2f}"/>'
+        for tick in along:
+            yield f'<line y1="0" y2="100" x1="{place(tick):.2f}" x2="{place(tick):.2f}"/>'
+        for dot in points:
+            left, right, here = place(dot.x.low), place(dot.x.high), place(dot.x.value)
+            low, high, level = height(dot.y.low), height(dot.y.high), height(dot.y.value)
+            yield f'<path d="M{left:.2f} {level:.2f}H{right:.2f}M{here:.2f} {low:.2f}V{high:.2f}"/>'
+        yield "</svg>"
+        for tick in up:
+            yield f'<span class="up" style="top: {height(tick):.2f}%">{tick:g}</span>'
+        for tick in along:
+            yield f'<span class="along" style="left: {place(tick):.2f}%">{tick:g}</span>'
+        for dot, level in zip(points, _apart([height(dot.y.value) for dot in points]), strict=True):
+            here = place(dot.x.value)
+            side = f"right: {100 - here:.2f}%" if here > 50 else f"left: {here:.2f}%"
+            yield f'<span class="name" style="{side}; top: {level:.2f}%">{_safe(dot.name)}</span>'
+
+    words = _safe(f"{y} (upwards) by {x} (to the right), with intervals")
+    return (
+        f'<div class="chart"><div class="plot" role="img" aria-label="{words}">'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(pieces())}'
+        f"</div></div><p>{words}</p>"
+    )
+
+
+def _apart(levels: Sequence[float], gap: float = 6) -> list[float]:
+    """Moves names down that would stand on each other."""
+    placed: dict[int, float] = {}
+    last = -math.inf
+    for number in sorted(range(len(levels)), key=levels.__getitem__):
+        last = placed[number] = max(levels[number], last + gap)
+    return [placed[number] for number in range(len(levels))]
 
 
 def ticks(low: float, high: float) -> list[float]:

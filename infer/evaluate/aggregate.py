@@ -20,6 +20,7 @@ __all__ = [
     "AGGREGATORS",
     "CONCEPT",
     "Aggregator",
+    "AggregatorName",
     "Grid",
     "Mean",
     "Quantity",
@@ -92,7 +93,9 @@ class Aggregator:
 _NO_STYLE: tuple[Property, str] = "category", "style"
 _NO_STYLE_TRANSFER: tuple[Property, str] = "prompt_class", "style transfer"
 
-AGGREGATORS = {
+AggregatorName = Literal["official", "dsd-baseline", "dsd-ours", "macro"]
+
+AGGREGATORS: dict[AggregatorName, Aggregator] = {
     "official": Aggregator(
         "DreamBench++: all items weigh the same, styles included; means are rounded to three "
         "decimals before they are multiplied.",
@@ -260,7 +263,7 @@ def _sums(
     member = np.eye(len(place))[:, [place[case.subject] for case in grid.cases]]
     there = ~np.isnan(grid.values)
     sums, counts = (
-        np.einsum("sc,rc,cg->srg", member, each, weights, optimize=True)
+        np.swapaxes(member @ (each[..., None] * weights), 0, 1)
         for each in (np.nan_to_num(grid.values), there.astype(float))
     )
     return sums, counts

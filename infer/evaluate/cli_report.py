@@ -8,9 +8,12 @@ import tyro
 from dsd_jax.errors import and_more
 from dsd_jax.infer.evaluate.archive import Archived, Layout, read_archive, write_archived
 from dsd_jax.infer.evaluate.cases import Case, read_cases
+from dsd_jax.infer.evaluate.report.make import write_report
+from dsd_jax.infer.evaluate.report.parts import ReportSettings
+from dsd_jax.infer.evaluate.runs import open_runs
 from dsd_jax.terminal import table_text
 
-__all__ = ["archive"]
+__all__ = ["archive", "report"]
 
 
 def archive(
@@ -64,3 +67,24 @@ def _gaps(archived: Archived, cases: list[Case]) -> Iterator[str]:
         yield f"{name} has no number for {count:,} of {len(cases):,} cases"
     for state, count in archived.unusable.items():
         yield f"{count:,} numbers are {state.replace('_', ' ')}"
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    output_dir: Path = Path("report"),
+    title: str = "Evaluation",
+    settings: tyro.conf.OmitArgPrefixes[ReportSettings] = ReportSettings(),
+) -> None:
+    """Write what judges, people and metrics say about runs: tables, intervals, gaps, costs, images.
+
+    It writes report.html (one file with its images inside), report.md, report.tex, numbers.csv and
+    missing.csv.
+
+    Args:
+        runs: Run folders on the same cases. Differences are those to the first.
+        output_dir: Folder for the files.
+        title: Title of the report.
+        settings: Contents of the report.
+    """
+    for path in write_report(open_runs(runs), output_dir, title, settings):
+        print(f"wrote {path}")

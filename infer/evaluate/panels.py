@@ -38,11 +38,13 @@ class Panel:
         protocol: Name of the protocol.
         judge: Name of the judge, or names of several judges that were mixed on purpose.
         methods: Grid of every aspect, by method.
+        ratings: The ratings behind the grids, by method.
     """
 
     protocol: str
     judge: str
     methods: Mapping[str, Mapping[str, Grid]]
+    ratings: Mapping[str, Sequence[Rating]]
 
     @property
     def cases(self) -> Sequence[Case]:
@@ -132,7 +134,7 @@ def _panel(
                 aspect: Grid.of(each.run.cases, [x for x in ratings if x.aspect == aspect])
                 for aspect in aspects
             }
-    return Panel(protocol, judge, grids)
+    return Panel(protocol, judge, grids, methods)
 
 
 def _check_one(protocol: str, judge: str, methods: Mapping[str, Iterable[Rating]]) -> None:

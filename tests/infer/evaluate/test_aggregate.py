@@ -7,6 +7,7 @@ import pytest
 
 from dsd_jax.infer.evaluate.aggregate import (
     AGGREGATORS,
+    AggregatorName,
     Grid,
     Mean,
     common_cases,
@@ -46,7 +47,7 @@ def printed_grids(row: Printed) -> tuple[Grid, Grid]:
     return grid(concept), grid([styles[case.prompt_class] for case in CASES])
 
 
-def numbers(row: Printed, rule: str) -> tuple[float, float, float]:
+def numbers(row: Printed, rule: AggregatorName) -> tuple[float, float, float]:
     cp, pf = (
         mean_of(found, AGGREGATORS[rule].of(aspect))
         for found, aspect in zip(printed_grids(row), ("cp", "pf"), strict=True)
@@ -72,7 +73,7 @@ def test_by_one_rule_another_method_leads_the_vanilla_product():
 @pytest.mark.parametrize("method", TABLE_1)
 def test_the_paper_made_its_baselines_by_one_rule_and_its_own_row_by_another(method: str):
     row = TABLE_1[method]["dreambench++"]
-    rule = "dsd-ours" if method == "DSD" else "dsd-baseline"
+    rule: AggregatorName = "dsd-ours" if method == "DSD" else "dsd-baseline"
     cp, pf, product = numbers(row, rule)
     assert (cp, pf) == pytest.approx((row.cp, row.pf), abs=0.00071)
     if method != "DreamBooth-LoRA":  # whose printed product is not that of its means
@@ -105,7 +106,7 @@ def test_a_mean_of_products_is_no_product_of_means():
     both = concept.values * prompt.values / 16
     kind = np.array([case.category for case in cases])
     index = np.array([case.prompt_index for case in cases])
-    expected = {
+    expected: dict[AggregatorName, float] = {
         "official": both.mean(),
         "macro": both.mean(),
         "dsd-ours": both[:, (kind != "style") & ~np.isin(index, (4, 5, 6))].mean(),
@@ -141,7 +142,8 @@ def test_a_quantity_gives_the_mean_of_any_sample_of_subjects():
     values[0, 5] = np.nan
     times = np.array([2, 0, 1, 2, 0])
     again = np.repeat(np.arange(len(cases)), np.repeat(times, 9))
-    for rule in ("official", "dsd-baseline"):
+    rules: tuple[AggregatorName, ...] = ("official", "dsd-baseline")
+    for rule in rules:
         mean = AGGREGATORS[rule].concept
         quantity = mean_of(grid(values, cases, 4), mean)
         (drawn,) = quantity.value((times @ quantity.table)[None])

@@ -1,0 +1,48 @@
+"""Everything that is missing from a run: images, and ratings without a score."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from dsd_jax.infer.evaluate.panels import Panel, Rated
+
+__all__ = ["Gap", "gaps_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """Something that is missing.
+
+    Attributes:
+        method: Method of the run.
+        case: Id of the case.
+        what: What is missing: "image", or an aspect of a protocol.
+        judge: Who should have rated it, with the number of the round from 1; empty for an image.
+        reason: Reason, as far as it is known.
+    """
+
+    method: str
+    case: str
+    what: str
+    judge: str = ""
+    reason: str = ""
+
+
+def gaps_of(rated: Rated, panels: Sequence[Panel]) -> Iterator[Gap]:
+    """Lists what a run lacks; ratings only under the protocols and judges that rated some of it."""
+    method = rated.run.method
+    if rated.run.images:
+        yield from (Gap(method, case, "image") for case in rated.run.missing)
+    for panel in panels:
+        ratings = panel.ratings.get(method, [])
+        states = {
+            (each.aspect, each.judge, each.round, each.case): each.state
+            for each in sorted(ratings, key=lambda each: each.state == "ok")
+        }
+        rounds = dict.fromkeys((each.aspect, each.judge, each.round) for each in ratings)
+        for aspect, judge, number in rounds:
+            for case in rated.run.cases:
+                state = states.get((aspect, judge, number, case.id), "not rated")
+                if state != "ok":
+                    who = f"{judge}, round {number + 1}"
+                    reason = state.replace("_", " ")
+                    yield Gap(method, case.id, f"{panel.protocol} {aspect}", who, reason)
