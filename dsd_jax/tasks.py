@@ -69,6 +69,8 @@ class Task:
             not come from grids.
         question: Questions of the judge about a pair.
         similarity: Bounds of the similarity of a pair's frames, unless `[pairs]` sets others.
+        max_drift: Longest shift in pixels of any part from one frame to the other, unless `[pairs]`
+            sets another. None where content may move.
         description: Text in `[caption]` that asks for a description of the target.
         instruction: Text in `[caption]` that asks for the edit from reference to target.
         frame_weights: Weights of the two frames in the loss of a model trained on this task alone.
@@ -79,6 +81,7 @@ class Task:
     grid: str | None = None
     question: Question = Question()
     similarity: Similarity = Similarity()
+    max_drift: float | None = None
     description: str = "target"
     instruction: str = "instruction"
     frame_weights: FrameWeights = FrameWeights()
@@ -93,7 +96,7 @@ class Task:
 
 IDENTITY = Task("identity", grid="identity")
 """The paper's: the same subject in another scene."""
-RELIGHT = Task("relight", grid="relight")
+RELIGHT = Task("relight", grid="relight", max_drift=2.0)
 """The same scene under another light."""
 EXPRESSION = Task("expression", grid="expression")
 """The same character in another mood."""

@@ -127,7 +127,9 @@ class MakeConfig:
             bounds = {name: self.pairs.similarity(task_named(name)) for name in self.prompts.tasks}
             settings["min_similarity"] = _one({name: own.least for name, own in bounds.items()})
             settings["max_similarity"] = _one({name: own.most for name, own in bounds.items()})
-            if not self.pairs.max_drift:
+            drift = {name: self.pairs.drift(task_named(name)) for name in self.prompts.tasks}
+            settings["max_drift"] = {name: most for name, most in drift.items() if most is not None}
+            if not settings["max_drift"]:
                 del settings["max_drift"]  # a filter that is off decides nothing
         return dict(json_value(settings, _name, sort_keys=True))
 

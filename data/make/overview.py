@@ -1,5 +1,6 @@
 """Shows the statistics of a work folder: lines and tables for a terminal, and a plot."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import JUDGEMENTS, PROMPTS, STAGES, STATUSES, Stage, StageRow
+from dsd_jax.data.make.stages import JUDGEMENTS, PAIRS, PROMPTS, STAGES, STATUSES, Stage, StageRow
 from dsd_jax.data.make.statistics import (
     Diversity,
+    Drifts,
     Judging,
     Yield,
     diversity,
+    drifts,
     finished_rows,
     judging,
     ledger_totals,
@@ -49,6 +52,8 @@ def tables(root: Path) -> list[str]:
     found = [_yields(parts)]
     if counts := source_counts(root):
         found.insert(0, _source_table(counts))
+    if measured_drifts := drifts(finished_rows(parts, PAIRS)):
+        found.append(_drift_table(measured_drifts))
     judged = judging(finished_rows(parts, JUDGEMENTS))
     if judged.verdicts.total():
         found.append(_judging_table(judged))
@@ -111,6 +116,17 @@ def _source_table(counts: Mapping[str, int]) -> str:
         for what, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
     return table_text(("", "lines", "share"), rows, title="Lines of the source")
+
+
+def _drift_table(by_task: Mapping[str, Drifts]) -> str:
+    rows = []
+    for task, own in by_task.items():
+        total = own.verdicts.total()
+        median = "" if math.isnan(own.median_px) else f"{own.median_px:.1f}"
+        still = _share(own.verdicts["still"], total)
+        rows.append((task, f"{total:,}", still, median, _share(own.kept, total)))
+    columns = ("task", "pairs", "still", "median px", "kept")
+    return table_text(columns, rows, title="Drift")
 
 
 def _judging_table(judged: Judging) -> str:

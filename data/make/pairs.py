@@ -50,8 +50,9 @@ class PairsConfig:
             each task's own (0.94). Copies teach a model to copy.
         min_similarity: Smallest similarity. None takes each task's own (0, no limit). Views of one
             subject may have no pixel in common.
-        max_drift: Tasks whose panels must show the same content at the same places, each with the
-            longest shift of any part that it accepts, in pixels. By default none.
+        max_drift: Longest shift in pixels of any part between the panels of a pair, by task; `inf`
+            does not measure it. Tasks that are not named take their own: 2 for relight, no limit
+            for the others.
         check: Limits within which a picture passes as a grid.
     """
 
@@ -68,8 +69,15 @@ class PairsConfig:
             self.similarity(task)
         for name, most in self.max_drift.items():
             task_named(name)
-            if not 0 < most < math.inf:
-                raise UserError(f"max_drift of {name} must be a number of pixels > 0, got {most}")
+            if not most > 0:
+                raise UserError(
+                    f"max_drift of {name} must be a number of pixels > 0, or inf, got {most}"
+                )
+
+    def drift(self, task: Task) -> float | None:
+        """The longest shift for pairs of a task; None if it is not measured."""
+        most = self.max_drift.get(task.name, task.max_drift)
+        return None if most == math.inf else most
 
     def similarity(self, task: Task) -> Similarity:
         """The bounds for pairs of a task."""
@@ -162,7 +170,7 @@ def _cut(path: Path, grid: Grid, config: PairsConfig) -> CutGrid:
         similarity={key: similarity(*pair) for key, pair in pairs.items()},
         drift=(
             {key: _drift(*pair) for key, pair in pairs.items()}
-            if grid.task in config.max_drift
+            if config.drift(task_named(grid.task)) is not None
             else None
         ),
     )
@@ -187,8 +195,8 @@ def _pairs(
     if row.boxes is None or row.similarity is None:
         yield row
         return
-    most = config.max_drift.get(row.task)
-    bounds = config.similarity(task_named(row.task))
+    task = task_named(row.task)
+    most, bounds = config.drift(task), config.similarity(task)
     for first, second in itertools.combinations(NUMBERS, 2):
         ahead = PairId(row.id, first, second)
         pair = Pair(

@@ -3,20 +3,33 @@
 import dataclasses
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import CAPTIONS, STAGES, Judgement, Prompt, R_co, Stage, StageRow
+from dsd_jax.data.make.stages import (
+    CAPTIONS,
+    STAGES,
+    Judgement,
+    Pair,
+    PanelDrift,
+    Prompt,
+    R_co,
+    Stage,
+    StageRow,
+)
 from dsd_jax.llm.totals import Totals, read_totals
 from dsd_jax.structured import parse_json
 
 __all__ = [
     "Diversity",
+    "Drifts",
     "Judging",
     "Yield",
     "diversity",
+    "drifts",
     "finished_rows",
     "judging",
     "ledger_totals",
@@ -113,6 +126,38 @@ def judging(rows: Iterable[Judgement]) -> Judging:
             audited += 1
             agreed += row.grid_verdict == row.verdict
     return Judging(verdicts, asked_again, audited, agreed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drifts:
+    """Drift of the pairs of one task.
+
+    Attributes:
+        verdicts: Pairs by the verdict of the meter.
+        median_px: Median of the longest shifts, over the pairs of which one was found; else NaN.
+        kept: Pairs that passed all filters.
+    """
+
+    verdicts: Counter[str]
+    median_px: float
+    kept: int
+
+
+def drifts(rows: Iterable[StageRow]) -> dict[str, Drifts]:
+    """Measured pairs by task; tasks whose drift was not measured are left out."""
+    measured: dict[str, list[tuple[Pair, PanelDrift]]] = {}
+    for row in rows:
+        if isinstance(row, Pair) and row.drift is not None:
+            measured.setdefault(row.task, []).append((row, row.drift))
+    found = {}
+    for task, own in sorted(measured.items()):
+        lengths = [drift.largest_px for _, drift in own if drift.largest_px is not None]
+        found[task] = Drifts(
+            Counter(drift.verdict for _, drift in own),
+            statistics.median(lengths) if lengths else math.nan,
+            sum(pair.kept for pair, _ in own),
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -19,9 +20,10 @@ from dsd_jax.data.make.ids import CaptionId, GridId, PanelId, PromptId
 from dsd_jax.data.make.pairs import PairsConfig, make_pairs
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair, plain
+from dsd_jax.data.make.statistics import drifts
 from dsd_jax.errors import UserError
 from dsd_jax.shares import WorkerShare
-from dsd_jax.tasks import task_named
+from dsd_jax.tasks import IDENTITY, RELIGHT, task_named
 from tests.data.make.painted import Painter, grid_picture, tree, write_prompts
 
 
@@ -343,6 +345,8 @@ def views(shift: int) -> Image.Image:
 def test_a_task_that_asks_for_it_keeps_only_pairs_that_stand_still(tmp_path):
     made = with_files(tmp_path, {A: encoded(views(9))})
     make_pairs(made, PairsConfig(max_similarity=1, max_drift={"identity": 2.0}))
+    found = drifts(made.rows(PAIRS))["identity"]
+    assert (found.verdicts, found.kept) == ({"still": 3, "moved": 3}, 3)
     rows = [row for row in made.rows(PAIRS) if isinstance(row, Pair)]
     assert len(rows) == 6
     for row in rows:
@@ -372,12 +376,19 @@ def test_drift_is_not_measured_unless_the_task_asks_for_it(tmp_path):
     assert not any("drift" in plain(row) for row in (*rows, *made.rows(PANELS)))
 
 
+def test_relighting_stands_still_unless_its_limit_is_taken_away():
+    assert PairsConfig().drift(RELIGHT) == 2.0
+    assert PairsConfig(max_drift={"relight": 5.0}).drift(RELIGHT) == 5.0
+    assert PairsConfig(max_drift={"relight": math.inf}).drift(RELIGHT) is None
+    assert PairsConfig().drift(IDENTITY) is None
+
+
 @pytest.mark.parametrize(
     ("drift", "message"),
     [
         ({"relihgt": 2.0}, r"no task 'relihgt'; .*did you mean 'relight'"),
-        ({"relight": 0.0}, r"max_drift of relight must be a number of pixels > 0, got 0.0"),
-        ({"relight": float("inf")}, r"must be a number of pixels > 0, got inf"),
+        ({"relight": 0.0}, r"max_drift of relight must be a number of pixels > 0, or inf, got 0.0"),
+        ({"relight": float("nan")}, r"must be a number of pixels > 0, or inf, got nan"),
     ],
 )
 def test_a_limit_of_drift_that_means_nothing_is_refused(drift: dict[str, float], message: str):

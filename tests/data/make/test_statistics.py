@@ -1,6 +1,7 @@
 """Statistics of a work folder: counts that add up, and measures that see repetition."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,15 @@ from PIL import Image
 from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.ids import CaptionId, PromptId
 from dsd_jax.data.make.overview import plot_yields, tables
-from dsd_jax.data.make.stages import DESCRIPTIONS, JUDGEMENTS, Judgement, Prompt
+from dsd_jax.data.make.stages import (
+    DESCRIPTIONS,
+    JUDGEMENTS,
+    PAIRS,
+    Judgement,
+    Pair,
+    PanelDrift,
+    Prompt,
+)
 from dsd_jax.data.make.statistics import (
     diversity,
     judging,
@@ -111,3 +120,21 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path):
         UserError, match="is not a work folder of `dsd data make`: it has no readable making"
     ):
         begun_folder(tmp_path)
+
+
+def test_the_drift_of_measured_pairs_has_a_table(tmp_path: Path):
+    parts = write_folder(tmp_path, 6)
+    assert "Drift" not in shown(tmp_path)
+    rows = [row for row in parts.read(PAIRS, 0) if isinstance(row, Pair)]
+    lengths = itertools.cycle([0.2, 0.4, None])
+    moved = [
+        dataclasses.replace(
+            row, drift=PanelDrift(verdict="still" if length else "cannot tell", largest_px=length)
+        )
+        for row, length in zip(rows, lengths, strict=False)
+    ]
+    with parts.writing(PAIRS, 0):
+        parts.write(PAIRS, 0, moved)
+    text = shown(tmp_path)
+    assert "Drift" in text
+    assert "0.3" in text
