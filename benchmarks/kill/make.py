@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ __all__ = [
     "Answers",
     "contents",
     "kill_and_restart",
+    "ledgers",
     "pack_dataset",
     "run_stage",
     "said",
@@ -166,10 +167,15 @@ def make(config: Path) -> None:
 
 
 class Answers:
-    """The server's answers, which depend on the question, and its faults, which do not."""
+    """The server's answers, which depend on the question, and its faults, which do not.
 
-    def __init__(self, seed: int) -> None:
-        self._rng = random.Random(seed)
+    Args:
+        seed: Seed of the faults.
+        said: The words of the model, from a question and the number from 0 to 1 that belongs to it.
+    """
+
+    def __init__(self, seed: int, said: Callable[[Question, float], str]) -> None:
+        self._rng, self._said = random.Random(seed), said
         self.faults: Counter[str] = Counter()
 
     def __call__(self, question: Question) -> str | Reply | Status | Drop | BadJson:
@@ -192,7 +198,7 @@ class Answers:
             return Status(400, '{"error": {"message": "this one is not for us", "code": 400}}')
         if chance < 0.012:
             return Reply("", finish="blocked")
-        return said(question, chance)
+        return self._said(question, chance)
 
 
 def chance_of(question: Question) -> float:
@@ -325,7 +331,7 @@ def kill_and_restart(
     for name in ("undisturbed", "killed"):
         write_world(folder / name, captions)
         killed: Counter[str] = Counter()
-        answers = Answers(seed + len(rows))
+        answers = Answers(seed + len(rows), said)
         with Server(answers, delay=DELAY_S) as server:
             config = write_config(folder / name, server, captions)
             process = start(config)
