@@ -40,6 +40,7 @@ __all__ = ["MODELS", "to_jax", "to_torch"]
 # Folders of a FLUX pipeline in diffusers layout; the others hold a few small files and are copied.
 MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
+_BESIDE = ("model_index.json", "preprocessor_config.json")  # of a pipeline, of a vision model
 _MOST_COPIED = 1 << 28  # bytes of one of their files; T5's tokenizer has 2 MB
 
 
@@ -52,7 +53,7 @@ def _parts(source: epath.PathLike) -> list[str]:
 
 
 def _copy_others(source: epath.PathLike, target: epath.Path) -> None:
-    """Copies the small files of a pipeline.
+    """Copies the small files of a pipeline, or of one model.
 
     Raises:
         UserError: one of them is a link out of the pipeline's folder, a pipe or a device. What is
@@ -60,7 +61,7 @@ def _copy_others(source: epath.PathLike, target: epath.Path) -> None:
     """
     root = epath.Path(source)
     names = [name for folder in OTHERS for name in _files_in(root, folder)]
-    for name in (*names, *(["model_index.json"] if (root / "model_index.json").exists() else [])):
+    for name in (*names, *(name for name in _BESIDE if (root / name).exists())):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if "://" in str(root):
             (root / name).copy(target / name, overwrite=True)
@@ -95,8 +96,8 @@ def to_jax(
     """Converts a pipeline folder, or one model in any layout, to Orbax.
 
     Each model becomes a folder with the same `config.json` and the checkpoint in `params/`, which
-    also records the SHA-256 of the files it came from. Small files (tokenisers, scheduler) are
-    copied.
+    also records the SHA-256 of the files it came from. Small files (tokenisers, scheduler,
+    preprocessing) are copied.
 
     Args:
         source: folder or file.
@@ -116,8 +117,7 @@ def to_jax(
             component = open_component(epath.Path(source) / name, fingerprint=True)
             notices += component.notices
             _to_orbax(component, work / name, dtype, name or Path(source).name)
-        if names:
-            _copy_others(source, work)
+        _copy_others(source, work)
     return notices
 
 
@@ -231,8 +231,7 @@ def to_torch(
             lost = _to_safetensors(component, wanted, Path(work) / name, name or Path(target).name)
             notices += [*component.notices, *lost]
             _finish(component, work / name, own)
-        if names:
-            _copy_others(source, work)
+        _copy_others(source, work)
     return notices
 
 

@@ -9,14 +9,16 @@ import tyro
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.backbones import open_backbones
+from dsd_jax.infer.evaluate.beside import Agreement, beside_truth
 from dsd_jax.infer.evaluate.features import FeatureStore
 from dsd_jax.infer.evaluate.runs import open_runs
 from dsd_jax.infer.evaluate.score import Summary, choose, score_runs
 from dsd_jax.infer.options import mesh_of
+from dsd_jax.interval import Interval
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.terminal import table_text
 
-__all__ = ["score"]
+__all__ = ["agreement_table", "score"]
 
 _CACHE = ".features"
 _REASONS = 5  # that are shown for a run
@@ -55,6 +57,8 @@ def score(
     store = FeatureStore(cache or opened[0].folder.absolute().parent / _CACHE)
     summaries = score_runs(opened, plans, store, leave_out="all" in metrics)
     print(_table(summaries))
+    if agreements := beside_truth(opened):
+        print(f"\n{agreement_table(agreements)}")
     if reasons := _reasons(summaries):
         print("\n".join(reasons))
         raise SystemExit(1)
@@ -68,6 +72,25 @@ def _table(summaries: list[Summary]) -> str:
         rows.append([own.metric, own.method, mean, *map(str, (*counts, own.missing))])
     columns = ("metric", "method", "mean", "n", "undefined", "errors", "missing")
     return table_text(columns, rows)
+
+
+def agreement_table(agreements: list[Agreement], width: int | None = None) -> str:
+    """Table of the correlations of metrics with the truth; see `dsd_jax.terminal.table_text`."""
+    truths = list(dict.fromkeys(name for own in agreements for name in own.correlations))
+    rows = [
+        [own.metric, str(own.rows), *(_correlation(own.correlations.get(name)) for name in truths)]
+        for own in agreements
+    ]
+    return table_text(
+        ("metric", "n", *truths),
+        rows,
+        title="rank correlation with the truth, over cases and methods, 95 % by subjects",
+        width=width,
+    )
+
+
+def _correlation(interval: Interval | None) -> str:
+    return "-" if interval is None or math.isnan(interval.value) else str(interval)
 
 
 def _reasons(summaries: list[Summary]) -> list[str]:

@@ -14,15 +14,17 @@ from dsd_jax.structured import parse_json
 from dsd_jax.toy.score import METRICS, from_tags, score
 from dsd_jax.toy.world import PANEL
 
-__all__ = ["TruthBackbone", "truth_metrics"]
+__all__ = ["TRUTHS", "TruthBackbone", "truth_metrics"]
 
 _BENCH = "toy"
+TRUTHS = tuple(f"{name}@{_BENCH}" for name in METRICS)
+"""Full names of the metrics."""
 
 
 class TruthBackbone:
     """The pixel judge of the toy world: the metrics of `dsd_jax.toy.score` as four numbers."""
 
-    name, batch, texts = "toy", 64, False
+    name, batch, texts = _BENCH, 64, False
     family: Family = "truth"
     digest = "toy-1"
 

@@ -15,9 +15,10 @@ from PIL import Image
 from transformers.core_model_loading import revert_weight_conversion
 
 from dsd_jax.config import FLOAT32, VisionConfig
+from dsd_jax.convert.jobs import to_jax, to_torch
 from dsd_jax.convert.open import open_component
 from dsd_jax.convert.vision.config import vision_from_json, vision_to_json
-from dsd_jax.convert.vision.open import open_captions, open_vision
+from dsd_jax.convert.vision.open import find_vision, open_captions, open_vision
 from dsd_jax.convert.vision.preprocess import preprocess_from_json
 from dsd_jax.convert.vision.tables import vision_table
 from dsd_jax.errors import UserError
@@ -152,6 +153,18 @@ def test_files_of_ours_are_read_by_transformers_and_by_us(name: str, tmp_path: P
     assert set(found["missing_keys"]) <= {"embeddings.mask_token"}
     assert not found["unexpected_keys"]
     assert not found["mismatched_keys"]
+
+
+def test_a_converted_model_keeps_the_settings_of_its_preprocessing(tmp_path: Path):
+    write_vit(tmp_path / "dino")
+    settings = b'{"image_processor_type": "ViTImageProcessor", "size": {"height": 9, "width": 9}}'
+    (tmp_path / "dino" / "preprocessor_config.json").write_bytes(settings)
+    to_jax(tmp_path / "dino", tmp_path / "jax")
+    to_torch(tmp_path / "jax", tmp_path / "torch")
+    assert (tmp_path / "torch" / "preprocessor_config.json").read_bytes() == settings
+    parts = [find_vision(tmp_path / name) for name in ("dino", "jax")]
+    assert parts[0].preprocess == parts[1].preprocess
+    assert parts[0].component.sha256() == parts[1].component.sha256()
 
 
 # What is refused
