@@ -18,6 +18,7 @@ from dsd_jax.encoders import in_groups
 from dsd_jax.errors import UserError
 from dsd_jax.images import to_array
 from dsd_jax.infer.evaluate.features import Backbone, Family, Input, Kind, Prepared, UndefinedError
+from dsd_jax.infer.evaluate.moved import DriftBackbone
 from dsd_jax.infer.evaluate.truth import TruthBackbone
 from dsd_jax.sharding import batch_ways
 from dsd_jax.types import Bool, Float32
@@ -44,7 +45,9 @@ def open_backbones(given: Sequence[str], mesh: Mesh | None = None) -> list[Backb
     Raises:
         UserError: A text of another form, a name twice, or a folder without a vision transformer.
     """
-    backbones: dict[str, Backbone] = {own.name: own for own in (PixelBackbone(), TruthBackbone())}
+    backbones: dict[str, Backbone] = {
+        own.name: own for own in (PixelBackbone(), TruthBackbone(), DriftBackbone())
+    }
     built_in = set(backbones)
     for text in given:
         name, equals, path = text.partition("=")

@@ -35,8 +35,9 @@ def score(
 ) -> None:
     """Measure the images of runs by metrics on features; only what is missing is computed.
 
-    The name of a metric contains its backbone, such as dino@dino-vits8. The backbone pixels needs
-    no weights; where the truth about images is known, identity, prompt and copied need none either.
+    The name of a metric contains its backbone, such as dino@dino-vits8. The backbones pixels and
+    meter (drift against the reference) need no weights; where the truth about images is known,
+    identity, prompt and copied need none either.
 
     Args:
         runs: Folders that `dsd evaluate generate` or `import` made.

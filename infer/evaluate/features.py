@@ -36,7 +36,7 @@ __all__ = [
     "UndefinedError",
 ]
 
-Family = Literal["dino", "clip", "pixels", "truth", "lpips"]
+Family = Literal["dino", "clip", "pixels", "truth", "lpips", "drift"]
 Kind = Literal["feature", "subject", "background", "patches", "inside", "text", "distance", "truth"]
 Prepared: TypeAlias = np.ndarray | str
 _KEPT = {"feature", "subject", "background", "text", "distance", "truth"}  # others are large

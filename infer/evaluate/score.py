@@ -33,6 +33,7 @@ from dsd_jax.infer.evaluate.measures import (
     set_metrics,
 )
 from dsd_jax.infer.evaluate.metrics import mean_per_case
+from dsd_jax.infer.evaluate.moved import drift_metrics
 from dsd_jax.infer.evaluate.runs import Run
 from dsd_jax.infer.evaluate.scores import Score, read_scores, write_scores
 from dsd_jax.infer.evaluate.truth import truth_metrics
@@ -51,6 +52,7 @@ _WANTED: Mapping[Family, str] = {
     "with its config.json, preprocessor_config.json, model.safetensors and tokenizer.json",
     "pixels": "",
     "truth": "",
+    "drift": "",
     "lpips": "the weights of LPIPS: give --backbone lpips-alex=FILE, the file that "
     'safetensors.torch.save_model(lpips.LPIPS(net="alex"), FILE) writes; it ends in .safetensors',
 }
@@ -110,7 +112,12 @@ def choose(names: Sequence[str], backbones: Sequence[Backbone], count: int) -> l
     Raises:
         UserError: An unknown name, or one without a backbone.
     """
-    metrics: list[Metric] = [*image_metrics(), *truth_metrics(), *set_metrics(count)]
+    metrics: list[Metric] = [
+        *image_metrics(),
+        *truth_metrics(),
+        *drift_metrics(),
+        *set_metrics(count),
+    ]
     plans = [
         Plan(metric, backbone)
         for metric, backbone in itertools.product(metrics, backbones)

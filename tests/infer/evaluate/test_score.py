@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Pictures
 
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.backbones import PixelBackbone
 from dsd_jax.infer.evaluate.cases import Case
 from dsd_jax.infer.evaluate.features import Backbone, FeatureStore
+from dsd_jax.infer.evaluate.moved import DriftBackbone
 from dsd_jax.infer.evaluate.runs import Run, write_run
 from dsd_jax.infer.evaluate.score import Summary, choose, score_runs
 from dsd_jax.infer.evaluate.scores import metrics_of, read_scores
@@ -192,6 +194,27 @@ def test_truth_needs_a_toy_case_and_a_toy_picture(tmp_path: Path, run: Run, stor
     odd_run = made_run(tmp_path, "odd", [odd], {"odd": plain((1, 1, 1))})
     (own,) = scored(odd_run, "identity", store, TruthBackbone()).scores
     assert own.reason.startswith("case odd: the tag `shape` of a toy case is missing")
+
+
+def test_drift_tells_the_reference_that_stands_still_from_one_that_moved(
+    tmp_path: Path, store: FeatureStore
+):
+    coarse = np.random.default_rng(0).integers(0, 255, (26, 26, 3), np.uint8)
+    scene = np.asarray(Pictures.fromarray(coarse).resize((208, 208), Pictures.Resampling.BICUBIC))
+    reference = true_picture(tmp_path, "scene", scene[24:184, 24:184])
+    cases = [Case(name, "jsonl", "a", "at night", (reference,)) for name in "abcd"]
+    other = np.rot90(scene)[24:184, 24:184]
+    images = {
+        "a": (scene[24:184, 24:184] * 0.5).astype(np.uint8),
+        "b": scene[24:184, 30:190],
+        "c": np.ascontiguousarray(other),
+        "d": plain((9, 9, 9)),
+    }
+    run = made_run(tmp_path, "relit", cases, images)
+    drift = scored(run, "drift", store, DriftBackbone())
+    assert values(drift) == [pytest.approx(0, abs=0.5), pytest.approx(6, abs=0.5), None, None]
+    assert drift.scores[3].reason == "there is too little texture to see a shift"
+    assert values(scored(run, "still", store, DriftBackbone())) == [1, 0, 0, None]
 
 
 class TestAgain:
