@@ -29,7 +29,8 @@ def prepare(
         bench: The benchmark.
         output: Cases file to write, such as cases.jsonl. Pictures that are not files yet go to a
             folder beside it.
-        root: Folder of the benchmark. xverse takes two: its clone, then DreamBench++.
+        root: Folder of the benchmark, or the file of a table. xverse takes two: its clone, then
+            DreamBench++.
         mask_dir: Folder of masks that are white where the subject is. The mask of ROOT/a/b.jpg is
             MASK_DIR/a/b.png.
         other_pictures: Accept pictures other than those that were released.

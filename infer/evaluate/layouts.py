@@ -4,7 +4,7 @@
     subject-prompt   SUBJECT/PROMPT.png or SUBJECT/PROMPT_K.png; PROMPT is its number or its words
     omnicontext      [fullset/]TASK/KEY.png, or KEY_K.png
     multiid          ID/out.jpg, or ID/output_K.jpg
-    flat             CASE.png or CASE_K.png
+    flat             CASE.png or CASE_K.png; for XVerseBench also INDEX_PROMPT.png
     jsonl            a table with the columns case and image, and perhaps sample, seed and prompt
 
 K is the number of the image among those of its case, from 0.
@@ -60,6 +60,7 @@ class _Names:
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self.ids = {case.id for case in cases}
+        self.numbers = {case.tags["index"]: case.id for case in cases if "index" in case.tags}
         self.entries = {case.tags.get("entry", case.id): case.id for case in cases}
         self.tasks = {(case.tags.get("task"), case.tags.get("key")): case.id for case in cases}
         self._prompts: dict[tuple[str, int], str] = {}
@@ -171,7 +172,10 @@ def _multiid(folder: Path, names: _Names) -> Iterator[Found]:
 def _flat(folder: Path, names: _Names) -> Iterator[Found]:
     for path in visible(folder, *ENDINGS):
         name, sample = (path.stem, 0) if path.stem in names.ids else _numbered(path.stem)
-        yield Found(path, name if name in names.ids else None, sample)
+        if name in names.ids:
+            yield Found(path, name, sample)
+        else:
+            yield Found(path, names.numbers.get(path.stem.partition("_")[0]))
 
 
 def _jsonl(folder: Path, names: _Names) -> Iterator[Found]:

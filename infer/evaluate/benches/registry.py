@@ -1,6 +1,7 @@
 """The benchmarks by name."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -8,15 +9,31 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dsd_jax.errors import UserError
+from dsd_jax.errors import UserError, and_more
+from dsd_jax.infer.evaluate.benches.dreambench import read_dreambench, read_dreambench_once
+from dsd_jax.infer.evaluate.benches.dreambench_plus import read_dreambench_plus
+from dsd_jax.infer.evaluate.benches.multiid import read_multiid
+from dsd_jax.infer.evaluate.benches.omnicontext import read_omnicontext
+from dsd_jax.infer.evaluate.benches.pairs import read_pairs
 from dsd_jax.infer.evaluate.benches.source import Source, picture
 from dsd_jax.infer.evaluate.benches.table import read_table
 from dsd_jax.infer.evaluate.benches.toy import changed_toys, read_toy
+from dsd_jax.infer.evaluate.benches.xverse import read_xverse
 from dsd_jax.infer.evaluate.cases import Case, Picture, write_cases
 
 __all__ = ["BENCHES", "Bench", "BenchName", "counts", "prepare"]
 
-BenchName = Literal["toy", "jsonl"]
+BenchName = Literal[
+    "dreambench++",
+    "dreambench-750",
+    "dreambench-3000",
+    "omnicontext",
+    "xverse",
+    "multiid",
+    "pairs",
+    "toy",
+    "jsonl",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +57,38 @@ class Bench:
     changed: Callable[[Case, np.random.Generator], Iterator[tuple[int, Image.Image]]] | None = None
 
 
+_DREAMBENCH = ("a clone of github.com/google/dreambooth",)
 BENCHES: dict[BenchName, Bench] = {
+    "dreambench++": Bench(
+        "DreamBench++", ("the unpacked data.zip of DreamBench++",), read_dreambench_plus
+    ),
+    "dreambench-750": Bench(
+        "DreamBench, one reference and one image each", _DREAMBENCH, read_dreambench_once
+    ),
+    "dreambench-3000": Bench("DreamBench, four images each", _DREAMBENCH, read_dreambench),
+    "omnicontext": Bench(
+        "OmniContext, one subject",
+        ("the dataset OmniGen2/OmniContext",),
+        read_omnicontext,
+        counted=False,
+    ),
+    "xverse": Bench(
+        "XVerseBench, one subject",
+        ("a clone of github.com/bytedance/XVerse", "the unpacked data.zip of DreamBench++"),
+        read_xverse,
+    ),
+    "multiid": Bench(
+        "MultiID-Bench, one person",
+        ("the folder that its hf2bench.py wrote",),
+        read_multiid,
+        counted=False,
+    ),
+    "pairs": Bench(
+        "held-out pairs",
+        ("a folder that `dsd data export --format folder` wrote",),
+        read_pairs,
+        counted=False,
+    ),
     "toy": Bench("toy world", (), read_toy, counted=False, changed=changed_toys),
     "jsonl": Bench("table of cases", ("a table, or a folder with one",), read_table, counted=False),
 }
@@ -70,9 +118,9 @@ def prepare(
             if wanted
             else f"{name} reads no files; leave --root out"
         )
-    for root in source.roots:
+    for root, expected in zip(source.roots, bench.expects, strict=True):
         if not root.exists():
-            raise UserError(f"there is no file or folder {root}; {name} reads {bench.expects[0]}")
+            raise UserError(f"there is no file or folder {root}; {name} reads {expected}")
     cases = bench.read(source)
     if mask_dir is not None:
         top = source.root if source.roots else source.pictures
@@ -85,6 +133,9 @@ def prepare(
                 f"cases {first} and {case.id} both have prompt {case.prompt_index} of the subject "
                 f"{case.subject}; number the prompts of a subject"
             )
+    twice = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
+    if twice:
+        raise UserError(f"the ids of cases must differ, but {and_more(twice)} stand there twice")
     write_cases(output, cases)
     return cases
 

@@ -2,26 +2,34 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dsd_jax.errors import UserError, and_more
 from dsd_jax.files import file_sha256
 from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.cases import Picture
+from dsd_jax.structured import read_bytes
 
 __all__ = [
     "ENDINGS",
     "Source",
     "check_count",
     "check_released",
+    "file_name",
     "picture",
     "pictures_sha256",
+    "text_lines",
     "visible",
 ]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 """Endings of the files that count as pictures, in lower case."""
+
+
+_LONGEST_TEXT = 1 << 20  # bytes
+_OTHER = re.compile(r"[^A-Za-z0-9_.'-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +83,27 @@ def visible(folder: Path, *endings: str) -> Iterator[Path]:
             yield path
 
 
+def text_lines(path: Path) -> list[str]:
+    """Lines of a text file without the spaces around them, and without empty ones.
+
+    Raises:
+        UserError: It cannot be read, has no text, or is not UTF-8.
+    """
+    try:
+        text = read_bytes(path, _LONGEST_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8; the download is damaged") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} is empty; the download is damaged")
+    return lines
+
+
+def file_name(text: str) -> str:
+    """A text as part of a file name: other signs than letters, digits and -_.' become `_`."""
+    return _OTHER.sub("_", text.strip())
+
+
 def check_count(what: str, where: Path, counted: int, expected: int) -> None:
     """Checks a number that a benchmark is known to have.
 
@@ -94,7 +123,7 @@ def pictures_sha256(pictures: Iterable[Picture]) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
-def check_released(known: dict[str, tuple[Iterable[Picture], str]], where: Path) -> None:
+def check_released(known: Mapping[str, tuple[Iterable[Picture], str]], where: Path) -> None:
     """Checks digests of groups of pictures against those of the release.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dsd_jax.errors import UserError, did_you_mean
-from dsd_jax.infer.evaluate.benches.source import Source, picture
+from dsd_jax.infer.evaluate.benches.source import Source, file_name, picture
 from dsd_jax.infer.evaluate.cases import Case, Picture
 from dsd_jax.rows import Row, lookup, open_table, plain_path, plain_text
 
@@ -31,7 +31,6 @@ COLUMNS: Mapping[str, str] = {
 _LISTS = {"references": "reference", "targets": "target"}
 _WORDS = ("subject_text", "category", "prompt_class")
 _MOST = 8  # faults that a message names
-_OTHER = re.compile(r"[^A-Za-z0-9_.'-]+")
 
 
 def read_table(source: Source) -> list[Case]:
@@ -84,14 +83,14 @@ def _case(
     prompt = _text(row, "prompt")
     if not prompt:
         raise UserError("it has no prompt")
-    subject = _text(row, "subject") or _OTHER.sub("_", references[0].stem)
+    subject = _text(row, "subject") or file_name(references[0].stem)
     index = _number(row, "prompt_index", prompts[subject])
     prompts[subject] += 1
     tags = lookup(row.fields, "tags") or {}
     if not isinstance(tags, Mapping) or not all(isinstance(each, str) for each in tags.values()):
         raise UserError("its tags must be an object of texts")
     return Case(
-        id=_text(row, "id") or f"{_OTHER.sub('_', subject)}-{index}",
+        id=_text(row, "id") or f"{file_name(subject)}-{index}",
         bench=bench,
         subject=subject,
         prompt=prompt,

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dsd_jax import cli
 from dsd_jax.errors import UserError
+from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.benches.registry import counts, prepare
 from dsd_jax.infer.evaluate.benches.source import Source
 from dsd_jax.infer.evaluate.cases import read_cases
-from dsd_jax.toy.score import from_tags, score
+from dsd_jax.toy.score import from_tags
 
 
 @pytest.fixture
@@ -26,6 +28,10 @@ def table(tmp_path):
         return path
 
     return write
+
+
+def open_pixels(path):
+    return np.asarray(open_image(path))
 
 
 def made(path, **options):
@@ -43,13 +49,10 @@ class TestToy:
         for case in cases:
             drawn = from_tags(case.id, case.tags)
             assert case.prompt == drawn.text
-            before, after = (
-                np.asarray(Image.open(held.path)) for held in (case.reference, case.targets[0])
-            )
-            assert score(drawn, before) == (True, False, False, True)
-            assert score(drawn, after) == (True, True, True, False)
+            assert (open_pixels(case.reference.path) == drawn.reference()).all()
+            assert (open_pixels(case.targets[0].path) == drawn.ideal()).all()
             assert case.reference.mask is not None
-            mask = np.asarray(Image.open(case.reference.mask))
+            mask = open_pixels(case.reference.mask)
             assert 0.1 < (mask == 255).mean() < 0.5
             (centre_y, centre_x) = np.argwhere(mask[..., 0] == 255).mean(0) - 15.5
             assert ("north" in drawn.before.place) == (centre_y < 0)
@@ -149,3 +152,17 @@ class TestTable:
             prepare("jsonl", Source((), tmp_path), output)
         with pytest.raises(UserError, match=r"there is no file or folder .*none.csv; jsonl reads"):
             prepare("jsonl", Source((tmp_path / "none.csv",), tmp_path), output)
+
+
+def test_the_command_prints_what_was_counted(table, tmp_path, capsys):
+    path = table({"prompt": "a cat", "reference": "cat.png"})
+    output = tmp_path / "out" / "cases.jsonl"
+    words = ["evaluate", "prepare", "jsonl", "--output", str(output)]
+    assert cli.main([*words, "--root", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("table of cases\ncategory  subjects  cases")
+    assert "the number of cases is not checked, since none is fixed for this benchmark" in out
+    assert out.endswith(f"wrote {output}\n")
+    assert cli.main(words) == 2
+    expected = "jsonl reads a table, or a folder with one; give --root DIR, got 0 folders"
+    assert expected in capsys.readouterr().err
