@@ -27,7 +27,7 @@ from dsd_jax.images import from_array
 from dsd_jax.infer.sampler import sample
 from dsd_jax.infer.solvers import EULER
 from dsd_jax.models import abstract, load
-from dsd_jax.quickstart.run import TEXT_TOKENS
+from dsd_jax.quickstart.inputs import TEXT_TOKENS
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, judge

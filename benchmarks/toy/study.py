@@ -29,7 +29,8 @@ from dsd_jax.convert.hub import TOY
 from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.stages import JUDGEMENTS
 from dsd_jax.infer import Pipeline
-from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS, student_steps
+from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS
+from dsd_jax.quickstart.run import student_steps
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path

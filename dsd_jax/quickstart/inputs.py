@@ -18,11 +18,12 @@ from dsd_jax.toy.score import Case
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene, subjects
 
-__all__ = ["IMAGE_SCALE", "MAKING", "STUDENT", "TEACHER", "Budget", "write_inputs"]
+__all__ = ["IMAGE_SCALE", "MAKING", "STUDENT", "TEACHER", "TEXT_TOKENS", "Budget", "write_inputs"]
 
 MAKING = "making"
 STUDENT, TEACHER = "student", "teacher"
 IMAGE_SCALE = 2.0  # true guidance: it strengthens the effect of the reference
+TEXT_TOKENS = 16  # T5 tokens: texts about one picture are short, and fewer tokens take less time
 _BUDGET = "budget.json"
 
 

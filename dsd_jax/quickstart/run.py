@@ -11,7 +11,7 @@ from pathlib import Path
 from dsd_jax.convert.hub import TOY
 from dsd_jax.interval import Interval
 from dsd_jax.quickstart.findings import findings
-from dsd_jax.quickstart.inputs import IMAGE_SCALE, MAKING, STUDENT, TEACHER, Budget, write_inputs
+from dsd_jax.quickstart.inputs import MAKING, STUDENT, TEACHER, TEXT_TOKENS, Budget, write_inputs
 from dsd_jax.quickstart.picture import write_picture
 from dsd_jax.quickstart.report import METRIC_NAMES, write_report
 from dsd_jax.quickstart.steps import Dsd, Show, Step, run_steps
@@ -22,9 +22,7 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.score import METRICS, make_cases
 from dsd_jax.toy.world import PANEL
 
-__all__ = ["IMAGE_SCALE", "TEXT_TOKENS", "quickstart", "student_steps"]
-
-TEXT_TOKENS = 16  # T5 tokens: texts about one picture are short, and fewer tokens take less time
+__all__ = ["quickstart", "student_steps"]
 
 
 def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:

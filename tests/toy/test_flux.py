@@ -12,7 +12,7 @@ from dsd_jax.config import FLOAT32, ClipConfig, T5Config
 from dsd_jax.errors import UserError
 from dsd_jax.infer import Pipeline
 from dsd_jax.models import abstract, load
-from dsd_jax.quickstart.run import IMAGE_SCALE, TEXT_TOKENS
+from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy import folder
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path

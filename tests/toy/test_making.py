@@ -17,7 +17,7 @@ from dsd_jax.cli import main
 from dsd_jax.config import FLOAT32, AutoencoderConfig
 from dsd_jax.convert.io import open_weights
 from dsd_jax.errors import UserError
-from dsd_jax.quickstart.run import TEXT_TOKENS
+from dsd_jax.quickstart.inputs import TEXT_TOKENS
 from dsd_jax.sharding import make_mesh
 from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import judge

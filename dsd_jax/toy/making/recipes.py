@@ -106,7 +106,7 @@ def toy_decoder() -> PictureConfig:
 def toy_vision() -> PictureConfig:
     """The image encoder of the toy world from random weights."""
     return PictureConfig(
-        steps=800,
+        steps=1000,
         batch_size=64,
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.01, ema=0.99
