@@ -141,6 +141,14 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Serve a study on this machine and keep the answers",
             "dsd_jax.infer.evaluate.cli_study:serve",
         ),
+        "evaluate study export": Command(
+            "Write a study's page for a web host, Prolific or MTurk",
+            "dsd_jax.infer.evaluate.cli_study:export",
+        ),
+        "evaluate study import": Command(
+            "Read answers that came as files, and check them",
+            "dsd_jax.infer.evaluate.cli_study:import_files",
+        ),
         "evaluate report": Command(
             "Write tables, intervals, gaps and a page about runs",
             "dsd_jax.infer.evaluate.cli_report:report",

@@ -6,15 +6,18 @@ from typing import Annotated
 
 import tyro
 
+from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.runs import open_runs
 from dsd_jax.infer.evaluate.study.answers import AnswerFile
 from dsd_jax.infer.evaluate.study.build import StudySettings, build_study
+from dsd_jax.infer.evaluate.study.importer import import_answers
 from dsd_jax.infer.evaluate.study.page import PAGE, Delivery, write_page
-from dsd_jax.infer.evaluate.study.record import Key, Study
+from dsd_jax.infer.evaluate.study.platforms import completion_address, write_addresses
+from dsd_jax.infer.evaluate.study.record import Key, Study, read_study
 from dsd_jax.infer.evaluate.study.server import StudyServer
 from dsd_jax.terminal import facts_text
 
-__all__ = ["build", "serve"]
+__all__ = ["build", "export", "import_files", "serve"]
 
 Runs = tyro.conf.Positional[tuple[Path, ...]]
 Folder = tyro.conf.Positional[Path]
@@ -75,3 +78,55 @@ def serve(study: Folder, port: int = 8765, host: str = "127.0.0.1") -> None:
             server.serve_forever()
     rows = file.answers.rows
     print(f"stopped; {len(rows)} answers of {len(file.answers.lists)} raters are saved")
+
+
+def export(
+    study: Folder,
+    output_dir: Path,
+    post: str = "",
+    page_url: str = "",
+    prolific_code: str = "",
+    mturk: bool = False,
+) -> None:
+    """Write the page of a study as a folder for any host of static files.
+
+    Without --post and --mturk, raters download their answers and send you the file. Read files with
+    `dsd evaluate study import`.
+
+    Args:
+        study: Folder of the study.
+        output_dir: Folder for the page. It holds nothing that tells methods apart.
+        post: Address that takes the answers as JSON. One on another host than the page's must
+            allow that host (CORS).
+        page_url: Address of the page on its host. Lists of addresses for Prolific and Mechanical
+            Turk are then written to the folder of the study.
+        prolific_code: Completion code of the study at Prolific. It needs --post.
+        mturk: Send the answers to Mechanical Turk at the end.
+    """
+    if prolific_code and not post:
+        raise UserError("--prolific_code needs --post, or the answers stay on the raters' machines")
+    completion = completion_address(prolific_code) if prolific_code else ""
+    write_page(study, output_dir, Delivery(post, completion, mturk))
+    print(f"wrote {output_dir / PAGE}")
+    if page_url:
+        for path in write_addresses(read_study(study), page_url, study):
+            print(f"wrote {path}")
+
+
+def import_files(study: Folder, files: Runs, partial: bool = False) -> None:
+    """Import answers that reached you as files, and list all that do not count.
+
+    Args:
+        study: Folder of the study.
+        files: Files of answers (.jsonl) from the page, results of Mechanical Turk (.csv), or the
+            list of participants of Prolific (.csv), which says whose submission counts.
+        partial: Import the good answers although others are refused.
+    """
+    found = import_answers(study, files, partial=partial)
+    print(
+        f"{found.new} new answers of {len(found.raters)} raters; {found.repeated} were there before"
+    )
+    for reason, count in found.refused.items():
+        print(f"refused: {count} x {reason}")
+    for rater in found.failed:
+        print(f"rater {rater} failed an attention check; the answers are kept, but do not count")
