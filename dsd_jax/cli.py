@@ -129,6 +129,12 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Measure how far the judges of runs can be trusted",
             "dsd_jax.infer.evaluate.cli_audit:audit",
         ),
+        "evaluate audit build": Command(
+            "Draw judged pairs for people to label", "dsd_jax.data.cli_audit:build"
+        ),
+        "evaluate audit ask": Command(
+            "Ask a judge whether images show their subject", "dsd_jax.data.cli_audit:ask"
+        ),
         "evaluate audit probes": Command(
             "Make pictures with known answers, to test a judge",
             "dsd_jax.infer.evaluate.cli_audit:probes",

@@ -22,7 +22,7 @@ from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswe
 from dsd_jax.llm.reading import LONGEST, json_of, problem_of
 from dsd_jax.tasks import Question, task_named
 
-__all__ = ["Judge", "JudgeConfig", "verdict_of"]
+__all__ = ["Decision", "Judge", "JudgeConfig", "PairJudge", "verdict_of"]
 
 MOST = 10  # highest mark of an aspect
 _WORD = re.compile(r"[^\W_]+")
@@ -146,7 +146,7 @@ class _Talk:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decision:
+class Decision:
     """The verdict of an answer, or the reason why there is none."""
 
     verdict: Verdict | None = None
@@ -157,33 +157,42 @@ class _Decision:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
-    """Judges the pairs of a grid.
+class PairJudge:
+    """Decides whether two pictures fit.
 
     Attributes:
         config: Settings of the stage.
         wording: Texts of the stage.
-        pictures: Crops the panels of pairs.
-        grid: Reads the whole picture of a grid, a PNG file.
     """
 
     config: JudgeConfig
     wording: Wording
-    pictures: Pictures
-    grid: Callable[[GridId], bytes]
 
-    async def __call__(self, pairs: Sequence[Pair], ask: Ask) -> list[Judgement]:
-        """Rows for the pairs of one grid.
+    async def decide(
+        self,
+        item: str,
+        question: Question,
+        mode: Literal["steps", "scores"],
+        panels: tuple[bytes, bytes],
+        ask: Ask,
+    ) -> tuple[Decision, list[Turn]]:
+        """Asks whether two pictures fit, and gives the decision and all answers.
 
-        A row is `kept` (yes), `rejected` (no), `undecided` (anything but a plain yes or no, twice)
-        or `failed`.
+        Args:
+            item: Id of what is asked about, for the ledger.
+            question: Question of the task.
+            mode: Way to ask.
+            panels: Reference and target, PNG files.
+            ask: Puts a question.
         """
-        if self.config.mode == "grid":
-            return await self._by_grid(pairs, ask)
-        judge = self._by_steps if self.config.mode == "steps" else self._by_scores
-        panels = await asyncio.to_thread(self.pictures, pairs)
-        work = (judge(pair, shown, ask) for pair, shown in zip(pairs, panels, strict=True))
-        return list(await asyncio.gather(*work))
+        schema = _scores_schema(question.aspects) if mode == "scores" else None
+        talk = self._talk(item, ask, schema)
+        try:
+            if mode == "scores":
+                return await self._scores(talk, question, panels), talk.turns
+            return await self._steps(talk, question.steps, panels), talk.turns
+        except Unanswered as error:
+            return Decision(reason=UNANSWERED, detail=detail_of(error)), talk.turns
 
     def _talk(self, item: object, ask: Ask, schema: Mapping[str, Any] | None = None) -> _Talk:
         request = Request(
@@ -202,12 +211,70 @@ class Judge:
         first, second = self.wording("first"), self.wording("second")
         return first, Picture(reference), second, Picture(target)
 
-    def _row(self, pair: Pair, mode: str, decision: _Decision, talk: _Talk) -> Judgement:
+    async def _steps(
+        self, talk: _Talk, steps: Sequence[str], panels: tuple[bytes, bytes]
+    ) -> Decision:
+        *before, last = steps
+        shown = self._shown(panels)
+        for step in before:
+            answer = await talk.turn(step, self.wording(step), *shown)
+            if problem := problem_of(answer):
+                return Decision(reason=problem, model=answer.model)
+            talk.answered(answer)
+            shown = ()
+        answer = await talk.turn(last, self.wording(last), *shown)
+        verdict = None if problem_of(answer) else verdict_of(answer.text)
+        if verdict is None:
+            answer = await talk.once_more(last) or answer
+            verdict = None if problem_of(answer) else verdict_of(answer.text)
+        if verdict is None:
+            reason = problem_of(answer) or "neither_yes_nor_no"
+            return Decision(reason=reason, model=answer.model)
+        return Decision(verdict, model=answer.model)
+
+    async def _scores(
+        self, talk: _Talk, question: Question, panels: tuple[bytes, bytes]
+    ) -> Decision:
+        text = question.scores
+        answer = await talk.turn(text, self.wording(text), *self._shown(panels))
+        scores = _scores_of(answer, question.aspects)
+        if scores is None:
+            answer = await talk.once_more(text) or answer
+            scores = _scores_of(answer, question.aspects)
+        if scores is None:
+            return Decision(reason=problem_of(answer) or "no_valid_scores", model=answer.model)
+        enough = min(scores.values()) >= self.config.least
+        return Decision("yes" if enough else "no", model=answer.model, scores=scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge(PairJudge):
+    """Judges the pairs of a grid.
+
+    Attributes:
+        pictures: Crops the panels of pairs.
+        grid: Reads the whole picture of a grid, a PNG file.
+    """
+
+    pictures: Pictures
+    grid: Callable[[GridId], bytes]
+
+    async def __call__(self, pairs: Sequence[Pair], ask: Ask) -> list[Judgement]:
+        """Rows for the pairs of one grid.
+
+        A row is `kept` (yes), `rejected` (no), `undecided` (anything but a plain yes or no, twice)
+        or `failed`.
+        """
+        if self.config.mode == "grid":
+            return await self._by_grid(pairs, ask)
+        return await self._by_pair(pairs, self.config.mode, ask)
+
+    def _row(self, pair: Pair, mode: str, decision: Decision, turns: Sequence[Turn]) -> Judgement:
         row = Judgement(
             id=pair.id,
             mode=mode,
             wording=self.wording.id,
-            turns=tuple(talk.turns),
+            turns=tuple(turns),
             verdict=decision.verdict,
             reason=decision.reason,
             detail=decision.detail,
@@ -221,57 +288,19 @@ class Judge:
             return dataclasses.replace(row, status="rejected", reason="no")
         return row
 
-    async def _by_steps(self, pair: Pair, panels: tuple[bytes, bytes], ask: Ask) -> Judgement:
-        talk = self._talk(pair.id, ask)
-        try:
-            decision = await self._steps(talk, task_named(pair.task).question.steps, panels)
-        except Unanswered as error:
-            decision = _Decision(reason=UNANSWERED, detail=detail_of(error))
-        return self._row(pair, "steps", decision, talk)
+    async def _by_pair(
+        self, pairs: Sequence[Pair], mode: Literal["steps", "scores"], ask: Ask
+    ) -> list[Judgement]:
+        panels = await asyncio.to_thread(self.pictures, pairs)
 
-    async def _steps(
-        self, talk: _Talk, steps: Sequence[str], panels: tuple[bytes, bytes]
-    ) -> _Decision:
-        *before, last = steps
-        shown = self._shown(panels)
-        for step in before:
-            answer = await talk.turn(step, self.wording(step), *shown)
-            if problem := problem_of(answer):
-                return _Decision(reason=problem, model=answer.model)
-            talk.answered(answer)
-            shown = ()
-        answer = await talk.turn(last, self.wording(last), *shown)
-        verdict = None if problem_of(answer) else verdict_of(answer.text)
-        if verdict is None:
-            answer = await talk.once_more(last) or answer
-            verdict = None if problem_of(answer) else verdict_of(answer.text)
-        if verdict is None:
-            reason = problem_of(answer) or "neither_yes_nor_no"
-            return _Decision(reason=reason, model=answer.model)
-        return _Decision(verdict, model=answer.model)
+        async def row(pair: Pair, shown: tuple[bytes, bytes]) -> Judgement:
+            question = task_named(pair.task).question
+            return self._row(
+                pair, mode, *await self.decide(str(pair.id), question, mode, shown, ask)
+            )
 
-    async def _by_scores(self, pair: Pair, panels: tuple[bytes, bytes], ask: Ask) -> Judgement:
-        question = task_named(pair.task).question
-        talk = self._talk(pair.id, ask, _scores_schema(question.aspects))
-        try:
-            decision = await self._scores(talk, question, panels)
-        except Unanswered as error:
-            decision = _Decision(reason=UNANSWERED, detail=detail_of(error))
-        return self._row(pair, "scores", decision, talk)
-
-    async def _scores(
-        self, talk: _Talk, question: Question, panels: tuple[bytes, bytes]
-    ) -> _Decision:
-        text = question.scores
-        answer = await talk.turn(text, self.wording(text), *self._shown(panels))
-        scores = _scores_of(answer, question.aspects)
-        if scores is None:
-            answer = await talk.once_more(text) or answer
-            scores = _scores_of(answer, question.aspects)
-        if scores is None:
-            return _Decision(reason=problem_of(answer) or "no_valid_scores", model=answer.model)
-        enough = min(scores.values()) >= self.config.least
-        return _Decision("yes" if enough else "no", model=answer.model, scores=scores)
+        work = (row(pair, shown) for pair, shown in zip(pairs, panels, strict=True))
+        return list(await asyncio.gather(*work))
 
     async def _by_grid(self, pairs: Sequence[Pair], ask: Ask) -> list[Judgement]:
         grid = pairs[0].grid_id
@@ -286,17 +315,17 @@ class Judge:
                 answer = await talk.once_more(text) or answer
                 groups = _groups_of(answer)
         except Unanswered as error:
-            broken = _Decision(reason=UNANSWERED, detail=detail_of(error))
+            broken = Decision(reason=UNANSWERED, detail=detail_of(error))
         else:
             reason = problem_of(answer) or "no_valid_groups"
-            broken = _Decision(reason=reason, model=answer.model)
+            broken = Decision(reason=reason, model=answer.model)
         if groups is None:
-            return [self._row(pair, "grid", broken, talk) for pair in pairs]
+            return [self._row(pair, "grid", broken, talk.turns) for pair in pairs]
         rows = []
         for pair in pairs:
             same = groups[pair.id.reference] == groups[pair.id.target]
-            decision = _Decision("yes" if same else "no", model=answer.model)
-            rows.append(self._row(pair, "grid", decision, talk))
+            decision = Decision("yes" if same else "no", model=answer.model)
+            rows.append(self._row(pair, "grid", decision, talk.turns))
         return await self._with_audit(pairs, rows, ask)
 
     async def _with_audit(
@@ -304,11 +333,7 @@ class Judge:
     ) -> list[Judgement]:
         """The rows of a grid; a sample is judged by steps too, whose verdict then counts."""
         audited = [pair for pair in pairs if self._audited(pair.id)]
-        panels = await asyncio.to_thread(self.pictures, audited)
-        closer = await asyncio.gather(
-            *(self._by_steps(pair, shown, ask) for pair, shown in zip(audited, panels, strict=True))
-        )
-        found = {row.id: row for row in closer}
+        found = {row.id: row for row in await self._by_pair(audited, "steps", ask)}
         return [_audited(row, found[row.id]) if row.id in found else row for row in rows]
 
     def _audited(self, pair: PairId) -> bool:

@@ -430,15 +430,15 @@ def against_others(answers: Answers) -> list[Finding]:
 
 
 def against_probes(answers: Answers) -> list[Finding]:
-    """Share of right verdicts on every kind of picture whose answer is known."""
+    """Share of right answers about every kind of picture whose answer is known."""
     found = []
     for channel, judged in answers.items():
         kinds: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
         for own in judged.values():
             if PROBE in own.case.tags:
                 kinds[own.case.tags[EXPECTED], own.case.tags[PROBE]].append(own.verdict)
-        for (expected, kind), verdicts in sorted(kinds.items(), reverse=True):
+        for (expected, kind), verdicts in sorted(kinds.items(), key=lambda own: own[0][0] == "no"):
             right = wilson((sum(verdict == expected for verdict in verdicts), len(verdicts)))
-            name = f"right, where {expected} is"
+            name = f"answers {expected}"
             found.append(Finding("probes", str(channel), kind, name, right, len(verdicts)))
     return found

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dsd_jax.errors import UserError
-from dsd_jax.files import file_sha256
 from dsd_jax.infer.evaluate.answers import read_score
 from dsd_jax.infer.evaluate.protocols import judge_picture, overall
 from dsd_jax.infer.evaluate.queries import JudgeConfig, Query, valid_ratings
 from dsd_jax.infer.evaluate.ratings import Rating, State, add_ratings
-from dsd_jax.infer.evaluate.runs import Run
+from dsd_jax.infer.evaluate.runs import Run, check_unchanged
 from dsd_jax.llm.messages import Answer, Ask, Picture, Unanswered, Usage
 from dsd_jax.llm.prices import expected_tokens, load_prices
 from dsd_jax.llm.session import Session
@@ -140,14 +139,7 @@ def _check_pictures(asked: Iterable[Query]) -> None:
         known[query.image.path] = query.image.sha256
         if "reference" in query.shows:
             known[query.case.reference.path] = query.case.reference.sha256
-    for path, digest in known.items():
-        if not path.is_file():
-            raise UserError(f"there is no image at {path}; put it back, or make the run again")
-        if file_sha256(path) != digest:
-            raise UserError(
-                f"{path} has changed since its run was made; make the run again, then its images "
-                "that changed are judged anew"
-            )
+    check_unchanged(known)
 
 
 def _judge_run(

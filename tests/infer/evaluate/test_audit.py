@@ -230,8 +230,8 @@ class TestConsistency:
             tmp_path, {("gpt", "cp"): {"a": "y", "b": "n", "c": "n", "d": "y"}}, tags=tags
         )
         found = against_probes(channels([run], 0.75))
-        assert figures(found, "identical") == {"right, where yes is": (0.5, 2)}
-        assert figures(found, "other-subject") == {"right, where no is": (1.0, 1)}
+        assert figures(found, "identical") == {"answers yes": (0.5, 2)}
+        assert figures(found, "other-subject") == {"answers no": (1.0, 1)}
 
 
 class TestLabels:
