@@ -15,7 +15,7 @@ from dsd_jax.models import abstract, load
 from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy import folder
-from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path, toy_vision_path
 from dsd_jax.toy.judge import judge
 from dsd_jax.toy.making.encoders import encoder_tensors
 from dsd_jax.toy.making.sizes import TOY_CLIP, TOY_FLUX, TOY_T5
@@ -29,7 +29,8 @@ LONG = Scene("snow", "northwest", "small", "tilted", "night")
 
 
 def test_it_is_small():
-    files = [path for top in (toy_flux_path(), toy_lora_path()) for path in top.rglob("*")]
+    tops = (toy_flux_path(), toy_lora_path(), toy_vision_path())
+    files = [path for top in tops for path in top.rglob("*")]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= 15_000_000
 
 
@@ -133,3 +134,5 @@ def test_an_installation_without_them_says_what_to_do(monkeypatch, tmp_path: Pat
         toy_flux_path()
     with pytest.raises(UserError, match=r"holds no pytorch_lora.*; .* make it: `make toy-lora`"):
         toy_lora_path()
+    with pytest.raises(UserError, match=r"holds no model.safetensors; .* `make toy-vision`"):
+        toy_vision_path()

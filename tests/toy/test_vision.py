@@ -5,11 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
+from dsd_jax.convert.vision.open import open_vision
+from dsd_jax.infer.evaluate.metrics import cosine
 from dsd_jax.toy.making.recipes import toy_vision
 from dsd_jax.toy.making.sizes import TOY_VISION
 from dsd_jax.toy.making.source import VIEWS_OF, WorldSource
 from dsd_jax.toy.making.vision import TEMPERATURE, Contrastive, contrastive_loss, views
+from dsd_jax.toy.score import make_cases
+from dsd_jax.toy.world import render
 from dsd_jax.types import Array
 from tests.tiny_training import FAST_COMPILE
 
@@ -53,3 +58,24 @@ def test_the_head_is_trained_beside_the_encoder_and_the_recipe_draws_single_pict
     assert {path[0] for path in nnx.to_flat_state(nnx.state(model)).paths} == {"vit", "head"}
     assert VIEWS_OF["toy_vision"] == ("single",)
     assert toy_vision().batch_size == 64
+
+
+def test_the_encoder_that_ships_sees_pictures_and_knows_no_identity():
+    """A changed light is nearer than another subject, and so is another subject in its scene."""
+    tower = open_vision("toy")
+    assert (tower.name, tower.config) == ("toy", TOY_VISION)
+    cases = make_cases(16, seed=3)
+    others = [*cases[1:], cases[0]]
+    pictures = [
+        *(case.reference() for case in cases),
+        *((0.85 * case.reference()).astype(np.uint8) for case in cases),
+        *(case.ideal() for case in cases),
+        *(render(other.subject, case.before) for case, other in zip(cases, others, strict=True)),
+        *(render(other.subject, case.after) for case, other in zip(cases, others, strict=True)),
+    ]
+    features = tower.features([Image.fromarray(picture) for picture in pictures])
+    reference, darker, moved, replaced, neither = np.split(features, 5)
+    means = [float(cosine(reference, each).mean()) for each in (darker, moved, replaced, neither)]
+    assert means[0] > 0.9
+    assert means[0] > max(means[1:3])
+    assert min(means[1:3]) > means[3]
