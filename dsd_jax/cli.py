@@ -125,6 +125,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Turn the archived ratings of DreamBench++ into runs",
             "dsd_jax.infer.evaluate.cli_report:archive",
         ),
+        "evaluate calibrate": Command(
+            "Measure a judge on images that people have rated",
+            "dsd_jax.infer.evaluate.cli_judge:calibrate",
+        ),
         "evaluate audit": Command(
             "Measure how far the judges of runs can be trusted",
             "dsd_jax.infer.evaluate.cli_audit:audit",

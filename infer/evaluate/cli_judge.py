@@ -1,6 +1,7 @@
-"""`dsd evaluate judge`."""
+"""`dsd evaluate judge` and `calibrate`."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -8,6 +9,13 @@ from typing import get_args
 import tyro
 
 from dsd_jax.errors import UserError
+from dsd_jax.infer.evaluate.calibrate import (
+    Calibration,
+    agreements,
+    anchor_queries,
+    calibration_of,
+    write_calibration,
+)
 from dsd_jax.infer.evaluate.judge import (
     Estimate,
     Tally,
@@ -23,7 +31,7 @@ from dsd_jax.infer.evaluate.runs import open_runs
 from dsd_jax.infer.evaluate.sampling import stratified
 from dsd_jax.terminal import table_text
 
-__all__ = ["judge"]
+__all__ = ["calibrate", "judge"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +83,24 @@ class Scope:
     seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Anchors:
+    """The archived images that are judged again.
+
+    Attributes:
+        anchors: Number of images, spread over runs, categories and classes of prompts.
+        rounds: Number of times that each question is asked.
+        rubrics: Clone of dreambench_plus, or file of rubrics, whose texts replace those of
+            dreambench++.
+        seed: Seed of the draw and of the order of the questions.
+    """
+
+    anchors: int = 200
+    rounds: int = 1
+    rubrics: Path | None = None
+    seed: int = 0
+
+
 def judge(
     runs: tyro.conf.Positional[tuple[Path, ...]],
     scope: tyro.conf.OmitArgPrefixes[Scope],
@@ -110,8 +136,7 @@ def judge(
         if missing := set(run.missing) & {case.id for case in cases}:
             print(f"{run.method}: {len(missing):,} of {len(cases):,} cases have no image")
     if dry_run:
-        found = estimates((query for each in todo for query in each), chosen)
-        print(_estimate_table(chosen, found))
+        print(_estimate_table(chosen, estimates(itertools.chain(*todo), chosen)))
         return
     try:
         judge_runs(list(zip(opened, todo, strict=True)), chosen)
@@ -122,6 +147,61 @@ def judge(
         print(_tally_table(chosen, counts))
         spent = spent_on(opened)
         print(f"all judging of these runs: {spent.calls:,} calls, {_usd(spent.cost)}")
+
+
+def calibrate(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    judge: Path,
+    output: Path = Path("calibration.json"),
+    anchors: tyro.conf.OmitArgPrefixes[Anchors] = Anchors(),
+    budget: tyro.conf.OmitArgPrefixes[Budget] = Budget(),
+    *,
+    dry_run: bool = False,
+) -> None:
+    """Measure a judge on archived images that people and the paper's judge have rated.
+
+    Shows the judge's offset, slope and agreement with both, and writes its errors, by which a
+    report can correct its means.
+
+    Args:
+        runs: Folders of runs with the ratings of `dsd evaluate archive` and the archive's images.
+        judge: TOML file of the judge; see `dsd evaluate judge --help`.
+        output: File to write.
+        dry_run: Print the number of questions, tokens and dollars, and ask nothing.
+    """
+    if not runs:
+        raise UserError("give the folders of runs of the archive")
+    chosen = budget.applied(load_judge(judge))
+    protocols = load_protocols(["dreambench++"], anchors.rubrics)
+    opened = open_runs(runs)
+    asked = anchor_queries(opened, protocols[0], anchors.anchors, anchors.rounds, anchors.seed)
+    todo = [
+        open_queries(run, each, chosen, anchors.seed)
+        for run, each in zip(opened, asked, strict=True)
+    ]
+    if dry_run:
+        print(_estimate_table(chosen, estimates(itertools.chain(*todo), chosen)))
+        return
+    judge_runs(list(zip(opened, todo, strict=True)), chosen)
+    made = calibration_of(opened, asked, chosen)
+    write_calibration(output, made)
+    print(_agreement_table(made))
+    for state, count in made.unscored.items():
+        print(f"note: {count:,} answers are {state.replace('_', ' ')}, and left out")
+    print(f"wrote {output}")
+
+
+def _agreement_table(made: Calibration) -> str:
+    columns = ("", "images", "offset", "slope", "alpha", "kappa", "correlation")
+    rows = [
+        (
+            f"{each.aspect}: {each.sides[0]} and {each.sides[1]}",
+            f"{each.items:,}",
+            *map(str, (each.offset, each.slope, each.alpha, each.kappa, each.correlation)),
+        )
+        for each in agreements(made)
+    ]
+    return table_text(columns, rows, title=f"{made.judge} on archived images of DreamBench++")
 
 
 def _usd(cost: float | None) -> str:

@@ -50,9 +50,10 @@ def made_cases(folder: Path, count: int, categories: tuple[str, ...] = ("animal"
 def made_run(folder: Path, method: str, cases: list[Case], skip: int = 0) -> Run:
     """A run with an image for each case but the first `skip`."""
     images = []
-    for number, case in enumerate(cases[skip:]):
+    for case in cases[skip:]:
         path = folder / method / "tgt_image" / f"{case.id}.png"
-        images.append(Image(case.id, 0, path, drawn(path, (len(method), 0, number))))
+        red, green, blue, *_ = hashlib.sha256(f"{method} {case.id}".encode()).digest()
+        images.append(Image(case.id, 0, path, drawn(path, (red, green, blue))))
     return write_run(folder / method, method, cases, images, {})
 
 
