@@ -2,11 +2,13 @@
 
 import itertools
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from dsd_jax.compiled import keep_compiled
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.backbones import open_backbones
 from dsd_jax.infer.evaluate.beside import Agreement, beside_truth
@@ -31,13 +33,15 @@ def score(
     cache: Path | None = None,
     set_size: int = 4,
     device: str | None = None,
+    compilation_cache: str = "auto",
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="mesh")] = MeshConfig(),
 ) -> None:
     """Measure the images of runs by metrics on features; only what is missing is computed.
 
     The name of a metric contains its backbone, such as dino@dino-vits8. The backbones pixels and
     meter (drift against the reference) need no weights; where the truth about images is known,
-    identity, prompt and copied need none either.
+    identity, prompt and copied need none either. Metrics of the subject alone read masks of images
+    from RUN/masks/CASE_SAMPLE.png, white where the subject is.
 
     Args:
         runs: Folders that `dsd evaluate generate` or `import` made.
@@ -46,6 +50,8 @@ def score(
         cache: Folder for features. Default: .features beside the first run.
         set_size: Images of a subject that diversity and vendi compare.
         device: Device: cpu, gpu or tpu. Default: the one that JAX prefers.
+        compilation_cache: Folder for compiled programs, so that the next start need not compile.
+            Default: one in the user's cache, at most 4 GB. off keeps none.
         mesh: Number of devices along each axis; -1 takes all that the other axes leave.
     """
     if not runs:
@@ -53,7 +59,10 @@ def score(
     if set_size < 2:
         raise UserError(f"set_size is {set_size}; a set needs at least 2 images")
     opened = open_runs(runs)
-    models = open_backbones(backbone, mesh_of(mesh, device))
+    devices = mesh_of(mesh, device)
+    if kept := keep_compiled(compilation_cache):
+        print(kept, file=sys.stderr, flush=True)
+    models = open_backbones(backbone, devices)
     plans = choose(metrics, models, set_size)
     store = FeatureStore(cache or opened[0].folder.absolute().parent / _CACHE)
     summaries = score_runs(opened, plans, store, leave_out="all" in metrics)

@@ -6,6 +6,7 @@ may share the folder, and a damaged file in it is computed again.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -129,6 +130,12 @@ class Files:
 
     def __init__(self) -> None:
         self._digests: dict[Path, str] = {}
+
+    def learn(self, paths: Iterable[Path]) -> None:
+        """Computes the digests of many files in threads; `file` tells about those that are bad."""
+        for _, future in in_order(self.file, paths, threads=_THREADS):
+            with contextlib.suppress(UserError):
+                future.result()
 
     def file(self, path: Path) -> File:
         """The file as it is.

@@ -8,6 +8,7 @@ contains the name of its backbone: `dino@dino-vits8`.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -73,7 +74,8 @@ class Task:
 
     Attributes:
         inputs: What a backbone makes arrays of.
-        value: Makes the number of these arrays, in the same order. NaN stands for no number.
+        value: Makes the number of these arrays, in the same order; raises UndefinedError where
+            there is none.
     """
 
     inputs: tuple[Input, ...]
@@ -174,8 +176,14 @@ def _copied(shot: Shot) -> Task:
 
 
 def _structure(shot: Shot) -> Task:
+    def value(image: np.ndarray, reference: np.ndarray, inside: np.ndarray | None = None) -> float:
+        novelty = structure_novelty(image, reference, inside)
+        if math.isnan(novelty):
+            raise UndefinedError("all parts of a picture are alike")
+        return novelty
+
     pictures = shot.image, shot.reference
-    return Task(tuple(_seen(own, "patches") for own in pictures), structure_novelty)
+    return Task(tuple(_seen(own, "patches") for own in pictures), value)
 
 
 def _structure_inside(shot: Shot) -> Task:

@@ -46,9 +46,13 @@ def drift_metrics() -> list[ImageMetric]:
     families: frozenset[Family] = frozenset(["drift"])
 
     def metric(number: int, name: str) -> ImageMetric:
+        def value(figures: np.ndarray) -> float:
+            if math.isnan(figures[number]):
+                raise UndefinedError("no motion joins the two pictures")
+            return float(figures[number])
+
         def task(shot: Shot) -> Task:
-            pair = Input("distance", (shot.image, shot.reference))
-            return Task((pair,), lambda figures: float(figures[number]))
+            return Task((Input("distance", (shot.image, shot.reference)),), value)
 
         return ImageMetric(name, families, task)
 

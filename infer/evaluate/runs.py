@@ -7,6 +7,7 @@ A run is a folder:
     images.jsonl     an image a line: case, sample, path, digest
     scores/          a file for each metric (`scores.py`)
     ratings.jsonl    answers of judges (`ratings.py`)
+    masks/           CASE_SAMPLE.png, white where the subject is, for images whose mask is known
     tgt_image/ …     the images, if `generate` made them; `import` leaves images where they are
 """
 

@@ -169,6 +169,7 @@ def score_runs(
     Raises:
         UserError: A file of scores is damaged, weights do not fit, or a file cannot be written.
     """
+    store.files.learn(image.path for run in runs for image in run.images)
     shots = [_shots(run, store.files) for run in runs]
     tables: dict[Plan, list[list[_Row]]] = {}
     for plan in plans:
@@ -223,10 +224,10 @@ class _Row:
             return self._failed(failure)  # an error before what is undefined
         try:
             value = self.task.value(*given)
+        except UndefinedError as reason:
+            return self._failed(Failure("undefined", str(reason)))
         except ValueError as error:
             return self._failed(Failure("error", str(error)))
-        if math.isnan(value):
-            return self._failed(Failure("undefined", "all parts of a picture are alike"))
         return Score(self.case, self.sample, self.sha256, "ok", value, key=self.key)
 
     def _failed(self, failure: Failure) -> Score:
