@@ -91,7 +91,7 @@ class Aggregator:
 
 
 _NO_STYLE: tuple[Property, str] = "category", "style"
-_NO_STYLE_TRANSFER: tuple[Property, str] = "prompt_class", "style transfer"
+_NO_STYLE_TRANSFER: tuple[Property, str] = "prompt_class", "style"
 
 AggregatorName = Literal["official", "dsd-baseline", "dsd-ours", "macro"]
 

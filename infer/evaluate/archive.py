@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal, TypeGuard
 
 from dsd_jax.errors import UserError, and_more
+from dsd_jax.infer.evaluate.benches.names import METHODS, method_word, subject_key
 from dsd_jax.infer.evaluate.cases import Case
 from dsd_jax.infer.evaluate.ratings import (
     Rating,
@@ -36,12 +37,10 @@ from dsd_jax.structured import Limits, read_json
 
 __all__ = [
     "GPT",
-    "METHODS",
     "ROUNDS",
     "Archive",
     "Archived",
     "Layout",
-    "method_word",
     "read_archive",
     "write_archived",
 ]
@@ -54,26 +53,6 @@ GPT = "gpt-4o-2024-05-13"
 
 ROUNDS = ("full", "full2", "full3")
 """Settings of the three rounds; all others are ablations."""
-
-METHODS = {
-    "textual_inversion_sd": "Textual Inversion SD",
-    "dreambooth_sd": "DreamBooth SD",
-    "dreambooth_lora_sdxl": "DreamBooth LoRA SDXL",
-    "blip_diffusion": "BLIP-Diffusion",
-    "emu2": "Emu2",
-    "ip_adapter_vit_g_sdxl": "IP-Adapter ViT-G SDXL",
-    "ip_adapter_plus_vit_h_sdxl": "IP-Adapter-Plus ViT-H SDXL",
-}
-"""Methods of the archive, by the word that stands for them in names of files."""
-
-# Words of the samples and of the few-shot files for the same methods.
-_OTHER_WORDS = {
-    "ip_adapter_vit_giant_sdxl": "ip_adapter_vit_g_sdxl",
-    "ip_adapter_plus_vit_huge_sdxl": "ip_adapter_plus_vit_h_sdxl",
-    "ip_adapter_giant": "ip_adapter_vit_g_sdxl",
-    "ip_adapter_huge_plus": "ip_adapter_plus_vit_h_sdxl",
-}
-_SETTINGS = re.compile(r"(_scale\d[\d_]*)?_gs\d.*")  # that follow the method in a sample folder
 
 _HUMAN, _GPT = "data_human_rating", "data_gpt_rating"
 _METRICS = {
@@ -90,10 +69,10 @@ _SCRIPTS = {
 _ASPECTS = {"concept_preservation": "cp", "prompt_following": "pf"}
 _PROTOCOL, _SCALE, _COSINE = "dreambench++", 4, 100
 
-_SUBJECT = re.compile(r"(?:live_subject_)?(animal|human|object|style)_(\d+)(?:_.*)?", re.DOTALL)
 _KEY = re.compile(
     r"-?(?:live_subject_)?(animal|human|object|style)_(\d+)_.*-(\d+)(?:_(\d+))?", re.DOTALL
 )
+_SETTINGS = re.compile(r"_gs\d.*")  # that follow the method in a sample folder
 _JSON = Limits(gaps=True)
 
 
@@ -198,12 +177,6 @@ def read_archive(folder: Path, cases: Sequence[Case], layout: Layout = "auto") -
     return Archive([each for each in methods if each.ratings or each.scores], ignored)
 
 
-def method_word(name: str) -> str:
-    """Word for a method, from the name of one of its files, of its samples, or of itself."""
-    plain = _SETTINGS.sub("", re.sub(r"[ -]", "_", name).lower())
-    return _OTHER_WORDS.get(plain, plain)
-
-
 # Where ratings belong
 
 _Place = tuple[str, int, int]
@@ -218,13 +191,13 @@ def _places(cases: Sequence[Case]) -> dict[_Place, str]:
     """
     places = {}
     for case in cases:
-        match = _SUBJECT.fullmatch(case.subject)
-        if match is None:
+        key = subject_key(case.subject)
+        if key is None:
             raise UserError(
                 f"the archive rates DreamBench++, but case {case.id} is of {case.bench}; make the "
                 "cases with `dsd evaluate prepare dreambench++`"
             )
-        places[match[1], int(match[2]), case.prompt_index] = case.id
+        places[(*key, case.prompt_index)] = case.id
     return places
 
 
@@ -256,6 +229,11 @@ def _collected(found: Iterator[_Found], places: Mapping[_Place, str]) -> dict[_I
 # Files
 
 
+def _method(name: str) -> str:
+    """Word for a method, which may be none of the archive."""
+    return method_word(name) or _SETTINGS.sub("", name)
+
+
 def _files(folder: Path, form: Form) -> Iterator[_Found]:
     loose = form == "loose"
     yield from (_human_loose if loose else _human_merged)(folder / _HUMAN)
@@ -268,7 +246,7 @@ def _files(folder: Path, form: Form) -> Iterator[_Found]:
         return  # metrics have one form alone
     for name, metric in _METRICS.items():
         for path in _json_in(folder / name):
-            yield from _flat(path, method_word(path.stem), metric)
+            yield from _flat(path, _method(path.stem), metric)
     for name, metric in _SCRIPTS.items():
         for path in sorted(folder.rglob(name)):
             if path.parent == folder:
@@ -276,13 +254,13 @@ def _files(folder: Path, form: Form) -> Iterator[_Found]:
                     f"{path} does not say whose images it scores; put it in a folder that has the "
                     "name of the method"
                 )
-            yield from _flat(path, method_word(path.parent.name), metric)
+            yield from _flat(path, _method(path.parent.name), metric)
 
 
 def _human_loose(folder: Path) -> Iterator[_Found]:
     for group in _folders(folder / "raw_data"):
         for path in _json_in(group):
-            method = method_word(path.stem.rpartition("-")[2])
+            method = _method(path.stem.rpartition("-")[2])
             for key, pair in read_json(path, dict, _JSON).items():
                 if not isinstance(pair, list) or len(pair) != 2:
                     raise UserError(
@@ -299,7 +277,7 @@ def _human_merged(folder: Path) -> Iterator[_Found]:
             method, _, aspect = path.stem.rpartition("-")
             if aspect not in _ASPECTS.values():
                 raise UserError(f"{path}: expected a name that ends in -cp.json or -pf.json")
-            yield from _flat(path, method_word(method), (f"human/{group.name}", aspect, 0))
+            yield from _flat(path, _method(method), (f"human/{group.name}", aspect, 0))
 
 
 def _gpt_loose(setting: Path, column: tuple[str, str, int]) -> Iterator[_Found]:
@@ -310,12 +288,12 @@ def _gpt_loose(setting: Path, column: tuple[str, str, int]) -> Iterator[_Found]:
                 raise UserError(f"{path} has no {and_more(sorted(missing))}; it is no rating")
             key = f"{value['collection_id']}-{value['prompt_index']}"
             text = str(value.get("content", ""))
-            yield _Found(method_word(folder.name), column, key, value["score"], path, text)
+            yield _Found(_method(folder.name), column, key, value["score"], path, text)
 
 
 def _gpt_merged(setting: Path, column: tuple[str, str, int]) -> Iterator[_Found]:
     for path in _json_in(setting):
-        yield from _flat(path, method_word(path.stem), column)
+        yield from _flat(path, _method(path.stem), column)
 
 
 def _flat(path: Path, method: str, column: tuple[str, str, int] | str) -> Iterator[_Found]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from dsd_jax.errors import and_more
+from dsd_jax.errors import UserError, and_more
+from dsd_jax.infer.evaluate.adopt import adopt
 from dsd_jax.infer.evaluate.archive import Archived, Layout, read_archive, write_archived
 from dsd_jax.infer.evaluate.cases import Case, read_cases
 from dsd_jax.infer.evaluate.report.make import write_report
@@ -21,6 +22,7 @@ def archive(
     cases: Path,
     output_dir: Path,
     layout: Layout = "auto",
+    samples: Path | None = None,
 ) -> None:
     """Turn the archived ratings of DreamBench++ into runs, one for each method.
 
@@ -33,20 +35,27 @@ def archive(
         output_dir: Folder for the runs. A run that is there keeps its images and other ratings.
         layout: Files to read: loose as the authors released them, merged by their scripts, or auto
             for both, which must agree.
+        samples: Folder of the archived images of these methods, which the runs then refer to.
     """
     asked = read_cases(cases)
     read = read_archive(folder, asked, layout)
-    rows = []
+    rows, notes = [], []
     for archived in read.methods:
+        if samples is not None:
+            try:
+                adopt(archived.name, samples, cases, output_dir / archived.method, partial=True)
+            except UserError as error:
+                notes.append(f"{archived.name} has no images: {error}")
         write_archived(archived, asked, output_dir / archived.method)
         rows.append(_counted(archived, asked))
     columns = ("method", "human", "GPT-4o", "metrics", "missing", "unusable")
     print(table_text(columns, rows))
     for archived in read.methods:
-        for note in _gaps(archived, asked):
-            print(f"note: {archived.name}: {note}")
+        notes += [f"{archived.name}: {note}" for note in _gaps(archived, asked)]
     if read.ignored:
-        print(f"note: ablations are left out: {and_more(read.ignored)}")
+        notes.append(f"ablations are left out: {and_more(read.ignored)}")
+    for note in notes:
+        print(f"note: {note}")
     print(f"wrote {len(rows)} runs to {output_dir}")
 
 

@@ -16,7 +16,8 @@ class Gap:
         method: Method of the run.
         case: Id of the case.
         what: What is missing: "image", or an aspect of a protocol.
-        judge: Who should have rated it, with the number of the round from 1; empty for an image.
+        judge: Who should have rated it; empty for an image.
+        round: Number of the round, from 0; None for an image.
         reason: Reason, as far as it is known.
     """
 
@@ -24,6 +25,7 @@ class Gap:
     case: str
     what: str
     judge: str = ""
+    round: int | None = None
     reason: str = ""
 
 
@@ -43,6 +45,5 @@ def gaps_of(rated: Rated, panels: Sequence[Panel]) -> Iterator[Gap]:
             for case in rated.run.cases:
                 state = states.get((aspect, judge, number, case.id), "not rated")
                 if state != "ok":
-                    who = f"{judge}, round {number + 1}"
-                    reason = state.replace("_", " ")
-                    yield Gap(method, case.id, f"{panel.protocol} {aspect}", who, reason)
+                    what, reason = f"{panel.protocol} {aspect}", state.replace("_", " ")
+                    yield Gap(method, case.id, what, judge, number, reason)

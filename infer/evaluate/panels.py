@@ -104,8 +104,6 @@ def panels_of(runs: Sequence[Rated], *, allow_mixed: bool = False) -> list[Panel
                     methods = judges.setdefault(judge_of(rating), {})
                     methods.setdefault(each.run.method, []).append(rating)
         people = judges.pop(HUMAN, None)
-        if people:
-            panels.append(_panel(protocol, HUMAN, runs, people))
         judged = {method for methods in judges.values() for method in methods}
         if judges and not any(judged == methods.keys() for methods in judges.values()):
             if not allow_mixed:
@@ -119,6 +117,8 @@ def panels_of(runs: Sequence[Rated], *, allow_mixed: bool = False) -> list[Panel
             if not allow_mixed:
                 _check_one(protocol, judge, methods)
             panels.append(_panel(protocol, judge, runs, methods))
+        if people:
+            panels.append(_panel(protocol, HUMAN, runs, people))
     return panels
 
 

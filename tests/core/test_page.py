@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from dsd_jax.errors import UserError
-from dsd_jax.page import SMALL, Card, Page, Picture, data_uri
+from dsd_jax.interval import Interval
+from dsd_jax.page import SMALL, Card, Dot, Page, Picture, data_uri
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -99,3 +100,33 @@ def test_a_page_that_cannot_be_written_is_said(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         Page("x").write(tmp_path / "file" / "page.html")
+
+
+def test_a_wide_table_scrolls_in_its_own_box_and_has_titles_over_columns():
+    page = Page("t")
+    page.table([["a", "b", "c"], ["1", "<2>", "3"]], [("", 1), ("both & all", 2)], folded=False)
+    text = str(page)
+    assert '<div class="scroll"><table class="unfolded">' in text
+    assert '<th colspan="2">both &amp; all</th>' in text
+    assert "<td>&lt;2&gt;</td>" in text
+
+
+def test_points_of_a_plot_have_names_and_intervals():
+    page = Page("t")
+    dots = [
+        Dot("<ours>", Interval(0.2, 0.1, 0.3), Interval(0.5, 0.4, 0.6)),
+        Dot("theirs", Interval(0.8, 0.7, 0.9), Interval(0.5, 0.4, 0.6)),
+    ]
+    page.scatter(dots, "novelty", "identity")
+    text = str(page)
+    assert "identity (upwards) by novelty" in text
+    left, right = re.findall(r'<span class="name" style="(.*?)">(.*?)</span>', text)
+    assert left == ("left: 20.00%; top: 50.00%", "&lt;ours&gt;")
+    assert right[0] == "right: 20.00%; top: 56.00%"  # moved down, for they share a level
+    assert text.count("<path") == 2
+
+
+def test_one_point_without_spread_is_a_plot():
+    page = Page("t")
+    page.scatter([Dot("ours", Interval(0, 0, 0), Interval(1, 1, 1))], "x", "y")
+    assert "nan" not in str(page)

@@ -12,7 +12,7 @@ NONE = "–"
 
 
 def plain(value: float | None) -> str:
-    return NONE if value is None or math.isnan(value) else f"{value:.3f}"
+    return NONE if value is None or math.isnan(value) else f"{value:z.3f}"
 
 
 def with_std(number: Number) -> str:
@@ -22,8 +22,8 @@ def with_std(number: Number) -> str:
 def with_interval(number: Number | None) -> str:
     if number is None or number.interval is None or math.isnan(number.value):
         return NONE
-    return f"{number.value:.3f} ({number.interval.low:.3f} to {number.interval.high:.3f})"
+    return f"{number.value:z.3f} ({number.interval.low:z.3f} to {number.interval.high:z.3f})"
 
 
 def signed(interval: Interval) -> str:
-    return f"{interval.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+    return f"{interval.value:+z.3f} ({interval.low:+z.3f} to {interval.high:+z.3f})"

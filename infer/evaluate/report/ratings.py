@@ -17,7 +17,7 @@ from dsd_jax.infer.evaluate.numbers import (
     overall,
     treated,
 )
-from dsd_jax.infer.evaluate.panels import Panel
+from dsd_jax.infer.evaluate.panels import HUMAN, Panel
 from dsd_jax.infer.evaluate.published import DREAMBENCH_PF, PROTOCOLS, TABLE_1
 from dsd_jax.infer.evaluate.report.cells import NONE, plain, with_interval, with_std
 from dsd_jax.infer.evaluate.report.parts import ReportSettings, Row, Section, Table
@@ -66,7 +66,8 @@ def _layout(
     for panel in panels:
         groups = {aspect: columns_of(panel.cases, aspect, rule) for aspect in ("cp", "pf")}
         made = overall(panel, name)
-        head = [*groups["cp"], "CP", *groups["pf"], "PF", NAMES[PRODUCT]]
+        classes = [f"{x} prompts" if x in groups["cp"] else x for x in groups["pf"]]
+        head = [*groups["cp"], "CP", *classes, "PF", NAMES[PRODUCT]]
         columns += head
         blocks.append((panel.protocol, len(head)))
         for method, line in lines.items():
@@ -85,7 +86,7 @@ def _layout(
         for method, line in published.items():
             line.extend(_recomputed(method, panel.protocol, groups))
     shown = [[method, *line] for method, line in lines.items()]
-    if settings.paper and name == "dsd-ours":
+    if settings.paper and name == "dsd-ours" and panels[0].judge != HUMAN:
         shown += [
             [f"{method} (published)", *line]
             for method, line in published.items()
@@ -202,7 +203,7 @@ def missing_section(
     tables = [
         Table(
             "Counts",
-            ["method", "missing", "judge", "reason", "cases"],
+            ["method", "missing", "judge", "reason", "number"],
             [[*key, f"{count:,}"] for key, count in counts.items()],
         )
     ]
@@ -214,8 +215,8 @@ def missing_section(
     tables.append(
         Table(
             "Items" if len(listed) == len(gaps) else f"The first {_LISTED} of {len(gaps):,} items",
-            ["method", "case", "missing", "judge", "reason"],
-            [[gap.method, gap.case, gap.what, gap.judge, gap.reason] for gap in listed],
+            ["method", "case", "missing", "judge", "round", "reason"],
+            [_item(gap) for gap in listed],
             notes=() if len(listed) == len(gaps) else ("missing.csv lists all of them.",),
         )
     )
@@ -224,6 +225,11 @@ def missing_section(
         "score; the other tables show the cases that all methods have, and the worst case."
     )
     return [Section("Missing items", words, tables)]
+
+
+def _item(gap: Gap) -> list[str]:
+    number = "" if gap.round is None else str(gap.round + 1)
+    return [gap.method, gap.case, gap.what, gap.judge, number, gap.reason]
 
 
 def _treatments(panel: Panel, name: AggregatorName, rows: list[Row]) -> Table:

@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 _STATES = get_args(State)
-_IDENTITY = ("dino", "dinov2", "clip-i")
-_NOVELTY = ("structure-novelty", "nssm")
+_IDENTITY = ("identity", "dino-subject", "dino", "clip-i", "cosine")  # the best one first
+_NOVELTY = ("structure-novelty-subject", "structure-novelty")
 _ASPECT_OF = {"dino": "cp", "dinov2": "cp", "clip-i": "cp", "clip-t": "pf"}
 """Aspect that a metric stands for."""
 
@@ -68,6 +68,7 @@ def metrics_section(
     lines = {method: [method] for method in methods}
     gone = []
     for metric, own in metrics.items():
+        bad: list[str] = []
         for method, line in lines.items():
             if method not in own:
                 line.append(NONE)
@@ -78,9 +79,9 @@ def metrics_section(
             line.append(with_interval(number))
             rows.append(Row(method, "", "", "", "present", metric, *interval))
             others = {state: n for state, n in measured.states.items() if state != "ok"}
-            if others:
-                counts = ", ".join(f"{count:,} {state}" for state, count in others.items())
-                gone.append(f"{metric}, {method}: {counts}.")
+            bad += [f"{count:,} {state} ({method})" for state, count in others.items()]
+        if bad:
+            gone.append(f"{metric}: {', '.join(bad)}.")
     words = (
         "The part after @ names the model of the features. Scores are means over cases, with "
         "intervals over subjects."
@@ -172,12 +173,16 @@ def novelty_sections(
 
 def _axes(metrics: Sequence[str]) -> tuple[str, str] | None:
     """A metric of novelty and one of identity, if there are any."""
-    novelty = [name for name in metrics if name.partition("@")[0] in _NOVELTY]
-    identity = [name for name in metrics if name.partition("@")[0] in _IDENTITY]
-    return (novelty[0], identity[0]) if novelty and identity else None
+
+    def first(kinds: Sequence[str]) -> str | None:
+        ranked = (name for kind in kinds for name in metrics if name.partition("@")[0] == kind)
+        return next(ranked, None)
+
+    novelty, identity = first(_NOVELTY), first(_IDENTITY)
+    return (novelty, identity) if novelty and identity else None
 
 
-# What is missing, who judged, and the bill
+# Judges and the bill
 
 
 def judges_section(panels: Sequence[Panel]) -> list[Section]:

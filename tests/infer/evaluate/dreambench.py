@@ -6,7 +6,7 @@ from pathlib import Path
 from dsd_jax.infer.evaluate.cases import Case, Picture
 from dsd_jax.infer.evaluate.published import SUBJECTS
 
-CLASSES = ["photorealistic"] * 4 + ["style transfer"] * 3 + ["imaginative"] * 2
+CLASSES = ["photorealistic"] * 4 + ["style"] * 3 + ["imaginative"] * 2
 
 
 def subject(category: str, number: int) -> str:

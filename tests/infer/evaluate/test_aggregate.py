@@ -42,7 +42,7 @@ def grid(values, cases=CASES, scale=1.0) -> Grid:
 def printed_grids(row: Printed) -> tuple[Grid, Grid]:
     """Every item has the printed mean of its column, and the class between has what is left."""
     styles = {"photorealistic": row.photorealistic, "imaginative": row.imaginative}
-    styles["style transfer"] = row.style_transfer
+    styles["style"] = row.style_transfer
     concept = [getattr(row, case.category, 0.5) for case in CASES]
     return grid(concept), grid([styles[case.prompt_class] for case in CASES])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 from dsd_jax.errors import UserError
-from dsd_jax.infer.evaluate.archive import GPT, METHODS, read_archive, write_archived
+from dsd_jax.infer.evaluate.archive import GPT, read_archive, write_archived
+from dsd_jax.infer.evaluate.benches.names import METHODS
 from dsd_jax.infer.evaluate.cases import write_cases
 from dsd_jax.infer.evaluate.cli_report import archive as archive_command
 from dsd_jax.infer.evaluate.ratings import Rating, read_ratings, write_ratings
+from dsd_jax.infer.evaluate.report.make import make_report
+from dsd_jax.infer.evaluate.report.parts import Report, ReportSettings
 from dsd_jax.infer.evaluate.runs import Image, open_run, write_run
 from dsd_jax.infer.evaluate.scores import read_scores
 from tests.infer.evaluate.dreambench import cases_of
@@ -278,6 +282,97 @@ def test_a_run_keeps_its_images_and_its_other_ratings(merged: Path, tmp_path: Pa
     assert open_run(folder).settings == {"steps": 100, "archive": "DreamBench++"}
     assert read_ratings(folder) == [*first.ratings, own]
     assert len(read_scores(folder, "clip-t@archive")) == len(CASES)
+
+
+def official_round(values: list[float]) -> str:
+    """`avg_std` of the official scripts, and how they print it."""
+    mean = sum(values) / len(values)
+    std = math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
+    return f"{round(mean, 3):.3f} ± {round(std, 3):.3f}"
+
+
+def official_mean(found: dict[str, int], kind: str = "") -> float:
+    """`cal_score` of `benchmarking.py`."""
+    prompts = {"photorealistic": range(4), "style_transfer": range(4, 7), "imaginative": (7, 8)}
+    own = [
+        score
+        for key, score in found.items()
+        if kind in key or int(key.rpartition("-")[2]) in prompts.get(kind, ())
+    ]
+    return sum(own) / len(own) / 4
+
+
+def official_alpha(*ratings: dict[str, int]) -> np.floating:
+    """`kd_alpha` of `krippendorff_analysis.py`."""
+    import krippendorff
+
+    data = [[each[key] for key in sorted(each)] for each in ratings]
+    return np.round(krippendorff.alpha(reliability_data=data, level_of_measurement="interval"), 3)
+
+
+@pytest.fixture(scope="module")
+def official_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    root = tmp_path_factory.mktemp("official")
+    write_merged(root / "archive")
+    write_metrics(root / "archive")
+    read = read_archive(root / "archive", CASES)
+    runs = [write_archived(each, CASES, root / each.method) for each in read.methods]
+    return make_report(runs, ReportSettings(("official",), draws=2))
+
+
+def lines_of(report: Report, title: str, number: int = 0) -> dict[str, list[str]]:
+    (found,) = [each for each in report.sections if each.title == title]
+    return {"/".join(row[:2]): list(row) for row in found.tables[number].rows}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_official_table_of_scores_comes_out(official_report: Report, word: str):
+    (section,) = [x for x in official_report.sections if x.title == f"Table 1, judged by {GPT}"]
+    (row,) = [row for row in section.tables[0].rows if row[0] == METHODS[word]]
+    expected: list[str] = []
+    products = []
+    kinds = {
+        "cp": ("animal", "human", "object", "style"),
+        "pf": ("photorealistic", "style_transfer", "imaginative"),
+    }
+    for aspect, names in kinds.items():
+        rounds = [drawn(word, aspect, setting) for setting in ROUNDS]
+        parts = [[official_mean(found, name) for found in rounds] for name in names]
+        expected += [official_round(values)[:5] for values in parts]
+        expected.append(official_round([official_mean(x) for x in rounds]))
+        products.append(float(expected[-1][:5]))
+    expected.append(f"{products[0] * products[1]:.3f}")
+    assert list(row[1:]) == expected
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(("aspect", "number"), [("cp", 0), ("pf", 1)])
+def test_the_official_tables_of_agreement_come_out(
+    official_report: Report, word: str, aspect: str, number: int
+):
+    from scipy import stats
+
+    groups = [drawn(word, aspect, group) for group in GROUPS]
+    rounds = [drawn(word, aspect, setting) for setting in ROUNDS]
+    alphas = [
+        np.round(sum(official_alpha(group, own) for group in groups) / 2, 3) for own in rounds
+    ]
+    row = lines_of(official_report, "Agreement with people", number)[f"{METHODS[word]}/{GPT}"]
+    assert row[2] == f"{official_alpha(*groups):z.3f}"
+    mean = np.round(sum(alphas) / 3, 3)
+    assert row[3] == f"{mean:z.3f} ± {round(float(np.std(alphas, ddof=1)), 3):.3f}"
+    found = [
+        np.round(stats.pearsonr(list(group.values()), list(rounds[0].values()))[0], 4)
+        for group in groups
+    ]
+    half = abs(found[0] - found[1]) / 2
+    assert row[4] == f"{(found[0] + found[1]) / 2:z.3f} ± {half:.3f}"
+
+
+def test_metrics_are_compared_with_people_too(official_report: Report):
+    lines = lines_of(official_report, "Agreement with people")
+    assert f"{METHODS[WORDS[0]]}/dino@archive" in lines
+    assert f"{METHODS[WORDS[0]]}/clip-t@archive" not in lines
 
 
 def test_the_command_writes_runs_and_says_what_is_missing(merged: Path, tmp_path: Path, capsys):

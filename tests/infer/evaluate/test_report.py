@@ -14,7 +14,7 @@ from PIL import Image as Pixels
 from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256
 from dsd_jax.infer.evaluate.cli_report import report as report_command
-from dsd_jax.infer.evaluate.panels import panels_of, read_rated
+from dsd_jax.infer.evaluate.panels import Rated, panels_of
 from dsd_jax.infer.evaluate.ratings import Rating, write_ratings
 from dsd_jax.infer.evaluate.report.gallery import disagreements
 from dsd_jax.infer.evaluate.report.make import make_report, write_report
@@ -191,7 +191,7 @@ class TestTables:
         found = table(make_report(two, FEW), "Metrics")
         assert column(found, "dino@dino-vits8") == {"ours": "0.500 (0.500 to 0.500)"}
         assert column(found, "diversity@x")["ours"].startswith("0.250")
-        assert found.notes == ["dino@dino-vits8, ours: 1 undefined."]
+        assert found.notes == ["dino@dino-vits8: 1 undefined (ours)."]
 
     def test_a_score_of_no_case_is_refused(self, two: list[Run]):
         write_scores(two[0].folder, "dino@x", [Score("gone-0", 0, "", "ok", 0.5)])
@@ -211,7 +211,7 @@ class TestMissing:
             (CASES[1].id, "not rated"),
         ]
         missing = section(report, "Missing items")
-        assert ["ours", "dreambench++ cp", "judge-a, round 1", "refused", "1"] in [
+        assert ["ours", "dreambench++ cp", "judge-a", "refused", "1"] in [
             list(row) for row in missing.tables[0].rows
         ]
         present, common, worst = (
@@ -246,8 +246,10 @@ class TestMissing:
 
 class TestJudges:
     def panels(self, folder: Path, *ratings: list[Rating], allow_mixed: bool = False):
-        runs = [run_of(folder, f"m{n}", own) for n, own in enumerate(ratings)]
-        return panels_of([read_rated(run) for run in runs], allow_mixed=allow_mixed)
+        return panels_of(
+            [Rated(Run(folder, f"m{n}", CASES, []), own, 0) for n, own in enumerate(ratings)],
+            allow_mixed=allow_mixed,
+        )
 
     def test_different_judges_stand_in_one_column_only_if_told(self, tmp_path: Path):
         mine, other = rated(), rated(judge="judge-b")
@@ -302,26 +304,26 @@ class TestJudges:
         ]
 
 
-class TestFiles:
-    @pytest.fixture
-    def written(self, tmp_path: Path) -> Path:
-        images = {}
-        for n, method in enumerate(("ours", "theirs <b>|x_1")):
-            path = tmp_path / f"{n}.png"
-            Pixels.new("RGB", (300, 200), (90 * n, 120, 90)).save(path)
-            images[method] = path
-        reference = dataclasses.replace(CASES[0].reference, path=images["ours"])
-        cases = [dataclasses.replace(case, references=(reference,)) for case in CASES]
-        for n, (method, path) in enumerate(images.items()):
-            made = [Image(case.id, 0, path, file_sha256(path)) for case in cases[:20]]
-            run = write_run(tmp_path / f"run{n}", method, cases, made, {})
-            write_ratings(run.folder, rated(level=1 + n, seed=n))
-        runs = open_runs([tmp_path / "run0", tmp_path / "run1"])
-        write_report(
-            runs, tmp_path / "report", EVIL, dataclasses.replace(FEW, gallery=3, paper=True)
-        )
-        return tmp_path / "report"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("written")
+    images = {}
+    for n, method in enumerate(("ours", "theirs <b>|x_1")):
+        path = tmp_path / f"{n}.png"
+        Pixels.new("RGB", (300, 200), (90 * n, 120, 90)).save(path)
+        images[method] = path
+    reference = dataclasses.replace(CASES[0].reference, path=images["ours"])
+    cases = [dataclasses.replace(case, references=(reference,)) for case in CASES]
+    for n, (method, path) in enumerate(images.items()):
+        made = [Image(case.id, 0, path, file_sha256(path)) for case in cases[:20]]
+        run = write_run(tmp_path / f"run{n}", method, cases, made, {})
+        write_ratings(run.folder, rated(level=1 + n, seed=n))
+    runs = open_runs([tmp_path / "run0", tmp_path / "run1"])
+    write_report(runs, tmp_path / "report", EVIL, dataclasses.replace(FEW, gallery=3, paper=True))
+    return tmp_path / "report"
 
+
+class TestFiles:
     def test_the_page_stands_alone_and_escapes_what_is_foreign(self, written: Path):
         page = (written / "report.html").read_text()
         assert "<script" not in page
@@ -376,8 +378,8 @@ def test_cases_on_which_judges_differ_come_first(tmp_path: Path):
     first = rated(aspects=("cp",), level=2)
     second = [dataclasses.replace(each, judge="judge-b", score=each.score) for each in first]
     second[5] = dataclasses.replace(second[5], score=far_from(first[5]))
-    runs = [run_of(tmp_path, "ours", first + second)]
-    order = disagreements(CASES, panels_of([read_rated(run) for run in runs]))
+    run = Run(tmp_path, "ours", CASES, [])
+    order = disagreements(CASES, panels_of([Rated(run, first + second, 0)]))
     assert order[0].case == 5
     assert order[0].judges >= 0.5
     assert np.isnan(order[0].methods)
@@ -388,6 +390,7 @@ def test_cases_on_which_methods_differ_come_first_with_one_judge(tmp_path: Path)
     first = rated(aspects=("cp",), level=2)
     second = [*first]
     second[7] = dataclasses.replace(second[7], score=far_from(first[7]))
-    runs = [run_of(tmp_path, "a", first), run_of(tmp_path, "b", second)]
-    order = disagreements(CASES, panels_of([read_rated(run) for run in runs]))
+    runs = [Run(tmp_path, name, CASES, []) for name in ("a", "b")]
+    rated_runs = [Rated(run, own, 0) for run, own in zip(runs, (first, second), strict=True)]
+    order = disagreements(CASES, panels_of(rated_runs))
     assert order[0].case == 7
