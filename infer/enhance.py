@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,15 @@ from dsd_jax.llm.reading import problem_of
 from dsd_jax.llm.session import Session
 from dsd_jax.structured import read_toml
 
-__all__ = ["Enhancement", "NotEnhanced", "enhanced"]
+__all__ = [
+    "Enhancement",
+    "Enhancer",
+    "NotEnhanced",
+    "Plain",
+    "enhance_all",
+    "enhanced",
+    "wording_name",
+]
 
 Mode = Literal["auto", "on", "off"]
 Kind = Literal["gemini", "openai"]
@@ -33,13 +42,10 @@ _FENCE = re.compile(r"^```\w*\s*|\s*```$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Enhancement:
-    """Enrichment of the text by a vision model that looks at the reference.
+class Enhancer:
+    """A vision model that looks at the reference and enriches the text.
 
     Attributes:
-        enhance_prompt: Enhance the text by a vision model. auto does so if the provider's key is in
-            the environment.
-        disable_gemini_prompt: The same as --enhance_prompt off.
         enhance_provider: Provider of the vision model: gemini (GEMINI_API_KEY), or openai
             (OPENAI_API_KEY) for OpenAI and every server with its interface.
         enhance_model: Exact name of the provider's model.
@@ -47,16 +53,10 @@ class Enhancement:
         enhance_key_env: Environment variable with the key of that other server.
     """
 
-    enhance_prompt: Mode = "auto"
-    disable_gemini_prompt: bool = False
     enhance_provider: Kind = "gemini"
     enhance_model: str | None = None
     enhance_base_url: str | None = None
     enhance_key_env: str | None = None
-
-    @property
-    def mode(self) -> Mode:
-        return "off" if self.disable_gemini_prompt else self.enhance_prompt
 
     @property
     def provider(self) -> ProviderConfig:
@@ -66,10 +66,36 @@ class Enhancement:
             self.enhance_model or _MODELS[self.enhance_provider],
             base_url=self.enhance_base_url,
             api_key_env=self.enhance_key_env,
-            max_calls=8,
             retries=2,
             timeout=60.0,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Enhancement(Enhancer):
+    """Enrichment of the text by a vision model that looks at the reference.
+
+    Attributes:
+        enhance_prompt: Enhance the text by a vision model. auto does so if the provider's key is in
+            the environment.
+        disable_gemini_prompt: The same as --enhance_prompt off.
+    """
+
+    enhance_prompt: Mode = "auto"
+    disable_gemini_prompt: bool = False
+
+    @property
+    def mode(self) -> Mode:
+        return "off" if self.disable_gemini_prompt else self.enhance_prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A text to enrich, and the reference as the pipeline crops it."""
+
+    name: str
+    text: str
+    image: Image.Image
 
 
 class NotEnhanced(Exception):  # noqa: N818 - the plain prompt is used, with a notice
@@ -99,21 +125,38 @@ def enhanced(text: str, image: Image.Image | None, settings: Enhancement) -> tup
     if settings.mode == "auto" and not (provider.key_env and os.environ.get(provider.key_env)):
         return text, None
     provider.key()  # a missing key is the user's mistake; later failures are not
+    provider = dataclasses.replace(provider, max_calls=8)
     try:
-        made = _enhance(text, image, provider)
+        ((_, made),) = enhance_all([Plain("", text, image)], provider, None)
+        if isinstance(made, NotEnhanced):
+            raise made
     except (NotEnhanced, UserError) as error:
         return text, f"the text is used as it is, {provider.model} did not enhance it: {error}"
     return made, f"the text was enhanced by {provider.model}: {made}"
 
 
-def _enhance(text: str, image: Image.Image, provider: ProviderConfig) -> str:
-    """The prompt with details of the subject, on one line; asks two questions."""
-    texts = _wording()
-    file = io.BytesIO()
-    image.save(file, "PNG")
+def enhance_all(
+    items: Iterable[Plain], provider: ProviderConfig, ledger: Path | None
+) -> Iterator[tuple[Plain, str | NotEnhanced]]:
+    """Enriches many texts at once, two questions each; yields them as they are answered.
 
-    async def work(words: str, ask: Ask) -> str | NotEnhanced:
+    The result is one line that holds all words of the user.
+
+    Args:
+        items: Taken as there is room for them.
+        provider: The provider to ask.
+        ledger: File of the ledger, as for `Session`.
+
+    Raises:
+        UserError: Nothing can be asked; see `Session.run`.
+    """
+    texts = _wording()
+
+    async def work(item: Plain, ask: Ask) -> str | NotEnhanced:
+        words = _line(item.text)
         try:
+            file = io.BytesIO()
+            item.image.save(file, "PNG")
             question = _request("caption", texts["caption"]["user"], Picture(file.getvalue()))
             caption = _line(_usable(await ask(question)))
             if not caption:
@@ -125,12 +168,16 @@ def _enhance(text: str, image: Image.Image, provider: ProviderConfig) -> str:
             return NotEnhanced(str(error))
         except NotEnhanced as error:
             return error
-        return merged or NotEnhanced("the enriched prompt is empty")
+        if not merged:
+            return NotEnhanced("the enriched prompt is empty")
+        return merged if _keeps(merged, item.text) else f"{words.rstrip('. ')}. {merged}"
 
-    ((words, merged),) = Session(provider, None).run([_line(text)], work)
-    if isinstance(merged, NotEnhanced):
-        raise merged
-    return merged if _keeps(merged, text) else f"{words.rstrip('. ')}. {merged}"
+    yield from Session(provider, ledger).run(items, work)
+
+
+def wording_name() -> str:
+    """Name of the texts that ask for an enriched prompt."""
+    return str(_wording()["name"])
 
 
 @functools.cache

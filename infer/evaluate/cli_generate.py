@@ -1,14 +1,18 @@
 """`dsd evaluate generate`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from dsd_jax.errors import UserError
 from dsd_jax.infer.cli import ModelFlags
-from dsd_jax.infer.evaluate.cases import read_cases
+from dsd_jax.infer.enhance import Enhancer
+from dsd_jax.infer.evaluate.cases import check_references, read_cases
+from dsd_jax.infer.evaluate.enhancing import enriched_prompts
 from dsd_jax.infer.evaluate.generate import Making
 from dsd_jax.infer.evaluate.generate import generate as generate_run
+from dsd_jax.infer.evaluate.runs import check_folder
 from dsd_jax.infer.settings import Settings
 from dsd_jax.shares import ShareFlags
 
@@ -22,7 +26,9 @@ def generate(
     method: str,
     output_dir: Path,
     seeds: tuple[int, ...] | None = None,
+    prompt: Literal["original", "enhanced"] = "original",
     no_reference: bool = False,
+    enhancer: Annotated[Enhancer, _PLAIN] = Enhancer(),
     model: Annotated[ModelFlags, _PLAIN] = ModelFlags(),
     settings: Annotated[Settings, _PLAIN] = Settings(),
     batch_size: int | None = None,
@@ -40,7 +46,11 @@ def generate(
         output_dir: Folder of the run.
         seeds: Seeds of the images of a case, such as 0 1 2 3. Default: as many as the benchmark
             asks for, from 0.
+        prompt: Prompts of the benchmark as they are, or enriched by a vision model that looks at
+            the reference. Images are scored by the original either way. Of several workers, number
+            0 asks the vision model.
         no_reference: Give the model the text alone, such as to score a text-to-image model.
+        enhancer: The vision model that enriches prompts.
         model: The model.
         settings: Settings of sampling.
         batch_size: Images sampled together. Default: one per device that shares the batch.
@@ -51,7 +61,25 @@ def generate(
     pipeline = model.load()
     for notice in pipeline.notices:
         print(f"note: {notice}")
-    making = Making(method, settings, seeds, reference=not no_reference)
+    enriched = None
+    if prompt == "enhanced":
+        if no_reference:
+            raise UserError("--prompt enhanced looks at the reference; leave --no_reference out")
+        check_folder(output_dir, method, read)
+        check_references(read)
+        height, width = pipeline.check(settings, two_frames=True).size
+        enriched = enriched_prompts(
+            read,
+            output_dir,
+            enhancer,
+            (height, width // 2),
+            ask=own.number == 0,
+            retry_failed=retry_failed,
+        )
+        if enriched.failed:
+            name, why = next(iter(enriched.failed.items()))
+            print(f"{len(enriched.failed):,} prompts are used as they are, such as {name}: {why}")
+    making = Making(method, settings, seeds, not no_reference, enriched)
     summary = generate_run(
         pipeline,
         read,

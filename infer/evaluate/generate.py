@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import explained, file_sha256, write_file
 from dsd_jax.infer.batch import Row, Summary, run_batch
 from dsd_jax.infer.evaluate.cases import Case, check_references
+from dsd_jax.infer.evaluate.enhancing import Enriched
 from dsd_jax.infer.evaluate.runs import Image, write_run
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings, check_seed
@@ -40,14 +41,14 @@ class Making:
         settings: Settings of sampling.
         seeds: Seeds of the images of a case. None: as many as the benchmark asks for, from 0.
         reference: Give the reference of a case to the model. Otherwise it gets the text alone.
-        texts: Texts by the id of a case, where another text than its prompt is given.
+        enriched: Enriched prompts, which the model gets in place of those of the cases.
     """
 
     method: str
     settings: Settings = dataclasses.field(default_factory=Settings)
     seeds: Sequence[int] | None = None
     reference: bool = True
-    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    enriched: Enriched | None = None
 
     def seeds_of(self, case: Case) -> Sequence[int]:
         """Seeds of the images of a case."""
@@ -97,7 +98,7 @@ def generate(
         "sampling": dataclasses.asdict(checked),
         "seeds": None if making.seeds is None else list(making.seeds),
         "reference": making.reference,
-        "rewritten_prompts": len(making.texts),
+        "prompts": _about(making.enriched),
     }
     write_run(output_dir, making.method, cases, _made(planned, output_dir, pipeline), settings)
     summary = run_batch(
@@ -122,6 +123,14 @@ def generate(
             return summary
 
 
+def _about(enriched: Enriched | None) -> dict[str, object]:
+    """What a run says of its prompts."""
+    if enriched is None:
+        return {"kind": "original"}
+    about = {"model": enriched.model, "wording": enriched.wording, "failed": dict(enriched.failed)}
+    return {"kind": "enhanced", **about}
+
+
 def _plan(cases: Sequence[Case], making: Making) -> list[_Planned]:
     for seed in making.seeds or ():
         check_seed(seed)
@@ -135,7 +144,7 @@ def _plan(cases: Sequence[Case], making: Making) -> list[_Planned]:
         for sample, seed in enumerate(making.seeds_of(case)):
             row = Row(
                 f"{case.id}_{sample}",
-                text=making.texts.get(case.id, case.prompt),
+                text=making.enriched.texts[case.id] if making.enriched else case.prompt,
                 image=reference.name if making.reference else None,
                 seed=seed,
                 settings=making.settings,

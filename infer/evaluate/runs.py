@@ -22,7 +22,15 @@ from dsd_jax.files import file_sha256, write_file
 from dsd_jax.infer.evaluate.cases import Case, cases_sha256, read_cases, write_cases
 from dsd_jax.structured import build, built_lines, read_json
 
-__all__ = ["Image", "Run", "check_unchanged", "open_run", "open_runs", "write_run"]
+__all__ = [
+    "Image",
+    "Run",
+    "check_folder",
+    "check_unchanged",
+    "open_run",
+    "open_runs",
+    "write_run",
+]
 
 SCHEMA = 1
 _RUN, _CASES, _IMAGES = "run.json", "cases.jsonl", "images.jsonl"
@@ -100,14 +108,7 @@ def write_run(
     Raises:
         UserError: The folder holds a run of another method or of other cases, or cannot be written.
     """
-    if (folder / _RUN).exists():
-        head = _head(folder)
-        if (head.method, head.cases_sha256) != (method, cases_sha256(cases)):
-            raise UserError(
-                f"{folder} holds a run of `{head.method}` on other cases; choose another folder"
-                if head.method == method
-                else f"{folder} holds a run of `{head.method}`; choose another folder"
-            )
+    check_folder(folder, method, cases)
     order = {case.id: number for number, case in enumerate(cases)}
     ordered = sorted(images, key=lambda image: (order[image.case], image.sample))
     write_cases(folder / _CASES, cases)
@@ -123,6 +124,22 @@ def write_run(
     head = _Head(SCHEMA, method, bench, cases_sha256(cases), dict(settings))
     write_file(folder / _RUN, json.dumps(dataclasses.asdict(head), indent=1) + "\n")
     return open_run(folder)
+
+
+def check_folder(folder: Path, method: str, cases: Sequence[Case]) -> None:
+    """Checks that a folder is free for a run, or holds it already.
+
+    Raises:
+        UserError: It holds a run of another method or of other cases.
+    """
+    if (folder / _RUN).exists():
+        head = _head(folder)
+        if (head.method, head.cases_sha256) != (method, cases_sha256(cases)):
+            raise UserError(
+                f"{folder} holds a run of `{head.method}` on other cases; choose another folder"
+                if head.method == method
+                else f"{folder} holds a run of `{head.method}`; choose another folder"
+            )
 
 
 def open_run(folder: str | Path) -> Run:

@@ -126,7 +126,7 @@ class TestProviders:
             assert enhanced(TEXT, None, auto) == (TEXT, None)
 
     def test_on_without_a_key_or_picture_is_a_mistake(self):
-        on = Enhancement("on")
+        on = Enhancement(enhance_prompt="on")
         with pytest.raises(UserError, match="variable GEMINI_API_KEY is not set"):
             enhanced(TEXT, picture(), on)
         with pytest.raises(UserError, match="needs a reference"):

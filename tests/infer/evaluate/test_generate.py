@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ from PIL import Image
 from dsd_jax import cli
 from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256
+from dsd_jax.infer.enhance import Enhancer
 from dsd_jax.infer.evaluate.adopt import adopt
 from dsd_jax.infer.evaluate.cases import Case, Picture, write_cases
+from dsd_jax.infer.evaluate.enhancing import Enriched, enriched_prompts
 from dsd_jax.infer.evaluate.generate import Making, generate
 from dsd_jax.infer.evaluate.runs import open_run
 from dsd_jax.infer.generated import Generated
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.shares import WorkerShare
+from tests.core.llm.server import Server
+from tests.core.llm.wire import Question, Result, Status
 from tests.infer.manifests import DEFAULTS
 from tests.random_flux import picture
 
@@ -129,13 +134,17 @@ def test_every_seed_makes_an_image_of_every_case(pipe, cases, tmp_path):
 
 
 def test_a_method_may_get_the_text_alone_or_another_text(pipe, cases, tmp_path):
-    texts = {"cat-0": "a very fine cat"}
-    making = Making("teacher", DEFAULTS, reference=False, texts=texts)
+    texts = {case.id: case.prompt for case in cases} | {"cat-0": "a very fine cat"}
+    enriched = Enriched(texts, "m", "w", {"cat-1": "it refused"})
+    making = Making("teacher", DEFAULTS, reference=False, enriched=enriched)
     generate(pipe, cases, tmp_path / "run", making)
     assert min(pipe.made) == ("a cat 1", 0, False)
     assert ("a very fine cat", 1, False) in pipe.made
     assert not (tmp_path / "run" / "src_image").exists()
     assert (tmp_path / "run" / "text" / "cat" / "0_0.txt").read_text() == "a very fine cat\n"
+    assert open_run(tmp_path / "run").settings["prompts"] == {
+        "kind": "enhanced", "model": "m", "wording": "w", "failed": {"cat-1": "it refused"}
+    }  # fmt: skip
 
 
 def test_workers_share_a_run(pipe, cases, tmp_path):
@@ -210,3 +219,72 @@ def test_the_command_writes_a_run(pipe, folder, cases, tmp_path, capsys):
     assert cli.main(words) == 0
     assert "8 made, 0 kept from before, 0 failed" in capsys.readouterr().out
     assert len(open_run(tmp_path / "run").images) == 8
+
+
+class TestEnriched:
+    """Prompts that a vision model enriches: paid for once, whatever happens."""
+
+    def ask(self, cases: list[Case], folder: Path, server: Server, **options: bool) -> Enriched:
+        enhancer = Enhancer("openai", "m", server.openai)
+        return enriched_prompts(cases, folder, enhancer, (64, 64), **options)
+
+    @staticmethod
+    def reply(question: Question) -> Result:
+        if question.pictures:
+            return "a fluffy thing"
+        words = question.turns[1][1][0]
+        return next(f"a {name} {i} with fur" for name in ("cat", "rubik's_cube") for i in (0, 1)
+                    if f"a {name} {i}" in words)  # fmt: skip
+
+    def test_a_restart_asks_only_for_what_is_missing(self, cases, tmp_path):
+        with Server(self.reply) as server:
+            enriched = self.ask(cases, tmp_path / "run", server)
+            assert enriched.texts["cat-1"] == "a cat 1 with fur"
+            assert server.received == 6  # each reference is described once
+            path = tmp_path / "run" / "prompts.jsonl"
+            whole = path.read_bytes()
+            # Killed while it wrote: the answer is in the ledger, its line is not whole.
+            path.write_bytes(whole[:-10])
+            assert self.ask(cases, tmp_path / "run", server) == enriched
+            assert server.received == 6
+            assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+            # Another prompt is another question.
+            cases[0] = dataclasses.replace(cases[0], prompt="a cat 0 on ice")
+            self.ask(cases, tmp_path / "run", server)
+            assert server.received == 7
+
+    def test_other_workers_wait_for_the_first(self, cases, tmp_path):
+        with Server(self.reply) as server:
+            with pytest.raises(
+                UserError, match=r"prompts.jsonl lacks the enriched prompts of 4 case"
+            ):
+                self.ask(cases, tmp_path / "run", server, ask=False)
+            expected = self.ask(cases, tmp_path / "run", server)
+            assert self.ask(cases, tmp_path / "run", server, ask=False) == expected
+
+    def test_a_failure_leaves_the_prompt_and_is_listed(self, cases, tmp_path):
+        with Server(lambda question: Status(400, '{"error": {"message": "no"}}')) as server:
+            enriched = self.ask(cases, tmp_path / "run", server)
+            asked = server.received
+            assert enriched.texts == {case.id: case.prompt for case in cases}
+            assert set(enriched.failed) == {case.id for case in cases}
+            assert "status 400: no" in enriched.failed["cat-0"]
+            self.ask(cases, tmp_path / "run", server)
+            assert server.received == asked
+        with Server(self.reply) as server:
+            again = self.ask(cases, tmp_path / "run", server, retry_failed=True)
+            assert not again.failed
+
+    def test_the_command_uses_them(self, pipe, folder, cases, tmp_path, monkeypatch):
+        with Server(self.reply) as server:
+            words = [
+                *("evaluate", "generate", str(tmp_path / "cases.jsonl"), "--method", "ours"),
+                *("--output_dir", str(tmp_path / "run"), "--prompt", "enhanced"),
+                *("--enhance_provider", "openai", "--enhance_model", "m"),
+                *("--enhance_base_url", server.openai, "--base_path", str(folder / "flux")),
+                *("--model_path", str(folder / "dsd"), "--height", "64", "--width", "128"),
+                *("--dtype", "float32", "--mesh.data", "1", "--compilation_cache", "off"),
+            ]
+            assert cli.main(words) == 0
+            assert ("a cat 1 with fur", 0, True) in pipe.made
+            assert cli.main([*words, "--no_reference"]) == 2
