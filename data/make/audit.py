@@ -21,13 +21,13 @@ from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.judge import Decision, PairJudge
 from dsd_jax.data.make.judge import JudgeConfig as CurationConfig
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import JUDGEMENTS, PAIRS, Pair
+from dsd_jax.data.make.stages import JUDGEMENTS, PAIRS, Judgement, Pair
 from dsd_jax.data.make.wording import Wording, load_wording
 from dsd_jax.data.pairs.record import png_bytes
 from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256, write_file
 from dsd_jax.images import open_image
-from dsd_jax.infer.evaluate.audit import POPULATION, SWAPPED
+from dsd_jax.infer.evaluate.audit import POPULATION, STRATUM, SWAPPED
 from dsd_jax.infer.evaluate.cases import Case, Picture
 from dsd_jax.infer.evaluate.judge import ledger_of
 from dsd_jax.infer.evaluate.queries import JudgeConfig
@@ -38,9 +38,9 @@ from dsd_jax.llm.session import Session
 from dsd_jax.progress import progress
 from dsd_jax.tasks import IDENTITY, task_named
 
-__all__ = ["METHOD", "PROTOCOL", "Asking", "ask_runs", "sample_run"]
+__all__ = ["METHOD", "Asking", "ask_runs", "sample_run"]
 
-METHOD = PROTOCOL = "curation"
+METHOD = "curation"
 _ASPECT = "same"
 _TASK = "task"  # tag of a case: name of the task whose question is asked
 _KEPT_TEXT = 4_000  # characters of an answer in its rating; the ledger has all of it
@@ -75,12 +75,9 @@ def sample_run(root: Path, folder: Path, count: int, seed: int) -> Run:
         for own, size in ((kept, half), (others, count - half))
         for place in sorted(rng.permutation(len(own))[:size])
     ]
-    shown = [_written(pair, parts, folder) for pair in drawn]
-    population = {
-        task: [sum(pair.task == task for pair in own) for own in (kept, others)]
-        for task in sorted({pair.task for pair in pairs})
-    }
-    settings = {"making": str(root), "seed": seed, POPULATION: population}
+    strata = {pair.id: _stratum(pair, judged[pair.id]) for pair in pairs}
+    settings = {"making": str(root), "seed": seed, POPULATION: dict(Counter(strata.values()))}
+    shown = [_written(pair, strata[pair.id], parts, folder) for pair in drawn]
     cases, images = [case for case, _ in shown], [image for _, image in shown]
     run = write_run(folder, METHOD, cases, images, settings)
     models = Counter(row.model for row in judged.values() if row.model)
@@ -90,12 +87,19 @@ def sample_run(root: Path, folder: Path, count: int, seed: int) -> Run:
         row = judged[pair.id]
         decision = Decision(row.verdict, row.reason, model=row.model)
         rating = _rating(decision, image, row.turns[-1].answer if row.turns else "")
-        ratings.append(dataclasses.replace(rating, judge=judge, rubric=row.wording))
+        protocol = _protocol(row.mode, row.wording)
+        ratings.append(
+            dataclasses.replace(rating, judge=judge, protocol=protocol, rubric=row.wording)
+        )
     add_ratings(folder, ratings)
     return run
 
 
-def _written(pair: Pair, parts: Parts, folder: Path) -> tuple[Case, Image]:
+def _stratum(pair: Pair, row: Judgement) -> str:
+    return f"{pair.task}, {'accepted' if row.kept else 'not accepted'}"
+
+
+def _written(pair: Pair, stratum: str, parts: Parts, folder: Path) -> tuple[Case, Image]:
     """A pair as a case and its image; writes both panels."""
     (panels,) = panels_of(parts)([pair])
     paths = [folder / "images" / f"{pair.id}-{name}.png" for name in ("reference", "target")]
@@ -104,24 +108,29 @@ def _written(pair: Pair, parts: Parts, folder: Path) -> tuple[Case, Image]:
     reference, target = (file_sha256(path) for path in paths)
     case = Case(
         id=str(pair.id),
-        bench=PROTOCOL,
+        bench=METHOD,
         subject=str(pair.prompt_id),
         prompt="",
         references=(Picture(paths[0], reference),),
         category=pair.task,
-        tags={_TASK: pair.task},
+        tags={_TASK: pair.task, STRATUM: stratum},
     )
     return case, Image(case.id, 0, paths[1], target)
 
 
+def _protocol(mode: str, wording: str) -> str:
+    """Name of the question in ratings, so that wordings stand beside each other."""
+    return f"{METHOD} by {mode}, wording {wording.partition('@')[0]}"
+
+
 def _rating(decision: Decision, image: Image, text: str) -> Rating:
-    """A decision as a rating of round 0, without judge and rubric."""
+    """A decision as a rating of round 0, without judge, protocol and rubric."""
     refused = decision.reason in {"blocked", UNANSWERED}
     state: State = "ok" if decision.verdict else "refused" if refused else "unparsable"
     return Rating(
         case=image.case,
         sample=image.sample,
-        protocol=PROTOCOL,
+        protocol="",
         aspect=_ASPECT,
         judge="",
         round=0,
@@ -219,7 +228,12 @@ def _ask(
         decision, turns = await asker.decide(query.item, question, asking.mode, panels, ask)
         rating = _rating(decision, query.image, turns[-1].answer if turns else "")
         return dataclasses.replace(
-            rating, judge=judge.name, aspect=query.aspect, round=query.round, rubric=wording.id
+            rating,
+            judge=judge.name,
+            protocol=_protocol(asking.mode, wording.id),
+            aspect=query.aspect,
+            round=query.round,
+            rubric=wording.id,
         )
 
     made: list[Rating] = []
@@ -240,7 +254,13 @@ def _png(path: Path) -> bytes:
 def _open(run: Run, judge: str, asking: Asking, wording: Wording) -> list[_Query]:
     """Questions that have no rating yet, or one of other words or of an image that has changed."""
     cases = {case.id: case for case in run.cases}
-    rated = {rating.key for rating in read_ratings(run.folder) if rating.rubric == wording.id}
+    digests = {(image.case, image.sample): image.sha256 for image in run.images}
+    rated = {
+        rating.key
+        for rating in read_ratings(run.folder)
+        if rating.rubric == wording.id
+        and rating.sha256 == digests.get((rating.case, rating.sample))
+    }
     aspects = [_ASPECT, _ASPECT + SWAPPED] if asking.both_orders else [_ASPECT]
     queries = [
         _Query(cases[image.case], image, aspect, number)
@@ -248,9 +268,10 @@ def _open(run: Run, judge: str, asking: Asking, wording: Wording) -> list[_Query
         for image in run.images
         for aspect in aspects
     ]
+    protocol = _protocol(asking.mode, wording.id)
     return [
         query
         for query in queries
-        if (query.case.id, query.image.sample, PROTOCOL, query.aspect, judge, query.round)
+        if (query.case.id, query.image.sample, protocol, query.aspect, judge, query.round)
         not in rated
     ]

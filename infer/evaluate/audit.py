@@ -19,6 +19,7 @@ from dsd_jax.infer.evaluate.agreement import (
     Count,
     cohen_kappa,
     entropy,
+    krippendorff_alpha,
     ppi_mean,
     ratio,
     rogan_gladen,
@@ -37,6 +38,7 @@ __all__ = [
     "EXPECTED",
     "POPULATION",
     "PROBE",
+    "STRATUM",
     "SWAPPED",
     "Channel",
     "Finding",
@@ -53,13 +55,15 @@ __all__ = [
 
 PROBE, EXPECTED = "probe", "expected"
 """Tags of a case whose answer is known: kind of the probe, and yes or no."""
-POPULATION = "population"
-"""Setting of a sample: category -> numbers of images judged yes, and of all others."""
+POPULATION, STRATUM = "population", "stratum"
+"""Setting of a run that is a sample: stratum -> number of images that it was drawn from. Tag of its
+cases: the stratum."""
 SWAPPED = "-swapped"
 """Ending of an aspect that was asked with reference and image exchanged."""
 
 Table = Literal["labels", "itself", "order", "judges", "probes"]
 Verdict = Literal["yes", "no", "undecided"]
+_VERDICTS: tuple[Verdict, ...] = ("yes", "no", "undecided")
 
 
 class Channel(NamedTuple):
@@ -100,8 +104,8 @@ class Finding:
 
     Attributes:
         table: Table that it belongs to.
-        judge: Judge, protocol and aspect.
-        group: Category, or kind of probe; empty for all together.
+        judge: Judge, protocol and aspect; of a table of judges, protocol and aspect.
+        group: Category, kind of probe, or judges; empty for all together.
         name: Name of the figure.
         interval: The figure with its interval, NaN where there is none.
         count: Number of images that it is about.
@@ -178,31 +182,51 @@ def channels(runs: Sequence[Run], least: float) -> dict[Channel, dict[Place, Jud
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """Labelled images of one category, or all: counts by verdict, and what each stands for."""
+    """Labelled images of one category, or all.
 
-    judged: Sequence[bool]
-    human: Sequence[bool]
-    accepted: float  # images of the population that the judge accepted
+    Attributes:
+        judged: Whether the judge accepted each.
+        human: Whether people said yes.
+        weights: Images of the population that each stands for.
+        accepted: Images of the population that the judge accepted.
+        others: All others of the population.
+        size: Number of independent verdicts that those two numbers are known from.
+        missing: Images of the population whose stratum has no labels.
+    """
+
+    judged: np.ndarray
+    human: np.ndarray
+    weights: np.ndarray
+    accepted: float
     others: float
+    size: float
+    missing: float
 
-    def count(self, judged: bool) -> Count:
-        """Images labelled yes, of those with a verdict."""
-        own = [human for each, human in zip(self.judged, self.human, strict=True) if each == judged]
-        return Count(sum(own), len(own))
+    def labelled_yes(self, among: np.ndarray) -> Count:
+        """Images that people said yes to, among some. Weights make their number an effective one.
+
+        The effective number is Kish's, `(sum w)^2 / sum w^2`.
+        """
+        weights = self.weights[among]
+        size = _effective(weights)
+        return Count(float(weights @ self.human[among]) / weights.sum() * size if size else 0, size)
 
     @property
-    def weights(self) -> np.ndarray:
-        """Images of the population that each labelled one stands for."""
-        yes, no = self.count(True).trials, self.count(False).trials
-        return np.array([self.accepted / yes if own else self.others / no for own in self.judged])
+    def apparent(self) -> Count:
+        """Images that the judge accepted, of all."""
+        return Count(self.accepted / (self.accepted + self.others) * self.size, self.size)
+
+
+def _effective(weights: np.ndarray) -> float:
+    return float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else 0.0
 
 
 def against_labels(answers: Answers, labels: Sequence[Label], runs: Sequence[Run]) -> list[Finding]:
     """Precision, recall, specificity, kappa and corrected yields of every judge.
 
-    Labelled images are weighted so that accepted and other images have their shares of the
-    population: all rated images, or where the run is a sample, what it was drawn from. The label of
-    an image is that of most raters; images without a majority of yes or no do not count.
+    Labelled images are weighted to stand for the population: all rated images, or where the run is
+    a sample, what it was drawn from. The label of an image is that of most raters; images without a
+    majority of yes or no do not count, but their share is told.
 
     Raises:
         UserError: No labelled image was accepted, or none was not.
@@ -211,35 +235,25 @@ def against_labels(answers: Answers, labels: Sequence[Label], runs: Sequence[Run
     for label in labels:
         people[label.place].append(label)
     majority = {place: _majority(own) for place, own in people.items()}
+    sizes = {run.method: run.settings.get(POPULATION) for run in runs}
     found = []
-    for channel, judged in answers.items():
-        if channel.aspect.endswith(SWAPPED):
+    for channel, rated in answers.items():
+        judged = {place: own for place, own in rated.items() if PROBE not in own.case.tags}
+        labelled = [place for place in majority if place in judged]
+        if channel.aspect.endswith(SWAPPED) or not labelled:
             continue
-        labelled = {
-            place: judged[place]
-            for place in majority
-            if place in judged and PROBE not in judged[place].case.tags
-        }
-        if not labelled:
-            continue
-        sizes = _population(judged, runs)
-        settled = {place: own for place, own in labelled.items() if majority[place] is not None}
-        categories = sorted({own.case.category for own in labelled.values()})
+        settled = [place for place in labelled if majority[place] is not None]
+        categories = sorted({judged[place].case.category for place in labelled})
         for category in ["", *(categories if len(categories) > 1 else [])]:
-            own = [p for p, j in settled.items() if category in {"", j.case.category}]
-            counted = [size for name, size in sizes.items() if category in {"", name}]
-            sample = _Sample(
-                [settled[place].verdict == "yes" for place in own],
-                [majority[place] == "yes" for place in own],
-                sum(size[0] for size in counted),
-                sum(size[1] for size in counted),
-            )
+            shown = {p: j for p, j in judged.items() if category in {"", j.case.category}}
+            own = [place for place in settled if place in shown]
+            sample = _sample(shown, {place: majority[place] == "yes" for place in own}, sizes)
             if not category:
                 _check(sample, channel)
-            found += _figures(sample, str(channel), category)
-            found += _kappas(str(channel), category, own, settled, people)
-        unsettled = len(labelled) - len(settled)
-        share = wilson((unsettled, len(labelled)))
+            if own:
+                found += _figures(sample, str(channel), category)
+                found += _kappas(str(channel), category, own, judged, people)
+        share = wilson((len(labelled) - len(settled), len(labelled)))
         name = "labels without a majority"
         found.append(Finding("labels", str(channel), "", name, share, len(labelled)))
     if not found:
@@ -254,27 +268,55 @@ def _majority(labels: Sequence[Label]) -> Literal["yes", "no"] | None:
     return "yes" if counts["yes"] > counts["no"] else "no"
 
 
-def _population(
-    judged: Mapping[Place, Judged], runs: Sequence[Run]
-) -> dict[str, tuple[float, float]]:
-    """Category -> numbers of images that were judged yes, and of all others."""
-    sizes: dict[str, tuple[float, float]] = {}
-    given = {run.method: run.settings.get(POPULATION) for run in runs}
-    for table in given.values():
-        for category, (yes, others) in table.items() if isinstance(table, dict) else ():
-            before = sizes.get(category, (0, 0))
-            sizes[category] = before[0] + yes, before[1] + others
+def _sample(
+    judged: Mapping[Place, Judged],
+    human: Mapping[Place, bool],
+    sizes: Mapping[str, object],
+) -> _Sample:
+    """Weights of the labelled images, and the shares of the population.
+
+    A stratum of a sample has the size that its run states. The strata of other images are the
+    verdicts of each category, so that labels of one verdict alone do no harm.
+
+    Args:
+        judged: All rated images.
+        human: Whether people said yes, of those with labels.
+        sizes: Sizes of the strata by method; None for a run that is no sample.
+    """
+    strata: dict[tuple[str, str, str], list[Place]] = defaultdict(list)
     for place, own in judged.items():
-        if given[place.method] is None and PROBE not in own.case.tags:
-            before = sizes.get(own.case.category, (0, 0))
-            yes = own.verdict == "yes"
-            sizes[own.case.category] = before[0] + yes, before[1] + (not yes)
-    return sizes
+        tag = own.case.tags.get(STRATUM, "")
+        verdict = "" if sizes[place.method] else str(own.verdict == "yes")
+        strata[place.method, tag or own.case.category, verdict].append(place)
+    weights: dict[Place, float] = {}
+    accepted = others = missing = 0.0
+    sampled: list[float] = []
+    for (method, tag, _), places in strata.items():
+        table = sizes[method]
+        total = float(table.get(tag, len(places)) if isinstance(table, dict) else len(places))
+        yes = sum(judged[place].verdict == "yes" for place in places)
+        accepted += total * yes / len(places)
+        others += total * (len(places) - yes) / len(places)
+        # If all verdicts of a stratum are alike, they are known of all of it.
+        alike = yes in {0, len(places)}
+        sampled += [1.0] * round(total) if alike else [total / len(places)] * len(places)
+        labelled = [place for place in places if place in human]
+        weights |= dict.fromkeys(labelled, total / max(len(labelled), 1))
+        missing += 0 if labelled else total
+    return _Sample(
+        np.array([judged[place].verdict == "yes" for place in weights], bool),
+        np.array([human[place] for place in weights], bool),
+        np.array(list(weights.values()), float),
+        accepted,
+        others,
+        _effective(np.array(sampled)),
+        missing,
+    )
 
 
 def _check(sample: _Sample, channel: Channel) -> None:
     for judged, name in ((True, "accepted"), (False, "did not accept")):
-        if not sample.count(judged).trials:
+        if not (sample.judged == judged).any():
             raise UserError(
                 f"{channel}: no image that the judge {name} has a label of yes or no, so there is "
                 f"no {'precision' if judged else 'recall'}; label some of those too"
@@ -282,23 +324,25 @@ def _check(sample: _Sample, channel: Channel) -> None:
 
 
 def _figures(sample: _Sample, judge: str, group: str) -> list[Finding]:
-    inside, outside = sample.count(True), sample.count(False)
+    inside, outside = (sample.labelled_yes(own) for own in (sample.judged, ~sample.judged))
     precision, missed = wilson(inside), wilson(outside)
     total = len(sample.judged)
-    yes = sample.accepted + sample.others
-    figures = [("precision", precision, inside.trials)]
+    figures = [("precision", precision, float(sample.judged.sum()))]
     if inside.trials and outside.trials:
         recall = _share_kept(ratio(missed, precision), sample.others, sample.accepted)
-        right = _complement(missed), _complement(precision)
-        specificity = _share_kept(ratio(right[1], right[0]), sample.accepted, sample.others)
+        lost = ratio(_complement(precision), _complement(missed))
+        specificity = _share_kept(lost, sample.accepted, sample.others)
         figures += [
             ("recall", recall, total),
             ("specificity", specificity, total),
-            ("yield by the judge", wilson((sample.accepted, yes)), yes),
+            ("yield by the judge", wilson(sample.apparent), sample.accepted + sample.others),
             ("yield, Rogan-Gladen", _rogan_gladen(sample, recall, specificity), total),
+            ("yield, PPI", _ppi(sample), total),
         ]
-        if total > 1:
-            figures.append(("yield, PPI", _ppi(sample), total))
+    if sample.missing:
+        everything = sample.accepted + sample.others
+        share = Interval(sample.missing / everything, math.nan, math.nan)
+        figures.append(("in strata without labels", share, everything))
     return [Finding("labels", judge, group, *figure) for figure in figures]
 
 
@@ -317,23 +361,21 @@ def _share_kept(lost: Interval, weight: float, by: float) -> Interval:
 
 
 def _rogan_gladen(sample: _Sample, recall: Interval, specificity: Interval) -> Interval:
-    """The corrected yield; weighted labels count as the effective number of equal ones (Kish)."""
-    weights, human = sample.weights, np.asarray(sample.human)
+    """The corrected yield, with effective numbers of weighted labels."""
 
-    def count(share: Interval, own: np.ndarray) -> Count:
-        effective = float(own.sum() ** 2 / (own**2).sum()) if own.any() else 0.0
-        return Count(share.value * effective, effective)
+    def count(share: Interval, among: np.ndarray) -> Count:
+        size = _effective(sample.weights[among])
+        return Count(share.value * size, size)
 
-    apparent = Count(sample.accepted, sample.accepted + sample.others)
-    return rogan_gladen(
-        apparent, count(recall, weights[human]), count(specificity, weights[~human])
-    )
+    yes, no = count(recall, sample.human), count(specificity, ~sample.human)
+    return rogan_gladen(sample.apparent, yes, no)
 
 
 def _ppi(sample: _Sample) -> Interval:
-    judged = np.repeat([1.0, 0.0], [int(sample.accepted), int(sample.others)])
-    own = np.asarray(sample.judged, float)
-    return ppi_mean(judged, np.asarray(sample.human, float), own, sample.weights)
+    yes = round(sample.apparent.successes)
+    judged = np.repeat([1.0, 0.0], [yes, max(round(sample.size) - yes, 0)])
+    own = sample.judged.astype(float)
+    return ppi_mean(judged, sample.human.astype(float), own, sample.weights)
 
 
 def _kappas(
@@ -418,15 +460,30 @@ def against_swaps(answers: Answers) -> list[Finding]:
 
 
 def against_others(answers: Answers) -> list[Finding]:
-    """Kappa of every two judges that were asked the same."""
+    """Kappa of every two judges that were asked the same, and alpha of three or more."""
+    asked: dict[str, list[tuple[Channel, Mapping[Place, Judged]]]] = defaultdict(list)
+    for channel, judged in answers.items():
+        asked[f"{channel.protocol}, {channel.aspect}"].append((channel, judged))
     found = []
-    for (one, first), (other, second) in itertools.combinations(answers.items(), 2):
-        shared = [place for place in first if place in second]
-        if one[1:] == other[1:] and shared:
-            a, b = ([own[place].verdict for place in shared] for own in (first, second))
-            kappa = cohen_kappa(a, b, Resampling(draws=2000))
-            found.append(Finding("judges", str(one), other.judge, "kappa", kappa, len(shared)))
+    for question, group in asked.items():
+        for (one, first), (other, second) in itertools.combinations(group, 2):
+            shared = [place for place in first if place in second]
+            if shared:
+                a, b = ([own[place].verdict for place in shared] for own in (first, second))
+                kappa = cohen_kappa(a, b, Resampling(draws=2000))
+                names = f"{one.judge} and {other.judge}"
+                found.append(Finding("judges", question, names, "kappa", kappa, len(shared)))
+        if len(group) > 2:
+            places = list(dict.fromkeys(place for _, own in group for place in own))
+            ratings = [[_code(own.get(place)) for place in places] for _, own in group]
+            alpha = krippendorff_alpha(np.array(ratings), "nominal")
+            names = f"all {len(group)}"
+            found.append(Finding("judges", question, names, "alpha", alpha, len(places)))
     return found
+
+
+def _code(judged: Judged | None) -> float:
+    return math.nan if judged is None else float(_VERDICTS.index(judged.verdict))
 
 
 def against_probes(answers: Answers) -> list[Finding]:

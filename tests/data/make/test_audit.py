@@ -62,7 +62,11 @@ class TestSample:
         assert found["yes"] == 6
         assert sum(found.values()) == 12
         assert set(found) == {"yes", "no", "unparsable"}
-        assert run.settings["population"] == {"identity": [6, 6], "relight": [6, 6]}
+        assert run.settings["population"] == {
+            f"{task}, {verdict}": 6
+            for task in ("identity", "relight")
+            for verdict in ("accepted", "not accepted")
+        }
         assert {case.category for case in run.cases} == {"identity", "relight"}
         for case in run.cases:
             assert PairId.parse(case.id).grid.prompt.task == case.category
@@ -194,5 +198,5 @@ def test_the_commands_build_ask_and_compare(making, tmp_path, asked, capsys):
     (tmp_path / "labels.csv").write_text("\n".join(["id,rater,label", *rows]))
     assert main(["evaluate", "audit", str(sample), "--labels", str(tmp_path / "labels.csv")]) == 0
     said = capsys.readouterr().out
-    assert "Against labels of people: toy: curation, same" in said
+    assert "Against labels of people: toy: curation by steps, wording v1, same" in said
     assert "Against other judges" in said

@@ -79,6 +79,13 @@ def figures(findings, group="") -> dict[str, Any]:
     }
 
 
+SAMPLE: dict[str, Any] = {
+    "settings": {"population": {"accepted": 100, "others": 900}},
+    "tags": {f"a{n}": {"stratum": "accepted"} for n in range(10)}
+    | {f"b{n}": {"stratum": "others"} for n in range(10)},
+}
+
+
 class TestAgainstLabels:
     def judged(self, tmp_path, **changes):
         """Ten accepted images, eight of them rightly, and ten others, of which three are lost."""
@@ -91,7 +98,7 @@ class TestAgainstLabels:
     def test_a_complete_sample_by_hand(self, tmp_path):
         run, labels = self.judged(tmp_path)
         found = figures(against_labels(channels([run], 0.75), labelled(labels), [run]))
-        assert found["precision"] == (0.8, 10)
+        assert found["precision"] == (pytest.approx(0.8), 10)
         assert found["recall"] == (pytest.approx(8 / 11), 20)
         assert found["specificity"] == (pytest.approx(7 / 9), 20)
         assert found["kappa judge-human"][0] == pytest.approx(0.5)
@@ -101,14 +108,33 @@ class TestAgainstLabels:
         assert "kappa human-human" not in found  # one rater
 
     def test_a_sample_stands_for_the_population_that_it_was_drawn_from(self, tmp_path):
-        run, labels = self.judged(tmp_path, settings={"population": {"": [100, 900]}})
+        run, labels = self.judged(tmp_path, **SAMPLE)
         found = figures(against_labels(channels([run], 0.75), labelled(labels), [run]))
-        assert found["precision"] == (0.8, 10)
+        assert found["precision"] == (pytest.approx(0.8), 10)
         assert found["recall"][0] == pytest.approx(80 / (80 + 270))
         assert found["specificity"][0] == pytest.approx(630 / (630 + 20))
-        assert found["yield by the judge"] == (0.1, 1000)
+        assert found["yield by the judge"] == (pytest.approx(0.1), 1000)
         assert found["yield, Rogan-Gladen"][0] == pytest.approx(0.35)
         assert found["yield, PPI"][0] == pytest.approx(0.35)
+
+    def test_another_judge_of_a_sample_is_weighted_by_how_it_was_drawn(self, tmp_path):
+        run, labels = self.judged(tmp_path, **SAMPLE)
+        # It accepts a0 to a4, all rightly, and b2 and b3, one of them rightly.
+        accepted = {"a0", "a1", "a2", "a3", "a4", "b2", "b3"}
+        verdicts = {case.id: "y" if case.id in accepted else "n" for case in run.cases}
+        written(tmp_path, {("new", "identity"): verdicts}, **SAMPLE)
+        found = figures(against_labels(channels([run], 0.75), labelled(labels), [run]))
+        assert found["precision"][0] == pytest.approx((50 + 90) / (50 + 180))
+        assert found["recall"][0] == pytest.approx((50 + 90) / (80 + 270))
+        assert found["yield by the judge"][0] == pytest.approx(0.23)
+        assert found["yield, PPI"][0] == pytest.approx(0.35, abs=0.03)  # of whole verdicts
+
+    def test_strata_without_labels_are_told(self, tmp_path):
+        categories = {f"{letter}{n}": "ab"[n == 9] for letter in "ab" for n in range(10)}
+        run, labels = self.judged(tmp_path, categories=categories)
+        del labels["b9"]
+        found = figures(against_labels(channels([run], 0.75), labelled(labels), [run]))
+        assert found["in strata without labels"] == (0.05, 20)
 
     def test_figures_of_every_category(self, tmp_path):
         categories = {
@@ -131,7 +157,9 @@ class TestAgainstLabels:
 
     def test_the_interval_of_a_recall_holds_it_in_95_of_100_audits(self, tmp_path):
         rng = np.random.default_rng(0)
-        run, _ = self.judged(tmp_path, settings={"population": {"": [300, 700]}})
+        tags = SAMPLE["tags"]
+        sizes = {"population": {"accepted": 300, "others": 700}}
+        run, _ = self.judged(tmp_path, settings=sizes, tags=tags)
         answers = channels([run], 0.75)
         names = [*(f"a{n}" for n in range(10)), *(f"b{n}" for n in range(10))]
         truth = 300 * 0.8 / (300 * 0.8 + 700 * 0.2)
@@ -216,8 +244,15 @@ class TestConsistency:
             },
         )
         (found,) = against_others(channels([run], 0.75))
-        assert (found.judge, found.group) == ("gemini: split, cp", "gpt")
+        assert (found.judge, found.group) == ("split, cp", "gemini and gpt")
         assert found.interval.value == pytest.approx(0)
+
+    def test_three_judges_have_an_alpha(self, tmp_path):
+        verdicts = {"a": "y", "b": "n", "c": "y", "d": "n"}
+        run = written(tmp_path, {(judge, "cp"): verdicts for judge in ("gpt", "gemini", "qwen")})
+        found = against_others(channels([run], 0.75))
+        assert [each.name for each in found] == ["kappa", "kappa", "kappa", "alpha"]
+        assert {each.interval.value for each in found} == {1}
 
     def test_probes(self, tmp_path):
         tags = {
