@@ -80,7 +80,7 @@ def _locked(path: Path) -> IO[str]:
     if not locked(lock):
         lock.close()
         raise UserError(
-            f"another process uses the ledger {path}; wait for it, or give the workers different "
-            "--shard numbers"
+            f"another process uses the ledger {path}; wait until it is done; workers of one job "
+            "need different --shard numbers"
         )
     return lock

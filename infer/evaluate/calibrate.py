@@ -145,7 +145,9 @@ def anchor_queries(
     for number, run in enumerate(runs):
         rated = _rated_cases(run, protocol)
         own = count // len(runs) + (number < count % len(runs))
-        found.append(queries(run, [protocol], rounds, (), stratified(rated, own, seed + number)))
+        drawn = stratified(rated, own, seed + number)
+        asked = queries(run, [protocol], rounds, cases=drawn)
+        found.append([query for query in asked if query.image.sample == 0])
     return found
 
 

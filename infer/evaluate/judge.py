@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.answers import read_score
-from dsd_jax.infer.evaluate.protocols import judge_picture, overall
+from dsd_jax.infer.evaluate.protocols import judge_picture
 from dsd_jax.infer.evaluate.queries import JudgeConfig, Query, valid_ratings
 from dsd_jax.infer.evaluate.ratings import Rating, State, add_ratings
 from dsd_jax.infer.evaluate.runs import Run, check_unchanged
@@ -249,9 +249,6 @@ class Tally:
 def tallies(run: Run, asked: Sequence[Query], judge: JudgeConfig) -> dict[tuple[str, str], Tally]:
     """Answers about a run by protocol and aspect.
 
-    OmniContext also has an aspect "overall", with the mean over images and rounds that have both
-    marks; it asks nothing and costs nothing.
-
     Raises:
         UserError: The file of ratings is damaged.
     """
@@ -267,19 +264,7 @@ def tallies(run: Run, asked: Sequence[Query], judge: JudgeConfig) -> dict[tuple[
         made[protocol, aspect] = Tally(
             asked=count,
             states=Counter(each.state for each in held),
-            mean=_mean(scores),
+            mean=sum(scores) / len(scores) if scores else None,
             cost=None if None in costs else sum(each for each in costs if each is not None),
         )
-    marks: dict[tuple[str, int, int], dict[str, float]] = {}
-    for each in found.values():
-        if each.protocol == "omnicontext" and each.score is not None:
-            marks.setdefault((each.case, each.sample, each.round), {})[each.aspect] = each.score
-    if both := [
-        overall(each["pf"], each["sc"]) for each in marks.values() if {"pf", "sc"} <= each.keys()
-    ]:
-        made["omnicontext", "overall"] = Tally(0, {}, _mean(both), 0.0)
     return made
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,7 +30,6 @@ __all__ = [
     "Rubric",
     "judge_picture",
     "load_protocols",
-    "overall",
     "read_protocol",
 ]
 
@@ -290,8 +288,3 @@ def judge_picture(source: Path | bytes) -> Picture:
     sized = open_image(source).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     sized.save(file, "JPEG", quality=_QUALITY)
     return Picture(file.getvalue(), "image/jpeg", "high")
-
-
-def overall(following: float, consistency: float) -> float:
-    """OmniContext's overall score of an image, `sqrt(PF x SC)`; a method has the mean of these."""
-    return math.sqrt(following * consistency)

@@ -144,9 +144,15 @@ def valid_ratings(run: Run, asked: Iterable[Query], judge: JudgeConfig) -> dict[
     A rating of an image that has changed, or by other texts, does not count.
 
     Raises:
-        UserError: The file of ratings is damaged.
+        UserError: The file of ratings is damaged, or holds archived ratings by this judge, which
+            new ones would replace.
     """
     held = {rating.key: rating for rating in read_ratings(run.folder)}
+    if any(rating.published and rating.judge == judge.name for rating in held.values()):
+        raise UserError(
+            f"{run.folder} has archived ratings by {judge.name}; judge a copy of the run without "
+            "them, since new ratings would replace them"
+        )
     found = {}
     for query in asked:
         rating = held.get(query.key(judge))

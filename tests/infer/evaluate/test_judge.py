@@ -12,7 +12,6 @@ from dsd_jax.infer.evaluate.judge import (
     judge_runs,
     ledger_of,
     spent_on,
-    tallies,
 )
 from dsd_jax.infer.evaluate.protocols import load_protocols
 from dsd_jax.infer.evaluate.queries import load_judge, open_queries, queries, valid_ratings
@@ -114,6 +113,17 @@ class TestRatings:
             ratings = ask(run, server)
         assert published in ratings
         assert len(ratings) == 1 + 4 * 3
+
+    def test_an_archived_judge_is_not_judged_over(self, run):
+        write_ratings(
+            run.folder, [Rating("s0-0", 0, "split", "prompt", MODEL, 0, "ok", 3.0, published=True)]
+        )
+        with Server(score_for) as server:
+            with pytest.raises(
+                UserError, match=r"has archived ratings by gpt-4\.1-nano.*; judge a copy"
+            ):
+                ask(run, server)
+            assert server.received == 0
 
     def test_the_order_is_the_seeds(self, run):
         asked = queries(run, load_protocols(["split"]), 3)
@@ -370,13 +380,6 @@ class TestCommand:
         said = capsys.readouterr()
         assert "max_calls is 2 calls" in said.err
         assert "split identity" in said.out  # the table shows what there is
-
-    def test_the_overall_mark_of_omnicontext_is_shown(self, run):
-        with Server(lambda _: '{"score": 4, "reason": ""}') as server:
-            ask(run, server, "omnicontext")
-            judge = judge_of(server)
-            counts = tallies(run, queries(run, load_protocols(["omnicontext"]), 1), judge)
-        assert counts["omnicontext", "overall"].mean == 4
 
     @pytest.mark.parametrize(
         ("words", "message"),
