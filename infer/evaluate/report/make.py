@@ -10,6 +10,7 @@ from dsd_jax.infer.evaluate.gaps import Gap, gaps_of
 from dsd_jax.infer.evaluate.measured import measure
 from dsd_jax.infer.evaluate.numbers import Sampler
 from dsd_jax.infer.evaluate.panels import panels_of, read_rated
+from dsd_jax.infer.evaluate.report.calibrated import calibration_section
 from dsd_jax.infer.evaluate.report.page import page_of
 from dsd_jax.infer.evaluate.report.parts import Report, ReportSettings, Row
 from dsd_jax.infer.evaluate.report.ratings import (
@@ -66,6 +67,7 @@ def make_report(runs: Sequence[Run], settings: ReportSettings = ReportSettings()
         *missing_section(panels, gaps, settings, rows),
         *judges_section(panels),
         *agreement_section(panels, metrics),
+        *calibration_section(panels, settings, rows),
         *costs_section(rated),
     ]
     return Report(sections, rows, gaps, rated, panels)

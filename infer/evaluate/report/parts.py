@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from dsd_jax.infer.evaluate.aggregate import AGGREGATORS, AggregatorName
 from dsd_jax.infer.evaluate.gaps import Gap
@@ -18,6 +19,7 @@ class ReportSettings:
     Attributes:
         aggregator: Rules that make one number of many ratings: official, dsd-baseline, dsd-ours,
             macro. Differences are compared by the first.
+        calibration: Files of `dsd evaluate calibrate`, by which means are corrected.
         paper: Print the published numbers of Table 1 too, marked as published.
         allow_mixed: Let ratings of different judges or rubrics stand in one column.
         draws: Draws of the bootstrap over subjects.
@@ -26,6 +28,7 @@ class ReportSettings:
     """
 
     aggregator: tuple[AggregatorName, ...] = tuple(AGGREGATORS)
+    calibration: tuple[Path, ...] = ()
     paper: bool = False
     allow_mixed: bool = False
     draws: int = 10_000

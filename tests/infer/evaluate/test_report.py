@@ -13,6 +13,7 @@ from PIL import Image as Pixels
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256
+from dsd_jax.infer.evaluate.calibrate import Anchor, Calibration, write_calibration
 from dsd_jax.infer.evaluate.cli_report import report as report_command
 from dsd_jax.infer.evaluate.panels import Rated, panels_of
 from dsd_jax.infer.evaluate.ratings import Rating, write_ratings
@@ -321,6 +322,44 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = open_runs([tmp_path / "run0", tmp_path / "run1"])
     write_report(runs, tmp_path / "report", EVIL, dataclasses.replace(FEW, gallery=3, paper=True))
     return tmp_path / "report"
+
+
+class TestCalibration:
+    def calibrated(self, tmp_path: Path, **fields: Any) -> ReportSettings:
+        anchors = tuple(
+            Anchor("old", case.id, case.subject, aspect, (2.0 + n % 2,), (1.0 + n % 2, 1.0), (3.0,))
+            for aspect in ("cp", "pf")
+            for n, case in enumerate(CASES[:20])
+        )
+        values: dict[str, Any] = {"judge": "judge-a", "rubric": "r1", **fields}
+        made = Calibration(1, scale=4, anchors=anchors, unscored={"refused": 2}, **values)
+        write_calibration(tmp_path / "calibration.json", made)
+        return dataclasses.replace(FEW, calibration=(tmp_path / "calibration.json",))
+
+    def test_means_are_corrected_by_the_errors_on_the_anchors(self, two: list[Run], tmp_path: Path):
+        report = make_report(two, self.calibrated(tmp_path))
+        found = table(report, "Calibration", 1)
+        judged = mean(rated(level=3), "cp")
+        assert column(found, "CP")["ours"] == f"{judged:.3f}"
+        # People gave 1.25 on average where the judge gave 2.5.
+        assert column(found, "CP corrected")["ours"].startswith(f"{judged - 1.25 / 4:.3f} (")
+        agreement = table(report, "Calibration")
+        assert agreement.notes == ["2 answers are refused."]
+        assert agreement.rows[0][1] == "judge-a and people"
+        assert agreement.rows[0][3].startswith("+1.250 (")
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"judge": "judge-b"}, "calibrates judge-b, but the runs were judged by judge-a"),
+            ({"rubric": "r2"}, "judge-a with the rubric r2, but the runs were judged with r1"),
+        ],
+    )
+    def test_a_calibration_of_another_judge_is_refused(
+        self, two: list[Run], tmp_path: Path, fields, message: str
+    ):
+        with pytest.raises(UserError, match=message):
+            make_report(two, self.calibrated(tmp_path, **fields))
 
 
 class TestFiles:
