@@ -28,7 +28,7 @@ from dsd_jax.toy.world import (
     backdrop,
     layers,
 )
-from dsd_jax.types import Float32, UInt8
+from dsd_jax.types import Bool, Float32, UInt8
 
 __all__ = ["SCENE", "SUBJECT", "Seen", "judge"]
 
@@ -67,6 +67,12 @@ class Seen:
         if self.shape is None or self.body is None or self.mark is None or self.marking is None:
             return None
         return Subject(self.shape, self.body, self.mark, self.marking)
+
+    def mask(self) -> Bool[np.ndarray, "32 32"]:
+        """The pixels of the subject; none if its shape or pose is unclear."""
+        if self.shape is None or self.place is None or self.size is None or self.tilt is None:
+            return np.zeros((PANEL, PANEL), bool)
+        return layers(self.shape, MARKINGS[0], self.place, self.size, self.tilt)[..., 0] >= 0.5
 
     def shows(self, scene: Scene) -> bool:
         """Whether background and place are clear and those of a scene."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.interval import Interval
-from dsd_jax.toy.judge import judge
+from dsd_jax.toy.judge import Seen, judge
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import (
     BACKGROUNDS,
@@ -165,7 +165,11 @@ def _wrong(case: str, tag: str, tags: Mapping[str, str], expected: str) -> str:
 
 def score(case: Case, picture: UInt8[np.ndarray, "32 32 3"]) -> Score:
     """Scores an image by the pixel judge. What is unclear counts as wrong."""
-    seen = judge(picture)
+    return score_seen(case, judge(picture))
+
+
+def score_seen(case: Case, seen: Seen) -> Score:
+    """Scores an image by what the pixel judge has seen in it."""
     identity, prompt = seen.subject == case.subject, seen.shows(case.after)
     return Score(identity, prompt, identity and prompt, seen.shows(case.before))
 

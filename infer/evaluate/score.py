@@ -36,7 +36,7 @@ from dsd_jax.infer.evaluate.metrics import mean_per_case
 from dsd_jax.infer.evaluate.moved import drift_metrics
 from dsd_jax.infer.evaluate.runs import Run
 from dsd_jax.infer.evaluate.scores import Score, read_scores, write_scores
-from dsd_jax.infer.evaluate.truth import truth_metrics
+from dsd_jax.infer.evaluate.truth import drawn_masks, truth_metrics
 from dsd_jax.progress import progress
 
 __all__ = ["Plan", "Summary", "choose", "score_runs"]
@@ -170,7 +170,7 @@ def score_runs(
         UserError: A file of scores is damaged, weights do not fit, or a file cannot be written.
     """
     store.files.learn(image.path for run in runs for image in run.images)
-    shots = [_shots(run, store.files) for run in runs]
+    shots = [_shots(run, store) for run in runs]
     tables: dict[Plan, list[list[_Row]]] = {}
     for plan in plans:
         rows = [_rows(run, own, plan, store.files) for run, own in zip(runs, shots, strict=True)]
@@ -311,8 +311,9 @@ def _row(
     return _Row(*shown, key, made, kept)
 
 
-def _shots(run: Run, files: Files) -> list[Shot]:
+def _shots(run: Run, store: FeatureStore) -> list[Shot]:
     """The images of a run with their cases."""
+    drawn = drawn_masks(run, store.folder / _MASKS, store.files)
     cases = {case.id: case for case in run.cases}
     galleries: dict[str, dict[str, dict[File, None]]] = collections.defaultdict(dict)
     for case in run.cases:
@@ -331,9 +332,9 @@ def _shots(run: Run, files: Files) -> list[Shot]:
             Shot(
                 case,
                 File(image.path, image.sha256),
-                mask if mask.exists() else None,
+                mask if mask.exists() else drawn.get(image.sha256),
                 listed[case.category],
-                files,
+                store.files,
             )
         )
     return shots

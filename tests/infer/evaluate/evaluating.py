@@ -11,6 +11,7 @@ from dsd_jax.infer.evaluate.cases import Case, Picture
 from dsd_jax.infer.evaluate.features import Family, Input, Kind, Prepared
 from dsd_jax.infer.evaluate.runs import Image, Run, write_run
 from dsd_jax.toy import score as toy
+from dsd_jax.toy.judge import Seen
 
 SIDE = 32
 
@@ -48,10 +49,11 @@ def made_run(root: Path, method: str, cases: Sequence[Case], images: dict[str, n
 
 
 def toy_cases(root: Path, count: int) -> list[Case]:
-    """Cases of the toy world with a second true picture."""
+    """Cases of the toy world with a mask of the reference and a second true picture."""
     cases = []
     for own in toy.make_cases(count):
-        reference = true_picture(root, f"{own.id}-reference", own.reference())
+        mask = Seen(**vars(own.subject), **vars(own.before), error=0.0).mask()
+        reference = true_picture(root, f"{own.id}-reference", own.reference(), mask)
         target = true_picture(root, f"{own.id}-target", own.ideal())
         cases.append(Case(own.id, "toy", own.id, own.text, (reference,), (target,), tags=own.tags))
     return cases

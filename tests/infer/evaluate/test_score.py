@@ -162,7 +162,7 @@ def test_exact_truth_of_the_toy_world(
         subject, scene = drawn[picture.tobytes()]
         return Seen(**vars(subject), **vars(scene), error=0.0)
 
-    monkeypatch.setattr("dsd_jax.toy.score.judge", judge)
+    monkeypatch.setattr("dsd_jax.infer.evaluate.truth.judge", judge)
     pixels = {case.id: np.asarray(open_image(case.reference.path)) for case in cases}
     copy = made_run(tmp_path, "copy", cases, pixels)
     right = made_run(
@@ -179,6 +179,11 @@ def test_exact_truth_of_the_toy_world(
         ("both@toy", "copy"): 0, ("both@toy", "ideal"): 1,
         ("copied@toy", "copy"): 1, ("copied@toy", "ideal"): 0,
     }  # fmt: skip
+    plans = choose(["cosine-subject", "cosine-background"], [PixelBackbone()], 2)
+    means = {(own.metric, own.method): own.mean for own in score_runs([copy, right], plans, store)}
+    assert means["cosine-subject@pixels", "copy"] == pytest.approx(1)
+    assert means["cosine-subject@pixels", "ideal"] > 0.9  # the masks that the judge draws
+    assert means["cosine-background@pixels", "ideal"] < 0.6
 
 
 def test_truth_needs_a_toy_case_and_a_toy_picture(tmp_path: Path, run: Run, store: FeatureStore):
