@@ -16,6 +16,7 @@ These four are holes: the images are not in the run. The rest is only worth know
     blank       images of one colour, which safety filters put in place of others
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -98,7 +99,7 @@ class Adopted:
     @property
     def holes(self) -> int:
         """Number of images that are missing or cannot be used."""
-        return sum(finding.kind in HOLES for finding in self.findings)
+        return len({(each.case, each.sample) for each in self.findings if each.kind in HOLES})
 
     @property
     def kinds(self) -> dict[Kind, list[Finding]]:
@@ -270,8 +271,10 @@ def _read_all(found: Sequence[Found]) -> tuple[list[_Read], list[Finding]]:
 
 
 def _read(found: Found) -> _Read:
-    picture = open_image(found.path)
-    text = found.text
+    picture, text, source = open_image(found.path), found.text, None
+    if found.source is not None:
+        with contextlib.suppress(UserError):  # the image itself may be fine
+            source = _thumbnail(found.source)
     if isinstance(text, Path):
         text = read_bytes(text, _LONGEST_TEXT).decode(errors="replace")
     return _Read(
@@ -280,7 +283,7 @@ def _read(found: Found) -> _Read:
         picture.size,
         len(picture.getcolors(1) or []) == 1,
         text,
-        None if found.source is None else _thumbnail(found.source),
+        source,
     )
 
 
@@ -309,9 +312,11 @@ def _compare_equal(read: Sequence[_Read], cases: Mapping[str, Case]) -> Iterator
                 others = and_more([case.id for case in own if case.id != each.case], 3)
                 yield each.finding("swapped", f"the same file stands for {others}")
         else:
+            first = group[0]
+            names = and_more([case.id for case in own[1:]], 3)
             paths = tuple(os.fspath(each.found.path) for each in group)
-            names = and_more([case.id for case in own], 3)
-            yield Finding("repeated", paths=paths, reason=f"the same file stands for {names}")
+            reason = f"the same file stands for {names}"
+            yield Finding("repeated", first.case, first.found.sample, paths, reason)
 
 
 def _compare_names(read: Sequence[_Read], cases: Mapping[str, Case]) -> Iterator[Finding]:
@@ -325,10 +330,10 @@ def _compare_names(read: Sequence[_Read], cases: Mapping[str, Case]) -> Iterator
     folder has no such files, only equal images can be found.
     """
     prompts = {_words(case.prompt): case.id for case in cases.values()}
-    thumbnails: dict[str, np.ndarray] = {}
+    subjects = {case.subject: case.reference.path for case in cases.values()}
+    names, thumbnails = list(subjects), np.empty((0, _SIDE, _SIDE, 3), np.float32)
     if any(each.source is not None for each in read):
-        references = {case.subject: case.reference.path for case in cases.values()}
-        thumbnails = {subject: _thumbnail(path) for subject, path in references.items()}
+        thumbnails = np.stack([_thumbnail(path) for path in subjects.values()])
     for each in read:
         case = cases[each.case]
         if each.text is not None and _words(each.text) != _words(case.prompt):
@@ -337,13 +342,11 @@ def _compare_names(read: Sequence[_Read], cases: Mapping[str, Case]) -> Iterator
                 continue
             yield each.finding("rephrased", each.text.strip())
         if each.source is not None:
-            away = {
-                subject: float(np.abs(each.source - thumbnail).mean())
-                for subject, thumbnail in thumbnails.items()
-            }
-            nearest = min(away, key=away.__getitem__)
-            if away[nearest] < min(_NEAR, away[case.subject] / 2):
-                yield each.finding("swapped", f"its src_image is the reference of {nearest}")
+            away = np.abs(thumbnails - each.source).mean((1, 2, 3))
+            nearest = int(away.argmin())
+            if away[nearest] < min(_NEAR, away[names.index(case.subject)] / 2):
+                reason = f"its src_image is the reference of {names[nearest]}"
+                yield each.finding("swapped", reason)
 
 
 def _words(text: str) -> str:

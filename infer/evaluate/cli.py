@@ -9,7 +9,7 @@ from dsd_jax.infer.evaluate.benches.registry import BENCHES, BenchName, counts
 from dsd_jax.infer.evaluate.benches.registry import prepare as prepare_bench
 from dsd_jax.infer.evaluate.benches.source import Source
 from dsd_jax.infer.evaluate.layouts import Layout
-from dsd_jax.terminal import table_text
+from dsd_jax.terminal import facts_text, table_text
 
 __all__ = ["import_images", "prepare"]
 
@@ -71,9 +71,9 @@ def import_images(
         partial: Write the run even if images are missing or cannot be used.
     """
     done = adopt(name, folder, cases, output_dir, layout=layout, partial=partial)
-    rows = [["used", f"{len(done.images):,}", ""]]
-    rows += [[kind, f"{len(own):,}", str(own[0])] for kind, own in done.kinds.items()]
-    print(table_text(["images", "number", "such as"], rows, title=f"layout: {done.layout}"))
+    facts = [("layout", done.layout), ("used", f"{len(done.images):,} images")]
+    facts += [(kind, f"{len(own):,}, such as {own[0]}") for kind, own in done.kinds.items()]
+    print(facts_text(facts))
     print(f"{done.report} has the full lists")
     if done.written:
         print(f"wrote {output_dir}")

@@ -33,7 +33,7 @@ def read_omnicontext(source: Source) -> list[Case]:
         UserError: There is no table, it has no such task, or a row is damaged.
     """
     cases, tasks = [], Counter[str]()
-    for row in open_table(source.root, "train" if source.root.is_dir() else None).rows():
+    for row in open_table(source.root).rows():
         if row.error:
             raise UserError(f"{row.file} row {row.number}: {row.error}")
         task, language = _text(row, "task_type"), _text(row, "instruction_language")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dsd_jax import cli
 from dsd_jax.errors import UserError
-from dsd_jax.files import file_sha256
+from dsd_jax.files import PARTIAL, file_sha256
 from dsd_jax.infer.enhance import Enhancer
 from dsd_jax.infer.evaluate.adopt import adopt
 from dsd_jax.infer.evaluate.cases import Case, Picture, write_cases
@@ -117,6 +117,16 @@ def test_a_restart_makes_what_is_missing_and_keeps_the_rest(pipe, cases, tmp_pat
     summary = generate(pipe, cases, tmp_path / "run", OURS)
     assert (summary.made, summary.kept, pipe.made) == (1, 4, [("a cat 1", 0, True)])
     assert len(open_run(tmp_path / "run").images) == 5
+
+
+def test_what_a_killed_run_left_behind_is_removed(pipe, cases, tmp_path):
+    left = tmp_path / "run" / "tgt_image" / "cat" / f".0_1.png.abcd{PARTIAL}"
+    other = left.with_name(f".9_0.png.abcd{PARTIAL}")
+    left.parent.mkdir(parents=True)
+    for path in (left, other):
+        path.write_bytes(b"half")
+    generate(pipe, cases, tmp_path / "run", OURS)
+    assert (left.exists(), other.exists()) == (False, True)
 
 
 def test_other_settings_make_all_images_again(pipe, cases, tmp_path):
