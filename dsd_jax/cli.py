@@ -163,6 +163,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Write tables, intervals, gaps and a page about runs",
             "dsd_jax.infer.evaluate.cli_report:report",
         ),
+        "evaluate demo": Command(
+            "Run all of these commands on toy weights",
+            "dsd_jax.quickstart.cli:evaluate_demo",
+        ),
     },
     "Convert weights": {
         "convert to-jax": Command(

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dsd_jax.convert.hub import TOY
+from dsd_jax.errors import UserError
 from dsd_jax.files import begin_folder, write_file
 from dsd_jax.infer.evaluate.cases import Case, read_cases
 from dsd_jax.infer.evaluate.runs import open_run
 from dsd_jax.infer.evaluate.scores import read_scores
 from dsd_jax.quickstart.baselines import write_copies, write_scene_only
 from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS
+from dsd_jax.quickstart.raters import write_answers
 from dsd_jax.quickstart.steps import Dsd, Show, Step, run_steps
 from dsd_jax.toy.world import PANEL
 
@@ -28,6 +30,7 @@ BACKBONE = "toy-vit"
 STUDENT, TEACHER, COPIES, SCENE_ONLY = "student", "teacher", "copies", "scene-only"
 PROTOCOLS = ("dreambench++", "dsd-debiased", "split")
 IDENTITY = "identity@toy"  # the exact truth, as a metric
+LEAST, MOST = 2, 440  # cases; nearly all subjects that are held out
 _SIZES, _JUDGE = "sizes.json", "judge.toml"
 _JUDGE_TEXT = """# For photographs: kind = "openai" or "gemini", and the name of a model.
 [provider]
@@ -51,6 +54,17 @@ class Sizes:
     steps: int = 16
     rounds: int = 3
     rated: int = 8
+
+    @classmethod
+    def of(cls, cases: int) -> "Sizes":
+        """The amounts for so many cases.
+
+        Raises:
+            UserError: There are too few cases for a study, or absurdly many.
+        """
+        if not LEAST <= cases <= MOST:
+            raise UserError(f"cases must be from {LEAST} to {MOST}, got {cases}")
+        return cls(cases, rated=min(cases, cls.rated))
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -83,7 +97,12 @@ def demo(folder: Path, sizes: Sizes, dsd: Dsd, show: Show) -> Path:
         judge_step(folder, sizes.rounds),
         *_audit_steps(folder, sizes),
         *_study_steps(folder, sizes),
-    ]
+        Step(
+            "Write the report",
+            ["evaluate", "report", *map(str, runs_of(folder)), "--output_dir",
+             str(folder / "report"), "--title", "The toy world"],
+        ),
+    ]  # fmt: skip
     run_steps(steps, dsd, show)
     return folder / "report" / "report.html"
 
@@ -193,7 +212,7 @@ def _write_labels(folder: Path, path: Path) -> None:
 
 def _study_steps(folder: Path, sizes: Sizes) -> list[Step]:
     """Builds a blinded study, which simulated people answer."""
-    study = folder / "study"
+    study, answers = folder / "study", folder / "answers.jsonl"
 
     def cleared() -> None:
         shutil.rmtree(study, ignore_errors=True)  # a study is built in a new folder
@@ -204,5 +223,10 @@ def _study_steps(folder: Path, sizes: Sizes) -> list[Step]:
             ["evaluate", "study", "build", *map(str, runs_of(folder)), "--output_dir", str(study),
              "--cases", str(sizes.rated), "--side", "256"],
             prepare=cleared,
+        ),
+        Step(
+            "Import the answers of simulated people",
+            ["evaluate", "study", "import", str(study), str(answers)],
+            prepare=lambda: write_answers(study, [*map(open_run, runs_of(folder))], answers),
         ),
     ]  # fmt: skip
