@@ -159,6 +159,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "Read answers that came as files, and check them",
             "dsd_jax.infer.evaluate.cli_study:import_files",
         ),
+        "evaluate study analyse": Command(
+            "Show what raters say, and how far they agree",
+            "dsd_jax.infer.evaluate.cli_study:analyse",
+        ),
         "evaluate report": Command(
             "Write tables, intervals, gaps and a page about runs",
             "dsd_jax.infer.evaluate.cli_report:report",

@@ -7,17 +7,21 @@ from typing import Annotated
 import tyro
 
 from dsd_jax.errors import UserError
+from dsd_jax.infer.evaluate.resampling import Resampling
 from dsd_jax.infer.evaluate.runs import open_runs
-from dsd_jax.infer.evaluate.study.answers import AnswerFile
+from dsd_jax.infer.evaluate.study.analysis import analyse_study
+from dsd_jax.infer.evaluate.study.answers import AnswerFile, read_answers
 from dsd_jax.infer.evaluate.study.build import StudySettings, build_study
 from dsd_jax.infer.evaluate.study.importer import import_answers
+from dsd_jax.infer.evaluate.study.joined import check_runs, read_metrics, store_ratings
 from dsd_jax.infer.evaluate.study.page import PAGE, Delivery, write_page
 from dsd_jax.infer.evaluate.study.platforms import completion_address, write_addresses
 from dsd_jax.infer.evaluate.study.record import Key, Study, read_study
+from dsd_jax.infer.evaluate.study.report import analysis_text, check_output, write_analysis
 from dsd_jax.infer.evaluate.study.server import StudyServer
 from dsd_jax.terminal import facts_text
 
-__all__ = ["build", "export", "import_files", "serve"]
+__all__ = ["analyse", "build", "export", "import_files", "serve"]
 
 Runs = tyro.conf.Positional[tuple[Path, ...]]
 Folder = tyro.conf.Positional[Path]
@@ -130,3 +134,47 @@ def import_files(study: Folder, files: Runs, partial: bool = False) -> None:
         print(f"refused: {count} x {reason}")
     for rater in found.failed:
         print(f"rater {rater} failed an attention check; the answers are kept, but do not count")
+
+
+def analyse(
+    study: Folder,
+    runs: tuple[Path, ...] = (),
+    output: Path | None = None,
+    write_ratings: bool = False,
+    include_failed: bool = False,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> None:
+    """Show what the raters of a study say, how far they agree, and how far metrics agree with them.
+
+    Raters who failed an attention check are named and left out.
+
+    Args:
+        study: Folder of the study.
+        runs: Runs of the study, whose metrics and judges are compared with the raters.
+        output: File for all figures, .md or .json.
+        write_ratings: Write the mean rating of each image to `runs`, for `dsd evaluate report`.
+        include_failed: Count raters who failed an attention check too.
+        draws: Number of draws of raters and cases for each interval.
+        seed: Seed of the draws.
+    """
+    if output is not None:
+        check_output(output)
+    if write_ratings and not runs:
+        raise UserError("--write_ratings needs the --runs that the ratings go to")
+    if draws < 1:
+        raise UserError(f"--draws is at least 1, got {draws}")
+    answers = read_answers(study)
+    if not answers.rows:
+        raise UserError(f"nobody has answered {study} yet; run `dsd evaluate study serve {study}`")
+    opened = open_runs(runs)
+    check_runs(answers.key, opened)
+    resampling = Resampling(draws=draws, seed=seed)
+    found = analyse_study(answers, read_metrics(opened), resampling, include_failed=include_failed)
+    print(analysis_text(found))
+    if output is not None:
+        write_analysis(found, output)
+        print(f"wrote {output}")
+    if write_ratings:
+        count = store_ratings(answers, opened, include_failed=include_failed)
+        print(f"wrote {count} ratings to {len(opened)} runs")
