@@ -89,7 +89,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         ),
         "data verify": Command("Check every digest and every image", "dsd_jax.data.cli:verify"),
         "data drift": Command(
-            "Measure how far one picture's content moved in another", "dsd_jax.drift.cli:drift"
+            "Measure how far a picture's content moved in another", "dsd_jax.drift.cli:drift"
         ),
     },
     "Train": {
@@ -152,7 +152,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "dsd_jax.infer.evaluate.cli_study:serve",
         ),
         "evaluate study export": Command(
-            "Write a study's page for a web host, Prolific or MTurk",
+            "Write a study's page for a host, Prolific or MTurk",
             "dsd_jax.infer.evaluate.cli_study:export",
         ),
         "evaluate study import": Command(
