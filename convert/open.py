@@ -19,6 +19,7 @@ from dsd_jax.config import (
     FLUX_DEV,
     AutoencoderConfig,
     ClipConfig,
+    DepthConfig,
     FluxConfig,
     T5Config,
     VisionConfig,
@@ -50,6 +51,12 @@ from dsd_jax.convert.vae import (
     autoencoder_to_json,
 )
 from dsd_jax.convert.vision.config import VISION_KINDS, vision_from_json, vision_to_json
+from dsd_jax.convert.vision.depth import (
+    DEPTH_KIND,
+    depth_from_json,
+    depth_table,
+    depth_to_json,
+)
 from dsd_jax.convert.vision.tables import vision_table
 from dsd_jax.errors import UserError
 from dsd_jax.frames import PATCH
@@ -102,12 +109,14 @@ def table_for(config: Config, layout: str) -> Table:
             return clip_table(config)
         case VisionConfig(), "diffusers":
             return vision_table(config)
+        case DepthConfig(), "diffusers":
+            return depth_table(config)
     raise UserError(f"there is no {layout} layout for {type(config).__name__}; use diffusers")
 
 
 def of_transformers(config: Config) -> bool:
     """Whether the model is one of transformers; the others are of diffusers."""
-    return isinstance(config, T5Config | ClipConfig | VisionConfig)
+    return isinstance(config, T5Config | ClipConfig | VisionConfig | DepthConfig)
 
 
 def config_to_json(config: Config) -> dict[str, object]:
@@ -123,6 +132,8 @@ def config_to_json(config: Config) -> dict[str, object]:
             return clip_to_json(config)
         case VisionConfig():
             return vision_to_json(config)
+        case DepthConfig():
+            return depth_to_json(config)
 
 
 def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> Config:
@@ -132,6 +143,8 @@ def _config_from_json(data: Mapping[str, Any], names: list[str], where: str) -> 
             check_depth(where, config.double_depth + config.single_depth, len(names))
         case T5Config() | ClipConfig() | VisionConfig():
             check_depth(where, config.depth, len(names))
+        case DepthConfig():
+            check_depth(where, config.vision.depth, len(names))
         case AutoencoderConfig():
             blocks = len(config.block_channels) * config.layers_per_block
             check_depth(where, blocks, len(names))
@@ -143,6 +156,8 @@ def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
     kind = data.get("_class_name") or (given[0] if isinstance(given, list) and given else None)
     if isinstance(own, str) and own in VISION_KINDS:
         return vision_from_json(data, names)
+    if own == DEPTH_KIND:
+        return depth_from_json(data)
     match kind or own:
         case "FluxTransformer2DModel" | "FluxTransformer2DConditionalModel":
             return flux_from_json(data, names)
@@ -157,8 +172,8 @@ def _config_of(data: Mapping[str, Any], names: list[str], where: str) -> Config:
             named = "".join(each if each.isprintable() else "\ufffd" for each in named)
             raise UserError(
                 f"{where} describes a {named}; expected a FLUX "
-                "transformer, its autoencoder, a T5 encoder, a CLIP text encoder or a vision "
-                "transformer"
+                "transformer, its autoencoder, a T5 encoder, a CLIP text encoder, a vision "
+                "transformer or a depth model"
             )
 
 

@@ -251,3 +251,24 @@ class VisionConfig:
     def feature_width(self) -> int:
         """Width of the feature of a picture."""
         return self.projection or self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthConfig:
+    """Size of a Depth Anything model (defaults: Depth-Anything-V2-Small).
+
+    Attributes:
+        vision: The vision transformer, a DINOv2.
+        taps: Blocks whose tokens are decoded: the number of blocks that they have passed, from the
+            finest map to the coarsest.
+        widths: Channels of the map of each tap.
+        scales: Pixels along a side of each map per patch: a whole number, or one over one.
+        fusion_width, head_width: Channels of the fused maps, and before the last layer.
+    """
+
+    vision: VisionConfig = VisionConfig(patch=14, grid=37, eps=1e-6, layer_scale=True)
+    taps: tuple[int, ...] = (3, 6, 9, 12)
+    widths: tuple[int, ...] = (48, 96, 192, 384)
+    scales: tuple[float, ...] = (4, 2, 1, 0.5)
+    fusion_width: int = 64
+    head_width: int = 32

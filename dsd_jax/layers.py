@@ -174,7 +174,7 @@ def layer_norm(x: Array, eps: float = 1e-6) -> Array:
 
 
 class Conv(nnx.Module):
-    """Convolution with a square kernel `[size, size, C in, C out]` and a bias.
+    """Convolution with a square kernel `[size, size, C in, C out]`, and a bias `[C out]` if wanted.
 
     Args:
         size: Side of the kernel.
@@ -192,12 +192,13 @@ class Conv(nnx.Module):
         size: int = 3,
         stride: int = 1,
         padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+        bias: bool = True,
     ) -> None:
         dtype = jnp.dtype(precision.param_dtype)
         shape = (size, size, in_channels, out_channels)
         kernel = jax.random.normal(rngs.params(), shape, jnp.float32)
         self.kernel = nnx.Param((kernel / math.sqrt(size * size * in_channels)).astype(dtype))
-        self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
+        self.bias = nnx.Param(jnp.zeros(out_channels, dtype)) if bias else None
         self.precision, self.stride, self.padding = precision, stride, padding
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Array:
@@ -210,7 +211,7 @@ class Conv(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=self.precision.matmul,
         )
-        return y + self.bias[...].astype(compute)[None, None, None, :]
+        return y if self.bias is None else y + self.bias[...].astype(compute)[None, None, None, :]
 
 
 class LayerNorm(nnx.Module):

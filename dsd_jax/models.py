@@ -12,6 +12,7 @@ from dsd_jax.autoencoder import Autoencoder
 from dsd_jax.config import (
     AutoencoderConfig,
     ClipConfig,
+    DepthConfig,
     Execution,
     FluxConfig,
     Precision,
@@ -34,13 +35,16 @@ from dsd_jax.sharding import (
 )
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
+from dsd_jax.vision.depth import Depth
 from dsd_jax.vision.vit import Vit
 from dsd_jax.weights import Layered, TensorSource, WeightSource, materialise, param_shapes
 
 __all__ = ["Config", "Model", "abstract", "abstract_state", "load", "model_shardings", "stacks_of"]
 
-Config: TypeAlias = FluxConfig | T5Config | ClipConfig | AutoencoderConfig | VisionConfig
-Model: TypeAlias = Flux | T5Encoder | ClipTextEncoder | Autoencoder | Vit
+Config: TypeAlias = (
+    FluxConfig | T5Config | ClipConfig | AutoencoderConfig | VisionConfig | DepthConfig
+)
+Model: TypeAlias = Flux | T5Encoder | ClipTextEncoder | Autoencoder | Vit | Depth
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 _RULES: dict[type, Rules] = {
@@ -49,6 +53,7 @@ _RULES: dict[type, Rules] = {
     ClipConfig: CLIP_RULES,
     AutoencoderConfig: AUTOENCODER_RULES,
     VisionConfig: VISION_RULES,
+    DepthConfig: VISION_RULES,
 }
 
 
@@ -77,6 +82,10 @@ def abstract(
 def abstract(
     config: VisionConfig, *, precision: Precision, execution: Execution | None = None
 ) -> Vit: ...
+@overload
+def abstract(
+    config: DepthConfig, *, precision: Precision, execution: Execution | None = None
+) -> Depth: ...
 def abstract(config: Config, *, precision: Precision, execution: Execution | None = None) -> Model:
     """The model with shapes and dtypes but no arrays."""
 
@@ -93,6 +102,8 @@ def abstract(config: Config, *, precision: Precision, execution: Execution | Non
                 return Autoencoder(config, precision=precision, rngs=rngs)
             case VisionConfig():
                 return Vit(config, precision=precision, execution=execution, rngs=rngs)
+            case DepthConfig():
+                return Depth(config, precision=precision, execution=execution, rngs=rngs)
 
     return nnx.eval_shape(make)
 

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 from dsd_jax.condition import CANVAS
-from dsd_jax.config import AutoencoderConfig, ClipConfig, FluxConfig, T5Config, VisionConfig
+from dsd_jax.config import (
+    AutoencoderConfig,
+    ClipConfig,
+    DepthConfig,
+    FluxConfig,
+    T5Config,
+    VisionConfig,
+)
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.lora import Adapter
@@ -28,6 +35,7 @@ _NAMES: dict[type, str] = {
     T5Config: "a T5 encoder",
     ClipConfig: "a CLIP text encoder",
     VisionConfig: "a vision transformer",
+    DepthConfig: "a depth model",
 }
 
 

@@ -21,6 +21,7 @@ _DEFAULTS = {
     "CLIP": Preprocess(),
     "Bit": Preprocess(),
     "Siglip": _SQUARE,
+    "DPT": dataclasses.replace(_SQUARE, resize=(384, 384)),
 }
 
 
@@ -58,7 +59,17 @@ def preprocess_from_json(data: Json, where: str) -> Preprocess:
         scale=read.real("rescale_factor", 1 / 255),
         mean=mean,
         std=std,
+        multiple=_multiple(read),
     )
+
+
+def _multiple(read: Fields) -> int | None:
+    """The number that both sides are multiples of when the aspect ratio is kept."""
+    read.one_of("do_pad", False, default=False)
+    if read.one_of("keep_aspect_ratio", False, True, default=False):
+        return read.number("ensure_multiple_of", 1)
+    read.one_of("ensure_multiple_of", 1, default=1)
+    return None
 
 
 def _resize(where: str, data: Json, default: Preprocess) -> int | tuple[int, int] | None:

@@ -31,6 +31,9 @@ class Preprocess:
             None crops nothing.
         scale: Factor of the bytes of a pixel.
         mean, std: Per channel, of the scaled values.
+        multiple: None, or a number that keeps the aspect ratio although `resize` has two lengths:
+            the side whose scale changes less gets its length, and both are rounded to multiples of
+            the number.
     """
 
     resize: int | tuple[int, int] | None = 224
@@ -39,6 +42,7 @@ class Preprocess:
     scale: float = 1 / 255
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    multiple: int | None = None
 
     def __call__(self, image: Image.Image) -> Float32[np.ndarray, "H W 3"]:
         """The pixels of an RGB picture, channels last."""
@@ -56,10 +60,19 @@ class Preprocess:
     def _size(self, image: Image.Image) -> tuple[int, int]:
         if not isinstance(self.resize, int):
             assert self.resize is not None
-            return self.resize
+            return self.resize if self.multiple is None else self._rounded(image)
         short, long = sorted(image.size)
         longer = int(self.resize * long / short)
         return (longer, self.resize) if image.width <= image.height else (self.resize, longer)
+
+    def _rounded(self, image: Image.Image) -> tuple[int, int]:
+        assert isinstance(self.resize, tuple)
+        assert self.multiple is not None
+        step, sides = self.multiple, (image.height, image.width)
+        down, across = (new / old for new, old in zip(self.resize, sides, strict=True))
+        scale = across if abs(1 - across) < abs(1 - down) else down
+        height, width = (max(step, round(scale * side / step) * step) for side in sides)
+        return height, width
 
 
 IMAGENET_CROP = Preprocess(resize=256, mean=IMAGENET_MEAN, std=IMAGENET_STD)
