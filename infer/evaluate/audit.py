@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dsd_jax.errors import UserError
+from dsd_jax.errors import UserError, and_more
 from dsd_jax.infer.evaluate.agreement import (
     Count,
     cohen_kappa,
@@ -35,6 +35,7 @@ from dsd_jax.infer.evaluate.statistics import sample_size
 from dsd_jax.interval import Interval
 
 __all__ = [
+    "ASPECTS",
     "EXPECTED",
     "POPULATION",
     "PROBE",
@@ -60,6 +61,9 @@ POPULATION, STRATUM = "population", "stratum"
 cases: the stratum."""
 SWAPPED = "-swapped"
 """Ending of an aspect that was asked with reference and image exchanged."""
+
+ASPECTS = ("same", "cp", "identity", "sc")
+"""Aspects of our protocols that ask whether an image shows the subject of its reference."""
 
 Table = Literal["labels", "itself", "order", "judges", "probes"]
 Verdict = Literal["yes", "no", "undecided"]
@@ -137,20 +141,24 @@ def open_audited(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def channels(runs: Sequence[Run], least: float) -> dict[Channel, dict[Place, Judged]]:
+def channels(
+    runs: Sequence[Run], least: float, aspects: Sequence[str] = ASPECTS
+) -> dict[Channel, dict[Place, Judged]]:
     """Reads the verdicts of every judge of runs.
 
     Args:
         runs: The runs.
         least: Part of a scale, above 0, from which a rating is a yes.
+        aspects: Aspects that ask whether the subject is the same; ratings of others are left out.
 
     Raises:
-        UserError: The ratings are damaged, or there are none.
+        UserError: The ratings are damaged, or there are none of these aspects.
     """
     if not 0 < least <= 1:
         raise UserError(f"--least is a part of the scale, above 0 and at most 1, got {least:g}")
     answers: dict[Channel, dict[Place, dict[int, Verdict]]] = defaultdict(lambda: defaultdict(dict))
     cases: dict[Place, Case] = {}
+    passed: set[str] = set()
     for run in runs:
         known = {case.id: case for case in run.cases}
         digests = {(image.case, image.sample): image.sha256 for image in run.images}
@@ -158,12 +166,20 @@ def channels(runs: Sequence[Run], least: float) -> dict[Channel, dict[Place, Jud
             place = Place(run.method, rating.case, rating.sample)
             if digests.get((rating.case, rating.sample)) != rating.sha256:
                 continue  # of an image that has changed since
+            if rating.aspect.removesuffix(SWAPPED) not in aspects:
+                passed.add(rating.aspect)
+                continue
             cases[place] = known[rating.case]
             verdict: Verdict = "undecided"
             if rating.state == "ok" and rating.score is not None:
                 verdict = "yes" if rating.score >= least * rating.scale - 1e-9 else "no"
             channel = Channel(rating.judge, rating.protocol, rating.aspect)
             answers[channel][place][rating.round] = verdict
+    if not answers and passed:
+        raise UserError(
+            f"the ratings are of {and_more(sorted(passed))}, not of {', '.join(aspects)}; name the "
+            "aspects that ask whether the subject is the same with --aspects"
+        )
     if not answers:
         raise UserError(
             "no judge has rated these runs; run `dsd evaluate judge` or `dsd evaluate audit ask`"

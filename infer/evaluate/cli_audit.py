@@ -5,6 +5,7 @@ from pathlib import Path
 import tyro
 
 from dsd_jax.infer.evaluate.audit import (
+    ASPECTS,
     against_labels,
     against_others,
     against_probes,
@@ -25,6 +26,7 @@ def audit(
     runs: tyro.conf.Positional[tuple[Path, ...]],
     labels: Path | None = None,
     least: float = 0.75,
+    aspects: tuple[str, ...] = ASPECTS,
     half_width: float = 0.02,
     output: Path | None = None,
 ) -> None:
@@ -39,6 +41,8 @@ def audit(
         labels: Folder of a study of mode same, or a table with the columns id, rater and label
             (yes, no or unsure).
         least: Part of its scale from which a rating counts as a yes.
+        aspects: Aspects to audit: those that ask whether the subject is the same. A protocol that
+            lowers them for copies, such as dsd-debiased, must fail the probe `identical`.
         half_width: Half width of the interval of a precision that is wanted. The audit says how
             many labels that takes.
         output: File for the tables, .md or .json.
@@ -46,7 +50,7 @@ def audit(
     if output is not None:
         check_output(output)
     opened = open_audited(runs)
-    answers = channels(opened, least)
+    answers = channels(opened, least, aspects)
     findings = []
     if labels is not None:
         people = read_labels(labels, places_of(opened))

@@ -31,6 +31,8 @@ __all__ = [
     "weighted_pearson",
 ]
 
+_ENTRIES = 4_000_000  # swaps that are drawn at once, which bounds the memory
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Takes means whose first axis counts draws, and gives one number for each draw."""
 
@@ -156,11 +158,14 @@ def paired_difference(
     total = sums.sum(0)
     gain = (sums[:, 1] - sums[:, 0]).reshape(len(sums), -1)  # of the first side by a swap
     rng = np.random.default_rng([kept.seed, 1])
-    swapped = rng.integers(0, 2, (kept.draws, len(sums))).astype(np.float64) @ gain
-    means = np.stack([total[0] + swapped, total[1] - swapped], 1) / rows
-    found = np.abs(difference(means))
-    # Sums in another order differ in the last digits; a tie must count.
-    count = int((found >= abs(interval.value) * (1 - 1e-9) - 1e-15).sum())
+    # Sums in another order differ in their last digits, and an equal difference must count.
+    least, count = abs(interval.value) * (1 - 1e-9) - 1e-15, 0
+    most = max(1, _ENTRIES // len(sums))
+    for start in range(0, kept.draws, most):
+        size = min(most, kept.draws - start), len(sums)
+        swapped = rng.integers(0, 2, size, np.int8).astype(np.float64) @ gain
+        means = np.stack([total[0] + swapped, total[1] - swapped], 1) / rows
+        count += int((np.abs(difference(means)) >= least).sum())
     return Difference(interval, (1 + count) / (1 + kept.draws), rows)
 
 
@@ -194,8 +199,14 @@ def clustered_error(values: Float[np.ndarray, " rows"], clusters: Labels) -> flo
 
 
 def first_rank(draws: Float[np.ndarray, "draws methods"]) -> Float[np.ndarray, " methods"]:
-    """Share of draws in which each method has the highest statistic; methods in a tie share it."""
-    best = draws == draws.max(1, keepdims=True)
+    """Share of draws in which each method has the highest statistic; methods in a tie share it.
+
+    Draws for which a method's statistic is not defined (NaN) are left out.
+    """
+    known = draws[~np.isnan(draws).any(1)]
+    if not len(known):
+        return np.full(draws.shape[1], np.nan)
+    best = known == known.max(1, keepdims=True)
     return (best / best.sum(1, keepdims=True)).mean(0)
 
 

@@ -218,6 +218,13 @@ class TestVerdicts:
         with pytest.raises(UserError, match="no judge has rated these runs"):
             channels([run], 0.75)
 
+    def test_aspects_that_ask_something_else_are_left_out(self, tmp_path):
+        run = written(tmp_path, {("gpt", "cp"): {"a": "y"}, ("gpt", "pf"): {"a": "n"}})
+        assert [channel.aspect for channel in channels([run], 0.75)] == ["cp"]
+        assert [channel.aspect for channel in channels([run], 0.75, ("pf",))] == ["pf"]
+        with pytest.raises(UserError, match="the ratings are of cp, pf, not of novelty; name the"):
+            channels([run], 0.75, ("novelty",))
+
 
 class TestConsistency:
     def test_rounds(self, tmp_path):

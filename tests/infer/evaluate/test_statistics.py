@@ -210,7 +210,9 @@ def test_clustered_error_of_independent_rows_is_the_usual_one():
 
 
 def test_the_first_rank_is_shared_in_a_tie():
-    np.testing.assert_allclose(first_rank(np.array([[1, 0, 0], [2.0, 2, 1]])), [0.75, 0.25, 0])
+    draws = np.array([[1, 0, 0], [2, 2, 1], [np.nan, 0, 0]])
+    np.testing.assert_allclose(first_rank(draws), [0.75, 0.25, 0])
+    assert np.isnan(first_rank(draws[2:])).all()
 
 
 class TestRankCorrelation:
