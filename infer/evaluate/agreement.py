@@ -131,10 +131,9 @@ def _kappa(codes: np.ndarray, items: int, cost: np.ndarray, resampling: Resampli
     own = cost[codes[:items], codes[items:]]
 
     def kappa(weights: np.ndarray) -> np.ndarray:
-        wide = weights.astype(np.float64)
-        total = wide.sum(1)
-        seen = wide @ own / total
-        chance = np.einsum("di,ij,dj->d", wide @ first, cost, wide @ second) / total**2
+        total = weights.sum(1)
+        seen = weights @ own / total
+        chance = np.einsum("di,ij,dj->d", weights @ first, cost, weights @ second) / total**2
         # Both raters use one and the same label: there is nothing to agree on.
         return np.where(chance > 0, 1 - seen / np.where(chance > 0, chance, 1), np.nan)
 
@@ -198,11 +197,10 @@ def krippendorff_alpha(
     inside = inside.reshape(len(inside), -1)
 
     def alpha(weights: np.ndarray) -> np.ndarray:
-        wide = weights.astype(np.float64)
-        marginal = wide @ counts  # ratings of each value
+        marginal = weights @ counts  # ratings of each value
         total = marginal.sum(1)
         apart = _distances(marginal, level)
-        seen = (wide @ inside * apart.reshape(len(wide), -1)).sum(1)
+        seen = (weights @ inside * apart.reshape(len(weights), -1)).sum(1)
         chance = np.einsum("di,dij,dj->d", marginal, apart, marginal)
         return _one_minus(seen * (total - 1), chance)
 
@@ -227,10 +225,9 @@ def _interval_alpha(ratings: np.ndarray, present: np.ndarray) -> WeightedStatist
     own = 2 * (squares * number - sums**2) / np.maximum(number - 1, 1)
 
     def alpha(weights: np.ndarray) -> np.ndarray:
-        wide = weights.astype(np.float64)
-        total = wide @ number
-        chance = 2 * (total * (wide @ squares) - (wide @ sums) ** 2)
-        return _one_minus(wide @ own * (total - 1), chance)
+        total = weights @ number
+        chance = 2 * (total * (weights @ squares) - (weights @ sums) ** 2)
+        return _one_minus(weights @ own * (total - 1), chance)
 
     return alpha
 
@@ -400,10 +397,10 @@ def bradley_terry(
     flat = cells.reshape(rows, -1)
 
     def fit(weights: np.ndarray, prior: float) -> np.ndarray:
-        tables = (weights.astype(np.float64) @ flat).reshape(len(weights), 2, size, size)
+        tables = (weights @ flat).reshape(len(weights), 2, size, size)
         return _davidson(tables[:, 0] + prior * (1 - np.eye(size)), tables[:, 1])
 
-    everything = np.ones((1, rows), np.float32)
+    everything = np.ones((1, rows))
     if not prior and not _connected((everything @ flat).reshape(2, size, size).sum(0)):
         raise ValueError(
             "some methods were never beaten by the others, so their strength has no limit; give a "

@@ -103,7 +103,7 @@ class Resampling:
             statistic: Gives one number for each draw.
             rows: Number of rows of the data.
         """
-        (value,) = statistic(np.ones((1, rows), np.float32))
+        (value,) = statistic(np.ones((1, rows)))
         drawn = [statistic(part) for part in self.weights(rows)]
         return interval_of(float(value), np.concatenate(drawn), self.confidence)
 
@@ -157,4 +157,4 @@ class _Tree:
             draw = np.repeat(draw, own)
         flat = draw.astype(np.int64) * self.size + nodes
         drawn = np.bincount(flat, minlength=count * self.size).reshape(count, self.size)
-        return drawn.astype(np.float32)
+        return drawn.astype(np.float64)

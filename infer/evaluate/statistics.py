@@ -90,9 +90,8 @@ def bootstrap(
     np.add.at(counts, groups, there)
 
     def means(weights: np.ndarray) -> np.ndarray:
-        wide = weights.astype(np.float64)
-        number = wide @ counts
-        return wide @ sums / np.where(number > 0, number, np.nan)
+        number = weights @ counts
+        return weights @ sums / np.where(number > 0, number, np.nan)
 
     drawn = np.concatenate([means(part) for part in parts])
     (estimate,) = means(np.ones((1, size)))
@@ -241,7 +240,7 @@ def _ranks(weights: np.ndarray, values: np.ndarray) -> Float[np.ndarray, "draws 
     codes = np.unique(values, return_inverse=True)[1]
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    sizes = np.add.reduceat(weights[:, order], starts, axis=1, dtype=np.float64)
+    sizes = np.add.reduceat(weights[:, order], starts, axis=1)
     below = np.cumsum(sizes, 1) - sizes
     return (below + (sizes + 1) / 2)[:, codes]
 
@@ -255,7 +254,7 @@ def weighted_pearson(
         weights: Weights of the rows.
         x, y: Values of the rows, one list for all draws or one for each.
     """
-    total = weights.sum(1, keepdims=True, dtype=np.float64)
+    total = weights.sum(1, keepdims=True)
     x = x - (weights * x).sum(1, keepdims=True) / total
     y = y - (weights * y).sum(1, keepdims=True) / total
     across, up = ((weights * side**2).sum(1) for side in (x, y))
@@ -266,10 +265,9 @@ def weighted_pearson(
 
 
 def _kendall(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> Float[np.ndarray, " draws"]:
-    wide = weights.astype(np.float64)
 
     def pairs(signs: np.ndarray) -> np.ndarray:
-        return ((wide @ signs) * wide).sum(1)
+        return ((weights @ signs) * weights).sum(1)
 
     scale = np.sqrt(pairs(np.abs(x)) * pairs(np.abs(y)))
     return np.where(scale > 0, pairs(x * y) / np.where(scale > 0, scale, 1), np.nan)
