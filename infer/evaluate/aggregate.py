@@ -14,13 +14,14 @@ import numpy as np
 
 from dsd_jax.infer.evaluate.cases import Case
 from dsd_jax.infer.evaluate.ratings import Rating
-from dsd_jax.types import Float
+from dsd_jax.types import Bool, Float
 
 __all__ = [
     "AGGREGATORS",
     "CONCEPT",
     "Aggregator",
     "AggregatorName",
+    "Design",
     "Grid",
     "Mean",
     "Quantity",
@@ -29,8 +30,6 @@ __all__ = [
     "mean_of_products",
     "only",
     "property_of",
-    "round_means",
-    "subjects_of",
     "with_zeros",
 ]
 
@@ -125,23 +124,59 @@ AGGREGATORS: dict[AggregatorName, Aggregator] = {
 """The rules of Table 1 by name."""
 
 
-@dataclasses.dataclass(frozen=True)
+class Design:
+    """The cases of a benchmark as matrices, which all grids on them share."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self.cases = tuple(cases)
+        self.subjects = list(dict.fromkeys(case.subject for case in cases))
+        place = {name: number for number, name in enumerate(self.subjects)}
+        self.member = np.eye(len(place))[:, [place[case.subject] for case in cases]]
+        self._weights: dict[object, Float[np.ndarray, "cases groups"]] = {}
+
+    def inside(self, mean: Mean) -> Float[np.ndarray, "cases groups"]:
+        """1 where a case is in a group of a mean, otherwise 0. Subjects are one group."""
+        if mean not in self._weights:
+            names = [mean.group(case) for case in self.cases]
+            if mean.by == "subject":
+                names = [None if name is None else "" for name in names]
+            groups = sorted({name for name in names if name is not None})
+            self._weights[mean] = np.array([[x == group for group in groups] for x in names], float)
+        return self._weights[mean]
+
+    def crossed(self, rule: Aggregator) -> Float[np.ndarray, "cases 1"]:
+        """Weight of a case in a mean of products; see `mean_of_products`."""
+        pair = rule.concept, rule.prompt
+        if pair not in self._weights:
+            cells = [(pair[0].group(case), pair[1].group(case)) for case in self.cases]
+            size = Counter(cells)
+            self._weights[pair] = np.array(
+                [[0.0 if None in cell else 1 / size[cell]] for cell in cells]
+            )
+        return self._weights[pair]
+
+    def where(self, of: Property, value: str) -> Bool[np.ndarray, " cases"]:
+        """Marks the cases of one category or prompt class."""
+        return np.array([getattr(case, of) == value for case in self.cases], bool)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
     """What one judge said about one aspect of a run.
 
     Attributes:
-        cases: The cases of the benchmark.
+        design: The cases of the benchmark.
         values: Scores from 0 to `scale`, the mean over the images of a case; NaN where there is no
             score.
         scale: Highest score.
     """
 
-    cases: Sequence[Case]
+    design: Design
     values: Float[np.ndarray, "rounds cases"]
     scale: float
 
     @classmethod
-    def of(cls, cases: Sequence[Case], ratings: Sequence[Rating]) -> "Grid":
+    def of(cls, design: Design, ratings: Sequence[Rating]) -> "Grid":
         """Makes a grid of ratings of one aspect. A round is a judge's repetition, or a judge.
 
         Raises:
@@ -150,21 +185,19 @@ class Grid:
         (scale,) = {rating.scale for rating in ratings}
         rounds = sorted({(rating.judge, rating.round) for rating in ratings})
         rows = {each: number for number, each in enumerate(rounds)}
-        columns = {case.id: number for number, case in enumerate(cases)}
+        columns = {case.id: number for number, case in enumerate(design.cases)}
         sums, counts = np.zeros((2, len(rows), len(columns)))
         for rating in ratings:
             if rating.score is not None and rating.state == "ok":
                 place = rows[rating.judge, rating.round], columns[rating.case]
                 sums[place] += rating.score
                 counts[place] += 1
-        return cls(cases, np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), scale)
+        return cls(design, np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), scale)
 
     @property
-    def missing(self) -> list[tuple[int, str]]:
-        """Round and case of every score that is missing."""
-        return [
-            (int(row), self.cases[column].id) for row, column in np.argwhere(np.isnan(self.values))
-        ]
+    def complete(self) -> bool:
+        """Whether every case has a score in every round."""
+        return not np.isnan(self.values).any()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,10 +207,12 @@ class Quantity:
     Attributes:
         table: Whatever is summed, a row for each subject.
         value: The number, of sums or means of the columns of the table; NaN if a group is empty.
+        rounds: The number in every round by itself; empty for a number made of others.
     """
 
     table: Float[np.ndarray, "subjects columns"]
     value: Callable[[Float[np.ndarray, "draws columns"]], Float[np.ndarray, " draws"]]
+    rounds: tuple[float, ...] = ()
 
     @property
     def estimate(self) -> float:
@@ -194,16 +229,11 @@ class Quantity:
 
 def mean_of(grid: Grid, mean: Mean) -> Quantity:
     """Mean of a grid from 0 to 1: of each round, then over the rounds."""
+    sums, counts = _sums(grid, grid.design.inside(mean))
     if mean.by == "subject":
-        sums, counts = _sums(
-            grid, np.array([[mean.group(case) is not None] for case in grid.cases], float)
-        )
         there = counts > 0
-        return _ratio(np.where(there, sums / np.where(there, counts, 1), 0), there, grid.scale)
-    names = [mean.group(case) for case in grid.cases]
-    groups = sorted({name for name in names if name is not None})
-    inside = np.array([[name == group for group in groups] for name in names], float)
-    return _ratio(*_sums(grid, inside), grid.scale)
+        sums, counts = np.where(there, sums / np.where(there, counts, 1), 0), there.astype(float)
+    return _ratio(sums, counts, grid.scale)
 
 
 def mean_of_products(concept: Grid, prompt: Grid, rule: Aggregator) -> Quantity:
@@ -214,28 +244,18 @@ def mean_of_products(concept: Grid, prompt: Grid, rule: Aggregator) -> Quantity:
     """
     rounds = min(len(concept.values), len(prompt.values))
     products = Grid(
-        concept.cases,
+        concept.design,
         concept.values[:rounds] * prompt.values[:rounds],
         concept.scale * prompt.scale,
     )
     if rule.concept.by == "subject":
         return mean_of(products, rule.concept)
-    cells = [(rule.concept.group(case), rule.prompt.group(case)) for case in concept.cases]
-    size = Counter(cells)
-    weights = np.array([[0.0 if None in cell else 1 / size[cell]] for cell in cells])
-    return _ratio(*_sums(products, weights), products.scale)
-
-
-def round_means(grid: Grid, mean: Mean) -> list[float]:
-    """Mean of every round by itself."""
-    return [
-        mean_of(dataclasses.replace(grid, values=row[None]), mean).estimate for row in grid.values
-    ]
+    return _ratio(*_sums(products, concept.design.crossed(rule)), products.scale)
 
 
 def only(grid: Grid, of: Property, value: str) -> Grid:
     """Keeps the scores of one category or one prompt class; the others become missing."""
-    return _where(grid, np.array([getattr(case, of) == value for case in grid.cases]))
+    return _where(grid, grid.design.where(of, value))
 
 
 def common_cases(grids: Sequence[Grid]) -> list[Grid]:
@@ -249,7 +269,7 @@ def with_zeros(grid: Grid) -> Grid:
     return dataclasses.replace(grid, values=np.nan_to_num(grid.values))
 
 
-def _where(grid: Grid, keep: np.ndarray) -> Grid:
+def _where(grid: Grid, keep: Bool[np.ndarray, " cases"]) -> Grid:
     return dataclasses.replace(grid, values=np.where(keep, grid.values, np.nan))
 
 
@@ -259,11 +279,9 @@ def _sums(
     Float[np.ndarray, "subjects rounds groups"], Float[np.ndarray, "subjects rounds groups"]
 ]:
     """Adds scores times weights, and weights, over the cases of each subject that have a score."""
-    place = {name: number for number, name in enumerate(subjects_of(grid.cases))}
-    member = np.eye(len(place))[:, [place[case.subject] for case in grid.cases]]
     there = ~np.isnan(grid.values)
     sums, counts = (
-        np.swapaxes(member @ (each[..., None] * weights), 0, 1)
+        np.swapaxes(grid.design.member @ (each[..., None] * weights), 0, 1)
         for each in (np.nan_to_num(grid.values), there.astype(float))
     )
     return sums, counts
@@ -273,14 +291,11 @@ def _ratio(sums: np.ndarray, counts: np.ndarray, scale: float) -> Quantity:
     """Mean over rounds and groups of sums divided by counts and by the scale."""
     both = np.stack([sums, counts], 1)
 
-    def value(means: np.ndarray) -> np.ndarray:
+    def rounds(means: np.ndarray) -> np.ndarray:
         total, number = means.reshape(-1, *both.shape[1:]).swapaxes(0, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((total / number / scale).mean((1, 2)))
+            return np.asarray((total / number / scale).mean(2))
 
-    return Quantity(both.reshape(len(both), -1), value)
-
-
-def subjects_of(cases: Sequence[Case]) -> list[str]:
-    """Ids of the subjects, in the order of a quantity's table."""
-    return list(dict.fromkeys(case.subject for case in cases))
+    (own,) = rounds(both.sum(0, keepdims=True))
+    table = both.reshape(len(both), -1)
+    return Quantity(table, lambda means: rounds(means).mean(1), tuple(own.tolist()))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dsd_jax.errors import UserError
-from dsd_jax.infer.evaluate.aggregate import Grid, Mean, Quantity, common_cases, mean_of
+from dsd_jax.infer.evaluate.aggregate import Design, Grid, Mean, Quantity, common_cases, mean_of
 from dsd_jax.infer.evaluate.cases import Case
 from dsd_jax.infer.evaluate.numbers import Comparison, Sampler
 from dsd_jax.infer.evaluate.runs import Run
@@ -35,7 +35,7 @@ class Measured:
         return mean_of(self.grid, Mean())
 
 
-def measure(runs: Sequence[Run]) -> dict[str, dict[str, Measured]]:
+def measure(runs: Sequence[Run], design: Design) -> dict[str, dict[str, Measured]]:
     """Reads the scores of all runs, by metric and method.
 
     Raises:
@@ -46,11 +46,11 @@ def measure(runs: Sequence[Run]) -> dict[str, dict[str, Measured]]:
     for name in names:
         for run in runs:
             if name in metrics_of(run.folder):
-                found[name][run.method] = _measured(run, name)
+                found[name][run.method] = _measured(run, name, design)
     return found
 
 
-def _measured(run: Run, metric: str) -> Measured:
+def _measured(run: Run, metric: str, design: Design) -> Measured:
     columns = _columns(run.cases)
     images = {(image.case, image.sample): image.sha256 for image in run.images}
     sums, counts = np.zeros((2, len(run.cases)))
@@ -68,7 +68,7 @@ def _measured(run: Run, metric: str) -> Measured:
             sums[columns[score.case]] += score.value
             counts[columns[score.case]] += 1
     values = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    return Measured(Grid(run.cases, values[None], 1.0), states)
+    return Measured(Grid(design, values[None], 1.0), states)
 
 
 def _columns(cases: Sequence[Case]) -> dict[str, list[int]]:

@@ -10,6 +10,7 @@ from dsd_jax.infer.evaluate.aggregate import (
     AGGREGATORS,
     Aggregator,
     AggregatorName,
+    Design,
     Grid,
     Mean,
     Quantity,
@@ -18,8 +19,6 @@ from dsd_jax.infer.evaluate.aggregate import (
     mean_of_products,
     only,
     property_of,
-    round_means,
-    subjects_of,
     with_zeros,
 )
 from dsd_jax.infer.evaluate.cases import Case
@@ -87,11 +86,11 @@ class Sampler:
     Subjects are drawn within their category, with all their prompts, images and rounds.
     """
 
-    def __init__(self, cases: Sequence[Case], draws: int = 10_000, seed: int = 0) -> None:
-        categories = {case.subject: case.category for case in cases}
-        strata = [categories[subject] for subject in subjects_of(cases)]
+    def __init__(self, design: Design, draws: int = 10_000, seed: int = 0) -> None:
+        categories = {case.subject: case.category for case in design.cases}
+        strata = [categories[subject] for subject in design.subjects]
         self.resampling = Resampling(strata=strata, draws=draws, seed=seed)
-        self._weights = np.concatenate(list(self.resampling.weights(len(strata))))
+        self._weights = np.concatenate(list(self.resampling.weights(len(strata)))).astype(float)
 
     def draws(self, quantity: Quantity) -> np.ndarray:
         """A quantity in every draw."""
@@ -141,7 +140,7 @@ def overall(panel: Panel, name: AggregatorName, sampler: Sampler | None = None) 
     for method, grids in panel.methods.items():
         own = numbers[method] = {}
         for made, quantity in quantities(grids, rule).items():
-            rounds = round_means(grids[made], rule.of(made)) if made in grids else []
+            rounds = quantity.rounds if made in grids else ()
             own[made] = Number(
                 rule.rounded(quantity.estimate),
                 sampler.interval(quantity) if sampler else None,

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from dsd_jax.errors import UserError, and_more
-from dsd_jax.infer.evaluate.aggregate import Grid
-from dsd_jax.infer.evaluate.cases import Case
+from dsd_jax.infer.evaluate.aggregate import Design, Grid
 from dsd_jax.infer.evaluate.ratings import Rating, read_ratings
 from dsd_jax.infer.evaluate.runs import Run
 
@@ -37,19 +36,16 @@ class Panel:
     Attributes:
         protocol: Name of the protocol.
         judge: Name of the judge, or names of several judges that were mixed on purpose.
+        design: The cases, which all methods share.
         methods: Grid of every aspect, by method.
         ratings: The ratings behind the grids, by method.
     """
 
     protocol: str
     judge: str
+    design: Design
     methods: Mapping[str, Mapping[str, Grid]]
     ratings: Mapping[str, Sequence[Rating]]
-
-    @property
-    def cases(self) -> Sequence[Case]:
-        """The cases, which all methods share."""
-        return next(grid for grids in self.methods.values() for grid in grids.values()).cases
 
     @property
     def aspects(self) -> list[str]:
@@ -83,11 +79,12 @@ def read_rated(run: Run) -> Rated:
     return Rated(run, kept, len(ratings) - len(kept))
 
 
-def panels_of(runs: Sequence[Rated], *, allow_mixed: bool = False) -> list[Panel]:
+def panels_of(runs: Sequence[Rated], design: Design, *, allow_mixed: bool = False) -> list[Panel]:
     """Makes a panel of every protocol and judge.
 
     Args:
         runs: Runs on the same cases.
+        design: These cases.
         allow_mixed: Let judges stand in one column that are not the same.
 
     Raises:
@@ -116,14 +113,18 @@ def panels_of(runs: Sequence[Rated], *, allow_mixed: bool = False) -> list[Panel
         for judge, methods in judges.items():
             if not allow_mixed:
                 _check_one(protocol, judge, methods)
-            panels.append(_panel(protocol, judge, runs, methods))
+            panels.append(_panel(protocol, judge, design, runs, methods))
         if people:
-            panels.append(_panel(protocol, HUMAN, runs, people))
+            panels.append(_panel(protocol, HUMAN, design, runs, people))
     return panels
 
 
 def _panel(
-    protocol: str, judge: str, runs: Sequence[Rated], methods: Mapping[str, Sequence[Rating]]
+    protocol: str,
+    judge: str,
+    design: Design,
+    runs: Sequence[Rated],
+    methods: Mapping[str, Sequence[Rating]],
 ) -> Panel:
     grids = {}
     for each in runs:
@@ -131,10 +132,10 @@ def _panel(
         aspects = dict.fromkeys(rating.aspect for rating in ratings)
         if aspects:
             grids[each.run.method] = {
-                aspect: Grid.of(each.run.cases, [x for x in ratings if x.aspect == aspect])
+                aspect: Grid.of(design, [x for x in ratings if x.aspect == aspect])
                 for aspect in aspects
             }
-    return Panel(protocol, judge, grids, methods)
+    return Panel(protocol, judge, design, grids, methods)
 
 
 def _check_one(protocol: str, judge: str, methods: Mapping[str, Iterable[Rating]]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.infer.evaluate.aggregate import AGGREGATORS
+from dsd_jax.infer.evaluate.aggregate import AGGREGATORS, Design
 from dsd_jax.infer.evaluate.gaps import Gap, gaps_of
 from dsd_jax.infer.evaluate.measured import measure
 from dsd_jax.infer.evaluate.numbers import Sampler
@@ -51,9 +51,10 @@ def make_report(runs: Sequence[Run], settings: ReportSettings = ReportSettings()
     if not settings.aggregator:
         raise UserError("a report needs an aggregator; name one of " + ", ".join(AGGREGATORS))
     rated = [read_rated(run) for run in runs]
-    panels = panels_of(rated, allow_mixed=settings.allow_mixed)
-    metrics = measure(runs)
-    sampler = Sampler(runs[0].cases, settings.draws, settings.seed)
+    design = Design(runs[0].cases)
+    panels = panels_of(rated, design, allow_mixed=settings.allow_mixed)
+    metrics = measure(runs, design)
+    sampler = Sampler(design, settings.draws, settings.seed)
     gaps = [gap for each in rated for gap in gaps_of(each, panels)]
     rows: list[Row] = []
     sections = [

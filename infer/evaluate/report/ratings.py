@@ -64,7 +64,7 @@ def _layout(
     columns, blocks = ["method"], [("", 1)]
     published: dict[str, list[str]] = {method: [] for method in TABLE_1}
     for panel in panels:
-        groups = {aspect: columns_of(panel.cases, aspect, rule) for aspect in ("cp", "pf")}
+        groups = {aspect: columns_of(panel.design.cases, aspect, rule) for aspect in ("cp", "pf")}
         made = overall(panel, name)
         classes = [f"{x} prompts" if x in groups["cp"] else x for x in groups["pf"]]
         head = [*groups["cp"], "CP", *classes, "PF", NAMES[PRODUCT]]
@@ -208,7 +208,7 @@ def missing_section(
         )
     ]
     for panel in panels:
-        gone = any(grid.missing for grids in panel.methods.values() for grid in grids.values())
+        gone = not all(grid.complete for grids in panel.methods.values() for grid in grids.values())
         if gone:
             tables += [_treatments(panel, name, rows) for name in settings.aggregator]
     listed = gaps[:_LISTED]

@@ -8,13 +8,13 @@ import pytest
 from dsd_jax.infer.evaluate.aggregate import (
     AGGREGATORS,
     AggregatorName,
+    Design,
     Grid,
     Mean,
     common_cases,
     mean_of,
     mean_of_products,
     only,
-    round_means,
     with_zeros,
 )
 from dsd_jax.infer.evaluate.published import TABLE_1, Printed
@@ -35,8 +35,12 @@ CONSISTENT = {
 }
 
 
+DESIGN = Design(CASES)
+
+
 def grid(values, cases=CASES, scale=1.0) -> Grid:
-    return Grid(cases, np.atleast_2d(np.asarray(values, float)), scale)
+    design = DESIGN if cases is CASES else Design(cases)
+    return Grid(design, np.atleast_2d(np.asarray(values, float)), scale)
 
 
 def printed_grids(row: Printed) -> tuple[Grid, Grid]:
@@ -160,7 +164,7 @@ def rating(case="a-0", score=4.0, state="ok", sample=0, number=0, judge="j", sca
 def test_ratings_become_a_grid_and_nothing_is_guessed():
     cases = [dataclasses.replace(case, id=f"a-{i}") for i, case in enumerate(CASES[:3])]
     found = Grid.of(
-        cases,
+        Design(cases),
         [
             rating("a-0", 4),
             rating("a-0", 1, sample=1),
@@ -170,10 +174,10 @@ def test_ratings_become_a_grid_and_nothing_is_guessed():
         ],
     )
     np.testing.assert_array_equal(found.values, [[2.5, np.nan, np.nan], [2, np.nan, 3]])
-    assert found.missing == [(0, "a-1"), (0, "a-2"), (1, "a-1")]
-    assert round_means(found, Mean()) == [2.5 / 4, 2.5 / 4]
+    assert not found.complete
+    assert mean_of(found, Mean()).rounds == (2.5 / 4, 2.5 / 4)
     with pytest.raises(ValueError, match="too many values"):
-        Grid.of(cases, [rating(), rating(number=1, scale=10)])
+        Grid.of(Design(cases), [rating(), rating(number=1, scale=10)])
 
 
 def test_missing_scores_leave_the_common_cases_and_the_worst_case():

@@ -13,6 +13,7 @@ from PIL import Image as Pixels
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256
+from dsd_jax.infer.evaluate.aggregate import Design
 from dsd_jax.infer.evaluate.calibrate import Anchor, Calibration, write_calibration
 from dsd_jax.infer.evaluate.cli_report import report as report_command
 from dsd_jax.infer.evaluate.panels import Rated, panels_of
@@ -249,6 +250,7 @@ class TestJudges:
     def panels(self, folder: Path, *ratings: list[Rating], allow_mixed: bool = False):
         return panels_of(
             [Rated(Run(folder, f"m{n}", CASES, []), own, 0) for n, own in enumerate(ratings)],
+            Design(CASES),
             allow_mixed=allow_mixed,
         )
 
@@ -418,7 +420,7 @@ def test_cases_on_which_judges_differ_come_first(tmp_path: Path):
     second = [dataclasses.replace(each, judge="judge-b", score=each.score) for each in first]
     second[5] = dataclasses.replace(second[5], score=far_from(first[5]))
     run = Run(tmp_path, "ours", CASES, [])
-    order = disagreements(CASES, panels_of([Rated(run, first + second, 0)]))
+    order = disagreements(CASES, panels_of([Rated(run, first + second, 0)], Design(CASES)))
     assert order[0].case == 5
     assert order[0].judges >= 0.5
     assert np.isnan(order[0].methods)
@@ -431,5 +433,5 @@ def test_cases_on_which_methods_differ_come_first_with_one_judge(tmp_path: Path)
     second[7] = dataclasses.replace(second[7], score=far_from(first[7]))
     runs = [Run(tmp_path, name, CASES, []) for name in ("a", "b")]
     rated_runs = [Rated(run, own, 0) for run, own in zip(runs, (first, second), strict=True)]
-    order = disagreements(CASES, panels_of(rated_runs))
+    order = disagreements(CASES, panels_of(rated_runs, Design(CASES)))
     assert order[0].case == 7
