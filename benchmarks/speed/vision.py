@@ -46,10 +46,21 @@ def peers() -> dict[str, torch.nn.Module]:
         hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
     )
     clip = transformers.CLIPVisionConfig()
+    large = transformers.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        patch_size=14,
+        projection_dim=768,
+    )
+    base = transformers.ViTConfig()
     return {
         "DINO ViT-S/16": transformers.ViTModel(dino, add_pooling_layer=False).eval(),
+        "DINO ViT-B/16": transformers.ViTModel(base, add_pooling_layer=False).eval(),
         "DINOv2 ViT-S/14": transformers.Dinov2Model(small).eval(),
         "CLIP ViT-B/32": transformers.CLIPVisionModelWithProjection(clip).eval(),
+        "CLIP ViT-L/14": transformers.CLIPVisionModelWithProjection(large).eval(),
     }
 
 

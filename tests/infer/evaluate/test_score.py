@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.backbones import PixelBackbone
 from dsd_jax.infer.evaluate.cases import Case
-from dsd_jax.infer.evaluate.features import Backbone, FeatureStore
+from dsd_jax.infer.evaluate.features import Backbone, FeatureStore, File, Input
 from dsd_jax.infer.evaluate.moved import DriftBackbone
 from dsd_jax.infer.evaluate.runs import Run, write_run
 from dsd_jax.infer.evaluate.score import Summary, choose, score_runs
@@ -270,6 +271,18 @@ class TestAgain:
         backbone.seen = 0
         assert values(scored(run, "dino", store, backbone)) == pytest.approx([1, HALF, 0])
         assert backbone.seen == 3
+
+    def test_two_processes_may_share_a_cache(self, run: Run, tmp_path: Path):
+        """Whoever comes first: both have all features, and no half-written file stays."""
+        inputs = [Input("feature", (File(own.path, own.sha256),)) for own in run.images]
+        stores = [FeatureStore(tmp_path / "shared") for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda store: store.fetch(Colours(), inputs), stores))
+        for own in found:
+            for given in inputs:
+                np.testing.assert_array_equal(own[given], found[0][given])
+        names = [path.name for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+        assert sorted(names) == sorted({given.key for given in inputs})
 
 
 class TestErrors:
