@@ -23,7 +23,10 @@ from dsd_jax.quickstart.raters import write_answers
 from dsd_jax.quickstart.steps import Dsd, Show, Step, run_steps
 from dsd_jax.toy.world import PANEL
 
-__all__ = ["BACKBONE", "Sizes", "demo", "image_steps", "runs_of", "score_step"]
+__all__ = [
+    "BACKBONE", "PROTOCOLS", "Sizes", "demo", "image_steps", "judge_step", "runs_of", "score_step",
+    "student_words",
+]  # fmt: skip
 
 BACKBONE = "toy-vit"
 """Name of the toy's image encoder in the names of metrics: `dino@toy-vit`."""
@@ -93,8 +96,8 @@ def demo(folder: Path, sizes: Sizes, dsd: Dsd, show: Show) -> Path:
     begin_folder(folder, _SIZES, json.dumps(dataclasses.asdict(sizes)), other)
     steps = [
         *image_steps(folder, sizes),
-        score_step(folder),
-        judge_step(folder, sizes.rounds),
+        score_step(runs_of(folder)),
+        judge_step(folder, runs_of(folder), sizes.rounds),
         *_audit_steps(folder, sizes),
         *_study_steps(folder, sizes),
         Step(
@@ -110,13 +113,6 @@ def demo(folder: Path, sizes: Sizes, dsd: Dsd, show: Show) -> Path:
 def image_steps(folder: Path, sizes: Sizes) -> list[Step]:
     """Draws the cases, and makes or imports the images of the four methods."""
     cases = folder / "cases.jsonl"
-    sampling = ["--base_path", TOY, "--dtype", "float32", "--steps", str(sizes.steps), "--height",
-                str(PANEL), "--batch_size", "8"]  # fmt: skip
-
-    def generated(method: str, *flags: str) -> list[str]:
-        run = str(folder / "runs" / method)
-        return ["evaluate", "generate", str(cases), "--method", method, "--output_dir", run,
-                *sampling, *flags]  # fmt: skip
 
     def imported(method: str) -> list[str]:
         return ["evaluate", "import", method, str(folder / method), "--cases", str(cases),
@@ -132,12 +128,11 @@ def image_steps(folder: Path, sizes: Sizes) -> list[Step]:
         ),
         Step(
             "Generate images of the student, which sees reference and text",
-            generated(STUDENT, "--lora_path", TOY, "--width", str(2 * PANEL), "--i_guidance",
-                      str(IMAGE_SCALE), "--max_sequence_length", str(TEXT_TOKENS)),
+            student_words(folder, sizes, STUDENT, IMAGE_SCALE),
         ),
         Step(
             "Generate images of its teacher, which sees the text alone",
-            generated(TEACHER, "--no_reference", "--width", str(PANEL)),
+            [*_generate(folder, sizes, TEACHER), "--no_reference", "--width", str(PANEL)],
         ),
         Step(
             "Import a method that returns the reference",
@@ -149,23 +144,43 @@ def image_steps(folder: Path, sizes: Sizes) -> list[Step]:
             imported(SCENE_ONLY),
             prepare=lambda: written(write_scene_only, SCENE_ONLY),
         ),
-    ]  # fmt: skip
+    ]
 
 
-def score_step(folder: Path) -> Step:
+def student_words(folder: Path, sizes: Sizes, method: str, image_scale: float) -> list[str]:
+    """The command that generates images of the student.
+
+    Args:
+        folder: Folder of the demonstration.
+        sizes: The amounts.
+        method: Name of the run.
+        image_scale: Scale of true image guidance; 1 turns it off.
+    """
+    guided = ["--i_guidance", str(image_scale), "--max_sequence_length", str(TEXT_TOKENS)]
+    return [*_generate(folder, sizes, method), "--lora_path", TOY, "--width", str(2 * PANEL),
+            *guided]  # fmt: skip
+
+
+def _generate(folder: Path, sizes: Sizes, method: str) -> list[str]:
+    run = str(folder / "runs" / method)
+    return ["evaluate", "generate", str(folder / "cases.jsonl"), "--method", method,
+            "--output_dir", run, "--base_path", TOY, "--dtype", "float32", "--steps",
+            str(sizes.steps), "--height", str(PANEL), "--batch_size", "8"]  # fmt: skip
+
+
+def score_step(runs: Sequence[Path]) -> Step:
     """Measures all images by the exact truth and by every metric that needs no download."""
-    runs = map(str, runs_of(folder))
     return Step(
         "Score them: exact truth, and metrics on pixels and on features",
-        ["evaluate", "score", *runs, "--backbone", f"{BACKBONE}={TOY}", "--set_size", "2"],
+        ["evaluate", "score", *map(str, runs), "--backbone", f"{BACKBONE}={TOY}"],
     )
 
 
-def judge_step(folder: Path, rounds: int) -> Step:
+def judge_step(folder: Path, runs: Sequence[Path], rounds: int) -> Step:
     """Asks the toy judge about all images by three protocols."""
     return Step(
         "Judge them by three protocols, in several rounds",
-        ["evaluate", "judge", *map(str, runs_of(folder)), "--protocol", *PROTOCOLS, *_judge(folder),
+        ["evaluate", "judge", *map(str, runs), "--protocol", *PROTOCOLS, *_judge(folder),
          "--rounds", str(rounds)],
         prepare=lambda: write_file(folder / _JUDGE, _JUDGE_TEXT),
     )  # fmt: skip
@@ -228,5 +243,10 @@ def _study_steps(folder: Path, sizes: Sizes) -> list[Step]:
             "Import the answers of simulated people",
             ["evaluate", "study", "import", str(study), str(answers)],
             prepare=lambda: write_answers(study, [*map(open_run, runs_of(folder))], answers),
+        ),
+        Step(
+            "Analyse the answers, and give the runs their mean ratings",
+            ["evaluate", "study", "analyse", str(study), "--runs", *map(str, runs_of(folder)),
+             "--write_ratings", "--draws", "2000", "--output", str(folder / "study.md")],
         ),
     ]  # fmt: skip

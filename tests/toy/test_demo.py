@@ -23,11 +23,12 @@ from dsd_jax.structured import built_lines
 from dsd_jax.toy.judge import SUBJECT, judge
 from dsd_jax.toy.score import Score, from_tags, score
 
-# Commands of an evaluation that need other data, a browser, or a rater.
+# Commands of an evaluation that need an archive, a dataset in the making, or a browser.
 NOT_SHOWN = {
     "evaluate archive",
     "evaluate audit ask",
     "evaluate audit build",
+    "evaluate calibrate",
     "evaluate demo",
     "evaluate study export",
     "evaluate study serve",
