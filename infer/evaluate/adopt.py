@@ -5,7 +5,7 @@ Images stay where they are. What is wrong with a folder is listed in `import.jso
     missing     no file belongs to this image of a case
     corrupt     the file cannot be read as a picture
     duplicate   several files claim to be the same image, so none is taken
-    swapped     the image belongs to another case, so far as can be known (see `_swapped`)
+    swapped     the image belongs to another case, so far as can be known (`_compare_names`)
 
 These four are holes: the images are not in the run. The rest is only worth knowing:
 

@@ -8,7 +8,6 @@
 A run that was stopped goes on where it was. Several workers may make their shares of one run.
 """
 
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -39,7 +38,7 @@ class Making:
     Attributes:
         method: Name of the method in tables.
         settings: Settings of sampling.
-        seeds: Seeds of the images of a case. None: as many as the benchmark asks for, from 0.
+        seeds: Seeds of the images of a case. None gives as many as the benchmark asks for, from 0.
         reference: Give the reference of a case to the model. Otherwise it gets the text alone.
         enriched: Enriched prompts, which the model gets in place of those of the cases.
     """
@@ -195,10 +194,9 @@ def _link(source: Path, target: Path) -> None:
     """Gives a file another name, or copies it where the disk cannot or both are on two disks."""
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.link(source, target)
-            except FileExistsError:
-                raise
-            except OSError:
-                shutil.copyfile(source, target)
+        try:
+            os.link(source, target)
+        except FileExistsError:  # from an earlier run, or by another worker
+            return
+        except OSError:
+            shutil.copyfile(source, target)

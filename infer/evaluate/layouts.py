@@ -60,7 +60,7 @@ class _Names:
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self.ids = {case.id for case in cases}
-        self.numbers = {case.tags["index"]: case.id for case in cases if "index" in case.tags}
+        self.numbers = {case.tags["index"]: case.id for case in cases if case.bench == "xverse"}
         self.entries = {case.tags.get("entry", case.id): case.id for case in cases}
         self.tasks = {(case.tags.get("task"), case.tags.get("key")): case.id for case in cases}
         self._prompts: dict[tuple[str, int], str] = {}

@@ -490,3 +490,16 @@ def test_factors_of_abstract_models_are_float32() -> None:
     add_factors(model, {"single_blocks.qkv": 5})
     assert param_shapes(model)["single_blocks.qkv.lora_b"] == (3, 3, 5, 4, 16)
     assert model.single_blocks.qkv.lora_b.dtype == jnp.float32
+
+
+def test_the_digest_of_an_adapter_is_that_of_its_numbers():
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
+    digest = Adapter({"x.lora_a": a}, {"y": b}).sha256()
+    assert digest == Adapter({"x.lora_a": a.copy()}, {"y": b}, "another name").sha256()
+    others = [
+        Adapter({"x.lora_a": a + 1}, {"y": b}),
+        Adapter({"x.lora_a": a.reshape(3, 2)}, {"y": b}),
+        Adapter({"z.lora_a": a}, {"y": b}),
+        Adapter({"x.lora_a": a}),
+    ]
+    assert digest not in {other.sha256() for other in others}

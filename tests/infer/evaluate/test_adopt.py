@@ -132,6 +132,19 @@ class TestLayouts:
         images = open_run(tmp_path / "run").images
         assert [(image.sample, image.seed) for image in images] == [(0, 7), (1, 8)] * 4
 
+    def test_xverse_counts_its_images(self, cases, tmp_path):
+        made = [
+            dataclasses.replace(case, bench="xverse", tags={"index": str(number)})
+            for number, case in enumerate(cases)
+        ]
+        write_cases(tmp_path / "cases.jsonl", made)
+        for number, case in enumerate(made):
+            draw(tmp_path / "images" / f"{number}_{case.prompt.replace(' ', '_')}.png", number)
+        adopted = imported(tmp_path / "images", tmp_path)
+        assert ([image.case for image in adopted.images], kinds(adopted)) == (
+            [case.id for case in made], {}
+        )  # fmt: skip
+
     def test_several_images_of_an_omnicontext_case_are_not_their_collage(self, cases, tmp_path):
         for number, case in enumerate(cases):
             folder = tmp_path / "images" / case.tags["task"]
@@ -223,6 +236,10 @@ class TestFaults:
         (finding,) = imported(tree, tmp_path).findings
         assert (finding.kind, finding.case) == ("swapped", cases[0].id)
         assert finding.reason == "its src_image is the reference of object_20_magic_cube"
+
+    def test_a_damaged_copy_of_the_reference_does_not_matter(self, cases, tree, tmp_path):
+        (tree / "src_image" / SUBJECTS[0] / "0_0.jpg").write_bytes(b"")
+        assert imported(tree, tmp_path).findings == []
 
     def test_an_image_of_two_cases_is_in_the_wrong_place_once(self, cases, tree, tmp_path):
         kitten, cube = sorted((tree / "tgt_image").glob("*/*_0.png"))[::3]
