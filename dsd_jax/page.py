@@ -70,16 +70,27 @@ class Dot:
 
 
 class Page:
-    """A page that is put together from top to bottom."""
+    """A page that is put together from top to bottom.
 
-    def __init__(self, title: str) -> None:
+    Args:
+        title: Its title.
+        contents: List the sections below the title, with links to them.
+    """
+
+    def __init__(self, title: str, *, contents: bool = False) -> None:
         self._title = _safe(title)
-        self._blocks = [f"<h1>{self._title}</h1>"]
+        self._blocks: list[str] = []
         self._numbers = itertools.count()
+        self._contents = contents
+        self._sections: list[str] = []
 
     def heading(self, words: str, level: Literal[2, 3] = 2) -> None:
         """Begins a section, or a part of one (level 3)."""
-        self._blocks.append(f"<h{level}>{_safe(words)}</h{level}>")
+        place = ""
+        if level == 2:
+            place = f' id="section-{len(self._sections)}"'
+            self._sections.append(_safe(words))
+        self._blocks.append(f"<h{level}{place}>{_safe(words)}</h{level}>")
 
     def text(self, words: str, *, dim: bool = False) -> None:
         """Adds a paragraph, or a note in smaller and paler letters."""
@@ -152,12 +163,17 @@ class Page:
         write_file(path, str(self))
 
     def __str__(self) -> str:
+        links = "".join(
+            f'<li><a href="#section-{number}">{words}</a></li>'
+            for number, words in enumerate(self._sections)
+        )
+        contents = [f'<nav><ul class="contents">{links}</ul></nav>'] if self._contents else []
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{self._title}</title><style>{STYLE}</style></head>\n<body>\n"
-            + "\n".join(self._blocks)
+            + "\n".join([f"<h1>{self._title}</h1>", *contents, *self._blocks])
             + "\n</body></html>\n"
         )
 

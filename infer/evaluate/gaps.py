@@ -14,7 +14,7 @@ class Gap:
 
     Attributes:
         method: Method of the run.
-        case: Id of the case.
+        case: Id of the case, or "all".
         what: What is missing: "image", or an aspect of a protocol.
         judge: Who should have rated it; empty for an image.
         round: Number of the round, from 0; None for an image.
@@ -30,12 +30,18 @@ class Gap:
 
 
 def gaps_of(rated: Rated, panels: Sequence[Panel]) -> Iterator[Gap]:
-    """Lists what a run lacks; ratings only under the protocols and judges that rated some of it."""
+    """Lists what a run lacks: images, and ratings by the judges of the panels.
+
+    A judge who rated other runs and not this one is one gap, unless its ratings were published.
+    """
     method = rated.run.method
     if rated.run.images:
         yield from (Gap(method, case, "image") for case in rated.run.missing)
     for panel in panels:
         ratings = panel.ratings.get(method, [])
+        own = not all(each.published for given in panel.ratings.values() for each in given)
+        if not ratings and own:
+            yield Gap(method, "all", panel.protocol, panel.judge, None, "no case is rated")
         states = {
             (each.aspect, each.judge, each.round, each.case): each.state
             for each in sorted(ratings, key=lambda each: each.state == "ok")

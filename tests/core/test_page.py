@@ -130,3 +130,15 @@ def test_one_point_without_spread_is_a_plot():
     page = Page("t")
     page.scatter([Dot("ours", Interval(0, 0, 0), Interval(1, 1, 1))], "x", "y")
     assert "nan" not in str(page)
+
+
+def test_a_list_of_contents_leads_to_every_section():
+    page = Page("t", contents=True)
+    for words in ("one", "<two>"):
+        page.heading(words)
+    page.heading("part", 3)
+    text = str(page)
+    assert '<li><a href="#section-1">&lt;two&gt;</a></li>' in text
+    assert '<h2 id="section-1">&lt;two&gt;</h2>' in text
+    assert text.index("<nav>") < text.index("<h2")
+    assert "<nav>" not in str(Page("t"))

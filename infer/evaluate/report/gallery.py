@@ -73,11 +73,11 @@ def cards_of(report: Report, limit: int) -> Iterator[Card]:
     shown = [each for each in disagreements(cases, report.panels) if cases[each.case].id in there]
     for each in shown[:limit]:
         case = cases[each.case]
-        pictures = [Picture(_thumbnail(case.reference.path), "reference", marked=True)]
+        pictures = [_picture(case.reference.path, "reference", marked=True)]
         for method, own in images.items():
             if case.id in own:
                 scores = _scores(each.case, method, report.panels)
-                pictures.append(Picture(_thumbnail(own[case.id]), f"{method}{scores}"))
+                pictures.append(_picture(own[case.id], f"{method}{scores}"))
         facts = [("case", case.id)]
         spreads = ("between judges", each.judges), ("between methods", each.methods)
         facts += [(name, f"{value:.2f}") for name, value in spreads if not np.isnan(value)]
@@ -109,10 +109,12 @@ def _largest(spreads: Sequence[np.ndarray]) -> np.ndarray:
     return np.fmax.reduce(np.stack(spreads), axis=0)
 
 
-def _thumbnail(path: Path) -> Image.Image:
+def _picture(path: Path, words: str, *, marked: bool = False) -> Picture:
+    """A small copy of an image; a red square if it cannot be read any more."""
     try:
         image = open_image(path)
-    except UserError:
-        return Image.new("RGB", (_SIDE, _SIDE), "#b8432f")
+    except UserError:  # whose message holds a path, which a shared page should not
+        gone = Image.new("RGB", (_SIDE, _SIDE), "#b8432f")
+        return Picture(gone, f"{words}\nThe image cannot be read.", marked)
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return image
+    return Picture(image, words, marked)

@@ -19,7 +19,7 @@ def page_of(title: str, report: Report, gallery: int) -> Page:
         report: The report.
         gallery: Largest number of cases that are shown with their images.
     """
-    page = Page(title)
+    page = Page(title, contents=True)
     for section in report.sections:
         _add(page, section)
     cards, cut = _within(cards_of(report, gallery))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Pixels
 
 from dsd_jax.errors import UserError
+from dsd_jax.files import file_sha256
 from dsd_jax.infer.evaluate.archive import GPT, read_archive, write_archived
 from dsd_jax.infer.evaluate.benches.names import METHODS
-from dsd_jax.infer.evaluate.cases import write_cases
+from dsd_jax.infer.evaluate.cases import Picture, write_cases
 from dsd_jax.infer.evaluate.cli_report import archive as archive_command
 from dsd_jax.infer.evaluate.ratings import Rating, read_ratings, write_ratings
 from dsd_jax.infer.evaluate.report.make import make_report
@@ -282,6 +284,28 @@ def test_a_run_keeps_its_images_and_its_other_ratings(merged: Path, tmp_path: Pa
     assert open_run(folder).settings == {"steps": 100, "archive": "DreamBench++"}
     assert read_ratings(folder) == [*first.ratings, own]
     assert len(read_scores(folder, "clip-t@archive")) == len(CASES)
+
+
+def test_the_archived_images_are_attached(merged: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "samples" / "dreambooth_sd_gs7_5_step100_seed42_torch_float16"
+    for n, case in enumerate(CASES[:3]):
+        name, _, prompt = case.id.rpartition("-")
+        path = folder / "tgt_image" / name / f"{prompt}_0.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Pixels.effect_noise((32, 32), 40 + n).convert("RGB").save(path)
+    reference = tmp_path / "reference.png"
+    Pixels.effect_noise((32, 32), 90).convert("RGB").save(reference)
+    picture = Picture(reference, file_sha256(reference))
+    cases = [dataclasses.replace(case, references=(picture,)) for case in CASES]
+    write_cases(tmp_path / "cases.jsonl", cases)
+    archive_command(
+        *(merged, tmp_path / "cases.jsonl", tmp_path / "runs"), samples=tmp_path / "samples"
+    )
+    run = open_run(tmp_path / "runs" / WORDS[0])
+    assert [image.case for image in run.images] == [case.id for case in CASES[:3]]
+    assert len(read_ratings(run.folder)) == 10 * len(CASES)
+    assert f"{METHODS[WORDS[1]]} has no images: " in capsys.readouterr().out
+    assert open_run(tmp_path / "runs" / WORDS[1]).images == []
 
 
 def official_round(values: list[float]) -> str:

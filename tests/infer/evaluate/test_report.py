@@ -18,7 +18,7 @@ from dsd_jax.infer.evaluate.calibrate import Anchor, Calibration, write_calibrat
 from dsd_jax.infer.evaluate.cli_report import report as report_command
 from dsd_jax.infer.evaluate.panels import Rated, panels_of
 from dsd_jax.infer.evaluate.ratings import Rating, write_ratings
-from dsd_jax.infer.evaluate.report.gallery import disagreements
+from dsd_jax.infer.evaluate.report.gallery import cards_of, disagreements
 from dsd_jax.infer.evaluate.report.make import make_report, write_report
 from dsd_jax.infer.evaluate.report.parts import Report, ReportSettings, Section, Table
 from dsd_jax.infer.evaluate.runs import Image, Run, open_runs, write_run
@@ -233,6 +233,13 @@ class TestMissing:
         assert cp["theirs", "common"] == round(mean(both, "cp"), 3)
         assert cp["theirs", "worst"] == cp["theirs", "present"]
 
+    def test_a_run_that_a_judge_did_not_rate_is_missing(self, tmp_path: Path):
+        both = rated() + rated(judge="judge-b") + rated(judge="gpt", published=True)
+        runs = [run_of(tmp_path, "ours", both), run_of(tmp_path, "theirs", rated())]
+        (gap,) = make_report(runs, FEW).gaps
+        assert (gap.method, gap.case, gap.judge) == ("theirs", "all", "judge-b")
+        assert gap.reason == "no case is rated"
+
     def test_a_rating_of_another_image_does_not_count(self, tmp_path: Path):
         image = Image(CASES[0].id, 0, tmp_path / "a.png", "1" * 64)
         ratings = rated()
@@ -373,6 +380,7 @@ class TestFiles:
         assert not re.search(r'(src|href)="(?!data:|#)', page)
         assert page.count('<article class="card"') == 3
         assert page.count("<img") == 9
+        assert 'href="#section-0"' in page
         assert len(page) < 300_000
 
     def test_markdown_and_latex_escape_what_is_foreign(self, written: Path):
@@ -413,6 +421,14 @@ class TestFiles:
             assert (tmp_path / "out" / name).stat().st_size > 0
         with pytest.raises(UserError, match="a report needs a run"):
             report_command((), tmp_path / "out")
+
+
+def test_an_image_that_is_gone_is_said_in_its_place(tmp_path: Path):
+    image = Image(CASES[0].id, 0, tmp_path / "gone.png", "")
+    run = run_of(tmp_path, "ours", rated(), [image])
+    (card,) = cards_of(make_report([run], FEW), 5)
+    assert card.pictures[1].name.endswith("\nThe image cannot be read.")
+    assert "reference" in card.pictures[0].name
 
 
 def test_cases_on_which_judges_differ_come_first(tmp_path: Path):
