@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -226,15 +226,20 @@ def _estimate_table(judge: JudgeConfig, found: Mapping[str, Estimate]) -> str:
 
 
 def _tally_table(judge: JudgeConfig, counts: Mapping[str, Mapping[tuple[str, str], Tally]]) -> str:
-    states: Sequence[State] = get_args(State)
+    """A line for each aspect; states that never occur have no column."""
+    seen = {state for own in counts.values() for tally in own.values() for state in tally.states}
+    states: list[State] = [state for state in get_args(State) if state in {"ok", *seen}]
     columns = ("", "asked", *(state.replace("_", " ") for state in states), "mean", "cost")
 
     def rows() -> Iterator[tuple[str, ...]]:
         for method, tallied in counts.items():
-            yield method, *([""] * (len(columns) - 1))
-            for (protocol, aspect), tally in tallied.items():
+            protocol = ""
+            for (own, aspect), tally in tallied.items():
+                if own != protocol:
+                    protocol = own
+                    yield f"{method}, {protocol}", *([""] * (len(columns) - 1))
                 yield (
-                    f"  {protocol} {aspect}",
+                    f"  {aspect}",
                     f"{tally.asked:,}",
                     *(f"{tally.states.get(state, 0):,}" for state in states),
                     "" if tally.mean is None else f"{tally.mean:.3f}",

@@ -14,11 +14,19 @@ from dsd_jax.infer.evaluate.judge import (
     spent_on,
 )
 from dsd_jax.infer.evaluate.protocols import load_protocols
-from dsd_jax.infer.evaluate.queries import load_judge, open_queries, queries, valid_ratings
+from dsd_jax.infer.evaluate.queries import (
+    JudgeConfig,
+    load_judge,
+    open_queries,
+    queries,
+    valid_ratings,
+)
 from dsd_jax.infer.evaluate.ratings import Rating, read_ratings, write_ratings
 from dsd_jax.infer.evaluate.sampling import stratified
 from dsd_jax.llm import batched, online
+from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.totals import read_totals
+from dsd_jax.llm.transport import AnswersPending
 from tests.core.llm.server import Server
 from tests.core.llm.wire import Drop, Reply, Status
 from tests.infer.evaluate.judged import MODEL, drawn, judge_of, made_cases, made_run, score_for
@@ -276,6 +284,19 @@ class TestStopping:
         assert server.paid == totals.answered + totals.maybe_charged == 13
 
 
+class TestFiles:
+    def test_questions_for_another_program_are_written_for_all_runs(self, tmp_path, cases):
+        runs = [made_run(tmp_path, name, cases) for name in ("ours", "theirs")]
+        judge = JudgeConfig(ProviderConfig("openai", MODEL, mode="file"))
+        split = load_protocols(["split"])
+        todo = [(run, open_queries(run, queries(run, split, 1), judge, 0)) for run in runs]
+        with pytest.raises(AnswersPending) as pending:
+            judge_runs(todo, judge)
+        assert str(pending.value).count("12 questions wait in") == 2
+        written = [sorted(run.folder.glob("ledgers/**/*.jsonl")) for run in runs]
+        assert [sum(len(p.read_text().splitlines()) for p in own) for own in written] == [12, 12]
+
+
 class TestEstimates:
     def test_a_dry_run_counts_calls_tokens_and_dollars(self, run):
         with Server() as server:
@@ -355,13 +376,15 @@ class TestCommand:
             assert "has answered everything" in capsys.readouterr().out
         assert "theirs: 1 of 4 cases have no image" in said
         assert f"ratings by {MODEL} temperature=1" in said
-        rows = [line.split() for line in said.splitlines() if "dreambench++" in line]
-        assert [row[1:7] for row in rows] == [
-            ["cp", "8", "8", "0", "0", "0"],
-            ["pf", "8", "6", "0", "0", "2"],
-            ["cp", "6", "6", "0", "0", "0"],
-            ["pf", "6", "4", "0", "0", "2"],
+        rows = [line.split()[:4] for line in said.splitlines() if line.startswith("  ")]
+        assert rows == [
+            ["asked", "ok", "out", "of"],
+            ["cp", "8", "8", "0"],
+            ["pf", "8", "6", "2"],
+            ["cp", "6", "6", "0"],
+            ["pf", "6", "4", "2"],
         ]
+        assert "\ntheirs, dreambench++\n" in said
         assert "28 calls" in said
 
     def test_a_dry_run_asks_nothing(self, run, config, capsys):
@@ -379,7 +402,7 @@ class TestCommand:
             assert command([*words, "--protocol", "split", "--max_calls", "2"]) == 2
         said = capsys.readouterr()
         assert "max_calls is 2 calls" in said.err
-        assert "split identity" in said.out  # the table shows what there is
+        assert "\n  identity" in said.out  # the table shows what there is
 
     @pytest.mark.parametrize(
         ("words", "message"),
