@@ -23,6 +23,7 @@ FOLDERS = {
     "kill": "Killed and restarted",
     "grids": "Grids",
     "drift": "Drift",
+    "evaluation": "Evaluation",
     "cost": "Costs",
     "toy": "The toy world",
 }
