@@ -81,7 +81,7 @@ def serve(study: Folder, port: int = 8765, host: str = "127.0.0.1") -> None:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
     rows = file.answers.rows
-    print(f"stopped; {len(rows)} answers of {len(file.answers.lists)} raters are saved")
+    print(f"stopped; saved answers: {len(rows)}, raters: {len(file.answers.lists)}")
 
 
 def export(
@@ -128,7 +128,7 @@ def import_files(study: Folder, files: Runs, partial: bool = False) -> None:
     """
     found = import_answers(study, files, partial=partial)
     print(
-        f"{found.new} new answers of {len(found.raters)} raters; {found.repeated} were there before"
+        f"new answers: {found.new}, of {len(found.raters)} raters; there before: {found.repeated}"
     )
     for reason, count in found.refused.items():
         print(f"refused: {count} x {reason}")

@@ -138,13 +138,14 @@ def _notes(answers: AnswerSet, raters: Sequence[str]) -> Iterator[str]:
         given[row.rater] = given.get(row.rater, 0) + 1
     partly = [rater for rater in raters if given[rater] < sizes[answers.lists[rater]]]
     left_out = sorted(set(answers.lists) - set(raters))
-    yield f"{len(raters)} raters count; {len(partly)} of them did not finish"
+    yield f"raters who count: {len(raters)}, unfinished: {len(partly)}"
     if left_out:
-        yield f"{len(left_out)} raters failed an attention check and do not count: " + ", ".join(
-            left_out
-        )
+        yield f"raters who failed an attention check and do not count: {', '.join(left_out)}"
     elif answers.failed:
-        yield f"{len(answers.failed)} raters failed an attention check and count all the same"
+        failed = ", ".join(sorted(answers.failed))
+        yield f"raters who failed an attention check and count all the same: {failed}"
+    if key.mode != "pair" and len(key.methods) > 2:
+        yield "intervals of differences are not adjusted for the number of comparisons"
     if len(raters) == 1:
         yield "there is one rater, so intervals say nothing about other people"
 
@@ -215,10 +216,12 @@ def _preferences(
 ) -> Iterator[Figure]:
     """Strengths, wins of every pair, the pull of a side, and what the study can show."""
     found = _strengths(question, rows, resampling, notes)
-    for method, strength in found.strength.items():
+    methods = [method for method in key.methods if method in found.strength]
+    for method in methods:
+        strength = found.strength[method]
         yield Figure("Log strength (Bradley-Terry)", method, question.id, strength, len(rows))
-    for method, share in found.first.items():
-        alone = Interval(share, math.nan, math.nan)
+    for method in methods:
+        alone = Interval(found.first[method], math.nan, math.nan)
         yield Figure("Probability of the first rank", method, question.id, alone, len(rows))
     pairs: dict[tuple[str, str], list[float]] = {}
     for row in rows:

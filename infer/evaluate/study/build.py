@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,13 @@ class StudySettings:
     raters: int | None = None
     side: int = 512
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"minutes": 0.1, "seconds_per_item": 0.1, "raters": 1, "side": 16}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and not smallest <= value < math.inf:
+                raise UserError(f"--{name} is at least {smallest}, got {value}")
 
 
 class _Presented(NamedTuple):

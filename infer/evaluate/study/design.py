@@ -1,12 +1,13 @@
 """Design of a study: which cases, and who sees which pictures of them.
 
 Everything follows from a seed. A list is what one rater sees. Within a list, and so in the study,
-every method is shown equally often, and every two methods are compared equally often:
+every method is shown equally often, and every two methods are compared equally often, give or take
+one:
 
 - Ratings of single pictures: a rater sees a case under all methods or not at all, and each case
   is given to equally many raters, give or take one.
-- Comparisons of two pictures: a rater sees every two methods equally often, each time on another
-  case, and each comparison on a case is given to equally many raters, give or take one.
+- Comparisons of two pictures: a rater sees every two methods equally often, give or take one, each
+  time on another case, and each comparison on a case is given to equally many raters, likewise.
 """
 
 import dataclasses
@@ -91,7 +92,7 @@ def lists_of(
             f"{budget.minutes:g} minutes hold {budget.units} items of {budget.seconds:g} s, fewer "
             f"than the {together} pictures of one case; give more --minutes or fewer runs"
         )
-    if size > together:
+    if mode != "pair":
         size -= size % together
     count = raters or math.ceil(_RATERS_PER_ITEM * len(units) / size)
     endless = itertools.cycle(units)

@@ -14,13 +14,16 @@ from dsd_jax.terminal import table_text
 __all__ = ["analysis_text", "check_output", "write_analysis"]
 
 _ENDINGS = (".md", ".json")
+_MOST_ROWS = 30  # of a table on a terminal
 
 
 def analysis_text(analysis: Analysis) -> str:
     """All tables and notes for a terminal."""
-    tables = (
-        table_text(head, rows, title=title) for title, head, rows in _tables(analysis.figures)
-    )
+    tables = []
+    for title, head, rows in _tables(analysis.figures):
+        text = table_text(head, rows[:_MOST_ROWS], title=title)
+        more = len(rows) - _MOST_ROWS
+        tables.append(text + (f"\nmore rows: {more}; --output writes all" if more > 0 else ""))
     return "\n\n".join([*tables, "\n".join(analysis.notes)])
 
 
@@ -57,15 +60,23 @@ def _tables(figures: Sequence[Figure]) -> Iterator[tuple[str, list[str], list[li
     for title in dict.fromkeys(figure.table for figure in figures):
         own = {(each.row, each.column): each for each in figures if each.table == title}
         columns = list(dict.fromkeys(column for _, column in own))
+        counts = {
+            column: {figure.count for (_, other), figure in own.items() if other == column}
+            for column in columns
+        }
+        alike = all(len(each) == 1 for each in counts.values())
+        head = [f"{column} (n={counts[column].pop()})" if alike else column for column in columns]
         rows = [
-            [name, *(_cell(own.get((name, column))) for column in columns)]
+            [name, *(_cell(own.get((name, column)), counted=not alike) for column in columns)]
             for name in dict.fromkeys(row for row, _ in own)
         ]
-        yield title, ["", *columns], rows
+        yield title, ["", *head], rows
 
 
-def _cell(figure: Figure | None) -> str:
-    return "" if figure is None else f"{_shown(figure.interval)} n={figure.count}"
+def _cell(figure: Figure | None, *, counted: bool) -> str:
+    if figure is None:
+        return ""
+    return _shown(figure.interval) + (f" n={figure.count}" if counted else "")
 
 
 def _shown(interval: Interval) -> str:

@@ -150,17 +150,20 @@ class TestRatings:
 
         found = analysed(studies["likert"], spoiled, careless="rater-2")
         assert figure(found, "Means", "first-method").interval == Interval(2.0, 2.0, 2.0)
-        assert "1 raters failed an attention check and do not count: rater-2" in found.notes
-        assert found.notes[0] == "5 raters count; 0 of them did not finish"
+        assert found.notes[:2] == [
+            "raters who count: 5, unfinished: 0",
+            "raters who failed an attention check and do not count: rater-2",
+        ]
         kept = analysed(studies["likert"], spoiled, careless="rater-2", include_failed=True)
         assert figure(kept, "Means", "first-method").interval.value > 2
-        assert "1 raters failed an attention check and count all the same" in kept.notes
+        assert kept.notes[1].endswith("attention check and count all the same: rater-2")
 
     def test_one_rater_alone_is_said_to_be_one(self, studies):
         rows = [x for x in simulated(studies["likert"], likert) if x.rater == "rater-0"][:-3]
         found = analyse_study(AnswerSet(read_key(studies["likert"]), rows), {}, QUICK)
         assert found.notes == [
-            "1 raters count; 1 of them did not finish",
+            "raters who count: 1, unfinished: 1",
+            "intervals of differences are not adjusted for the number of comparisons",
             "there is one rater, so intervals say nothing about other people",
         ]
 

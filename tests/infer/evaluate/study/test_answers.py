@@ -4,6 +4,10 @@ import dataclasses
 import http.client
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dsd_jax import cli
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.study.answers import (
     Answer,
@@ -247,3 +252,36 @@ class TestServer:
             pytest.raises(UserError, match=r"cannot listen on 127.0.0.1:\d+: Address already in"),
         ):
             StudyServer(studies["pair"], file, "127.0.0.1", port)
+
+
+def test_control_c_ends_serving_as_it_should_end(folder, monkeypatch, capsys):
+    def stopped(server: StudyServer) -> None:
+        server.append([answer(folder)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudyServer, "serve_forever", stopped)
+    assert cli.main(["evaluate", "study", "serve", str(folder), "--port", "0"]) == 0
+    out = capsys.readouterr().out
+    assert re.match(r"serving .* at http://127\.0\.0\.1:\d+/; stop with Ctrl-C\n", out)
+    assert out.endswith("stopped; saved answers: 1, raters: 1\n")
+
+
+@pytest.mark.slow
+def test_a_served_study_ends_cleanly_with_a_signal(folder: Path):
+    command = [sys.executable, "-m", "dsd_jax", "evaluate", "study", "serve", str(folder)]
+    with subprocess.Popen(
+        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+        assert address is not None
+        connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=60)
+        body = json.dumps({"answers": [dataclasses.asdict(answer(folder))]})
+        connection.request("POST", "/answers", body, {"Content-Type": "application/json"})
+        assert connection.getresponse().status == 200
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "stopped; saved answers: 1, raters: 1\n")
+    assert "Traceback" not in err
+    assert len(read_answers(folder).rows) == 1

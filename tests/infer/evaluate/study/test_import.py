@@ -198,5 +198,5 @@ def test_a_study_is_exported_and_imported_from_the_command_line(folder, tmp_path
     path = lines(tmp_path / "a.jsonl", answers(folder, "hasty", attentive=False))
     assert cli.main(["evaluate", "study", "import", str(folder), str(path)]) == 0
     out = capsys.readouterr().out
-    assert "new answers of 1 raters; 0 were there before" in out
+    assert "of 1 raters; there before: 0" in out
     assert "rater hasty failed an attention check; the answers are kept, but do not count" in out
