@@ -66,6 +66,8 @@ def score(
     plans = choose(metrics, models, set_size)
     store = FeatureStore(cache or opened[0].folder.absolute().parent / _CACHE)
     summaries = score_runs(opened, plans, store, leave_out="all" in metrics)
+    if not summaries:
+        raise UserError("no metric says anything about these runs; check that they have images")
     print(_table(summaries))
     if agreements := beside_truth(opened):
         print(f"\n{agreement_table(agreements)}")

@@ -57,8 +57,9 @@ class Shot:
 
     @property
     def others(self) -> tuple[File, ...]:
-        """True pictures of the subject that the method did not get."""
-        return tuple(map(_file, (*self.case.references[1:], *self.case.targets)))
+        """True pictures of the subject that the method did not get, not even as a copy."""
+        every = map(_file, (*self.case.references[1:], *self.case.targets))
+        return tuple(dict.fromkeys(own for own in every if own != self.reference))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,6 +98,22 @@ def test_similarity_is_named_after_the_family_of_its_backbone(run: Run, store: F
     assert metrics_of(run.folder) == ["clip-i@colours", "clip-t@colours"]
 
 
+def test_a_copy_of_the_reference_is_no_other_picture(
+    tmp_path: Path, cases: list[Case], store: FeatureStore
+):
+    red, green = cases[0].reference, cases[0].targets[0]
+    again = true_picture(tmp_path, "again", RED)
+    case = dataclasses.replace(cases[0], references=(red, again), targets=(green, green))
+    run = made_run(tmp_path, "ours", [case], {"a-0": MIXED})
+    assert values(scored(run, "copy-angle", store)) == [pytest.approx(0)]
+    assert values(scored(run, "dino-others", store)) == [pytest.approx(HALF)]
+    alone = dataclasses.replace(case, references=(red, again), targets=())
+    run = made_run(tmp_path, "alone", [alone], {"a-0": MIXED})
+    assert scored(run, "copy-angle", store).scores[0].reason == (
+        "the case has no other true picture of the subject"
+    )
+
+
 def test_every_case_counts_once_in_the_mean(tmp_path: Path, cases, store: FeatureStore):
     images = {"a-0": RED, "a-0_1": GREEN, "a-0_2": GREEN, "b-0": plain((0, 0, 9))}
     summary = scored(made_run(tmp_path, "seeds", cases, images), "dino", store)
