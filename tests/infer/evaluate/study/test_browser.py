@@ -1,5 +1,6 @@
 """Raters click through the page in a real browser."""
 
+import json
 import threading
 from collections.abc import Iterator
 
@@ -113,3 +114,67 @@ def test_without_a_server_the_page_is_a_file_and_gives_the_answers_as_one(
     assert "send the file" in tab.value("element('thanks').textContent")
     assert tab.value("rows().length") == len(read_study(folder).lists[2])
     assert tab.value("state.list") == 2
+
+
+def finished(tab: Tab, key: Key) -> None:
+    """Answers a whole study."""
+    tab.click("#start")
+    while tab.value("state.answered.length < items.length"):
+        tab.wait(LOADED)
+        answer_well(tab, key)
+
+
+def test_mechanical_turk_gets_the_answers_and_nobody_else_does(browser, studies, tmp_path):
+    key = read_key(studies["same"])
+    write_page(studies["same"], tmp_path, Delivery(turk=True))
+    page = (tmp_path / "index.html").as_uri()
+    words = "?workerId=W1&assignmentId=A1&hitId=h&list=0&turkSubmitTo="
+    tab = browser.tab(f"{page}{words}https://workersandbox.mturk.com")
+    finished(tab, key)
+    assert tab.value("element('submit').action") == (
+        "https://workersandbox.mturk.com/mturk/externalSubmit"
+    )
+    sent = tab.value("Object.fromEntries(new FormData(element('submit')))")
+    assert sent["assignmentId"] == "A1"
+    rows = json.loads(sent["answers"])
+    assert {(row["rater"], row["session"]) for row in rows} == {("W1", "A1")}
+    assert len(rows) == len(read_study(studies["same"]).lists[0])
+    evil = browser.tab(f"{page}{words}https://evil.example")
+    finished(evil, key)
+    assert evil.value("element('submit').hidden")
+    preview = browser.tab(f"{page}?assignmentId=ASSIGNMENT_ID_NOT_AVAILABLE&hitId=h")
+    assert preview.value("element('start').disabled")
+
+
+def test_prolific_gets_its_rater_back_once_the_answers_are_saved(browser, studies, tmp_path):
+    """A server that cannot be reached keeps the rater on the page, which tries again."""
+    key = read_key(studies["same"])
+    completion = "https://app.prolific.com/submissions/complete?cc=C1"
+    write_page(studies["same"], tmp_path, Delivery("https://localhost:1/answers", completion))
+    page = (tmp_path / "index.html").as_uri()
+    tab = browser.tab(f"{page}?PROLIFIC_PID=p1&STUDY_ID=s&SESSION_ID=x1&list=1")
+    finished(tab, key)
+    tab.wait("!element('notice').hidden && !element('retry').hidden")
+    assert tab.value("[state.rater, state.session, state.list]") == ["p1", "x1", 1]
+    assert tab.value("element('complete').hidden")
+    assert not tab.value("element('download').hidden")  # nothing is lost whatever happens
+    tab.value("(window.fetch = async () => new Response('ok'), 0)")
+    tab.click("#retry")
+    tab.wait("!element('complete').hidden")
+    assert tab.value("element('complete').href") == completion
+    assert "All your answers are saved" in tab.value("element('thanks').textContent")
+
+
+def test_a_picture_opens_large_and_closes_by_key_without_an_answer(browser, studies, tmp_path):
+    write_page(studies["likert"], tmp_path, Delivery())
+    tab = browser.tab((tmp_path / "index.html").as_uri())
+    tab.click("#start")
+    tab.wait(LOADED)
+    tab.click("#pictures button")
+    assert tab.value("element('zoom').open")
+    tab.press("3")
+    tab.press("Escape")
+    tab.wait("!element('zoom').open")
+    assert tab.value("document.querySelectorAll(':checked').length") == 0
+    tab.press("9")  # no such answer
+    assert tab.value("document.querySelectorAll(':checked').length") == 0
