@@ -25,6 +25,10 @@ def prepare(
 ) -> None:
     """Turn a benchmark into a file of cases, and check that it is complete.
 
+    A table (jsonl) has the columns prompt and reference, and may have target, mask, id, subject,
+    subject_text, category, prompt_index, prompt_class, samples and tags. Paths in it are relative
+    to it. Given without --root, a benchmark says which folders it reads.
+
     Args:
         bench: The benchmark.
         output: Cases file to write, such as cases.jsonl. Pictures that are not files yet go to a
