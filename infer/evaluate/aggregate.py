@@ -290,12 +290,15 @@ def _sums(
 def _ratio(sums: np.ndarray, counts: np.ndarray, scale: float) -> Quantity:
     """Mean over rounds and groups of sums divided by counts and by the scale."""
     both = np.stack([sums, counts], 1)
+    table, shape = both.reshape(len(both), -1), both.shape[1:]
+    (own,) = _rounds(table.sum(0, keepdims=True), shape, scale)
+    return Quantity(table, lambda means: _rounds(means, shape, scale).mean(1), tuple(own.tolist()))
 
-    def rounds(means: np.ndarray) -> np.ndarray:
-        total, number = means.reshape(-1, *both.shape[1:]).swapaxes(0, 1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((total / number / scale).mean(2))
 
-    (own,) = rounds(both.sum(0, keepdims=True))
-    table = both.reshape(len(both), -1)
-    return Quantity(table, lambda means: rounds(means).mean(1), tuple(own.tolist()))
+def _rounds(
+    means: Float[np.ndarray, "draws columns"], shape: tuple[int, ...], scale: float
+) -> Float[np.ndarray, "draws rounds"]:
+    """Mean of every round, from columns of the shape [2, rounds, groups]: sums and counts."""
+    total, number = means.reshape(-1, *shape).swapaxes(0, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((total / number / scale).mean(2))

@@ -162,12 +162,13 @@ def check_references(cases: Iterable[Case]) -> None:
 
 
 def _moved(case: Case, move: Callable[[Path], Path]) -> Case:
-    def moved(picture: Picture) -> Picture:
-        mask = None if picture.mask is None else move(picture.mask)
-        return dataclasses.replace(picture, path=move(picture.path), mask=mask)
-
     return dataclasses.replace(
         case,
-        references=tuple(map(moved, case.references)),
-        targets=tuple(map(moved, case.targets)),
+        references=tuple(_moved_picture(each, move) for each in case.references),
+        targets=tuple(_moved_picture(each, move) for each in case.targets),
     )
+
+
+def _moved_picture(picture: Picture, move: Callable[[Path], Path]) -> Picture:
+    mask = None if picture.mask is None else move(picture.mask)
+    return dataclasses.replace(picture, path=move(picture.path), mask=mask)
