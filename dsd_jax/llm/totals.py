@@ -153,17 +153,21 @@ def first_answer(path: Path) -> str | None:
     return str(found[0]) if found else None
 
 
-def answered_by(path: Path, models: Collection[str]) -> set[Asked]:
-    """The questions of a ledger that one of these models has answered; none without a ledger."""
+def answered_by(path: Path, models: Collection[str]) -> dict[Asked, set[str]]:
+    """The keys of the questions that one of these models has answered; none without a ledger."""
     try:
         with contextlib.closing(_reader(path)) as db:
             rows = db.execute(
-                "SELECT stage, item, sample, answers.model FROM intents JOIN answers "
+                "SELECT stage, item, sample, intents.key, answers.model FROM intents JOIN answers "
                 "ON answers.intent = intents.id"
             ).fetchall()
     except (sqlite3.Error, UserError):
-        return set()
-    return {(stage, item, sample) for stage, item, sample, model in rows if model in models}
+        return {}
+    found: dict[Asked, set[str]] = {}
+    for stage, item, sample, key, model in rows:
+        if model in models:
+            found.setdefault((stage, item, sample), set()).add(key)
+    return found
 
 
 def _reader(path: Path) -> sqlite3.Connection:

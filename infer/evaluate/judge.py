@@ -161,9 +161,13 @@ def _recall(run: Run, asked: Sequence[Query], judge: JudgeConfig) -> None:
     left = []
     for query in asked:
         sent = query.request(judge, _BLANK)
-        if query.key(judge) not in rated and (sent.stage, sent.item, sent.sample) in paid:
+        keys = paid.get((sent.stage, sent.item, sent.sample))
+        if keys is None or query.key(judge) in rated:
+            continue
+        # The image or the texts may have changed since.
+        if query.request(judge, _pictures(query)).key(free.asked) in keys:
             left.append(query)
-    with contextlib.suppress(UserError):  # an answer to other words was among them
+    with contextlib.suppress(UserError):  # too many have no score, which has been said already
         _ask(run, left, Session(free, ledger_of(run)), judge)
 
 
@@ -177,15 +181,7 @@ def _ask(
     made: list[Rating] = []
 
     async def work(query: Query, ask: Ask) -> Rating:
-        files = {
-            "reference": (query.case.reference.path, query.case.reference.sha256),
-            "output": (query.image.path, query.image.sha256),
-        }
-        pictures = {
-            name: await asyncio.to_thread(_prepared, *file)
-            for name, file in files.items()
-            if name in query.shows
-        }
+        pictures = await asyncio.to_thread(_pictures, query)
         try:
             answer = await ask(query.request(judge, pictures))
         except Unanswered as error:
@@ -199,6 +195,16 @@ def _ask(
             advance()
     finally:
         add_ratings(run.folder, made)
+
+
+def _pictures(query: Query) -> dict[str, Picture]:
+    """The pictures that a question shows, as the judge sees them."""
+    reference, output = query.case.reference, query.image
+    files = {
+        "reference": (reference.path, reference.sha256),
+        "output": (output.path, output.sha256),
+    }
+    return {name: _prepared(*file) for name, file in files.items() if name in query.shows}
 
 
 @functools.lru_cache(maxsize=_KEPT_PICTURES)
@@ -237,7 +243,8 @@ class Tally:
         asked: Number of questions.
         states: Number of ratings by state; questions without an answer are in none.
         mean: Mean of the scores that there are; None if there are none.
-        cost: Dollars for the answers; None if one has no price.
+        cost: Dollars for the answers; None if one has no price. A question that the server rejected
+            has no answer.
     """
 
     asked: int
@@ -259,7 +266,7 @@ def tallies(run: Run, asked: Sequence[Query], judge: JudgeConfig) -> dict[tuple[
         held = [
             each for each in found.values() if (each.protocol, each.aspect) == (protocol, aspect)
         ]
-        costs = [each.cost for each in held]
+        costs = [each.cost for each in held if each.answered_by]
         scores = [each.score for each in held if each.score is not None]
         made[protocol, aspect] = Tally(
             asked=count,

@@ -12,6 +12,7 @@ from dsd_jax.infer.evaluate.judge import (
     judge_runs,
     ledger_of,
     spent_on,
+    tallies,
 )
 from dsd_jax.infer.evaluate.protocols import load_protocols
 from dsd_jax.infer.evaluate.queries import (
@@ -30,6 +31,15 @@ from dsd_jax.llm.transport import AnswersPending
 from tests.core.llm.server import Server
 from tests.core.llm.wire import Drop, Reply, Status
 from tests.infer.evaluate.judged import MODEL, drawn, judge_of, made_cases, made_run, score_for
+
+OTHER_TEXTS = """
+protocol = "split"
+version = "mine"
+scale = 4
+[questions.identity]
+shows = ["output"]
+subject = { task = "?" }
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +123,9 @@ class TestRatings:
         assert [each.state for each in ratings] == ["ok", "ok", "refused", "ok"]
         assert "unsafe picture" in ratings[2].text
         assert ratings[2].cost is None
+        judge = judge_of(server)
+        counts = tallies(run, queries(run, load_protocols(["dreambench++"]), 1, ("pf",)), judge)
+        assert counts["dreambench++", "pf"].cost == pytest.approx(3 * 1.4e-5)
 
     def test_ratings_by_others_stay(self, run):
         published = Rating("s0-0", 0, "dreambench++", "cp", "human/group1", 0, "ok", 3.0)
@@ -183,10 +196,7 @@ class TestResuming:
 
     def test_other_texts_ask_anew(self, run, tmp_path):
         path = tmp_path / "mine.toml"
-        path.write_text(
-            'protocol = "split"\nversion = "mine"\nscale = 4\n'
-            '[questions.identity]\nshows = ["output"]\nsubject = { task = "?" }\n'
-        )
+        path.write_text(OTHER_TEXTS)
         with Server(score_for) as server:
             ask(run, server, aspects=("identity",))
             judge = judge_of(server)
@@ -222,7 +232,21 @@ class TestStopping:
             with pytest.raises(UserError, match=r"max_calls is 5 calls: 5 are spent"):
                 ask(run, server, max_calls=5)
             assert len(read_ratings(run.folder)) == server.paid == 5
+            assert {each.state for each in read_ratings(run.folder)} == {"ok"}
             assert len(ask(run, server, max_calls=12)) == server.paid == 12
+
+    def test_answers_to_other_texts_make_no_ratings_when_the_money_is_spent(self, run, tmp_path):
+        path = tmp_path / "mine.toml"
+        path.write_text(OTHER_TEXTS)
+        with Server(score_for) as server:
+            ask(run, server, aspects=("identity",), max_calls=6)
+            judge = judge_of(server, max_calls=6)
+            asked = queries(run, load_protocols(["split"], path), 1)
+            with pytest.raises(UserError, match="max_calls is 6 calls"):
+                judge_runs([(run, open_queries(run, asked, judge, 0))], judge)
+            assert server.paid == 6
+        rubrics = [each.rubric for each in read_ratings(run.folder)]
+        assert rubrics.count(asked[0].protocol.rubric) == 2
 
     def test_a_cap_holds_for_all_runs_of_a_command(self, tmp_path, cases):
         runs = [made_run(tmp_path, name, cases) for name in ("ours", "theirs")]

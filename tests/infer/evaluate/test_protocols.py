@@ -1,5 +1,6 @@
 """Protocols: the texts and pictures that a judge gets, and their files."""
 
+import dataclasses
 import io
 import itertools
 from pathlib import Path
@@ -213,6 +214,12 @@ def test_a_judge_is_asked_to_look_closely(tmp_path):
     _, close, plain = body["messages"][0]["content"]
     assert close["image_url"]["detail"] == "high"
     assert "detail" not in plain["image_url"]
+    keys = [
+        dataclasses.replace(request, messages=(messages.Message("user", (each,)),)).key("m")
+        for each in (picture, messages.Picture(b"x", "image/jpeg"))
+    ]
+    assert keys[0] != keys[1]
+    assert keys[1].startswith("a7353ecb9aa7")  # as before there was detail: paid answers stay known
 
 
 def test_all_protocols_ship_with_the_package():
