@@ -125,7 +125,7 @@ function show() {
   element("pictures").replaceChildren(figure(item.reference, first), ...shown);
   element("prompt").textContent = item.prompt;
   element("questions").replaceChildren(...questions.map(fieldset));
-  if (matchMedia("(pointer: fine)").matches) { // a ring on a phone would look like an answer
+  if (!matchMedia("(pointer: coarse)").matches) { // a ring on a phone would look like an answer
     element("questions").querySelector("input").focus({ preventScroll: true, focusVisible: true });
   }
   window.scrollTo(0, 0);
