@@ -29,7 +29,7 @@ _REASONS = 5  # that are shown for a run
 def score(
     runs: tyro.conf.Positional[tuple[Path, ...]],
     metrics: tuple[str, ...] = ("all",),
-    backbone: tuple[str, ...] = (),
+    backbone: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     cache: Path | None = None,
     set_size: int = 4,
     device: str | None = None,
@@ -46,7 +46,8 @@ def score(
     Args:
         runs: Folders that `dsd evaluate generate` or `import` made.
         metrics: Names of metrics, with or without a backbone. all takes every metric that can run.
-        backbone: Vision models as NAME=PATH, where PATH is a folder or a hub id.
+        backbone: A vision model as NAME=PATH, where PATH is a folder, a hub id or a file of LPIPS.
+            Repeat the flag for several.
         cache: Folder for features. Default: .features beside the first run.
         set_size: Images of a subject that diversity and vendi compare.
         device: Device: cpu, gpu or tpu. Default: the one that JAX prefers.

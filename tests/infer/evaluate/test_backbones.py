@@ -84,11 +84,16 @@ def test_the_command_scores_runs_on_a_mesh(
     assert {name.split("-")[0] for name in kept} == {"tiny", "pixels"}
 
 
-def test_runs_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_runs_without_images_and_every_backbone_that_is_given_are_looked_at(
+    tmp_path: Path, vit: Path, capsys: pytest.CaptureFixture[str]
+):
     case = Case("a", "jsonl", "a", "x", (true_picture(tmp_path, "a", noise(0)),))
     run = made_run(tmp_path, "none", [case], {})
     assert main(["evaluate", "score", str(run.folder), "--compilation_cache", "off"]) == 2
     assert "no metric says anything about these runs" in capsys.readouterr().err
+    repeated = ["--backbone", "bad", "--backbone", f"tiny={vit}"]
+    assert main(["evaluate", "score", str(run.folder), *repeated]) == 2
+    assert "got 'bad'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
