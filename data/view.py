@@ -3,7 +3,7 @@
 A page is one file. Of much data it shows a sample.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -14,18 +14,18 @@ from dsd_jax.data.load.encoded import MANIFEST as ENCODED
 from dsd_jax.data.make.config import load_config
 from dsd_jax.data.make.folder import begun_folder, is_begun, open_parts
 from dsd_jax.data.make.view import write_page
+from dsd_jax.data.pairs.pictures import caption_beside, image_files
 from dsd_jax.data.pairs.reader import ImportSettings, RowError, RowReader
-from dsd_jax.data.pairs.record import MAX_TEXT, PairRecord
+from dsd_jax.data.pairs.record import PairRecord
 from dsd_jax.data.pairs.store import MANIFEST, WRITING, PairStore
 from dsd_jax.errors import UserError
-from dsd_jax.images import FORMATS, open_image, read_parameters
+from dsd_jax.images import open_image, read_parameters
 from dsd_jax.page import Card, Page, Picture
 from dsd_jax.rows import open_table
 
 __all__ = ["page_beside", "write_view"]
 
 T = TypeVar("T")
-_ENDINGS = frozenset({".jpg", ".tif", *(f".{name.lower()}" for name in FORMATS)})
 
 
 def page_beside(source: Path) -> Path:
@@ -94,7 +94,7 @@ def _others(page: Page, source: Path, limit: int) -> str:
         table = open_table(source)
         reader = RowReader(table, ImportSettings())
     except UserError as error:
-        files = sorted(_images(source))
+        files = sorted(image_files(source))
         if not files:
             raise UserError(
                 f"cannot show {source}: expected the configuration or work folder of `dsd data "
@@ -127,14 +127,6 @@ def _pair(record: PairRecord) -> Card:
     )
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    """The image files of a folder and of those inside it."""
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in _ENDINGS and path.is_file() and not hidden:
-            yield path
-
-
 def _image(folder: Path, path: Path) -> Card:
     facts = [("file", str(path.relative_to(folder)))]
     try:
@@ -144,12 +136,8 @@ def _image(folder: Path, path: Path) -> Card:
 
 
 def _words(path: Path) -> str:
-    """The caption in a text file beside an image, or the prompt of an image that dsd made."""
-    caption = path.with_suffix(".txt")
-    if caption.is_file():
-        with caption.open("rb") as file:
-            return file.read(MAX_TEXT).decode("utf-8", "replace").strip()
-    return str((read_parameters(path) or {}).get("text", ""))
+    """The caption beside an image, or the prompt of an image that dsd made."""
+    return caption_beside(path) or str((read_parameters(path) or {}).get("text", ""))
 
 
 def _sample(items: Sequence[T], count: int) -> Sequence[T]:

@@ -53,6 +53,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "data import": Command(
             "Turn a table of images into a dataset", "dsd_jax.data.cli:import_dataset"
         ),
+        "data depth": Command(
+            "Make pairs of images and their depth maps", "dsd_jax.data.cli_depth:depth"
+        ),
         "data make": Command(
             "Run all stages below from one configuration file", "dsd_jax.data.cli_make:make"
         ),

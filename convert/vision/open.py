@@ -7,7 +7,7 @@ from pathlib import Path
 from etils import epath
 from jax.sharding import Mesh
 
-from dsd_jax.config import FLOAT32, ClipConfig, Precision, VisionConfig
+from dsd_jax.config import FLOAT32, ClipConfig, DepthConfig, Precision, VisionConfig
 from dsd_jax.convert.fields import Fields, check_depth
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.io import open_weights
@@ -18,10 +18,21 @@ from dsd_jax.errors import UserError
 from dsd_jax.parts import Component
 from dsd_jax.text.tokenize import clip_tokenizer
 from dsd_jax.vision.captions import CaptionTower
+from dsd_jax.vision.disparity import DepthTower
 from dsd_jax.vision.preprocess import Preprocess
 from dsd_jax.vision.tower import VisionTower
 
-__all__ = ["VisionParts", "find_vision", "open_captions", "open_vision"]
+__all__ = [
+    "DEPTH_SMALL",
+    "VisionParts",
+    "find_vision",
+    "open_captions",
+    "open_depth",
+    "open_vision",
+]
+
+DEPTH_SMALL = "depth-anything/Depth-Anything-V2-Small-hf"
+"""Hub id of the depth model whose licence is Apache-2.0."""
 
 _PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -90,6 +101,27 @@ def open_vision(
 ) -> VisionTower:
     """Loads a vision transformer; see `find_vision` and `VisionParts.load`."""
     return find_vision(path, preprocess).load(precision=precision, mesh=mesh)
+
+
+def open_depth(
+    path: epath.PathLike, *, precision: Precision = FLOAT32, mesh: Mesh | None = None
+) -> DepthTower:
+    """Loads Depth Anything as transformers saves it.
+
+    Args:
+        path: A folder or a hub id, such as `DEPTH_SMALL`.
+        precision: Dtypes of parameters and products.
+        mesh: Devices; its batch axes split the pictures. None for one device.
+
+    Raises:
+        UserError: A file is missing or damaged, or the model is of another kind.
+    """
+    wanted = ["config.json", _PREPROCESSOR]
+    root = _folder(resolve(path, [*wanted, *_WEIGHTS], "vision"), path, wanted)
+    settings = root / _PREPROCESSOR
+    preprocess = preprocess_from_json(read_json(settings), str(settings))
+    component = open_component(root).expect(DepthConfig)
+    return DepthTower.load(component, preprocess, precision=precision, mesh=mesh)
 
 
 def open_captions(

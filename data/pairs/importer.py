@@ -16,7 +16,7 @@ from dsd_jax.progress import progress
 from dsd_jax.rows import Position, Table, open_table
 from dsd_jax.threads import in_order
 
-__all__ = ["Imported", "import_pairs"]
+__all__ = ["Imported", "copy_rows", "import_pairs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,22 @@ def import_pairs(
     with PairWriter(target, origin=origin, shard_bytes=settings.shard_bytes) as writer:
         before = writer.count
         if not writer.complete:
-            _copy(table, reader, writer, workers)
+            copy_rows(table, reader, writer, workers)
     return Imported(writer.count, writer.rejected, before)
 
 
-def _copy(table: Table, reader: RowReader, writer: PairWriter, workers: int) -> None:
+def copy_rows(table: Table, reader: RowReader, writer: PairWriter, workers: int) -> None:
+    """Stores the records of the rows after the writer's position, or the reasons against them.
+
+    Args:
+        table: rows of the source.
+        reader: makes records of a row.
+        writer: an unfinished dataset.
+        workers: threads that decode.
+
+    Raises:
+        UserError: the source is damaged beyond its rows, or the disk is full.
+    """
     begin: Position = (0, 0)
     if isinstance(writer.position, list):
         file, number = writer.position
