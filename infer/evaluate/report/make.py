@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.infer.evaluate.aggregate import AGGREGATORS, Design
+from dsd_jax.infer.evaluate.aggregate import Design
 from dsd_jax.infer.evaluate.gaps import Gap, gaps_of
 from dsd_jax.infer.evaluate.measured import measure
 from dsd_jax.infer.evaluate.numbers import Sampler
@@ -48,8 +48,6 @@ def make_report(runs: Sequence[Run], settings: ReportSettings = ReportSettings()
     """
     if not runs:
         raise UserError("a report needs a run; name the folders of runs")
-    if not settings.aggregator:
-        raise UserError("a report needs an aggregator; name one of " + ", ".join(AGGREGATORS))
     rated = [read_rated(run) for run in runs]
     design = Design(runs[0].cases)
     panels = panels_of(rated, design, allow_mixed=settings.allow_mixed)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.aggregate import AGGREGATORS, AggregatorName
 from dsd_jax.infer.evaluate.gaps import Gap
 from dsd_jax.infer.evaluate.panels import Panel, Rated
@@ -34,6 +35,15 @@ class ReportSettings:
     draws: int = 10_000
     seed: int = 0
     gallery: int = 40
+
+    def __post_init__(self) -> None:
+        if not self.aggregator:
+            raise UserError(f"aggregator names one or more of {', '.join(AGGREGATORS)}")
+        if self.draws < 1 or self.gallery < 0:
+            raise UserError(
+                "draws must be at least 1 and gallery at least 0, got "
+                f"{self.draws} and {self.gallery}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

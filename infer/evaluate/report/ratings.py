@@ -197,6 +197,7 @@ def overall_section(
 def missing_section(
     panels: Sequence[Panel], gaps: Sequence[Gap], settings: ReportSettings, rows: list[Row]
 ) -> list[Section]:
+    """Counts and lists the gaps, and shows the numbers without them and in the worst case."""
     if not gaps:
         return [Section("Missing items", "Nothing is missing.")]
     counts = Counter((gap.method, gap.what, gap.judge, gap.reason) for gap in gaps)
@@ -215,21 +216,22 @@ def missing_section(
     tables.append(
         Table(
             "Items" if len(listed) == len(gaps) else f"The first {_LISTED} of {len(gaps):,} items",
-            ["method", "case", "missing", "judge", "round", "reason"],
+            ["method", "case", "image", "missing", "judge", "round", "reason"],
             [_item(gap) for gap in listed],
             notes=() if len(listed) == len(gaps) else ("missing.csv lists all of them.",),
         )
     )
     words = (
         "Nothing is guessed and nothing is dropped silently. Means are over the cases that have a "
-        "score; the other tables show the cases that all methods have, and the worst case."
+        "score, and a case has the mean of its images that have one. The other tables show the "
+        "cases that all methods have, and the worst case."
     )
     return [Section("Missing items", words, tables)]
 
 
 def _item(gap: Gap) -> list[str]:
-    number = "" if gap.round is None else str(gap.round + 1)
-    return [gap.method, gap.case, gap.what, gap.judge, number, gap.reason]
+    sample, number = ("" if n is None else str(n + 1) for n in (gap.sample, gap.round))
+    return [gap.method, gap.case, sample, gap.what, gap.judge, number, gap.reason]
 
 
 def _treatments(panel: Panel, name: AggregatorName, rows: list[Row]) -> Table:

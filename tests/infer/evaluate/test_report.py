@@ -233,6 +233,13 @@ class TestMissing:
         assert cp["theirs", "common"] == round(mean(both, "cp"), 3)
         assert cp["theirs", "worst"] == cp["theirs", "present"]
 
+    def test_another_image_of_the_case_hides_no_gap(self, tmp_path: Path):
+        ratings = rated(aspects=("cp",))
+        second = dataclasses.replace(ratings[0], sample=1, state="refused", score=None)
+        run = run_of(tmp_path, "ours", [*ratings, second])
+        (gap,) = make_report([run], FEW).gaps
+        assert (gap.case, gap.sample, gap.reason) == (CASES[0].id, 1, "refused")
+
     def test_a_run_that_a_judge_did_not_rate_is_missing(self, tmp_path: Path):
         both = rated() + rated(judge="judge-b") + rated(judge="gpt", published=True)
         runs = [run_of(tmp_path, "ours", both), run_of(tmp_path, "theirs", rated())]
@@ -369,6 +376,19 @@ class TestCalibration:
     ):
         with pytest.raises(UserError, match=message):
             make_report(two, self.calibrated(tmp_path, **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"draws": 0}, "draws must be at least 1 and gallery at least 0, got 0 and 40"),
+        ({"gallery": -1}, "got 10000 and -1"),
+        ({"aggregator": ()}, "aggregator names one or more of official, dsd-baseline, dsd-ours"),
+    ],
+)
+def test_settings_that_make_no_report_are_refused(fields, message: str):
+    with pytest.raises(UserError, match=message):
+        ReportSettings(**fields)
 
 
 class TestFiles:
