@@ -25,9 +25,10 @@ class Rating:
     Attributes:
         case: Id of the case.
         sample: Number of the image among those of its case.
-        protocol: Questions that were asked, such as "dreambench++", "dsd-debiased" or "split".
+        protocol: Questions that were asked, such as "dreambench++", "dsd-debiased", "split"
+            or, for a study of people, "study".
         aspect: What was rated: "cp" (concept preservation), "pf" (prompt following), "identity",
-            "novelty", "prompt", "sc" (subject consistency).
+            "novelty", "prompt", "sc" (subject consistency), "creativity", "same" (subject).
         judge: Name of the judge that was asked; "human/group1" for people.
         round: Number of the repetition, from 0.
         state: "ok", or the reason why there is no score. Nothing is guessed or left out.

@@ -5,6 +5,7 @@ that an answer is saved once it is on the disk.
 """
 
 import dataclasses
+import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -85,6 +86,11 @@ class StudyServer(ThreadingHTTPServer):
         """Stores answers; see `AnswerFile.append`."""
         with self._lock:
             return self._file.append(answers)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keeps quiet about a browser that left before its answer came."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def server_close(self) -> None:
         """Closes the server once an answer that is being written is on the disk."""

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -236,6 +238,15 @@ class TestServer:
                      "/pictures/", "/%2e%2e/key.json"):  # fmt: skip
             assert served.ask("GET", path)[0] == 404
         assert served.ask("POST", "/", b"{}", Content_Type="application/json")[0] == 404
+
+    def test_a_browser_that_leaves_makes_no_noise(self, served, capsys):
+        host, port = served.address.split("/")[2].split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /answers HTTP/1.0\r\nContent-Length: 100\r\n\r\n")
+            leave_at_once = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, leave_at_once)
+        assert served.ask("GET", "/?list=0")[0] == 200
+        assert capsys.readouterr().err == ""
 
     def test_every_rater_gets_the_list_that_fewest_have(self, served):
         row = dataclasses.asdict(answer(served.folder, number=0))
