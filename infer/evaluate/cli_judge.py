@@ -146,7 +146,8 @@ def judge(
         }
         print(_tally_table(chosen, counts))
         spent = spent_on(opened)
-        print(f"all judging of these runs: {spent.calls:,} calls, {_usd(spent.cost)}")
+        counted = f"{spent.calls:,} calls, {spent.tokens:,} tokens, {_usd(spent.cost or None)}"
+        print(f"all judging of these runs: {counted}")
 
 
 def calibrate(

@@ -409,7 +409,7 @@ class TestCommand:
             ["pf", "6", "4", "2"],
         ]
         assert "\ntheirs, dreambench++\n" in said
-        assert "28 calls" in said
+        assert "28 calls, 3,080 tokens, $0.0004" in said
 
     def test_a_dry_run_asks_nothing(self, run, config, capsys):
         with Server(score_for) as server:
