@@ -50,7 +50,7 @@ def _words(panels: Sequence[Panel]) -> str:
     if any(panel.protocol == "dsd-debiased" for panel in panels):
         words += (
             " Debiased CP falls for a copy of the reference as it does for a loss of identity, so "
-            "it is no measure of identity; the protocol `split` asks for both apart."
+            "it is no measure of identity; the protocol named split asks for both apart."
         )
     return words
 
