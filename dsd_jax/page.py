@@ -300,6 +300,7 @@ def _scatter(points: Sequence[Dot], x: str, y: str) -> str:
             left, right, here = place(dot.x.low), place(dot.x.high), place(dot.x.value)
             low, high, level = height(dot.y.low), height(dot.y.high), height(dot.y.value)
             yield f'<path d="M{left:.2f} {level:.2f}H{right:.2f}M{here:.2f} {low:.2f}V{high:.2f}"/>'
+            yield f'<path class="dot" d="M{here:.2f} {level:.2f}h0"/>'
         yield "</svg>"
         for tick in up:
             yield f'<span class="up" style="top: {height(tick):.2f}%">{tick:g}</span>'

@@ -103,7 +103,8 @@ def demo(folder: Path, sizes: Sizes, dsd: Dsd, show: Show) -> Path:
         Step(
             "Write the report",
             ["evaluate", "report", *map(str, runs_of(folder)), "--output_dir",
-             str(folder / "report"), "--title", "The toy world"],
+             str(folder / "report"), "--title",
+             "The toy world, with simulated people"],
         ),
     ]  # fmt: skip
     run_steps(steps, dsd, show)

@@ -123,13 +123,14 @@ def test_points_of_a_plot_have_names_and_intervals():
     left, right = re.findall(r'<span class="name" style="(.*?)">(.*?)</span>', text)
     assert left == ("left: 20.00%; top: 50.00%", "&lt;ours&gt;")
     assert right[0] == "right: 20.00%; top: 56.00%"  # moved down, for they share a level
-    assert text.count("<path") == 2
+    assert text.count("<path d=") == text.count('<path class="dot"') == 2
 
 
 def test_one_point_without_spread_is_a_plot():
     page = Page("t")
     page.scatter([Dot("ours", Interval(0, 0, 0), Interval(1, 1, 1))], "x", "y")
     assert "nan" not in str(page)
+    assert '<path class="dot"' in str(page)  # its two lines have no length
 
 
 def test_a_list_of_contents_leads_to_every_section():
