@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from dsd_jax.compiled import keep_compiled
-from dsd_jax.convert.vision.open import DEPTH_SMALL, open_depth
+from dsd_jax.convert.vision.open import DEPTH_SMALL, find_depth
 from dsd_jax.data.depth import DATASET, DepthSettings, make_depth_pairs
 from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, batch_ways, make_mesh
@@ -59,7 +59,7 @@ def depth(
     batch = batch_size or ways
     if batch < 1 or batch % ways:
         raise UserError(f"--batch_size must be a multiple of {ways} on this mesh, got {batch}")
-    tower = open_depth(weights, mesh=devices)
+    tower = find_depth(weights).load(mesh=devices)
     done = make_depth_pairs(images, output_dir, tower, columns, share=own, batch=batch)
     if done is None:
         print(

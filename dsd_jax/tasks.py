@@ -102,7 +102,7 @@ EXPRESSION = Task("expression", grid="expression")
 """The same character in another mood."""
 FREE = Task("free", grid="free")
 """Four panels that belong together in a way that the language model chooses."""
-DEPTH = Task("depth", frame_weights=FrameWeights(reference=0.0), metric="depth")
+DEPTH = Task("depth", frame_weights=FrameWeights(reference=0.0), metric="depth-order")
 """A photograph for a depth map. The map is given, so only the target's frame is in the loss."""
 INSTRUCTION = Task("instruction", metric="instruction")
 """The picture that an instruction makes of the reference."""

@@ -13,6 +13,7 @@ from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.io import open_weights
 from dsd_jax.convert.open import open_component, read_json
 from dsd_jax.convert.text import clip_from_json, clip_table
+from dsd_jax.convert.vision.depth import DEPTH_KIND
 from dsd_jax.convert.vision.preprocess import preprocess_from_json
 from dsd_jax.errors import UserError
 from dsd_jax.parts import Component
@@ -24,10 +25,12 @@ from dsd_jax.vision.tower import VisionTower
 
 __all__ = [
     "DEPTH_SMALL",
+    "DepthParts",
     "VisionParts",
+    "find_depth",
     "find_vision",
+    "holds_depth",
     "open_captions",
-    "open_depth",
     "open_vision",
 ]
 
@@ -103,15 +106,28 @@ def open_vision(
     return find_vision(path, preprocess).load(precision=precision, mesh=mesh)
 
 
-def open_depth(
-    path: epath.PathLike, *, precision: Precision = FLOAT32, mesh: Mesh | None = None
-) -> DepthTower:
-    """Loads Depth Anything as transformers saves it.
+@dataclasses.dataclass(frozen=True)
+class DepthParts:
+    """A depth model on disk; no weights have been read.
+
+    Attributes:
+        component: Config and weights.
+        preprocess: Steps from a picture to the input.
+    """
+
+    component: Component[DepthConfig]
+    preprocess: Preprocess
+
+    def load(self, *, precision: Precision = FLOAT32, mesh: Mesh | None = None) -> DepthTower:
+        """Reads the weights; see `VisionParts.load`."""
+        return DepthTower.load(self.component, self.preprocess, precision=precision, mesh=mesh)
+
+
+def find_depth(path: epath.PathLike) -> DepthParts:
+    """Opens the files of Depth Anything as transformers saves them.
 
     Args:
         path: A folder or a hub id, such as `DEPTH_SMALL`.
-        precision: Dtypes of parameters and products.
-        mesh: Devices; its batch axes split the pictures. None for one device.
 
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
@@ -120,8 +136,13 @@ def open_depth(
     root = _folder(resolve(path, [*wanted, *_WEIGHTS], "vision"), path, wanted)
     settings = root / _PREPROCESSOR
     preprocess = preprocess_from_json(read_json(settings), str(settings))
-    component = open_component(root).expect(DepthConfig)
-    return DepthTower.load(component, preprocess, precision=precision, mesh=mesh)
+    return DepthParts(open_component(root).expect(DepthConfig), preprocess)
+
+
+def holds_depth(path: epath.PathLike) -> bool:
+    """Whether a folder or a hub id says that it holds a depth model."""
+    file = resolve(path, ["config.json"], "vision") / "config.json"
+    return file.exists() and read_json(file).get("model_type") == DEPTH_KIND
 
 
 def open_captions(

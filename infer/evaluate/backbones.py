@@ -5,18 +5,19 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
 from dsd_jax.convert.vision.lpips import find_lpips
-from dsd_jax.convert.vision.open import VisionParts, find_vision, open_captions
+from dsd_jax.convert.vision.open import VisionParts, find_vision, holds_depth, open_captions
 from dsd_jax.convert.vision.tables import kind_of
 from dsd_jax.encoders import in_groups
 from dsd_jax.errors import UserError
 from dsd_jax.images import to_array
+from dsd_jax.infer.evaluate.depths import DepthBackbone
 from dsd_jax.infer.evaluate.features import Backbone, Family, Input, Kind, Prepared, UndefinedError
 from dsd_jax.infer.evaluate.moved import DriftBackbone
 from dsd_jax.infer.evaluate.truth import TruthBackbone
@@ -40,7 +41,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 def open_backbones(given: Sequence[str], mesh: Mesh | None = None) -> list[Backbone]:
     """Opens `NAME=PATH` each, without reading weights, beside those that need none.
 
-    A path is a folder or a hub id of a vision transformer, or a safetensors file of LPIPS.
+    A path is a folder or a hub id of a vision transformer or of a depth model, or a safetensors
+    file of LPIPS.
 
     Raises:
         UserError: A text of another form, a name twice, or a folder without a vision transformer.
@@ -58,7 +60,11 @@ def open_backbones(given: Sequence[str], mesh: Mesh | None = None) -> list[Backb
         if name in backbones:
             reason = "is built in" if name in built_in else "is given twice"
             raise UserError(f"--backbone {text}: the name {name} {reason}; choose another name")
-        kind = LpipsBackbone if path.endswith(_FILE) else VisionBackbone
+        kind: Callable[[str, str, Mesh | None], Backbone]
+        if path.endswith(_FILE):
+            kind = LpipsBackbone
+        else:
+            kind = DepthBackbone if holds_depth(path) else VisionBackbone
         backbones[name] = kind(name, path, mesh)
     return list(backbones.values())
 

@@ -46,8 +46,8 @@ def score(
     Args:
         runs: Folders that `dsd evaluate generate` or `import` made.
         metrics: Names of metrics, with or without a backbone. all takes every metric that can run.
-        backbone: A vision model as NAME=PATH, where PATH is a folder, a hub id or a file of LPIPS.
-            Repeat the flag for several.
+        backbone: A vision or depth model as NAME=PATH, where PATH is a folder, a hub id or a file
+            of LPIPS. Repeat the flag for several.
         cache: Folder for features. Default: .features beside the first run.
         set_size: Images of a subject that diversity and vendi compare.
         device: Device: cpu, gpu or tpu. Default: the one that JAX prefers.

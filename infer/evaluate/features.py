@@ -37,10 +37,22 @@ __all__ = [
     "UndefinedError",
 ]
 
-Family = Literal["dino", "clip", "pixels", "truth", "lpips", "drift"]
-Kind = Literal["feature", "subject", "background", "patches", "inside", "text", "distance", "truth"]
+Family = Literal["dino", "clip", "pixels", "truth", "lpips", "drift", "depth"]
+Kind = Literal[
+    "feature", "subject", "background", "patches", "inside", "text", "distance", "truth", "depth",
+    "map",
+]  # fmt: skip
 Prepared: TypeAlias = np.ndarray | str
-_KEPT = {"feature", "subject", "background", "text", "distance", "truth"}  # others are large
+_KEPT = {
+    "feature",
+    "subject",
+    "background",
+    "text",
+    "distance",
+    "truth",
+    "depth",
+    "map",
+}  # others are large
 _THREADS = 4  # that decode pictures
 _DIGEST = 32  # bytes of a SHA-256
 
@@ -72,7 +84,8 @@ class Input:
     Attributes:
         kind: "feature" of a picture; of its "subject" alone or of its "background" alone, by the
             mask that is the second file; its "patches"; the patches "inside" a mask; the feature of
-            a "text"; the "distance" of two pictures; the "truth" about a picture.
+            a "text"; the "distance" of two pictures; the "truth" about a picture; its "depth"; the
+            depth "map" that the first file is, cut as the second file is.
         files: Pictures and masks.
         text: The text, or the tags of a case as JSON.
     """

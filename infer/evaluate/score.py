@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from dsd_jax.errors import UserError, and_more, did_you_mean
+from dsd_jax.infer.evaluate.depths import depth_metrics
 from dsd_jax.infer.evaluate.features import (
     Backbone,
     Failure,
@@ -53,6 +54,8 @@ _WANTED: Mapping[Family, str] = {
     "pixels": "",
     "truth": "",
     "drift": "",
+    "depth": "a depth model such as depth-anything/Depth-Anything-V2-Small-hf: give --backbone "
+    "depth=FOLDER with its config.json, preprocessor_config.json and model.safetensors",
     "lpips": "the weights of LPIPS: give --backbone lpips-alex=FILE, the file that "
     'safetensors.torch.save_model(lpips.LPIPS(net="alex"), FILE) writes; it ends in .safetensors',
 }
@@ -116,6 +119,7 @@ def choose(names: Sequence[str], backbones: Sequence[Backbone], count: int) -> l
         *image_metrics(),
         *truth_metrics(),
         *drift_metrics(),
+        *depth_metrics(),
         *set_metrics(count),
     ]
     plans = [
