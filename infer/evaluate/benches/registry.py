@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -103,7 +103,7 @@ def prepare(
         name: Name of the benchmark.
         source: Its folders.
         output: Cases file to write.
-        mask_dir: Folder of masks, laid out as the first folder of the benchmark is: the mask of
+        mask_dir: Folder of masks, laid out as the folders of the benchmark are: the mask of
             `DIR/a/b.jpg` is `MASKS/a/b.png`. Pictures without a mask keep none.
 
     Raises:
@@ -123,8 +123,8 @@ def prepare(
             raise UserError(f"there is no file or folder {root}; {name} reads {expected}")
     cases = bench.read(source)
     if mask_dir is not None:
-        top = source.root if source.roots else source.pictures
-        cases = _with_masks(cases, top if top.is_dir() else top.parent, mask_dir)
+        roots = [root if root.is_dir() else root.parent for root in source.roots]
+        cases = _with_masks(cases, [*roots, source.pictures], mask_dir)
     places: dict[tuple[str, int], str] = {}
     for case in cases:
         first = places.setdefault((case.subject, case.prompt_index), case.id)
@@ -164,13 +164,16 @@ def _counted(cases: list[Case]) -> list[int]:
     ]
 
 
-def _with_masks(cases: list[Case], root: Path, mask_dir: Path) -> list[Case]:
+def _with_masks(cases: list[Case], roots: Sequence[Path], mask_dir: Path) -> list[Case]:
     masked: dict[Picture, Picture] = {}
 
     def with_mask(given: Picture) -> Picture:
         if given not in masked:
-            inside = given.path.is_relative_to(root.absolute())
-            below = given.path.relative_to(root.absolute()) if inside else Path(given.path.name)
+            root = next(
+                (each for each in roots if given.path.is_relative_to(each.absolute())),
+                given.path.parent,
+            )
+            below = given.path.relative_to(root.absolute())
             mask = mask_dir / below.with_suffix(".png")
             masked[given] = picture(given.path, mask) if mask.exists() else given
         return masked[given]
@@ -185,6 +188,7 @@ def _with_masks(cases: list[Case], root: Path, mask_dir: Path) -> list[Case]:
     ]
     if not any(each.mask for each in masked.values()):
         raise UserError(
-            f"{mask_dir} has a mask for no picture; that of {root}/a/b.jpg is {mask_dir}/a/b.png"
+            f"{mask_dir} has a mask for no picture; that of {roots[0]}/a/b.jpg is "
+            f"{mask_dir}/a/b.png"
         )
     return made
