@@ -32,7 +32,8 @@ def test_the_help_of_a_command_reads_well(
     flat = " ".join(out.translate(str.maketrans("│╭╮╰╯─", " " * 6)).split())
     flat = re.sub(r"-{5,}", "", flat.partition("show this help message and exit")[2])
     for flag, text in re.findall(r" (--[\w.]+)(?:, --[\w.]+)? (.*?) \((?:def|opt|req)", flat):
-        words = re.sub(r"^(\{[^}]*\}|\[?[A-Z]+\b[^a-z]*?\]*|STR\|\S+ \S+ \S+)(?= |$)", "", text)
+        choices = r"\{[^}]*\}|\[\{[^}]*\} \[\.\.\.\]\]"  # one of them, or several
+        words = re.sub(rf"^({choices}|\[?[A-Z]+\b[^a-z]*?\]*|STR\|\S+ \S+ \S+)(?= |$)", "", text)
         assert re.match(r"\W*[A-Z0-9]", words), f"{flag} is not described: {text}"
     for flag in re.findall(r"--\S+", flat):
         assert "-" not in flag[2:].rstrip(".,;:"), f"{flag} is spelled with hyphens"
