@@ -1,5 +1,6 @@
 """`dsd evaluate generate`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,23 +17,52 @@ from dsd_jax.infer.evaluate.runs import check_folder
 from dsd_jax.infer.settings import Settings
 from dsd_jax.shares import ShareFlags
 
-__all__ = ["generate"]
+__all__ = ["MethodFlags", "WorkFlags", "generate"]
 
 _PLAIN = tyro.conf.arg(name="")  # `--steps`, not `--settings.steps`
 
 
+@dataclasses.dataclass(frozen=True)
+class MethodFlags:
+    """The method, and what it is asked.
+
+    Attributes:
+        method: Name of the method in tables.
+        seeds: Seeds of the images of a case, such as 0 1 2 3. Default: as many as the benchmark
+            asks for, from 0.
+        prompt: Prompts of the benchmark as they are, or enriched by a vision model that looks at
+            the reference. Images are scored by the original either way. Of several workers, number
+            0 asks the vision model.
+        no_reference: Give the model the text alone, such as to score a text-to-image model.
+    """
+
+    method: str
+    seeds: tuple[int, ...] | None = None
+    prompt: Literal["original", "enhanced"] = "original"
+    no_reference: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkFlags:
+    """The way of working.
+
+    Attributes:
+        batch_size: Images sampled together. Default: one per device that shares the batch.
+        retry_failed: Try again the images that failed before.
+    """
+
+    batch_size: int | None = None
+    retry_failed: bool = False
+
+
 def generate(
     cases: tyro.conf.Positional[Path],
-    method: str,
     output_dir: Path,
-    seeds: tuple[int, ...] | None = None,
-    prompt: Literal["original", "enhanced"] = "original",
-    no_reference: bool = False,
+    asked: Annotated[MethodFlags, _PLAIN],
     enhancer: Annotated[Enhancer, _PLAIN] = Enhancer(),
     model: Annotated[ModelFlags, _PLAIN] = ModelFlags(),
     settings: Annotated[Settings, _PLAIN] = Settings(),
-    batch_size: int | None = None,
-    retry_failed: bool = False,
+    work: Annotated[WorkFlags, _PLAIN] = WorkFlags(),
     share: Annotated[ShareFlags, _PLAIN] = ShareFlags(),
 ) -> None:
     """Generate the images of all cases. If it was stopped, start it again to resume.
@@ -42,19 +72,12 @@ def generate(
 
     Args:
         cases: Cases file.
-        method: Name of the method in tables.
         output_dir: Folder of the run.
-        seeds: Seeds of the images of a case, such as 0 1 2 3. Default: as many as the benchmark
-            asks for, from 0.
-        prompt: Prompts of the benchmark as they are, or enriched by a vision model that looks at
-            the reference. Images are scored by the original either way. Of several workers, number
-            0 asks the vision model.
-        no_reference: Give the model the text alone, such as to score a text-to-image model.
+        asked: The method, and what it is asked.
         enhancer: The vision model that enriches prompts.
         model: The model.
         settings: Settings of sampling.
-        batch_size: Images sampled together. Default: one per device that shares the batch.
-        retry_failed: Try again the images that failed before.
+        work: The way of working.
         share: Images that this process makes.
     """
     read, own = read_cases(cases), share.share()
@@ -62,10 +85,10 @@ def generate(
     for notice in pipeline.notices:
         print(f"note: {notice}")
     enriched = None
-    if prompt == "enhanced":
-        if no_reference:
+    if asked.prompt == "enhanced":
+        if asked.no_reference:
             raise UserError("--prompt enhanced looks at the reference; leave --no_reference out")
-        check_folder(output_dir, method, read)
+        check_folder(output_dir, asked.method, read)
         check_references(read)
         height, width = pipeline.check(settings, two_frames=True).size
         enriched = enriched_prompts(
@@ -74,20 +97,20 @@ def generate(
             enhancer,
             (height, width // 2),
             ask=own.number == 0,
-            retry_failed=retry_failed,
+            retry_failed=work.retry_failed,
         )
         if enriched.failed:
             name, why = next(iter(enriched.failed.items()))
             print(f"{len(enriched.failed):,} prompts are used as they are, such as {name}: {why}")
-    making = Making(method, settings, seeds, not no_reference, enriched)
+    making = Making(asked.method, settings, asked.seeds, not asked.no_reference, enriched)
     summary = generate_run(
         pipeline,
         read,
         output_dir,
         making,
-        batch_size=batch_size,
+        batch_size=work.batch_size,
         share=own,
-        retry_failed=retry_failed,
+        retry_failed=work.retry_failed,
         on_result=_report,
     )
     print(f"{output_dir}: {summary}")
