@@ -158,7 +158,9 @@ class TestGenerate:
         del flags["--vae_sample"]  # on by default, so that help says what turning it off does
         assert "--no_vae_sample Encode the reference by the mode of the posterior" in shown
         for flag, (documented, name) in flags.items():
-            words = re.search(rf"^ +{name}: (.*)$", documented.__doc__ or "", re.MULTILINE)
+            own = documented.__mro__ if isinstance(documented, type) else (documented,)
+            text = "\n".join(each.__doc__ or "" for each in own)  # fields are documented once
+            words = re.search(rf"^ +{name}: (.*)$", text, re.MULTILINE)
             assert words, flag
             assert re.search(rf"{flag}[ ,][^-]*.*{re.escape(words[1][:20])}", shown), flag
 
