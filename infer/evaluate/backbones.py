@@ -1,4 +1,4 @@
-"""Models behind the metrics: vision transformers, LPIPS, and plain pixels."""
+"""Models behind the metrics: vision transformers, LPIPS, SSCD, and plain pixels."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from PIL import Image
 
 from dsd_jax.convert.vision.lpips import find_lpips
 from dsd_jax.convert.vision.open import VisionParts, find_vision, holds_depth, open_captions
+from dsd_jax.convert.vision.sscd import find_sscd, holds_sscd
 from dsd_jax.convert.vision.tables import kind_of
 from dsd_jax.encoders import in_groups
 from dsd_jax.errors import UserError
@@ -23,12 +24,18 @@ from dsd_jax.infer.evaluate.moved import DriftBackbone
 from dsd_jax.infer.evaluate.truth import TruthBackbone
 from dsd_jax.sharding import batch_ways
 from dsd_jax.types import Bool, Float32
-from dsd_jax.vision import lpips
+from dsd_jax.vision import lpips, sscd
 from dsd_jax.vision.captions import CaptionTower
 from dsd_jax.vision.preprocess import IMAGENET_CROP, Preprocess
 from dsd_jax.vision.tower import BATCH, VisionTower
 
-__all__ = ["LpipsBackbone", "PixelBackbone", "VisionBackbone", "open_backbones"]
+__all__ = [
+    "LpipsBackbone",
+    "PixelBackbone",
+    "SscdBackbone",
+    "VisionBackbone",
+    "open_backbones",
+]
 
 LEAST_MASK = 0.05
 """Share of a picture below which its subject, or its background, is too small to be measured."""
@@ -42,7 +49,7 @@ def open_backbones(given: Sequence[str], mesh: Mesh | None = None) -> list[Backb
     """Opens `NAME=PATH` each, without reading weights, beside those that need none.
 
     A path is a folder or a hub id of a vision transformer or of a depth model, or a safetensors
-    file of LPIPS.
+    file of LPIPS or SSCD.
 
     Raises:
         UserError: A text of another form, a name twice, or a folder without a vision transformer.
@@ -62,7 +69,7 @@ def open_backbones(given: Sequence[str], mesh: Mesh | None = None) -> list[Backb
             raise UserError(f"--backbone {text}: the name {name} {reason}; choose another name")
         kind: Callable[[str, str, Mesh | None], Backbone]
         if path.endswith(_FILE):
-            kind = LpipsBackbone
+            kind = SscdBackbone if holds_sscd(path) else LpipsBackbone
         else:
             kind = DepthBackbone if holds_depth(path) else VisionBackbone
         backbones[name] = kind(name, path, mesh)
@@ -168,6 +175,38 @@ class LpipsBackbone:
     def run(self, _kind: Kind, prepared: Sequence[Prepared], /) -> np.ndarray:
         pairs = np.stack(prepared)
         return self._tower.distances(pairs[:, 0], pairs[:, 1])
+
+
+class SscdBackbone:
+    """Descriptors of SSCD of pictures as squares of 320 pixels. Weights are read late.
+
+    Args:
+        name: Name in the names of metrics.
+        path: Safetensors file, see `dsd_jax.convert.vision.sscd`.
+        mesh: Devices; its batch axes split the pictures. None for one device.
+    """
+
+    family: Family = "sscd"
+    texts = False
+
+    def __init__(self, name: str, path: str, mesh: Mesh | None = None) -> None:
+        self.name, self.mesh, self.parts = name, mesh, find_sscd(path)
+        self.batch = sscd.BATCH * batch_ways(mesh)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return _digest([self.parts.sha256(), dataclasses.astuple(sscd.PREPROCESS)])
+
+    @functools.cached_property
+    def _tower(self) -> sscd.SscdTower:
+        return self.parts.load(mesh=self.mesh)
+
+    def prepare(self, _given: Input, pictures: Sequence[Image.Image]) -> Prepared:
+        (picture,) = pictures
+        return sscd.PREPROCESS(picture)
+
+    def run(self, _kind: Kind, prepared: Sequence[Prepared], /) -> np.ndarray:
+        return self._tower.embed(np.stack(prepared))
 
 
 class PixelBackbone:

@@ -37,7 +37,7 @@ __all__ = [
     "UndefinedError",
 ]
 
-Family = Literal["dino", "clip", "pixels", "truth", "lpips", "drift", "depth"]
+Family = Literal["dino", "clip", "pixels", "truth", "lpips", "drift", "sscd", "depth"]
 Kind = Literal[
     "feature", "subject", "background", "patches", "inside", "text", "distance", "truth", "depth",
     "map",

@@ -25,6 +25,7 @@ from dsd_jax.infer.evaluate.metrics import (
     structure_novelty,
     vendi,
 )
+from dsd_jax.vision.sscd import COPIED
 
 __all__ = ["ImageMetric", "Set", "SetMetric", "Shot", "Task", "image_metrics", "set_metrics"]
 
@@ -176,6 +177,11 @@ def _copied(shot: Shot) -> Task:
     return dataclasses.replace(task, value=lambda *arrays: float(task.value(*arrays) > COPY))
 
 
+def _detected(shot: Shot) -> Task:
+    task = _reference(shot)
+    return dataclasses.replace(task, value=lambda *arrays: float(_one(*arrays) > COPIED))
+
+
 def _structure(shot: Shot) -> Task:
     def value(image: np.ndarray, reference: np.ndarray, inside: np.ndarray | None = None) -> float:
         novelty = structure_novelty(image, reference, inside)
@@ -254,6 +260,8 @@ def image_metrics() -> list[ImageMetric]:
         ImageMetric("structure-novelty", _ANY, _structure),
         ImageMetric("structure-novelty-subject", _ANY, _structure_inside),
         ImageMetric("rank", _ANY, _rank),
+        ImageMetric("sscd", _pictures("sscd"), _reference),
+        ImageMetric(f"sscd-over-{COPIED}", _pictures("sscd"), _detected),
         ImageMetric("lpips", _pictures("lpips"), _distance),
         ImageMetric("lpips-others", _pictures("lpips"), _distance_others),
     ]

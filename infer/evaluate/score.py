@@ -56,6 +56,8 @@ _WANTED: Mapping[Family, str] = {
     "drift": "",
     "depth": "a depth model such as depth-anything/Depth-Anything-V2-Small-hf: give --backbone "
     "depth=FOLDER with its config.json, preprocessor_config.json and model.safetensors",
+    "sscd": "the weights of SSCD: give --backbone sscd=FILE, the state_dict of "
+    "sscd_disc_mixup.torchvision.pt in a file that ends in .safetensors",
     "lpips": "the weights of LPIPS: give --backbone lpips-alex=FILE, the file that "
     'safetensors.torch.save_model(lpips.LPIPS(net="alex"), FILE) writes; it ends in .safetensors',
 }

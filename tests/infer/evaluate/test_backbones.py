@@ -14,8 +14,14 @@ from PIL import Image
 from dsd_jax.cli import main
 from dsd_jax.config import VisionConfig
 from dsd_jax.convert.vision.lpips import lpips_table
+from dsd_jax.convert.vision.sscd import sscd_table
 from dsd_jax.errors import UserError
-from dsd_jax.infer.evaluate.backbones import LpipsBackbone, VisionBackbone, open_backbones
+from dsd_jax.infer.evaluate.backbones import (
+    LpipsBackbone,
+    SscdBackbone,
+    VisionBackbone,
+    open_backbones,
+)
 from dsd_jax.infer.evaluate.cases import Case
 from dsd_jax.infer.evaluate.features import File, Input, Kind, UndefinedError
 from dsd_jax.infer.evaluate.scores import metrics_of, read_scores
@@ -23,6 +29,7 @@ from dsd_jax.toy.making.random_pipeline import random_tensors, write_model
 from dsd_jax.vision.captions import CaptionTower
 from dsd_jax.vision.lpips import ALEXNET
 from dsd_jax.vision.preprocess import IMAGENET_CROP, Preprocess
+from dsd_jax.vision.sscd import COPIED, ResNetSizes
 from tests.infer.evaluate.evaluating import SIDE, made_run, true_picture
 
 TINY = VisionConfig(8, 4, 16, 1, 2, 32)
@@ -207,6 +214,24 @@ def test_lpips(tmp_path: Path):
     far, same = backbone.run("distance", pairs)
     assert far > 0.01
     assert same < 1e-12
+
+
+def test_sscd(tmp_path: Path):
+    sizes = ResNetSizes(width=4, depths=(1, 1, 1, 1), dims=8)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.uniform(0.1, 1, size=shape).astype(np.float32)
+        for name, shape in sscd_table(sizes).their_shapes.items()
+    }
+    path = tmp_path / "sscd.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    backbone = next(own for own in open_backbones([f"sscd={path}"]) if own.name == "sscd")
+    assert isinstance(backbone, SscdBackbone)
+    pictures = [Image.fromarray(noise(0)), Image.fromarray(noise(0)).resize((40, 60))]
+    features = backbone.run("feature", [backbone.prepare(INPUT, [own]) for own in pictures])
+    assert features.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+    assert features[0] @ features[1] > COPIED
 
 
 @pytest.mark.parametrize(
