@@ -220,7 +220,7 @@ def test_sscd(tmp_path: Path):
     sizes = ResNetSizes(width=4, depths=(1, 1, 1, 1), dims=8)
     rng = np.random.default_rng(0)
     tensors = {
-        name: rng.uniform(0.1, 1, size=shape).astype(np.float32)
+        name: (rng.uniform(0.5, 1, size=shape) / np.prod(shape[1:])).astype(np.float32)
         for name, shape in sscd_table(sizes).their_shapes.items()
     }
     path = tmp_path / "sscd.safetensors"
