@@ -33,7 +33,7 @@ from dsd_jax.text.t5 import T5Encoder
 from dsd_jax.text.tokenize import TextIds, Tokenizers
 from dsd_jax.types import AnyArray, Array, Float, Float32, Int, PyTree
 
-__all__ = ["ImageCodec", "Text", "TextEncoder", "in_groups", "latent_tokens"]
+__all__ = ["ImageCodec", "Text", "TextEncoder", "batched", "in_groups", "latent_tokens"]
 
 # Up to 2048 x 2048 pixels are encoded and decoded in one piece, as the reference does; larger
 # pictures in tiles.
@@ -66,6 +66,34 @@ def in_groups(run: Callable[..., PyTree], arrays: Sequence[AnyArray], size: int)
         rows = np.minimum(np.arange(start, start + size), count - 1)
         out.append(jax.tree.map(np.asarray, run(*(array[rows] for array in arrays))))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *out)
+
+
+def batched(
+    model: nnx.Module, call: Callable[..., Array], *, mesh: Mesh | None, size: int
+) -> Callable[..., np.ndarray]:
+    """Compiles a call of a model for any number of rows on the host, a batch at a time.
+
+    Args:
+        model: The model with its weights.
+        call: Takes the model and the rows of every array.
+        mesh: Devices; its batch axes split the rows. None for one device.
+        size: Rows per call on one device.
+    """
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, *rows: Array) -> Array:
+        return call(nnx.merge(graphdef, state), *rows)
+
+    def place_and_run(*rows: np.ndarray) -> Array:
+        return run(state, *(place_batch(each, mesh) for each in rows))
+
+    def run_all(*arrays: np.ndarray) -> np.ndarray:
+        with on_mesh(mesh):
+            found: np.ndarray = in_groups(place_and_run, arrays, size * batch_ways(mesh))
+        return found
+
+    return run_all
 
 
 class TextEncoder:

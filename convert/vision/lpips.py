@@ -11,20 +11,14 @@ import dataclasses
 import re
 from pathlib import Path
 
-import jax
-from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
-
-from dsd_jax.config import FLOAT32
-from dsd_jax.convert.io import Weights, open_weights
-from dsd_jax.convert.table.engine import Source, Table
+from dsd_jax.convert.io import open_weights
+from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.table.rules import Rule, linear
+from dsd_jax.convert.vision.networks import Network
 from dsd_jax.errors import UserError
-from dsd_jax.sharding import replicated
-from dsd_jax.vision.lpips import ALEXNET, VGG16, ConvLayer, Lpips, LpipsTower
-from dsd_jax.weights import materialise
+from dsd_jax.vision.lpips import ALEXNET, VGG16, ConvLayer, Lpips
 
-__all__ = ["LpipsParts", "find_lpips", "lpips_table"]
+__all__ = ["find_lpips", "lpips_table"]
 
 _ASIDE = (
     (r"^classifier\.", "a classifier, which the distance does not use"),
@@ -32,30 +26,7 @@ _ASIDE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class LpipsParts:
-    """LPIPS on disk; no weights have been read."""
-
-    layers: tuple[ConvLayer, ...]
-    weights: Weights
-    source: Source
-
-    def sha256(self) -> str:
-        """Digest of the weight file."""
-        return self.weights.fingerprint().combined
-
-    def load(self, *, mesh: Mesh | None = None) -> LpipsTower:
-        """Reads the weights onto every device of a mesh; None for one device.
-
-        Raises:
-            UserError: The file cannot be read any more.
-        """
-        model = nnx.eval_shape(lambda: Lpips(self.layers, precision=FLOAT32, rngs=nnx.Rngs(0)))
-        where = SingleDeviceSharding(jax.devices()[0]) if mesh is None else replicated(mesh)
-        return LpipsTower(materialise(model, self.source, stacks={}, shardings=where), mesh=mesh)
-
-
-def find_lpips(path: str | Path) -> LpipsParts:
+def find_lpips(path: str | Path) -> Network[tuple[ConvLayer, ...], Lpips]:
     """Opens a file of LPIPS, whose first convolution tells the network.
 
     Raises:
@@ -74,7 +45,7 @@ def find_lpips(path: str | Path) -> LpipsParts:
         shape = shapes.get(f"features.{layer.number}.bias", (layer.width,))
         layers.append(dataclasses.replace(layer, width=shape[0] if shape else layer.width))
     chosen = tuple(layers)
-    return LpipsParts(chosen, weights, lpips_table(chosen).check(weights))
+    return Network(Lpips, chosen, weights, lpips_table(chosen).check(weights))
 
 
 def lpips_table(layers: tuple[ConvLayer, ...]) -> Table:

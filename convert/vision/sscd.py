@@ -6,50 +6,20 @@ The release is TorchScript, which runs code when it is opened, so PyTorch has to
     safetensors.torch.save_file(released.state_dict(), "sscd-disc-mixup.safetensors")
 """
 
-import dataclasses
 import re
 from pathlib import Path
 
-import jax
-from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
-
-from dsd_jax.config import FLOAT32
-from dsd_jax.convert.io import Weights, open_weights
-from dsd_jax.convert.table.engine import Source, Table
+from dsd_jax.convert.io import open_weights
+from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.table.rules import Rule, linear
+from dsd_jax.convert.vision.networks import Network
 from dsd_jax.errors import UserError
-from dsd_jax.sharding import replicated
-from dsd_jax.vision.sscd import EXPANSION, ResNetSizes, Sscd, SscdTower
-from dsd_jax.weights import materialise
+from dsd_jax.vision.sscd import EXPANSION, ResNetSizes, Sscd
 
-__all__ = ["SscdParts", "find_sscd", "holds_sscd", "sscd_table"]
+__all__ = ["find_sscd", "holds_sscd", "sscd_table"]
 
 _COUNTERS = (r"\.num_batches_tracked$", "a counter of training steps")
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-
-
-@dataclasses.dataclass(frozen=True)
-class SscdParts:
-    """SSCD on disk; no weights have been read."""
-
-    sizes: ResNetSizes
-    weights: Weights
-    source: Source
-
-    def sha256(self) -> str:
-        """Digest of the weight file."""
-        return self.weights.fingerprint().combined
-
-    def load(self, *, mesh: Mesh | None = None) -> SscdTower:
-        """Reads the weights onto every device of a mesh; None for one device.
-
-        Raises:
-            UserError: The file cannot be read any more.
-        """
-        model = nnx.eval_shape(lambda: Sscd(self.sizes, precision=FLOAT32, rngs=nnx.Rngs(0)))
-        where = SingleDeviceSharding(jax.devices()[0]) if mesh is None else replicated(mesh)
-        return SscdTower(materialise(model, self.source, stacks={}, shardings=where), mesh=mesh)
 
 
 def holds_sscd(path: str | Path) -> bool:
@@ -61,7 +31,7 @@ def holds_sscd(path: str | Path) -> bool:
     return any(_respell(name) == "layer1.0.conv3.weight" for name in open_weights(path).tensors)
 
 
-def find_sscd(path: str | Path) -> SscdParts:
+def find_sscd(path: str | Path) -> Network[ResNetSizes, Sscd]:
     """Opens a file of SSCD, whose tensors tell its sizes.
 
     Raises:
@@ -82,7 +52,7 @@ def find_sscd(path: str | Path) -> SscdParts:
             "conv1.weight to fc.weight; save the state_dict of sscd_disc_mixup.torchvision.pt"
         )
     sizes = ResNetSizes(width=first[0], depths=depths, dims=last[0])
-    return SscdParts(sizes, weights, sscd_table(sizes).check(weights))
+    return Network(Sscd, sizes, weights, sscd_table(sizes).check(weights))
 
 
 def sscd_table(sizes: ResNetSizes) -> Table:

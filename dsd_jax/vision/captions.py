@@ -5,14 +5,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from dsd_jax.config import ClipConfig, Precision, default_execution
-from dsd_jax.encoders import in_groups
+from dsd_jax.encoders import batched
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import Component
-from dsd_jax.sharding import batch_ways, on_mesh, place_batch
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.tokenize import Tokenizer, token_ids
 from dsd_jax.types import Array, Float32
@@ -37,13 +35,11 @@ class CaptionTower:
     ) -> None:
         self.name, self.config, self.mesh = name, model.config, mesh
         self._tokenizer = tokenizer
-        graphdef, state = nnx.split(model)
 
-        @jax.jit
-        def run(state: nnx.State, ids: Array) -> Array:
-            return nnx.merge(graphdef, state).feature(ids).astype(jnp.float32)
+        def feature(model: ClipTextEncoder, ids: Array) -> Array:
+            return model.feature(ids).astype(jnp.float32)
 
-        self._program = lambda ids: run(state, place_batch(ids, mesh))
+        self._features = batched(model, feature, mesh=mesh, size=BATCH)
 
     @classmethod
     def load(
@@ -70,7 +66,4 @@ class CaptionTower:
             return np.zeros((0, self.config.projection or 0), np.float32)
         length = min(self._tokenizer.model_max_length, self.config.max_length)
         ids, _ = token_ids(self._tokenizer, list(texts), length)
-        size = BATCH * batch_ways(self.mesh)
-        with on_mesh(self.mesh):
-            features: np.ndarray = in_groups(self._program, [ids], size)
-        return features
+        return self._features(ids)

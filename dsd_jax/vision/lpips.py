@@ -9,18 +9,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh
 
 from dsd_jax.config import Precision
-from dsd_jax.encoders import in_groups
 from dsd_jax.layers import Conv
-from dsd_jax.sharding import batch_ways, on_mesh, place_batch
 from dsd_jax.types import Array, Float, Float32
 
-__all__ = ["ALEXNET", "BATCH", "VGG16", "ConvLayer", "Lpips", "LpipsTower"]
+__all__ = ["ALEXNET", "BATCH", "VGG16", "ConvLayer", "Lpips"]
 
 BATCH = 8  # pairs per call on one device
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -127,31 +123,4 @@ class Lpips(nnx.Module):
             x = jax.nn.relu(conv(x))
             if layer.measured:
                 found.append(x)
-        return found
-
-
-class LpipsTower:
-    """LPIPS, compiled, with its weights on a mesh.
-
-    Args:
-        model: The model with its weights.
-        mesh: Devices; its batch axes split the pairs. None for one device.
-    """
-
-    def __init__(self, model: Lpips, *, mesh: Mesh | None = None) -> None:
-        self.mesh = mesh
-        graphdef, state = nnx.split(model)
-
-        @jax.jit
-        def run(state: nnx.State, a: Array, b: Array) -> Array:
-            return nnx.merge(graphdef, state)(a, b)
-
-        self._run = lambda a, b: run(state, place_batch(a, mesh), place_batch(b, mesh))
-
-    def distances(
-        self, a: Float32[np.ndarray, "n H W 3"], b: Float32[np.ndarray, "n H W 3"]
-    ) -> Float32[np.ndarray, " n"]:
-        """Distance of each pair of pictures; compiles anew for every size of pictures."""
-        with on_mesh(self.mesh):
-            found: np.ndarray = in_groups(self._run, [a, b], BATCH * batch_ways(self.mesh))
         return found

@@ -10,20 +10,16 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh
 from PIL import Image
 
 from dsd_jax.config import Precision
-from dsd_jax.encoders import in_groups
 from dsd_jax.layers import Conv, Linear
-from dsd_jax.sharding import batch_ways, on_mesh, place_batch
 from dsd_jax.types import Array, Float, Float32
 from dsd_jax.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
-__all__ = ["BATCH", "COPIED", "PREPROCESS", "ResNetSizes", "Sscd", "SscdTower"]
+__all__ = ["BATCH", "COPIED", "PREPROCESS", "ResNetSizes", "Sscd"]
 
 BATCH = 8  # pictures per call on one device
 COPIED = 0.75
@@ -152,28 +148,3 @@ class Sscd(nnx.Module):
         powers = jnp.maximum(x.astype(jnp.float32), _LEAST) ** _EXPONENT
         found = self.fc(powers.mean((1, 2)) ** (1 / _EXPONENT)).astype(jnp.float32)
         return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
-
-
-class SscdTower:
-    """SSCD, compiled, with its weights on a mesh.
-
-    Args:
-        model: The model with its weights.
-        mesh: Devices; its batch axes split the pictures. None for one device.
-    """
-
-    def __init__(self, model: Sscd, *, mesh: Mesh | None = None) -> None:
-        self.mesh = mesh
-        graphdef, state = nnx.split(model)
-
-        @jax.jit
-        def run(state: nnx.State, pixels: Array) -> Array:
-            return nnx.merge(graphdef, state)(pixels)
-
-        self._run = lambda pixels: run(state, place_batch(pixels, mesh))
-
-    def embed(self, pixels: Float32[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n E"]:
-        """The descriptor of every picture of `PREPROCESS`; compiles anew for every size."""
-        with on_mesh(self.mesh):
-            found: np.ndarray = in_groups(self._run, [pixels], BATCH * batch_ways(self.mesh))
-        return found

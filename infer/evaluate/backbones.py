@@ -1,21 +1,24 @@
 """Models behind the metrics: vision transformers, LPIPS, SSCD, and plain pixels."""
 
+import abc
 import dataclasses
 import functools
 import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
 from dsd_jax.convert.vision.lpips import find_lpips
+from dsd_jax.convert.vision.networks import Network
 from dsd_jax.convert.vision.open import VisionParts, find_vision, holds_depth, open_captions
 from dsd_jax.convert.vision.sscd import find_sscd, holds_sscd
 from dsd_jax.convert.vision.tables import kind_of
-from dsd_jax.encoders import in_groups
+from dsd_jax.encoders import batched, in_groups
 from dsd_jax.errors import UserError
 from dsd_jax.images import to_array
 from dsd_jax.infer.evaluate.depths import DepthBackbone
@@ -144,29 +147,44 @@ def _output(preprocess: Preprocess) -> tuple[int, int] | None:
     return preprocess.crop or (resize if isinstance(resize, tuple) else None)
 
 
-class LpipsBackbone:
-    """LPIPS of pictures as 256 x 256 pixels, whatever their aspect ratio. Weights are read late.
+class _NetworkBackbone(abc.ABC):
+    """A convolutional network of one file, whose weights are read late.
 
     Args:
         name: Name in the names of metrics.
-        path: Safetensors file, see `dsd_jax.convert.vision.lpips`.
-        mesh: Devices; its batch axes split the pairs. None for one device.
+        path: Safetensors file.
+        mesh: Devices; its batch axes split the rows. None for one device.
     """
 
-    family: Family = "lpips"
     texts = False
+    size: int
+    settings: object
 
     def __init__(self, name: str, path: str, mesh: Mesh | None = None) -> None:
-        self.name, self.mesh, self.parts = name, mesh, find_lpips(path)
-        self.batch = lpips.BATCH * batch_ways(mesh)
+        self.name, self.mesh, self.parts = name, mesh, self.find(path)
+        self.batch = self.size * batch_ways(mesh)
+
+    @staticmethod
+    @abc.abstractmethod
+    def find(path: str) -> Network[Any, Any]:
+        """Opens the file."""
 
     @functools.cached_property
     def digest(self) -> str:
-        return _digest([self.parts.sha256(), _LPIPS_SIDE])
+        return _digest([self.parts.sha256(), self.settings])
 
     @functools.cached_property
-    def _tower(self) -> lpips.LpipsTower:
-        return self.parts.load(mesh=self.mesh)
+    def model(self) -> Callable[..., np.ndarray]:
+        """Calls the network on any number of rows."""
+        network = self.parts.load(mesh=self.mesh)
+        return batched(network, type(network).__call__, mesh=self.mesh, size=self.size)
+
+
+class LpipsBackbone(_NetworkBackbone):
+    """LPIPS of pictures as 256 x 256 pixels, whatever their aspect ratio."""
+
+    family: Family = "lpips"
+    size, settings, find = lpips.BATCH, _LPIPS_SIDE, staticmethod(find_lpips)
 
     def prepare(self, _given: Input, pictures: Sequence[Image.Image]) -> Prepared:
         size = (_LPIPS_SIDE, _LPIPS_SIDE)
@@ -174,39 +192,22 @@ class LpipsBackbone:
 
     def run(self, _kind: Kind, prepared: Sequence[Prepared], /) -> np.ndarray:
         pairs = np.stack(prepared)
-        return self._tower.distances(pairs[:, 0], pairs[:, 1])
+        return self.model(pairs[:, 0], pairs[:, 1])
 
 
-class SscdBackbone:
-    """Descriptors of SSCD of pictures as squares of 320 pixels. Weights are read late.
-
-    Args:
-        name: Name in the names of metrics.
-        path: Safetensors file, see `dsd_jax.convert.vision.sscd`.
-        mesh: Devices; its batch axes split the pictures. None for one device.
-    """
+class SscdBackbone(_NetworkBackbone):
+    """Descriptors of SSCD of pictures as squares of 320 pixels."""
 
     family: Family = "sscd"
-    texts = False
-
-    def __init__(self, name: str, path: str, mesh: Mesh | None = None) -> None:
-        self.name, self.mesh, self.parts = name, mesh, find_sscd(path)
-        self.batch = sscd.BATCH * batch_ways(mesh)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        return _digest([self.parts.sha256(), dataclasses.astuple(sscd.PREPROCESS)])
-
-    @functools.cached_property
-    def _tower(self) -> sscd.SscdTower:
-        return self.parts.load(mesh=self.mesh)
+    size, find = sscd.BATCH, staticmethod(find_sscd)
+    settings = dataclasses.astuple(sscd.PREPROCESS)
 
     def prepare(self, _given: Input, pictures: Sequence[Image.Image]) -> Prepared:
         (picture,) = pictures
         return sscd.PREPROCESS(picture)
 
     def run(self, _kind: Kind, prepared: Sequence[Prepared], /) -> np.ndarray:
-        return self._tower.embed(np.stack(prepared))
+        return self.model(np.stack(prepared))
 
 
 class PixelBackbone:

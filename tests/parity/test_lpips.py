@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from dsd_jax.convert.vision.lpips import find_lpips, lpips_table
+from dsd_jax.encoders import batched
 from dsd_jax.errors import UserError
-from dsd_jax.vision.lpips import ALEXNET, VGG16, ConvLayer
+from dsd_jax.vision.lpips import ALEXNET, VGG16, ConvLayer, Lpips
 from tests.parity.compare import assert_close
 
 BOUND = 1e-5
@@ -72,11 +73,11 @@ def test_distances(layers: tuple[ConvLayer, ...], side: int, tmp_path: Path) -> 
     reference = Reference(narrow(layers)).eval()
     safetensors.torch.save_model(reference, str(tmp_path / "a.safetensors"))
     parts = find_lpips(tmp_path / "a.safetensors")
-    assert parts.layers == narrow(layers)
+    assert parts.sizes == narrow(layers)
     a, b = np.random.default_rng(0).uniform(-1, 1, (2, 3, side, side, 3)).astype(np.float32)
     b[2] = a[2]
     expected = reference(*(torch.from_numpy(own).permute(0, 3, 1, 2) for own in (a, b)))
-    found = parts.load().distances(a, b)
+    found = batched(parts.load(), Lpips.__call__, mesh=None, size=2)(a, b)
     assert_close(found, expected, BOUND, "LPIPS")
     assert found[2] < 1e-12  # of equal pictures
 

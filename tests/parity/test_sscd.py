@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dsd_jax.convert.vision.sscd import find_sscd, holds_sscd, sscd_table
+from dsd_jax.encoders import batched
 from dsd_jax.errors import UserError
-from dsd_jax.vision.sscd import ResNetSizes
+from dsd_jax.vision.sscd import ResNetSizes, Sscd
 from tests.parity.compare import assert_close
 
 BOUND = 1e-5
@@ -80,7 +81,8 @@ def test_descriptors(reference: Reference, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).normal(size=(3, 40, 52, 3)).astype(np.float32)
     with torch.no_grad():
         expected = reference(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    assert_close(parts.load().embed(pixels), expected, BOUND, "SSCD")
+    found = batched(parts.load(), Sscd.__call__, mesh=None, size=2)(pixels)
+    assert_close(found, expected, BOUND, "SSCD")
 
 
 def test_sizes_of_the_released_network() -> None:
