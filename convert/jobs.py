@@ -32,6 +32,7 @@ from dsd_jax.lora import Adapter, MergedSource
 from dsd_jax.models import Config
 from dsd_jax.parts import Component, ScaledAdapter, with_condition
 from dsd_jax.progress import progress
+from dsd_jax.quantise import kind_of
 from dsd_jax.types import DTypeLike
 from dsd_jax.weights import WeightSource
 
@@ -247,6 +248,11 @@ class _Form:
 def _open(path: epath.PathLike, adapters: Sequence[tuple[Mergeable, float]]) -> Component[Config]:
     """Opens one model; it gets a condition embedding if an adapter brings one."""
     component = open_component(path, fingerprint=True)
+    if kind := kind_of(component.source.dtypes):
+        raise UserError(
+            f"{path} holds {kind} weights of this program, which PyTorch's formats lack; convert "
+            "the weights that they were made from"
+        )
     if not adapters:
         return component
     if not isinstance(component.config, FluxConfig):

@@ -190,7 +190,9 @@ def devices_of(topology: Topology) -> list[jax.Device]:
 def bytes_per_chip(tree: PyTree) -> int:
     """Bytes of the largest shard of every abstract array, added up."""
     return sum(
-        math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) * x.dtype.itemsize
+        math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
+        * jax.dtypes.itemsize_bits(x.dtype)
+        // 8
         for x in jax.tree.leaves(tree)
     )
 

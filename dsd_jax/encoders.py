@@ -27,6 +27,7 @@ from dsd_jax.config import AutoencoderConfig, Execution, Precision
 from dsd_jax.frames import condition_canvas, pack_latents
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import Component, TextParts
+from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import batch_sharding, batch_ways, on_mesh, place_batch
 from dsd_jax.text.clip import ClipTextEncoder
 from dsd_jax.text.t5 import T5Encoder
@@ -135,14 +136,28 @@ class TextEncoder:
         precision: Precision,
         execution: Execution,
         mesh: Mesh | None = None,
+        weights: WeightKind | None = None,
         compiler_options: dict[str, bool | int | str] | None = None,
     ) -> "TextEncoder":
         """Reads the weights of both encoders onto the mesh.
 
+        Args:
+            parts: the opened encoders.
+            precision: dtypes of both.
+            execution: implementations.
+            mesh: devices that hold the weights.
+            weights: "int8" holds the kernels of T5's blocks so; CLIP is too small to gain.
+            compiler_options: options for XLA.
+
         Raises:
             UserError: the weights do not fit, or the mesh does not divide them.
         """
-        t5 = abstract(parts.t5.config, precision=precision, execution=execution)
+        t5 = abstract(
+            parts.t5.config,
+            precision=precision,
+            execution=execution,
+            weights=parts.t5.settle(weights),
+        )
         clip = abstract(parts.clip.config, precision=precision, execution=execution)
         return cls(
             parts.tokenizers,

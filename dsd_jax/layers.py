@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from dsd_jax.types import Array, Float, Float32, Shape
 
 __all__ = [
     "ACTIVATIONS",
+    "SCALE",
     "Conv",
     "Embedding",
     "JoinedLinear",
@@ -35,6 +36,10 @@ __all__ = [
 ]
 
 
+SCALE = "_scale"
+"""What the name of a quantised kernel's scale adds to the kernel's."""
+
+
 class LoraParam(nnx.Param):
     """A factor of a low-rank adapter: the type by which adapters are told from the base."""
 
@@ -45,8 +50,35 @@ def _random_kernel(rngs: nnx.Rngs, in_shape: Shape, out_shape: Shape, dtype: jnp
     return (std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
 
 
-def _contract(x: Array, kernel: Array, axes: int, precision: Precision) -> Array:
-    """Sums x's last `axes` axes against the kernel's first `axes`, in the compute dtype."""
+def _contract(
+    x: Array, kernel: Array, axes: int, precision: Precision, scale: nnx.Param | None = None
+) -> Array:
+    """Sums x's last `axes` axes against the kernel's first `axes`, in the compute dtype.
+
+    `scale` is that of a quantised kernel (see `dsd_jax.quantise`). One scale per output is applied
+    to the product. Scales of groups of inputs are applied to the kernel, which the compiler does
+    while it reads the kernel; no other copy of it is made.
+    """
+    if scale is None:
+        return _product(x, kernel, axes, precision)
+    scales = scale[...]
+    if scales.ndim == kernel.ndim:
+        return _product(x, _times_groups(kernel, scales, axes, precision), axes, precision)
+    y = _product(x, kernel, axes, precision)
+    wide = lax.expand_dims(scales, range(y.ndim - scales.ndim))
+    return (y.astype(jnp.float32) * wide).astype(y.dtype)
+
+
+def _times_groups(kernel: Array, scales: Array, axes: int, precision: Precision) -> Array:
+    """A kernel of codes times the scales of groups along its last input axis."""
+    groups, compute = scales.shape[axes - 1], precision.compute_dtype
+    lead, out = kernel.shape[: axes - 1], kernel.shape[axes:]
+    grouped = kernel.astype(compute).reshape(*lead, groups, -1, *out)
+    wide = lax.expand_dims(scales.astype(compute), (axes,))
+    return (grouped * wide).reshape(kernel.shape)
+
+
+def _product(x: Array, kernel: Array, axes: int, precision: Precision) -> Array:
     compute = precision.compute_dtype
     x, kernel = x.astype(compute), kernel.astype(compute)
     if current_mesh() is not None:
@@ -68,8 +100,10 @@ class Linear(nnx.Module):
     `lora_scale`: y += scale * (x a) b (LoRA, equation 3). With `fused > 1` the kernel's first
     output axis holds that many independent Linears, each with its own pair of factors:
     a `[*in, fused, R]`, b `[fused, R, *out[1:]]`; otherwise a `[*in, R]`, b `[R, *out]`.
+    `dsd_jax.quantise` adds `kernel_scale`, and the kernel then holds codes.
     """
 
+    kernel_scale: nnx.Param | None = None
     lora_a: LoraParam | None = None
     lora_b: LoraParam | None = None
     lora_scale: float = 1.0
@@ -97,12 +131,17 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(self.out_shape, dtype)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        y = _contract(x, self.kernel[...], len(self.in_shape), self.precision)
+        y = _contract(x, self.kernel[...], len(self.in_shape), self.precision, self.kernel_scale)
         if self.lora_a is not None and self.lora_b is not None and not self.lora_merged:
             y = y + self._adapter(x, self.lora_a[...], self.lora_b[...])
         if self.bias is not None:
             y = y + lax.expand_dims(self.bias[...].astype(y.dtype), range(y.ndim - self.bias.ndim))
         return y
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """Name of each kernel, with its number of input axes."""
+        return {"kernel": len(self.in_shape)}
 
     def _adapter(self, x: Array, a: Array, b: Array) -> Array:
         hidden = _contract(x, a, len(self.in_shape), self.precision) * self.lora_scale
@@ -123,6 +162,10 @@ class JoinedLinear(nnx.Module):
     `lora_b`), as it does in the fused form.
     """
 
+    kernels: ClassVar[dict[str, int]] = {"attn_kernel": 2, "mlp_kernel": 1}
+    """Name of each kernel, with its number of input axes."""
+    attn_kernel_scale: nnx.Param | None = None
+    mlp_kernel_scale: nnx.Param | None = None
     lora_a_attn: LoraParam | None = None
     lora_a_mlp: LoraParam | None = None
     lora_b: LoraParam | None = None
@@ -141,17 +184,16 @@ class JoinedLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width, dtype))
 
     def __call__(self, attn: Float[Array, "B L N H"], mlp: Float[Array, "B L M"]) -> Array:
-        y = self._join(attn, self.attn_kernel[...], mlp, self.mlp_kernel[...])
+        attn_kernel, attn_scale = self.attn_kernel[...], self.attn_kernel_scale
+        mlp_kernel, mlp_scale = self.mlp_kernel[...], self.mlp_kernel_scale
+        y = _contract(attn, attn_kernel, 2, self.precision, attn_scale)
+        y = y + _contract(mlp, mlp_kernel, 1, self.precision, mlp_scale)
         a_attn, a_mlp, b = self.lora_a_attn, self.lora_a_mlp, self.lora_b
         if a_attn is not None and a_mlp is not None and b is not None and not self.lora_merged:
-            hidden = self._join(attn, a_attn[...], mlp, a_mlp[...]) * self.lora_scale
-            y = y + _contract(hidden, b[...], 1, self.precision)
+            hidden = _contract(attn, a_attn[...], 2, self.precision)
+            hidden = hidden + _contract(mlp, a_mlp[...], 1, self.precision)
+            y = y + _contract(hidden * self.lora_scale, b[...], 1, self.precision)
         return y + self.bias[...].astype(y.dtype)[None, None, :]
-
-    def _join(self, attn: Array, attn_kernel: Array, mlp: Array, mlp_kernel: Array) -> Array:
-        return _contract(attn, attn_kernel, 2, self.precision) + _contract(
-            mlp, mlp_kernel, 1, self.precision
-        )
 
 
 class Embedding(nnx.Module):

@@ -26,13 +26,15 @@ from flax import nnx
 
 from dsd_jax.condition import CANVAS
 from dsd_jax.errors import UserError
-from dsd_jax.layers import JoinedLinear, Linear, LoraParam
+from dsd_jax.layers import SCALE, JoinedLinear, Linear, LoraParam
+from dsd_jax.quantise import kind_of
 from dsd_jax.stack import layer_paths, without_layers
 from dsd_jax.types import Array, DTypeLike, Shape
 from dsd_jax.weights import Index, TensorSource, WeightSource
 
 __all__ = [
     "FACTOR_OF",
+    "NO_MERGE",
     "TARGETS",
     "Adapter",
     "LoraConfig",
@@ -57,6 +59,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }
 FACTOR_OF = {"kernel": "lora_a", "attn_kernel": "lora_a_attn", "mlp_kernel": "lora_a_mlp"}
 """Name of a kernel -> name of its A factor. The kernels of a layer share one `lora_b`."""
+NO_MERGE = (
+    "a LoRA cannot be merged into int8 or int4 weights, whose rounding would lose most of it; "
+    "leave out merge_lora, and it is applied beside them"
+)
 FACTOR_NAMES = (*FACTOR_OF.values(), "lora_b")
 
 
@@ -334,7 +340,15 @@ def merge(module: nnx.Module) -> None:
     """Adds every adapter to its kernel in place; the factors stay, unused, for `unmerge`.
 
     The sum is formed in float32 and rounded to the kernel's dtype.
+
+    Raises:
+        UserError: the kernels are quantised, and rounding to their codes would lose the adapter.
     """
+    for _, linear in _linears(module):
+        if linear.lora_b is not None and any(
+            getattr(linear, name + SCALE) is not None for name in linear.kernels
+        ):
+            raise UserError(NO_MERGE)
     _fold(module, 1.0)
 
 
@@ -353,7 +367,7 @@ class MergedSource:
             tensors that an adapter replaces have the adapter's.
 
     Raises:
-        UserError: an adapter does not fit the weights.
+        UserError: an adapter does not fit the weights, or they are quantised.
     """
 
     def __init__(
@@ -363,6 +377,8 @@ class MergedSource:
         dtype: DTypeLike | None = None,
     ) -> None:
         self.base, self.adapters = base, list(adapters)
+        if self.adapters and kind_of(base.dtypes) is not None:
+            raise UserError(NO_MERGE)
         self._dtype = None if dtype is None else np.dtype(dtype)
         held = base.shapes
         problems = []

@@ -21,6 +21,7 @@ from dsd_jax.config import (
 )
 from dsd_jax.flux import Flux
 from dsd_jax.lora import Adapter, add_factors, combine
+from dsd_jax.quantise import WeightKind, quantise_model, quantised
 from dsd_jax.sharding import (
     AUTOENCODER_RULES,
     CLIP_RULES,
@@ -64,11 +65,19 @@ def stacks_of(model: Model) -> dict[str, int]:
 
 @overload
 def abstract(
-    config: FluxConfig, *, precision: Precision, execution: Execution | None = None
+    config: FluxConfig,
+    *,
+    precision: Precision,
+    execution: Execution | None = None,
+    weights: WeightKind | None = None,
 ) -> Flux: ...
 @overload
 def abstract(
-    config: T5Config, *, precision: Precision, execution: Execution | None = None
+    config: T5Config,
+    *,
+    precision: Precision,
+    execution: Execution | None = None,
+    weights: WeightKind | None = None,
 ) -> T5Encoder: ...
 @overload
 def abstract(
@@ -86,8 +95,24 @@ def abstract(
 def abstract(
     config: DepthConfig, *, precision: Precision, execution: Execution | None = None
 ) -> Depth: ...
-def abstract(config: Config, *, precision: Precision, execution: Execution | None = None) -> Model:
-    """The model with shapes and dtypes but no arrays."""
+def abstract(
+    config: Config,
+    *,
+    precision: Precision,
+    execution: Execution | None = None,
+    weights: WeightKind | None = None,
+) -> Model:
+    """The model with shapes and dtypes but no arrays.
+
+    Args:
+        config: size of the model.
+        precision: dtypes of parameters and computation.
+        execution: implementations.
+        weights: hold the kernels of blocks in few bits, see `dsd_jax.quantise`.
+
+    Raises:
+        UserError: groups of int4 do not divide the inputs of a kernel.
+    """
 
     def make() -> Model:
         rngs = nnx.Rngs(0)
@@ -105,7 +130,10 @@ def abstract(config: Config, *, precision: Precision, execution: Execution | Non
             case DepthConfig():
                 return Depth(config, precision=precision, execution=execution, rngs=rngs)
 
-    return nnx.eval_shape(make)
+    model: Model = nnx.eval_shape(make)
+    if weights is not None:
+        quantise_model(model, stacks_of(model), weights)
+    return model
 
 
 def load(
@@ -120,7 +148,8 @@ def load(
 
     Args:
         model: result of `abstract`.
-        source: base weights.
+        source: base weights. Kernels that the model holds in few bits are quantised while they are
+            read, unless they are kept so.
         mesh: devices that hold the model; by default the first device.
         adapters: each with its scale; their factors stay apart from the kernels.
         reuse: arrays to take instead of reading them, see `dsd_jax.weights.materialise`.
@@ -128,6 +157,7 @@ def load(
     Raises:
         UserError: weights or adapters do not fit the model, or the mesh does not divide it.
     """
+    source = quantised(source, model, stacks_of(model))
     if adapters:
         ranks, factors = combine(model, adapters, stacks_of(model))
         add_factors(model, ranks)

@@ -21,6 +21,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.lora import Adapter
 from dsd_jax.models import Config
+from dsd_jax.quantise import WeightKind, kind_of
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.weights import Layered, WeightSource, Zeros
 
@@ -65,6 +66,23 @@ class Component(Generic[Config_co]):
         A converted folder gives the digests of the files it was converted from; empty if unknown.
         """
         return self.digests()
+
+    def settle(self, wanted: WeightKind | None) -> WeightKind | None:
+        """The kind of weights to load: the wanted one, or what the files hold.
+
+        Args:
+            wanted: kind that the user asks for; None takes the weights as they are kept.
+
+        Raises:
+            UserError: the files hold quantised weights of another kind.
+        """
+        held = kind_of(self.source.dtypes)
+        if wanted is not None and held not in (None, wanted):
+            raise UserError(
+                f"{self.path} holds {held} weights, which cannot become {wanted}; leave out "
+                "--weights, or give the weights that they were made from"
+            )
+        return held or wanted
 
     def expect(self, kind: type[Kind]) -> "Component[Kind]":
         """Returns itself, if it holds a model of this kind.

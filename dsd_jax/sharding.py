@@ -269,6 +269,9 @@ def param_specs(
 ) -> dict[str, PartitionSpec]:
     """Finds the partition spec of every parameter.
 
+    The scales of a quantised kernel follow the kernel's rule: those of channels by the axes of its
+    outputs, those of groups by all axes that divide them.
+
     Args:
         shapes: parameter path -> shape; paths as in either layout of `dsd_jax.stack`.
         rules: ordered table; the first pattern that matches the path (layer numbers removed) wins.
@@ -284,8 +287,11 @@ def param_specs(
     used: set[str] = set()
     specs: dict[str, PartitionSpec] = {}
     for path, shape in shapes.items():
-        key = without_layers(path)
-        stacked = key == path and any(path.startswith(stack + ".") for stack in stacks)
+        beside = path.endswith("kernel_scale")
+        key = without_layers(path.removesuffix("_scale") if beside else path)
+        stacked = without_layers(path) == path and any(
+            path.startswith(stack + ".") for stack in stacks
+        )
         pattern, axes = next(
             ((rule, axes) for rule, axes in (*rules, *spare) if re.fullmatch(rule, key)), ("", ())
         )
@@ -293,6 +299,8 @@ def param_specs(
         if not pattern and math.prod(shape) >= LARGE:
             problems.append(f"{path} {shape}: no sharding rule matches this large parameter")
         own = shape[1:] if stacked else shape
+        if beside:
+            axes = axes[len(axes) - len(own) :]
         if axes and len(axes) != len(own):
             problems.append(f"{path} {own}: rule {pattern!r} has {len(axes)} axes")
             continue
@@ -304,7 +312,7 @@ def param_specs(
         for size, axis, names in zip(own, axes, entries, strict=bool(axes)):
             kept = _dividing(mesh, size, names)
             ways = math.prod(mesh.shape[name] for name in names)
-            if size % ways and axis not in YIELDING:
+            if size % ways and axis not in YIELDING and not beside:
                 problems.append(f"{path} {own}: {'x'.join(names)}={ways} does not divide {size}")
             spec.append(tuple(name for name in kept if mesh.shape[name] > 1) or None)
         specs[path] = PartitionSpec(*([None] * stacked), *spec)

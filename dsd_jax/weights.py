@@ -6,6 +6,7 @@ the slices that this host's devices hold, stacks layers where the module is scan
 more than a few tensors on the host.
 """
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar, runtime_checkable
@@ -179,8 +180,12 @@ def materialise(
         sharding = shardings[path] if isinstance(shardings, Mapping) else shardings
         return jax.make_array_from_callback(shape, sharding, read_once)
 
+    # Large parameters first: they take longest, and scales are known once their kernels are read.
+    items = list(zip(paths, flat, strict=True))
+    order = sorted(range(len(items)), key=lambda i: -math.prod(items[i][1][1].shape))
     with ThreadPoolExecutor(READERS) as pool:
-        arrays = list(pool.map(load, zip(paths, flat, strict=True)))
+        loaded = dict(zip(order, pool.map(load, (items[i] for i in order)), strict=True))
+    arrays = [loaded[i] for i in range(len(items))]
     filled = [
         (path, variable.replace(array))
         for (path, variable), array in zip(flat, arrays, strict=True)

@@ -125,8 +125,9 @@ def structure(kind: type[Instance], given: Mapping[str, Any], where: str) -> Ins
         plain = next((t for t in _NAMES if wanted in (t, t | None)), None)
         if plain is not None and not (value is None and wanted == plain | None):
             values[name] = _plain(name, value, plain)
-        classes = [t for t in typing.get_args(wanted) or (wanted,) if isinstance(t, type)]
-        if plain is None and classes and not isinstance(value, tuple(classes)):
+        classes = typing.get_args(wanted) or (wanted,)
+        checked = plain is None and all(isinstance(t, type) for t in classes)
+        if checked and not isinstance(value, classes):
             words = " or ".join("None" if t is type(None) else t.__name__ for t in classes)
             hint = f"; {_HINTS[name]}" if name in _HINTS else ""
             raise UserError(f"{name} must be {words}, got {value!r}{hint}")

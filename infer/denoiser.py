@@ -57,7 +57,12 @@ class Denoiser:
     ) -> None:
         self._transformer, self._adapters, self._options = transformer, adapters, options
         opened = with_condition(transformer, adapters)
-        model = abstract(opened.config, precision=options.precision, execution=options.running)
+        model = abstract(
+            opened.config,
+            precision=options.precision,
+            execution=options.running,
+            weights=opened.settle(options.weights),
+        )
         if options.merge_lora and adapters:
             dtype = options.precision.param_dtype
             merged = MergedSource(opened.source, adapters, dtype)

@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from dsd_jax.config import BFLOAT16, Execution, Precision, default_execution
 from dsd_jax.errors import UserError
 from dsd_jax.infer.arguments import check_choice
+from dsd_jax.lora import NO_MERGE
+from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import MeshConfig, make_mesh
 
 __all__ = ["LoadOptions", "LoadOptionsDict", "Offload", "mesh_of"]
@@ -25,23 +27,30 @@ class LoadOptions:
         precision: dtypes of the weights and of the computation.
         execution: implementations; None chooses them for the backend.
         mesh: devices that share the work; None uses the first device alone.
+        weights: hold the kernels of the transformer's blocks in few bits, "int8" or "int4", and
+            those of T5's in int8. None holds weights as they are kept.
         merge_lora: add LoRAs to the weights instead of keeping them apart. Steps are faster, sums
             are rounded to the dtype of the weights, and a change of LoRAs reads the weights again.
         offload: "model" keeps one of text encoders, transformer and VAE in memory at a
             time; "layers" also keeps the blocks in host memory and moves one layer at a time.
 
     Raises:
-        UserError: an unknown `offload`.
+        UserError: an unknown `offload` or `weights`, or LoRAs to merge into quantised weights.
     """
 
     precision: Precision = BFLOAT16
     execution: Execution | None = None
     mesh: Mesh | None = None
+    weights: WeightKind | None = None
     merge_lora: bool = False
     offload: Offload = "none"
 
     def __post_init__(self) -> None:
         check_choice("offload", self.offload, get_args(Offload), {"sequential": "layers"})
+        if self.weights is not None:
+            check_choice("weights", self.weights, get_args(WeightKind))
+            if self.merge_lora:
+                raise UserError(NO_MERGE)
 
     @property
     def stays(self) -> bool:
@@ -63,6 +72,7 @@ class LoadOptionsDict(TypedDict, total=False):
     precision: Precision
     execution: Execution | None
     mesh: Mesh | None
+    weights: WeightKind | None
     merge_lora: bool
     offload: Offload
 

@@ -84,7 +84,13 @@ class Pipeline:
         placed: dict[str, Any] = {"precision": options.precision, "mesh": options.mesh}
         self._text = Lazy(
             "text encoders",
-            lambda: TextEncoder.load(parts.text, execution=options.running, **placed),
+            lambda: TextEncoder.load(
+                parts.text,
+                execution=options.running,
+                # T5 is not sampled through again and again: 4 bits would gain little.
+                weights=options.weights and "int8",
+                **placed,
+            ),
             keep=options.stays,
         )
         self._codec = Lazy(
@@ -193,10 +199,12 @@ class Pipeline:
         self._loras = loras
         transformer = with_condition(self.parts.transformer, [*loras.values()])
         self.transformer_config = transformer.config
+        weights = transformer.settle(self.options.weights)
         self.identity: dict[str, Any] = {
             "model": _public_model(transformer.path),
             "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in loras.values()],
             "dtype": jnp.dtype(self.options.precision.compute_dtype).name,
+            **({} if weights is None else {"weights": weights}),
             "max_sequence_length": self.tokenizers.t5_length,
         }
 

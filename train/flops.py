@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dsd_jax.aot import CHIPS
 from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
+from dsd_jax.layers import SCALE
 from dsd_jax.stack import without_layers
 from dsd_jax.types import Shape
 
@@ -68,7 +69,8 @@ def step_flops(
     """
     sums = {True: 0.0, False: 0.0}
     for path, shape in shapes.items():
-        if any(name in path.rpartition(".")[2] for name in _MATRIX):
+        own = path.rpartition(".")[2]
+        if any(name in own for name in _MATRIX) and not own.endswith(SCALE):
             key = without_layers(path)
             # Modulations, time, guidance and the pooled text see one vector per sample.
             tokens = 1

@@ -271,6 +271,21 @@ class TestLoading:
         assert close(latents(lora_path=[lora], lora_scale=[0.0]), result.latents[:1])
         assert close(latents(lora_path=[lora, lora], lora_scale=0.5), whole)
 
+    def test_weights_in_eight_bits(self, folder, result):
+        pipe = load(folder, weights="int8")
+        made = pipe(TEXT, picture(), seed=5, **SIZE)
+        assert close(made.latents[0], result.latents[0], 0.03)
+        assert not close(made.latents[0], result.latents[0])
+        assert made.parameters[0]["weights"] == "int8"
+        assert "weights" not in result.parameters[0]
+        with pipe._text.use("nothing") as text:
+            dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(text._t5)}
+        assert "int8" in dtypes
+
+    def test_a_lora_is_not_merged_into_eight_bits(self, folder):
+        with pytest.raises(UserError, match="cannot be merged into int8 or int4 weights"):
+            load(folder, weights="int8", merge_lora=True)
+
     def test_a_lora_can_bring_the_condition_embedding(self, folder, tmp_path):
         file = write_random_lora(tmp_path / "full.safetensors", CONDITIONAL, full=True)
         pipe = load(folder, model_path=None, lora_path=file)
