@@ -74,7 +74,8 @@ class Task:
         description: Text in `[caption]` that asks for a description of the target.
         instruction: Text in `[caption]` that asks for the edit from reference to target.
         frame_weights: Weights of the two frames in the loss of a model trained on this task alone.
-        metric: Name of the score that compares models on this task.
+        metric: Name of the score, without a backbone, that compares models on this task. None where
+            no score tells a good image from a bad one.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Task:
     description: str = "target"
     instruction: str = "instruction"
     frame_weights: FrameWeights = FrameWeights()
-    metric: str = "identity"
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -94,17 +95,17 @@ class Task:
             )
 
 
-IDENTITY = Task("identity", grid="identity")
+IDENTITY = Task("identity", grid="identity", metric="dino-others")
 """The paper's: the same subject in another scene."""
-RELIGHT = Task("relight", grid="relight", max_drift=2.0)
+RELIGHT = Task("relight", grid="relight", max_drift=2.0, metric="drift")
 """The same scene under another light."""
-EXPRESSION = Task("expression", grid="expression")
+EXPRESSION = Task("expression", grid="expression", metric="dino-others")
 """The same character in another mood."""
 FREE = Task("free", grid="free")
 """Four panels that belong together in a way that the language model chooses."""
 DEPTH = Task("depth", frame_weights=FrameWeights(reference=0.0), metric="depth-order")
 """A photograph for a depth map. The map is given, so only the target's frame is in the loss."""
-INSTRUCTION = Task("instruction", metric="instruction")
+INSTRUCTION = Task("instruction")
 """The picture that an instruction makes of the reference."""
 
 TASKS = {task.name: task for task in (IDENTITY, RELIGHT, EXPRESSION, FREE, DEPTH, INSTRUCTION)}

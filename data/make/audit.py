@@ -28,7 +28,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256, write_file
 from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.audit import POPULATION, STRATUM, SWAPPED
-from dsd_jax.infer.evaluate.cases import Case, Picture
+from dsd_jax.infer.evaluate.cases import TASK, Case, Picture
 from dsd_jax.infer.evaluate.judge import ledger_of
 from dsd_jax.infer.evaluate.queries import JudgeConfig
 from dsd_jax.infer.evaluate.ratings import Rating, State, add_ratings, read_ratings
@@ -42,7 +42,6 @@ __all__ = ["METHOD", "Asking", "ask_runs", "sample_run"]
 
 METHOD = "curation"
 _ASPECT = "same"
-_TASK = "task"  # tag of a case: name of the task whose question is asked
 _KEPT_TEXT = 4_000  # characters of an answer in its rating; the ledger has all of it
 
 
@@ -113,7 +112,7 @@ def _written(pair: Pair, stratum: str, parts: Parts, folder: Path) -> tuple[Case
         prompt="",
         references=(Picture(paths[0], reference),),
         category=pair.task,
-        tags={_TASK: pair.task, STRATUM: stratum},
+        tags={TASK: pair.task, STRATUM: stratum},
     )
     return case, Image(case.id, 0, paths[1], target)
 
@@ -224,7 +223,7 @@ def _ask(
     async def work(query: _Query, ask: Ask) -> Rating:
         first, second = [await asyncio.to_thread(_png, path) for path, _ in query.files]
         panels = (second, first) if query.aspect.endswith(SWAPPED) else (first, second)
-        question = task_named(query.case.tags.get(_TASK, IDENTITY.name)).question
+        question = task_named(query.case.tags.get(TASK, IDENTITY.name)).question
         decision, turns = await asker.decide(query.item, question, asking.mode, panels, ask)
         rating = _rating(decision, query.image, turns[-1].answer if turns else "")
         return dataclasses.replace(

@@ -18,6 +18,7 @@ from dsd_jax.files import file_sha256, write_file
 from dsd_jax.structured import built_lines
 
 __all__ = [
+    "TASK",
     "Case",
     "Picture",
     "cases_sha256",
@@ -26,6 +27,8 @@ __all__ = [
     "write_cases",
 ]
 
+TASK = "task"
+"""Tag of a case that names its task, see `dsd_jax.tasks`."""
 _ID = re.compile(r"[A-Za-z0-9_.'-]{1,200}")
 
 

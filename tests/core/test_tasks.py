@@ -4,6 +4,9 @@ import pytest
 
 from dsd_jax.data.make.wording import load_wording
 from dsd_jax.errors import UserError
+from dsd_jax.infer.evaluate.depths import depth_metrics
+from dsd_jax.infer.evaluate.measures import image_metrics
+from dsd_jax.infer.evaluate.moved import drift_metrics
 from dsd_jax.tasks import TASKS, Similarity, Task, task_named
 
 
@@ -14,6 +17,18 @@ def test_every_text_that_a_task_names_is_in_our_wordings(task: Task):
     assert {task.description, task.instruction} <= {*load_wording(None, "caption").texts}
     if task.grid is not None:
         assert task.grid in load_wording(None, "prompts").texts
+
+
+def test_every_metric_of_a_task_is_one_that_evaluations_know():
+    known = {own.name for own in (*image_metrics(), *drift_metrics(), *depth_metrics())}
+    named = {task.name: task.metric for task in TASKS.values() if task.metric}
+    assert named == {
+        "identity": "dino-others",
+        "relight": "drift",
+        "expression": "dino-others",
+        "depth": "depth-order",
+    }
+    assert set(named.values()) <= known
 
 
 def test_an_unknown_task_is_named_with_the_nearest_one():

@@ -7,7 +7,7 @@ from collections import Counter
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.benches.source import Source, file_name, picture
-from dsd_jax.infer.evaluate.cases import Case
+from dsd_jax.infer.evaluate.cases import TASK, Case
 from dsd_jax.rows import Row, lookup, open_table, plain_path, plain_text
 from dsd_jax.structured import MalformedError, parse_json
 
@@ -47,6 +47,7 @@ def _case(row: Row, prompts: "Counter[str]") -> Case:
     subject = file_name(_grid(row) or name)
     index = prompts[subject]
     prompts[subject] += 1
+    task = _text(row, "task")
     return Case(
         id=file_name(name),
         bench="pairs",
@@ -54,10 +55,10 @@ def _case(row: Row, prompts: "Counter[str]") -> Case:
         prompt=prompt,
         references=(reference,),
         targets=(target,),
-        category=_text(row, "task"),
+        category=task,
         prompt_index=index,
         subject_text=_text(row, "subject"),
-        tags={"pair": name},
+        tags={"pair": name, TASK: task},
     )
 
 

@@ -91,6 +91,37 @@ def test_the_command_scores_runs_on_a_mesh(
     assert {name.split("-")[0] for name in kept} == {"tiny", "pixels"}
 
 
+@pytest.mark.parametrize(
+    ("tasks", "advice"),
+    [
+        (("relight", "relight"), "compare methods on the task relight by drift@meter"),
+        (
+            ("depth", "depth"),
+            "compare methods on the task depth by depth-order, which these metrics do not include",
+        ),
+        (("relight", "depth"), None),
+        (("free", "free"), None),
+        (("single_object", "single_object"), None),
+    ],
+)
+def test_the_command_names_the_metric_of_the_task(
+    tasks: tuple[str, str],
+    advice: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    picture = true_picture(tmp_path, "a", noise(0))
+    cases = [
+        Case(str(number), "pairs", "a", "x", (picture,), tags={"task": task})
+        for number, task in enumerate(tasks)
+    ]
+    run = made_run(tmp_path, "ours", cases, {"0": noise(0), "1": noise(0)})
+    words = ["--metrics", "drift", "--device", "cpu", "--compilation_cache", "off"]
+    assert not main(["evaluate", "score", str(run.folder), *words])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("compare")] == ([advice] if advice else [])
+
+
 def test_runs_without_images_and_every_backbone_that_is_given_are_looked_at(
     tmp_path: Path, vit: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -354,6 +354,7 @@ class TestPairs:
         assert [case.id for case in cases] == ["pair-0", "pair-1", "pair-2"]
         assert cases[1].prompt == "a red cat number 1"
         assert (cases[1].subject_text, cases[1].category) == ("cat", "identity")
+        assert cases[1].tags == {"pair": "pair-1", "task": "identity"}
         assert cases[1].reference.path.read_bytes() == store[1].reference
         assert cases[1].targets[0].path.read_bytes() == store[1].target
 
