@@ -27,6 +27,7 @@ __all__ = [
     "Preferences",
     "bradley_terry",
     "cohen_kappa",
+    "complement",
     "entropy",
     "krippendorff_alpha",
     "mean_correlation",
@@ -69,6 +70,11 @@ def wilson(count: Count | tuple[float, float], confidence: float = 0.95) -> Inte
 
 def _z(confidence: float) -> float:
     return float(ndtri((1 + confidence) / 2))
+
+
+def complement(share: Interval) -> Interval:
+    """The share of all other items, with its interval."""
+    return Interval(1 - share.value, 1 - share.high, 1 - share.low)
 
 
 def ratio(numerator: Interval, denominator: Interval) -> Interval:

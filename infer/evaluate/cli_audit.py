@@ -6,15 +6,14 @@ import tyro
 
 from dsd_jax.infer.evaluate.audit import (
     ASPECTS,
-    against_labels,
     against_others,
     against_probes,
     against_swaps,
     channels,
     open_audited,
-    shortfalls,
     with_itself,
 )
+from dsd_jax.infer.evaluate.audit_labels import against_labels, shortfalls
 from dsd_jax.infer.evaluate.audit_report import audit_text, check_output, write_audit
 from dsd_jax.infer.evaluate.labels import places_of, read_labels
 from dsd_jax.infer.evaluate.probes import write_probes
@@ -40,7 +39,8 @@ def audit(
         runs: Folders of runs that judges have rated.
         labels: Folder of a study of mode same, or a table with the columns id, rater and label
             (yes, no or unsure).
-        least: Part of its scale from which a rating counts as a yes.
+        least: Part of its scale, above 0 and at most 1, from which a rating counts as a yes: with
+            0.75, 3 of 4 and 8 of 10 do.
         aspects: Aspects to audit: those that ask whether the subject is the same. A protocol that
             lowers them for copies, such as dsd-debiased, must fail the probe `identical`.
         half_width: Half width of the interval of a precision that is wanted. The audit says how

@@ -9,7 +9,8 @@ from dsd_jax.cli import main
 from dsd_jax.data.make.audit import Asking, ask_runs, sample_run
 from dsd_jax.data.make.ids import PairId
 from dsd_jax.errors import UserError
-from dsd_jax.infer.evaluate.audit import against_labels, against_swaps, channels
+from dsd_jax.infer.evaluate.audit import against_swaps, channels
+from dsd_jax.infer.evaluate.audit_labels import against_labels
 from dsd_jax.infer.evaluate.labels import places_of, read_labels
 from dsd_jax.infer.evaluate.queries import JudgeConfig
 from dsd_jax.infer.evaluate.ratings import read_ratings

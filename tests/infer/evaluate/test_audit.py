@@ -11,15 +11,14 @@ from PIL import Image as PilImage
 from dsd_jax.cli import main
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.audit import (
-    against_labels,
     against_others,
     against_probes,
     against_swaps,
     channels,
     open_audited,
-    shortfalls,
     with_itself,
 )
+from dsd_jax.infer.evaluate.audit_labels import against_labels, shortfalls
 from dsd_jax.infer.evaluate.benches import toy
 from dsd_jax.infer.evaluate.benches.registry import prepare
 from dsd_jax.infer.evaluate.benches.source import Source
