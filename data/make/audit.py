@@ -147,7 +147,7 @@ def _rating(decision: Decision, image: Image, text: str) -> Rating:
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How the curation question is asked.
+    """Settings by which the curation question is asked.
 
     Attributes:
         mode: steps asks in three turns, as the paper does. scores asks for a mark per aspect.

@@ -65,7 +65,7 @@ def _equal(one: Seen, other: Seen, name: str) -> bool:
 
 
 def _followed(prompt: str, image: Seen) -> Checks:
-    """What a prompt asks for, and whether an image shows it."""
+    """Checks an image for everything that a prompt asks for."""
     checks = {"thing": image.shape is not None}
     subject, scene = parse_subject(prompt), parse_scene(prompt)
     if subject is not None:

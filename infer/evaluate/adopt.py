@@ -46,7 +46,7 @@ Kind = Literal[
     "missing", "corrupt", "duplicate", "swapped", "extra", "rephrased", "repeated", "blank"
 ]
 HOLES: tuple[Kind, ...] = ("missing", "corrupt", "duplicate", "swapped")
-"""What makes an import incomplete."""
+"""Findings that leave an import incomplete."""
 
 REPORT = "import.json"
 _SIDE = 16  # pixels of the thumbnails by which references are told apart

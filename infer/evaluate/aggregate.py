@@ -162,7 +162,7 @@ class Design:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
-    """What one judge said about one aspect of a run.
+    """Scores of one aspect of a run by one judge.
 
     Attributes:
         design: The cases of the benchmark.

@@ -78,7 +78,7 @@ _JSON = Limits(gaps=True)
 
 @dataclasses.dataclass(frozen=True)
 class Archived:
-    """What the archive knows of one method.
+    """Ratings and scores of one method in the archive.
 
     Attributes:
         method: Word that stands for it in names of files.

@@ -33,7 +33,7 @@ __all__ = ["Making", "generate"]
 
 @dataclasses.dataclass(frozen=True)
 class Making:
-    """What is made of every case.
+    """Settings by which the images of every case are made.
 
     Attributes:
         method: Name of the method in tables.
@@ -123,7 +123,7 @@ def generate(
 
 
 def _about(enriched: Enriched | None) -> dict[str, object]:
-    """What a run says of its prompts."""
+    """Describes the prompts of a run, for its settings."""
     if enriched is None:
         return {"kind": "original"}
     about = {"model": enriched.model, "wording": enriched.wording, "failed": dict(enriched.failed)}

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 Treatment = Literal["present", "common", "worst"]
-"""Which cases count: those that a method has, those that all methods have, or all of them."""
+"""Cases that count: those that a method has, those that all methods have, or all of them."""
 
 TREATMENTS: dict[Treatment, str] = {
     "present": "cases with a score",
@@ -58,7 +58,7 @@ TREATMENTS: dict[Treatment, str] = {
 PRODUCT, PRODUCTS, ROOT = "cp*pf", "mean cp*pf", "overall"
 
 NAMES = {"cp": "CP", "pf": "PF", "sc": "SC", PRODUCT: "CP·PF", PRODUCTS: "mean of CP·PF"}
-"""How tables write numbers; others keep their name."""
+"""Names of numbers in tables; others keep their own."""
 
 
 @dataclasses.dataclass(frozen=True)

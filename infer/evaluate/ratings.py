@@ -63,7 +63,7 @@ class Rating:
 
     @property
     def key(self) -> Key:
-        """What a run has one rating of."""
+        """Case, image, question, judge and round; a run has one rating of each."""
         return self.case, self.sample, self.protocol, self.aspect, self.judge, self.round
 
 

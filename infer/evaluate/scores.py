@@ -16,7 +16,7 @@ _FOLDER = "scores"
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a metric says about an image.
+    """Score of an image by one metric.
 
     Attributes:
         case: Id of the case; for a metric of a whole subject (diversity), the subject.

@@ -57,7 +57,7 @@ class TruthBackbone:
 
 @functools.lru_cache(4096)
 def _seen(pixels: bytes) -> Seen:
-    """What the pixel judge sees, once for truth and mask."""
+    """Looks at a picture as the pixel judge does, once for truth and mask."""
     return judge(np.frombuffer(pixels, np.uint8).reshape(PANEL, PANEL, 3))
 
 

@@ -1,4 +1,4 @@
-"""What an adapter reads: the folders of a benchmark, and its pictures, which are all opened."""
+"""Folders of a benchmark as an adapter reads them, and its pictures, which are all opened."""
 
 import dataclasses
 import hashlib
@@ -34,7 +34,7 @@ _OTHER = re.compile(r"[^A-Za-z0-9_.'-]+")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a benchmark lies, and what to make of it.
+    """Places of a benchmark, and choices about its cases.
 
     Attributes:
         roots: Folders of the benchmark, in the order that it states; a file for a table.

@@ -77,7 +77,7 @@ def _case(entry: object, where: str, clone: Path, dreambench: Path) -> Case:
 
 
 def _path(category: str, file: str, number: str, clone: Path, dreambench: Path) -> Path:
-    """Where a picture lies that the list calls `object/65_anime space ranger.jpg`."""
+    """Place of a picture that the list calls `object/65_anime space ranger.jpg`."""
     if category == "human":
         return clone / "assets" / "XVerseBench" / "human" / file
     if category == "object" and int(number) >= _OBJECTS:

@@ -97,7 +97,7 @@ class Questions:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What a rater sees at a time.
+    """One question of a study: pictures that a rater sees together.
 
     Attributes:
         id: Random.
@@ -114,7 +114,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What the page holds.
+    """Content of the page, which tells no rater which method made a picture.
 
     Attributes:
         schema: Version of the files.
@@ -143,7 +143,7 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class KeyItem:
-    """What an item shows.
+    """Origin of an item's pictures, which its rater must not know.
 
     Attributes:
         list: Number of its list.
@@ -162,7 +162,7 @@ class KeyItem:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What the items of a study show.
+    """Key of a study: the origin of the pictures of every item.
 
     Attributes:
         schema: Version of the files.
