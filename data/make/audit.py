@@ -28,11 +28,11 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256, write_file
 from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.audit import POPULATION, STRATUM, SWAPPED
-from dsd_jax.infer.evaluate.cases import TASK, Case, Picture
+from dsd_jax.infer.evaluate.cases import TASK, Case, Picture, check_unchanged
 from dsd_jax.infer.evaluate.judge import ledger_of
 from dsd_jax.infer.evaluate.queries import JudgeConfig
 from dsd_jax.infer.evaluate.ratings import Rating, State, add_ratings, read_ratings
-from dsd_jax.infer.evaluate.runs import Image, Run, check_unchanged, write_run
+from dsd_jax.infer.evaluate.runs import Image, Run, write_run
 from dsd_jax.llm.messages import Ask
 from dsd_jax.llm.session import Session
 from dsd_jax.progress import progress

@@ -23,12 +23,14 @@ __all__ = [
     "Picture",
     "cases_sha256",
     "check_references",
+    "check_unchanged",
     "read_cases",
     "write_cases",
 ]
 
 TASK = "task"
 """Tag of a case that names its task, see `dsd_jax.tasks`."""
+_RESTORE = "restore it, or prepare the cases or make the run again"
 _ID = re.compile(r"[A-Za-z0-9_.'-]{1,200}")
 
 
@@ -154,14 +156,20 @@ def check_references(cases: Iterable[Case]) -> None:
     Raises:
         UserError: One is missing or has changed.
     """
-    for picture in {case.reference for case in cases}:
-        if not picture.path.exists():
-            raise UserError(f"there is no reference {picture.path}; prepare the cases again")
-        if file_sha256(picture.path) != picture.sha256:
-            raise UserError(
-                f"{picture.path} has changed since the cases were prepared; restore it, or prepare "
-                "the cases again"
-            )
+    check_unchanged({case.reference.path: case.reference.sha256 for case in cases})
+
+
+def check_unchanged(files: Mapping[Path, str]) -> None:
+    """Compares pictures of cases and images of runs with their digests.
+
+    Raises:
+        UserError: One is missing or has changed.
+    """
+    for path, digest in files.items():
+        if not path.is_file():
+            raise UserError(f"there is no image at {path}; {_RESTORE}")
+        if file_sha256(path) != digest:
+            raise UserError(f"{path} has changed since it was recorded; {_RESTORE}")
 
 
 def _moved(case: Case, move: Callable[[Path], Path]) -> Case:

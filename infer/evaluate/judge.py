@@ -14,10 +14,11 @@ from pathlib import Path
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.answers import read_score
+from dsd_jax.infer.evaluate.cases import check_unchanged
 from dsd_jax.infer.evaluate.protocols import judge_picture
 from dsd_jax.infer.evaluate.queries import JudgeConfig, Query, valid_ratings
 from dsd_jax.infer.evaluate.ratings import Rating, State, add_ratings
-from dsd_jax.infer.evaluate.runs import Run, check_unchanged
+from dsd_jax.infer.evaluate.runs import Run
 from dsd_jax.llm.messages import Answer, Ask, Picture, Unanswered, Usage
 from dsd_jax.llm.prices import expected_tokens, load_prices
 from dsd_jax.llm.session import Session

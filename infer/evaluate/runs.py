@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dsd_jax.errors import UserError
-from dsd_jax.files import file_sha256, write_file
+from dsd_jax.files import write_file
 from dsd_jax.infer.evaluate.cases import Case, cases_sha256, read_cases, write_cases
 from dsd_jax.structured import build, built_lines, read_json
 
@@ -26,7 +26,6 @@ __all__ = [
     "Image",
     "Run",
     "check_folder",
-    "check_unchanged",
     "open_run",
     "open_runs",
     "write_run",
@@ -178,22 +177,6 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
                     f"{other.folder} and {run.folder} have other cases, so they cannot be compared"
                 )
     return runs
-
-
-def check_unchanged(files: Mapping[Path, str]) -> None:
-    """Compares images and references with the digests of their run.
-
-    Raises:
-        UserError: One is missing or has changed.
-    """
-    for path, digest in files.items():
-        if not path.is_file():
-            raise UserError(f"there is no image at {path}; put it back, or make the run again")
-        if file_sha256(path) != digest:
-            raise UserError(
-                f"{path} has changed since its run was made; make the run again, then its images "
-                "that changed are judged anew"
-            )
 
 
 def _head(folder: Path) -> _Head:

@@ -167,7 +167,7 @@ class TestAsk:
     ):
         run = sample_run(making, tmp_path / "sample", 4, seed=0)
         run.images[2].path.write_bytes(run.images[0].path.read_bytes())
-        with pytest.raises(UserError, match="has changed since its run was made"):
+        with pytest.raises(UserError, match="has changed since it was recorded"):
             ask_runs([run], TOY, Asking())
         assert asked == []
 

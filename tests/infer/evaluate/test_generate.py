@@ -179,10 +179,10 @@ def test_an_image_that_fails_is_told_and_missing(pipe, cases, tmp_path):
 class TestRefused:
     def test_a_reference_that_changed_or_is_gone(self, pipe, cases, tmp_path):
         picture(5).save(cases[0].reference.path)
-        with pytest.raises(UserError, match=r"cat.png has changed since the cases were prepared"):
+        with pytest.raises(UserError, match=r"cat.png has changed since it was recorded"):
             generate(pipe, cases, tmp_path / "run", OURS)
         cases[0].reference.path.unlink()
-        with pytest.raises(UserError, match=r"there is no reference .*cat.png; prepare the cases"):
+        with pytest.raises(UserError, match=r"there is no image at .*cat.png; restore it, or prep"):
             generate(pipe, cases, tmp_path / "run", OURS)
         assert not (tmp_path / "run").exists()
 

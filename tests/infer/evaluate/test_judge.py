@@ -176,7 +176,7 @@ class TestResuming:
         with Server(score_for) as server:
             before = ask(run, server)
             drawn(run.images[1].path, (9, 9, 9))
-            with pytest.raises(UserError, match=r"s0-1\.png has changed since its run was made"):
+            with pytest.raises(UserError, match=r"s0-1\.png has changed since it was recorded"):
                 ask(run, server, rounds=2)
             assert server.paid == 12
             changed = made_run(run.folder.parent, "ours", cases)  # draws the first one again
