@@ -18,7 +18,7 @@ from etils import epath
 from dsd_jax.convert.hub import find_table
 from dsd_jax.data.pairs.importer import Imported, copy_rows
 from dsd_jax.data.pairs.pictures import PictureFolder
-from dsd_jax.data.pairs.reader import ImportSettings, RowError, RowReader
+from dsd_jax.data.pairs.reader import FILE_NAME, ImportSettings, RowError, RowReader
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
 from dsd_jax.data.pairs.store import MANIFEST
 from dsd_jax.data.pairs.writer import PairWriter
@@ -27,7 +27,7 @@ from dsd_jax.files import begin_folder, explained, locked, remove_tree, write_fi
 from dsd_jax.images import open_image
 from dsd_jax.interrupt import Stop
 from dsd_jax.progress import progress
-from dsd_jax.rows import Row, Table, open_table
+from dsd_jax.rows import Position, Row, Table, open_table
 from dsd_jax.shares import ALL, WorkerShare
 from dsd_jax.tasks import DEPTH
 from dsd_jax.threads import in_order
@@ -98,9 +98,9 @@ class _DepthReader(RowReader):
         Raises:
             RowError: It cannot be used; the message says why.
         """
-        path = self._map(row)
+        path = self._map(row.position)
         if not path.exists():
-            raise RowError(self._reason(row).read_text(encoding="utf-8"))
+            raise RowError(self._reason(row.position).read_text(encoding="utf-8"))
         size = (image := self.image(row)).target_size
         pair = dataclasses.replace(
             image, reference=path.read_bytes(), reference_size=size, task=DEPTH.name
@@ -119,9 +119,9 @@ class _DepthReader(RowReader):
             raise RowError(str(error).removeprefix("reference: ")) from None
         return record
 
-    def known(self, row: Row) -> bool:
+    def known(self, position: Position) -> bool:
         """Whether the map of a row is there, or the reason why there is none."""
-        return self._map(row).exists() or self._reason(row).exists()
+        return self._map(position).exists() or self._reason(position).exists()
 
     def keep(self, row: Row, picture: bytes) -> None:
         """Writes the map of a row.
@@ -129,7 +129,7 @@ class _DepthReader(RowReader):
         Raises:
             UserError: It cannot be written.
         """
-        self._write(self._map(row), picture)
+        self._write(self._map(row.position), picture)
 
     def refuse(self, row: Row, reason: str) -> None:
         """Writes the reason why a row has no map.
@@ -137,19 +137,19 @@ class _DepthReader(RowReader):
         Raises:
             UserError: It cannot be written.
         """
-        self._write(self._reason(row), reason.encode(errors="backslashreplace"))
+        self._write(self._reason(row.position), reason.encode(errors="backslashreplace"))
 
     def _write(self, path: Path, content: bytes) -> None:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
 
-    def _map(self, row: Row) -> Path:
-        file, number = row.position
+    def _map(self, position: Position) -> Path:
+        file, number = position
         return self._maps / f"{file:05d}-{number // _PER_FOLDER:05d}" / f"{number}.png"
 
-    def _reason(self, row: Row) -> Path:
-        return self._map(row).with_suffix(".txt")
+    def _reason(self, position: Position) -> Path:
+        return self._map(position).with_suffix(".txt")
 
 
 def make_depth_pairs(
@@ -193,8 +193,9 @@ def make_depth_pairs(
     mark = json.dumps(origin, indent=1) + "\n"
     begin_folder(target, _MARK, mark, _OTHER)
     if not (packed / MANIFEST).exists():
-        _make_maps(table, reader, tower, share, batch)
-        if not all(map(reader.known, table.rows())):
+        rows = _make_maps(table, reader, tower, share, batch)
+        positions = ((file, number) for file in rows for number in range(1, rows[file] + 1))
+        if not all(map(reader.known, positions)):
             return None
     with (target / _LOCK).open("a+b") as lock:
         if not locked(lock):  # another worker packs
@@ -208,28 +209,35 @@ def make_depth_pairs(
 
 
 def _images(source: Path, settings: DepthSettings) -> Table:
-    """The table of a source, or the image files of a folder that holds no single table.
+    """The table of a source, or the image files of a folder that holds no single table of images.
 
     Raises:
         UserError: There are neither.
     """
+    table, refusal = None, ""
     try:
-        return open_table(source, settings.split)
+        table = open_table(source, settings.split)
     except UserError as error:
         if not source.is_dir():
             raise
-        folder = PictureFolder.find(source, settings.instruction)
-        if not folder.files:
-            raise UserError(
-                f"{source} holds neither images nor one table of images; as a table: {error}"
-            ) from None
+        refusal = str(error)
+    if table and (not source.is_dir() or settings.image_column != DepthSettings.image_column):
+        return table
+    if table and any(map(table.has, (settings.image_column, FILE_NAME))):
+        return table
+    folder = PictureFolder.find(source, settings.instruction)
+    if folder.files:
         return folder
+    if table:
+        return table  # its reader names the column that it lacks
+    raise UserError(f"{source} holds neither images nor one table of images; as a table: {refusal}")
 
 
 def _make_maps(
     table: Table, reader: _DepthReader, tower: DepthTower, share: WorkerShare, batch: int
-) -> None:
-    """Writes the maps of a worker's images that are not there."""
+) -> dict[int, int]:
+    """Writes the maps of a worker's images that are not there, and counts the rows of each file."""
+    counts: dict[int, int] = {}
     waiting: dict[tuple[int, ...], list[_Ready]] = {}
 
     def prepare(row: Row) -> tuple[tuple[int, int], Float32[np.ndarray, "H W 3"]]:
@@ -249,8 +257,9 @@ def _make_maps(
 
     def missing() -> Iterator[Row]:
         for number, row in enumerate(table.rows()):
+            file, counts[file] = row.position
             if number % share.count == share.number:
-                if reader.known(row):
+                if reader.known(row.position):
                     advance(row.size)
                 else:
                     yield row
@@ -280,3 +289,4 @@ def _make_maps(
         for shape in list(waiting):
             flush(shape)
             stop.check()
+    return counts

@@ -71,6 +71,10 @@ def partial_of(path: Path, *, shared: bool = False) -> Path:
     return path.with_name(f".{path.name}{token}{PARTIAL}")
 
 
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(PARTIAL)
+
+
 def locked(file: IO[Any]) -> bool:
     """Locks an open file until it is closed; False if another process has locked it.
 
@@ -147,7 +151,7 @@ def write_object(path: epath.Path, content: str) -> None:
 
 
 def begin_folder(folder: Path, mark: str, content: str, other: str) -> None:
-    """Takes a new folder for a job, or one that the same job has begun.
+    """Takes a new folder for a job, or one that the same job has begun; workers may start at once.
 
     Args:
         folder: made if it does not exist.
@@ -160,8 +164,12 @@ def begin_folder(folder: Path, mark: str, content: str, other: str) -> None:
     """
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in folder.iterdir()}
-        begun = (folder / mark).read_text(encoding="utf-8") if mark in held else None
+        # Another worker of the job may begin now. Its first file is the mark, so whatever else this
+        # list holds of that worker, the mark is there afterwards.
+        held = [path for path in folder.iterdir() if not _is_partial(path)]
+        begun = None
+        with contextlib.suppress(FileNotFoundError):
+            begun = (folder / mark).read_text(encoding="utf-8")
     if begun is None and held:
         raise UserError(f"{folder} holds other files; choose a new folder")
     if begun is not None and begun != content:

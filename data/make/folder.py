@@ -47,6 +47,8 @@ def open_parts(config: MakeConfig) -> Parts:
     Raises:
         UserError: It was begun with another number of parts, or it holds something else.
     """
+    # Another worker may begin now: it marks the folder first, so the list is made before.
+    others = config.root.is_dir() and any(x.name[:1] != "." for x in config.root.iterdir())
     if is_begun(config.root):
         held = _read(config.root / _BEGUN).get("parts")
         if held != config.parts:
@@ -54,7 +56,7 @@ def open_parts(config: MakeConfig) -> Parts:
                 f"{config.root} was begun with {held} parts, but the configuration says "
                 f"{config.parts}; set parts = {held}, or choose another root"
             )
-    elif config.root.is_dir() and any(x.name[:1] != "." for x in config.root.iterdir()):
+    elif others:
         raise UserError(f"{config.root} holds other files; choose a new folder as root")
     return Parts(config.root, config.parts)
 

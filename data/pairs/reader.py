@@ -19,11 +19,13 @@ from dsd_jax.rows import Row, Table, lookup, plain_path, plain_text
 from dsd_jax.structured import MalformedError, parse_json
 from dsd_jax.tables.tar import KEY
 
-__all__ = ["ImportSettings", "RowError", "RowReader"]
+__all__ = ["FILE_NAME", "ImportSettings", "RowError", "RowReader"]
+
+FILE_NAME = "file_name"
+"""Image column, or the ending of one, in an image folder of the `datasets` library."""
 
 MAX_FILE_BYTES = 2**28  # bound of an image file
 _LISTED = 12  # columns that a message names
-_FILE_NAME = "file_name"  # suffix of image columns in an image folder of the `datasets` library
 _PROVENANCE = "provenance"  # column that `dsd data export` writes
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
@@ -157,7 +159,7 @@ class RowReader:
 
     def _image_column(self, role: str) -> str:
         column: str = getattr(self._settings, f"{role}_column")
-        named = _FILE_NAME if column == "image" else f"{column}_{_FILE_NAME}"
+        named = FILE_NAME if column == "image" else f"{column}_{FILE_NAME}"
         if not self._table.has(column) and self._table.has(named):
             return named
         self._require(column, f"{role}_column")

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,14 @@ from etils import epath
 
 from dsd_jax import files
 from dsd_jax.errors import UserError
-from dsd_jax.files import explained, remove_tree, replacing, write_file
+from dsd_jax.files import (
+    begin_folder,
+    explained,
+    partial_of,
+    remove_tree,
+    replacing,
+    write_file,
+)
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path):
@@ -64,3 +72,27 @@ def test_a_folder_goes_for_good_though_a_thread_still_writes_to_it(
     write_file(folder / "a", "")
     remove_tree(epath.Path(folder))
     assert (late, folder.exists()) == ([], False)
+
+
+class TestBeginFolder:
+    def test_a_worker_that_writes_the_mark_at_this_moment_is_no_other_job(self, tmp_path: Path):
+        partial_of(tmp_path / "job.json", shared=True).write_text("half")
+        begin_folder(tmp_path, "job.json", "mine", "is another's")
+        assert (tmp_path / "job.json").read_text() == "mine"
+
+    def test_a_worker_that_begins_while_the_folder_is_listed_is_no_other_job(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def listed(folder: Path) -> Iterator[Path]:
+            (folder / "job.json").write_text("mine")
+            return iter([folder / "maps"])
+
+        monkeypatch.setattr(Path, "iterdir", listed)
+        begin_folder(tmp_path, "job.json", "mine", "is another's")
+        with pytest.raises(UserError, match="is another's"):
+            begin_folder(tmp_path, "job.json", "yours", "is another's")
+
+    def test_a_folder_with_files_of_others_is_refused(self, tmp_path: Path):
+        (tmp_path / "letter.txt").touch()
+        with pytest.raises(UserError, match="holds other files; choose a new folder"):
+            begin_folder(tmp_path, "job.json", "mine", "is another's")

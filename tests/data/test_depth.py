@@ -114,6 +114,18 @@ def test_any_number_of_workers_and_stops_make_the_same_files(tmp_path: Path, ima
     assert again.calls == 0
 
 
+def test_a_table_without_images_beside_them_is_left_alone(tmp_path: Path, images: Path):
+    (images / "prices.csv").write_text("thing,price\na,1\n")
+    assert made(images, tmp_path / "depth", Bright()) == Imported(4, 3, 0)
+    settings = DepthSettings(image_column="picture")
+    with pytest.raises(UserError, match=r"prices.csv has no column 'picture' .*--image_column"):
+        make_depth_pairs(images, tmp_path / "other", Bright(), settings)
+    (tmp_path / "bare").mkdir()
+    (images / "prices.csv").rename(tmp_path / "bare" / "prices.csv")
+    with pytest.raises(UserError, match=r"prices.csv has no column 'image' "):
+        made(tmp_path / "bare", tmp_path / "other", Bright())
+
+
 def test_captions_come_from_a_table(tmp_path: Path, images: Path):
     table = images / "metadata.csv"
     table.write_text("file_name,caption,place\nb.png,a ramp,x\na.png,,y\nnone.png,z,z\n")
