@@ -3,8 +3,6 @@
 import abc
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +20,16 @@ from dsd_jax.encoders import batched, in_groups
 from dsd_jax.errors import UserError
 from dsd_jax.images import to_array
 from dsd_jax.infer.evaluate.depths import DepthBackbone
-from dsd_jax.infer.evaluate.features import Backbone, Family, Input, Kind, Prepared, UndefinedError
+from dsd_jax.infer.evaluate.features import (
+    Backbone,
+    Family,
+    Input,
+    Kind,
+    Prepared,
+    UndefinedError,
+    digest_of,
+    model_digest,
+)
 from dsd_jax.infer.evaluate.moved import DriftBackbone
 from dsd_jax.infer.evaluate.truth import TruthBackbone
 from dsd_jax.sharding import batch_ways
@@ -102,13 +109,8 @@ class VisionBackbone:
 
     @functools.cached_property
     def digest(self) -> str:
-        weights = self.parts.component.sha256()
-        if not weights:
-            raise UserError(
-                f"{self.path} does not tell which files its weights come from; convert them again"
-            )
         steps = dataclasses.astuple(self.parts.preprocess)
-        return _digest([sorted(weights.values()), steps])
+        return model_digest(self.path, self.parts.component.sha256(), steps)
 
     @functools.cached_property
     def _tower(self) -> VisionTower:
@@ -171,7 +173,7 @@ class _NetworkBackbone(abc.ABC):
 
     @functools.cached_property
     def digest(self) -> str:
-        return _digest([self.parts.sha256(), self.settings])
+        return digest_of([self.parts.sha256(), self.settings])
 
     @functools.cached_property
     def model(self) -> Callable[..., np.ndarray]:
@@ -277,7 +279,3 @@ def _cells(mask: Float32[np.ndarray, "H W"], patch: int) -> Bool[np.ndarray, "h 
     whole = mask[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch)
     inside: np.ndarray = whole.mean((1, 3)) > 0.5
     return inside
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -14,8 +14,9 @@ from dsd_jax.infer.evaluate.audit import (
     with_itself,
 )
 from dsd_jax.infer.evaluate.audit_labels import against_labels, shortfalls
-from dsd_jax.infer.evaluate.audit_report import audit_text, check_output, write_audit
+from dsd_jax.infer.evaluate.audit_report import audit_text, write_audit
 from dsd_jax.infer.evaluate.labels import places_of, read_labels
+from dsd_jax.infer.evaluate.printed import check_output
 from dsd_jax.infer.evaluate.probes import write_probes
 
 __all__ = ["audit", "probes"]

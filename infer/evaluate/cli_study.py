@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from dsd_jax.errors import UserError
+from dsd_jax.infer.evaluate.printed import check_output
 from dsd_jax.infer.evaluate.resampling import Resampling
 from dsd_jax.infer.evaluate.runs import open_runs
 from dsd_jax.infer.evaluate.study.analysis import analyse_study
@@ -17,7 +18,7 @@ from dsd_jax.infer.evaluate.study.joined import check_runs, read_metrics, store_
 from dsd_jax.infer.evaluate.study.page import PAGE, Delivery, write_page
 from dsd_jax.infer.evaluate.study.platforms import completion_address, write_addresses
 from dsd_jax.infer.evaluate.study.record import Key, Study, read_study
-from dsd_jax.infer.evaluate.study.report import analysis_text, check_output, write_analysis
+from dsd_jax.infer.evaluate.study.report import analysis_text, write_analysis
 from dsd_jax.infer.evaluate.study.server import StudyServer
 from dsd_jax.terminal import facts_text
 

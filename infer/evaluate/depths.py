@@ -1,8 +1,6 @@
 """The depth of images against the depth maps that they were made from, as metrics."""
 
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,9 +9,15 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from dsd_jax.convert.vision.open import DepthParts, find_depth
-from dsd_jax.errors import UserError
 from dsd_jax.images import fit
-from dsd_jax.infer.evaluate.features import Family, Input, Kind, Prepared, UndefinedError
+from dsd_jax.infer.evaluate.features import (
+    Family,
+    Input,
+    Kind,
+    Prepared,
+    UndefinedError,
+    model_digest,
+)
 from dsd_jax.infer.evaluate.measures import ImageMetric, Shot, Task
 from dsd_jax.sharding import batch_ways
 from dsd_jax.types import Float32
@@ -47,13 +51,8 @@ class DepthBackbone:
 
     @functools.cached_property
     def digest(self) -> str:
-        weights = self.parts.component.sha256()
-        if not weights:
-            raise UserError(
-                f"{self.path} does not tell which files its weights come from; convert them again"
-            )
-        parts = [sorted(weights.values()), repr(self.parts.preprocess), _SIDE]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        steps = repr(self.parts.preprocess)
+        return model_digest(self.path, self.parts.component.sha256(), steps, _SIDE)
 
     @functools.cached_property
     def _tower(self) -> DepthTower:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -35,6 +35,8 @@ __all__ = [
     "Kind",
     "Prepared",
     "UndefinedError",
+    "digest_of",
+    "model_digest",
 ]
 
 Family = Literal["dino", "clip", "pixels", "truth", "lpips", "drift", "sscd", "depth"]
@@ -55,6 +57,29 @@ _KEPT = {
 }  # others are large
 _THREADS = 4  # that decode pictures
 _DIGEST = 32  # bytes of a SHA-256
+
+
+def digest_of(parts: object) -> str:
+    """Digest of anything that JSON can hold; other values count by their text."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def model_digest(path: str, weights: Mapping[str, str], *settings: object) -> str:
+    """Digest of a model whose features depend on weights and settings.
+
+    Args:
+        path: Its folder or hub id, for the message.
+        weights: Digest of every weight file by its name.
+        settings: Everything else that its features depend on.
+
+    Raises:
+        UserError: The digests of the weights are not known.
+    """
+    if not weights:
+        raise UserError(
+            f"{path} does not tell which files its weights come from; convert them again"
+        )
+    return digest_of([sorted(weights.values()), *settings])
 
 
 class UndefinedError(Exception):
@@ -103,7 +128,7 @@ class Input:
     def key(self) -> str:
         """Digest of the contents."""
         parts = [self.kind, [file.sha256 for file in self.files], self.text]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return digest_of(parts)
 
 
 @runtime_checkable

@@ -3,9 +3,7 @@
 import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -23,6 +21,7 @@ from dsd_jax.infer.evaluate.features import (
     Files,
     Input,
     UndefinedError,
+    digest_of,
 )
 from dsd_jax.infer.evaluate.measures import (
     ImageMetric,
@@ -284,7 +283,7 @@ def _rows(run: Run, shots: Sequence[Shot], plan: Plan, files: Files) -> list[_Ro
         ]
     return [
         _row(
-            (subject, 0, _digest([own.sha256 for own in images])),
+            (subject, 0, digest_of([own.sha256 for own in images])),
             functools.partial(metric.task, Set(images)),
             plan,
             before,
@@ -311,7 +310,7 @@ def _row(
     except UserError as error:
         made = Failure("error", str(error))
     inputs = [own.key for own in made.inputs] if isinstance(made, Task) else made.reason
-    key = _digest([FORMULAS, plan.metric.name, plan.backbone.digest, shown[2], inputs])
+    key = digest_of([FORMULAS, plan.metric.name, plan.backbone.digest, shown[2], inputs])
     old = before.get(shown[:2])
     kept = old if old is not None and old.key == key and old.state != "error" else None
     return _Row(*shown, key, made, kept)
@@ -355,7 +354,3 @@ def _sets(run: Run, count: int) -> dict[str, tuple[File, ...]]:
         if len(own) < count:
             own.append(File(image.path, image.sha256))
     return {subject: tuple(images) for subject, images in sets.items()}
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -437,7 +437,7 @@ class TestCommand:
         written(tmp_path / "run", {("gpt", "cp"): {"a": "y"}})
         run = str(tmp_path / "run")
         assert main(["evaluate", "audit", run, "--output", "audit.txt"]) == 2
-        assert "--output is a file .md or .json" in capsys.readouterr().err
+        assert "--output ends in .md or .json" in capsys.readouterr().err
         with pytest.raises(UserError, match="are both called `ours`"):
             open_audited([tmp_path / "run", tmp_path / "run"])
         with pytest.raises(UserError, match="give the folder of one run or more"):
