@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
@@ -35,8 +36,12 @@ TEXT = "a red cat sitting on the blue table in the snow"
 CONDITIONAL = dataclasses.replace(SMALL.transformer, condition_embed=True)
 
 
-def compile_once(folder: Path) -> None:
-    """Keeps compiled programs in a folder, so that equal models in one session share them."""
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps compiled programs in one folder, so that equal models in one session share them.
+
+    A test that gives `--compilation_cache off` would end this for all tests after it.
+    """
+    folder = tmp_path_factory.getbasetemp() / "compiled-programs"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()  # whether there is one is decided at the first compilation

@@ -166,7 +166,8 @@ def _generate(folder: Path, sizes: Sizes, method: str) -> list[str]:
     run = str(folder / "runs" / method)
     return ["evaluate", "generate", str(folder / "cases.jsonl"), "--method", method,
             "--output_dir", run, "--base_path", TOY, "--dtype", "float32", "--steps",
-            str(sizes.steps), "--height", str(PANEL), "--batch_size", "8"]  # fmt: skip
+            str(sizes.steps), "--height", str(PANEL), "--batch_size",
+            str(min(sizes.cases, 8))]  # fmt: skip
 
 
 def score_step(runs: Sequence[Path]) -> Step:

@@ -51,7 +51,7 @@ def tree(folder: Path) -> list[str]:
 def folders(tmp_path_factory):
     """The same pipeline as it was, converted to JAX, and back; the transformer takes references."""
     root = tmp_path_factory.mktemp("converted")
-    compile_once(tmp_path_factory.mktemp("programs"))
+    compile_once(tmp_path_factory)
     write_random_pipeline(root / "flux", dataclasses.replace(SMALL, transformer=CONDITIONAL))
     assert to_jax(root / "flux", root / "jax") == []
     assert to_torch(root / "jax", root / "torch") == []

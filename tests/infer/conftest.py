@@ -11,7 +11,7 @@ from tests.random_flux import compile_once, picture, write_flux
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_programs(tmp_path_factory):
-    compile_once(tmp_path_factory.mktemp("programs"))
+    compile_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

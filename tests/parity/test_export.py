@@ -79,7 +79,7 @@ def their_velocity(model: FluxTransformer2DModel, c_embedder: torch.nn.Linear) -
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndarray]:
     """The base, a finished run, and its velocity."""
-    compile_once(tmp_path_factory.mktemp("compiled"))
+    compile_once(tmp_path_factory)
     world = write_world(tmp_path_factory.mktemp("world"))
     folder = tmp_path_factory.mktemp("run")
     outcome = run_training(world, folder, CONFIG)

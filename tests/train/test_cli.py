@@ -34,7 +34,7 @@ from tests.tiny_training import FAST_COMPILE
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compile_once(tmp_path_factory.mktemp("compiled"))
+    compile_once(tmp_path_factory)
     return write_world(tmp_path_factory.mktemp("world"))
 
 

@@ -35,7 +35,7 @@ ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> FluxParts:
-    compile_once(tmp_path_factory.mktemp("compiled"))
+    compile_once(tmp_path_factory)
     world = write_world(tmp_path_factory.mktemp("world"))
     return open_flux(world / "flux", condition=True, max_sequence_length=8)
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compile_once(tmp_path_factory.mktemp("compiled"))
+    compile_once(tmp_path_factory)
     return write_world(tmp_path_factory.mktemp("world"))
 
 
@@ -150,7 +150,7 @@ def test_a_signal_saves_and_ends_well(
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PATH": "",
-        "XDG_CACHE_HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(world),  # the second process finds the programs of the first
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "dsd_jax", *words],

@@ -57,7 +57,7 @@ provider = "writer"
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory):
-    compile_once(tmp_path_factory.mktemp("programs"))
+    compile_once(tmp_path_factory)
     return write_flux(tmp_path_factory.mktemp("random")) / "flux"
 
 

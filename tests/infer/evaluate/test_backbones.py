@@ -116,7 +116,7 @@ def test_the_command_names_the_metric_of_the_task(
         for number, task in enumerate(tasks)
     ]
     run = made_run(tmp_path, "ours", cases, {"0": noise(0), "1": noise(0)})
-    words = ["--metrics", "drift", "--device", "cpu", "--compilation_cache", "off"]
+    words = ["--metrics", "drift", "--device", "cpu"]
     assert not main(["evaluate", "score", str(run.folder), *words])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("compare")] == ([advice] if advice else [])
@@ -127,7 +127,7 @@ def test_runs_without_images_and_every_backbone_that_is_given_are_looked_at(
 ):
     case = Case("a", "jsonl", "a", "x", (true_picture(tmp_path, "a", noise(0)),))
     run = made_run(tmp_path, "none", [case], {})
-    assert main(["evaluate", "score", str(run.folder), "--compilation_cache", "off"]) == 2
+    assert main(["evaluate", "score", str(run.folder)]) == 2
     assert "no metric says anything about these runs" in capsys.readouterr().err
     repeated = ["--backbone", "bad", "--backbone", f"tiny={vit}"]
     assert main(["evaluate", "score", str(run.folder), *repeated]) == 2

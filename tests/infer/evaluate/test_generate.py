@@ -224,7 +224,7 @@ def test_the_command_writes_a_run(pipe, folder, cases, tmp_path, capsys):
         "evaluate", "generate", str(tmp_path / "cases.jsonl"), "--method", "ours", "--output_dir",
         str(tmp_path / "run"), "--base_path", str(folder / "flux"), "--model_path",
         str(folder / "dsd"), "--height", "64", "--width", "128", "--dtype", "float32", "--seeds",
-        "1", "2", "--mesh.data", "1", "--compilation_cache", "off",
+        "1", "2", "--mesh.data", "1",
     ]  # fmt: skip
     assert cli.main(words) == 0
     assert "8 made, 0 kept from before, 0 failed" in capsys.readouterr().out
@@ -293,7 +293,7 @@ class TestEnriched:
                 *("--enhance_provider", "openai", "--enhance_model", "m"),
                 *("--enhance_base_url", server.openai, "--base_path", str(folder / "flux")),
                 *("--model_path", str(folder / "dsd"), "--height", "64", "--width", "128"),
-                *("--dtype", "float32", "--mesh.data", "1", "--compilation_cache", "off"),
+                *("--dtype", "float32", "--mesh.data", "1"),
             ]
             assert cli.main(words) == 0
             assert ("a cat 1 with fur", 0, True) in pipe.made
