@@ -14,7 +14,7 @@ the way out, as in DeepSpeed-Ulysses), so that no kernel has to know about parti
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,10 @@ from dsd_jax.types import Array, Float
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import BlockSizes
 
-__all__ = ["IMPLEMENTATIONS", "attention", "splash_blocks"]
+__all__ = ["IMPLEMENTATIONS", "Attend", "attention", "shared_attention", "splash_blocks"]
+
+Attend: TypeAlias = Callable[[Array, Array, Array], Array]
+"""Attention of queries `[B, L, N, H]` to keys and values `[B, M, N, H]`, text tokens first."""
 
 QUERY_BLOCK = 256  # queries of one head at a time in `mapped`: 2.4 MB of weights at 2,304 keys
 FEW_WEIGHTS = 2**22  # elements of all heads: this many stay in a CPU's cache and need no loop
@@ -145,7 +148,7 @@ def _splash(q: Array, k: Array, v: Array) -> Array:
     return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
+IMPLEMENTATIONS: dict[str, Attend] = {
     "xla": _xla,
     "mapped": _mapped,
     "cudnn": _cudnn,
@@ -188,3 +191,36 @@ def attention(
         spec = activation_spec(mesh, q.shape, ("batch", None, "attention_heads", None))
         run = jax.shard_map(run, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
     return checkpoint_name(run(q, k, v), "attention")
+
+
+def shared_attention(
+    q: Float[Array, "B L N H"],
+    k: Float[Array, "B L N H"],
+    v: Float[Array, "B L N H"],
+    *,
+    text: int,
+    panels: int,
+    implementation: str = "auto",
+) -> Float[Array, "B L N H"]:
+    """Attention in which the panels of a group see each other's image tokens.
+
+    The image tokens of a panel attend to its own text and to the image tokens of all panels of the
+    group; its text tokens attend to their own panel alone, as ever. This is the shared attention of
+    SynCD (arXiv 2502.01720) without its masks of the subject. With no mask at all, every
+    implementation serves.
+
+    Args:
+        q, k, v: Text tokens, then image tokens; keys have their positions already.
+        text: Number of text tokens.
+        panels: Number of panels of a group. They are neighbours in the batch, which it divides.
+        implementation: As for `attention`.
+    """
+
+    def joined(x: Array) -> Array:
+        own, img = x[:, :text], x[:, text:]
+        group = img.reshape(-1, panels * img.shape[1], *img.shape[2:])
+        return jnp.concatenate([own, jnp.repeat(group, panels, axis=0)], axis=1)
+
+    txt = attention(q[:, :text], k, v, implementation=implementation)
+    img = attention(q[:, text:], joined(k), joined(v), implementation=implementation)
+    return jnp.concatenate([txt, img], axis=1)

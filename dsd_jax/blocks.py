@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from dsd_jax.attention import attention
+from dsd_jax.attention import Attend
 from dsd_jax.config import FluxConfig, Precision
 from dsd_jax.layers import JoinedLinear, Linear, Mlp, Modulation, RMSNorm, gelu_tanh, modulate
 from dsd_jax.rope import apply_rope
@@ -59,7 +59,7 @@ class DoubleBlock(nnx.Module):
         txt: Float[Array, "B Lt D"],
         vec: Float[Array, "B D"],
         pe: Float32[Array, "2 L H"],
-        implementation: str,
+        attend: Attend,
     ) -> tuple[Float[Array, "B Li D"], Float[Array, "B Lt D"]]:
         img_mod1, img_mod2 = self.img_mod(vec)
         txt_mod1, txt_mod2 = self.txt_mod(vec)
@@ -67,7 +67,7 @@ class DoubleBlock(nnx.Module):
         img_qkv = self.img_attn.split(modulate(img, img_mod1.shift, img_mod1.scale))
         txt_qkv = self.txt_attn.split(modulate(txt, txt_mod1.shift, txt_mod1.scale))
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(txt_qkv, img_qkv, strict=True))
-        attn = attention(apply_rope(q, pe), apply_rope(k, pe), v, implementation=implementation)
+        attn = attend(apply_rope(q, pe), apply_rope(k, pe), v)
         txt_attn, img_attn = jnp.split(attn, [txt.shape[1]], axis=1)
 
         img = img + img_mod1.gate[:, None] * self.img_attn.proj(img_attn)
@@ -100,12 +100,12 @@ class SingleBlock(nnx.Module):
         x: Float[Array, "B L D"],
         vec: Float[Array, "B D"],
         pe: Float32[Array, "2 L H"],
-        implementation: str,
+        attend: Attend,
     ) -> Float[Array, "B L D"]:
         (mod,) = self.modulation(vec)
         x_mod = modulate(x, mod.shift, mod.scale)
         q, k, v = _split_qkv(self.qkv(x_mod), self.query_norm, self.key_norm)
-        attn = attention(apply_rope(q, pe), apply_rope(k, pe), v, implementation=implementation)
+        attn = attend(apply_rope(q, pe), apply_rope(k, pe), v)
         mlp = gelu_tanh(self.mlp_in(x_mod))
         x = x + mod.gate[:, None] * self.linear2(attn, mlp)
         return constrain(x, "batch", "length", None)

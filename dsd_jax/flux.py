@@ -5,10 +5,13 @@ and for the condition the authors' `x_embedder(noisy tokens) + c_embedder(condit
 adds the condition token by token and leaves the sequence as long as it was.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dsd_jax.attention import attention, shared_attention
 from dsd_jax.blocks import DoubleBlock, SingleBlock
 from dsd_jax.config import Execution, FluxConfig, Precision
 from dsd_jax.frames import Canvas, FluxInputs, text_ids
@@ -94,6 +97,7 @@ class Flux(nnx.Module):
         t: Float[Array, " B"],
         inputs: FluxInputs,
         canvas: Canvas,
+        panels: int = 1,
     ) -> Float[Array, "B L C_out"]:
         """Velocity at time `t`, in the compute dtype.
 
@@ -102,6 +106,8 @@ class Flux(nnx.Module):
             t: time in [0, 1]; 1 is noise.
             inputs: text, distilled guidance scale and condition.
             canvas: canvas on which the tokens of `img` lie.
+            panels: pictures, neighbours in the batch, that see each other's image tokens; see
+                `shared_attention`.
         """
         compute = self.precision.compute_dtype
         img = self.img_in(img)
@@ -119,16 +125,23 @@ class Flux(nnx.Module):
         pe = embed_positions(ids, self.config.axes_dim, self.config.theta)
         img, txt = constrain(img, "batch", "length", None), constrain(txt, "batch", None, None)
 
-        implementation = self.execution.attention
+        attend = functools.partial(attention, implementation=self.execution.attention)
+        if panels > 1:
+            attend = functools.partial(
+                shared_attention,
+                text=txt.shape[1],
+                panels=panels,
+                implementation=self.execution.attention,
+            )
         img, txt = run_stack(
             self.double_blocks,
-            lambda block, carry: block(*carry, vec, pe, implementation),
+            lambda block, carry: block(*carry, vec, pe, attend),
             (img, txt),
             self.execution,
         )
         x = run_stack(
             self.single_blocks,
-            lambda block, x: block(x, vec, pe, implementation),
+            lambda block, x: block(x, vec, pe, attend),
             constrain(jnp.concatenate([txt, img], axis=1), "batch", "length", None),
             self.execution,
         )

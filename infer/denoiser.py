@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -20,6 +21,7 @@ from dsd_jax.infer.options import LoadOptions
 from dsd_jax.infer.prepared import Prepared
 from dsd_jax.infer.sampler import Callback, Sampler, SamplerInputs
 from dsd_jax.infer.settings import Settings
+from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.shown import Shown
 from dsd_jax.lora import MergedSource
 from dsd_jax.models import abstract, load
@@ -109,6 +111,7 @@ class Denoiser:
         *,
         batch_size: int | None = None,
         callback: Callback | None = None,
+        shared: SharedStructure | None = None,
         show: Shown = "nothing",
     ) -> Float32[np.ndarray, "N h w C"]:
         """Samples all images, a batch at a time.
@@ -119,6 +122,7 @@ class Denoiser:
             schedule: schedule of the times of the steps.
             batch_size: images sampled together. Default: as few as occupy every device.
             callback: called after every step of every batch.
+            shared: groups of images with a structure in common; a batch holds whole groups.
             show: amount of output on standard error.
 
         Returns:
@@ -136,6 +140,8 @@ class Denoiser:
         arrays = [start.noise, text.txt[rows], text.vec[rows]]
         if start.condition is not None:
             arrays.append(start.condition)
+        if shared is not None:
+            group = math.lcm(group, shared.panels)
         # Groups that occupy every device, and no more of them than there are images to fill.
         count = len(rows)
         groups = min(-(-(batch_size or 1) // group), -(-count // group))
@@ -156,7 +162,7 @@ class Denoiser:
                 inputs = jnp.asarray(img), _inputs(txt, vec, cond, null, settings)
                 if self._options.mesh is not None:
                     inputs = jax.device_put(inputs, batch_sharding(self._options.mesh))
-                return sampler.run(*inputs, timesteps, callback)
+                return sampler.run(*inputs, timesteps, callback, shared)
 
             done = in_groups(denoise, arrays, groups * group)
         return np.asarray(unpack_latents(jnp.asarray(done), canvas))

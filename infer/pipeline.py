@@ -29,6 +29,7 @@ from dsd_jax.infer.options import LoadOptions, LoadOptionsDict
 from dsd_jax.infer.prepared import Images, Prepared, Texts, open_frames, prepare, seeds_of
 from dsd_jax.infer.sampler import Callback, initial_noise
 from dsd_jax.infer.settings import Settings, SettingsDict
+from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
 from dsd_jax.lora import check_scale
 from dsd_jax.parts import Component, FluxParts, ScaledAdapter, with_condition
@@ -311,6 +312,7 @@ class Pipeline:
         batch_size: int | None = None,
         latents: np.ndarray | None = None,
         callback: Callback | None = None,
+        shared: SharedStructure | None = None,
         show: Shown = "nothing",
     ) -> Generated:
         """Makes one image per text: the stages one after another.
@@ -318,19 +320,32 @@ class Pipeline:
         Args:
             prepared: result of `dsd_jax.infer.prepared.prepare`.
             batch_size, latents, callback: as for a call.
+            shared: groups of images with a structure in common, side by side.
             show: amount of output on standard error.
 
         Raises:
-            UserError: a batch size or latents that cannot be used, or weights that cannot be read.
+            UserError: a batch size or latents that cannot be used, images that make no groups, or
+                weights that cannot be read.
         """
         if batch_size is not None:
             batch_size = check_count("batch_size", batch_size)
+        if shared is not None:
+            shared.check(len(prepared.texts), prepared.settings)
         noise = self._noise(prepared, latents)
         with on_mesh(self.mesh):
             text = self._encode(prepared, show)
             condition = self._condition(prepared, show)
             start = Start(self._canvas(prepared), noise, text, condition)
-            final = self._denoise(prepared, start, batch_size, callback, show)
+            with self._denoiser.use(show) as denoiser:
+                final = denoiser.run(
+                    prepared,
+                    start,
+                    self.schedule,
+                    batch_size=batch_size,
+                    callback=callback,
+                    shared=shared,
+                    show=show,
+                )
             decoded = self._decode(final, show)
         left, right = decoded[:0], decoded
         if prepared.frames is not None:
@@ -347,6 +362,7 @@ class Pipeline:
                     "noise": "of the seed" if latents is None else "given",
                     **dataclasses.asdict(prepared.settings),
                     **self.identity,
+                    **({} if shared is None else dataclasses.asdict(shared)),
                 }
                 for text, seed in zip(prepared.texts, prepared.seeds, strict=True)
             ],
@@ -389,24 +405,6 @@ class Pipeline:
                 return in_groups(codec.condition, arrays, self.group)
             return in_groups(
                 lambda frames: codec.condition(frames, None), [prepared.frames], self.group
-            )
-
-    def _denoise(
-        self,
-        prepared: Prepared,
-        start: Start,
-        batch_size: int | None,
-        callback: Callback | None,
-        show: Shown,
-    ) -> Float32[np.ndarray, "N h w C"]:
-        with self._denoiser.use(show) as denoiser:
-            return denoiser.run(
-                prepared,
-                start,
-                self.schedule,
-                batch_size=batch_size,
-                callback=callback,
-                show=show,
             )
 
     def _decode(

@@ -14,6 +14,7 @@ from jax import lax
 from dsd_jax.flux import Flux
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, guided, with_null
+from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.solvers import EULER, Solver, VelocityFn
 from dsd_jax.sharding import constrain
 from dsd_jax.types import Array, Float32
@@ -73,34 +74,44 @@ class Programs:
         times: tuple[Array, Array],
         *,
         true_guidance: bool,
+        panels: int = 1,
     ) -> Carry:
         """Takes one step of the solver, from the first of `times` to the second."""
-        make = self._guided if true_guidance else self._plain
-        return _step(self.solver, make(state, inputs), carry, *times)
+        if true_guidance:
+            return _step(self.solver, self._guided(state, inputs), carry, *times)
+        return _step(self.solver, self._velocity(state, inputs.flux, panels), carry, *times)
 
-    def loop(self, state: nnx.State, img: Array, inputs: SamplerInputs, timesteps: Array) -> Array:
+    def loop(
+        self,
+        state: nnx.State,
+        img: Array,
+        inputs: SamplerInputs,
+        timesteps: Array,
+        shared: SharedStructure | None = None,
+    ) -> Array:
         """Takes all steps, with true guidance from step `FIRST_STEP` on if there is any."""
         carry = img, self.solver.init(img)
-        plain = self._plain(state, inputs)
+        plain = self._velocity(state, inputs.flux)
+        if shared is not None and (count := shared.steps(len(timesteps) - 1)):
+            together = self._velocity(state, inputs.flux, shared.panels)
+            carry = sample(self.solver, together, carry, timesteps[: count + 1])
+            timesteps = timesteps[count:]
         if inputs.true_guidance is None:
             return sample(self.solver, plain, carry, timesteps)[0]
         first = min(FIRST_STEP, timesteps.shape[0] - 1)
         carry = sample(self.solver, plain, carry, timesteps[: first + 1])
         return sample(self.solver, self._guided(state, inputs), carry, timesteps[first:])[0]
 
-    def _plain(self, state: nnx.State, inputs: SamplerInputs) -> VelocityFn:
-        return self._velocity(state, inputs.flux)
-
     def _guided(self, state: nnx.State, inputs: SamplerInputs) -> VelocityFn:
         assert inputs.true_guidance is not None  # checked by the callers
         three = with_null(inputs.flux, inputs.true_guidance)
         return guided(self._velocity(state, three), inputs.true_guidance)
 
-    def _velocity(self, state: nnx.State, inputs: FluxInputs) -> VelocityFn:
+    def _velocity(self, state: nnx.State, inputs: FluxInputs, panels: int = 1) -> VelocityFn:
         model = nnx.merge(self.graphdef, state)
 
         def velocity(img: Array, t: Array) -> Array:
-            return model(img, jnp.broadcast_to(t, img.shape[:1]), inputs, self.canvas)
+            return model(img, jnp.broadcast_to(t, img.shape[:1]), inputs, self.canvas, panels)
 
         return velocity
 
@@ -112,9 +123,11 @@ class Sampler:
         graphdef, self.state = nnx.split(model)
         self.programs = Programs(graphdef, canvas, solver)
         self._step = jax.jit(
-            self.programs.step, static_argnames="true_guidance", donate_argnames="carry"
+            self.programs.step,
+            static_argnames=("true_guidance", "panels"),
+            donate_argnames="carry",
         )
-        self._loop = jax.jit(self.programs.loop, donate_argnames="img")
+        self._loop = jax.jit(self.programs.loop, static_argnames="shared", donate_argnames="img")
 
     def run(
         self,
@@ -122,6 +135,7 @@ class Sampler:
         inputs: SamplerInputs,
         timesteps: np.ndarray,
         callback: Callback | None = None,
+        shared: SharedStructure | None = None,
     ) -> Float32[Array, "B L C"]:
         """Samples a batch.
 
@@ -132,15 +146,25 @@ class Sampler:
             callback: called after every step; returning True stops there. The latents it is given
                 are donated to the next step, so it must copy what it keeps. Without a callback,
                 the whole loop is a single program.
+            shared: groups of pictures with a structure in common, neighbours in the batch.
+
+        Raises:
+            ValueError: `shared` together with true guidance.
         """
+        if shared is not None and inputs.true_guidance is not None:
+            raise ValueError("pictures that share a structure have no true guidance")
         if callback is None:
-            return self._loop(self.state, img, inputs, jnp.asarray(timesteps))
+            return self._loop(self.state, img, inputs, jnp.asarray(timesteps), shared=shared)
         count = len(timesteps) - 1
+        together = 0 if shared is None else shared.steps(count)
         carry = img, self.programs.solver.init(img)
         for i in range(count):
             true_guidance = inputs.true_guidance is not None and i >= FIRST_STEP
             times = timesteps[i], timesteps[i + 1]
-            carry = self._step(self.state, carry, inputs, times, true_guidance=true_guidance)
+            panels = shared.panels if shared is not None and i < together else 1
+            carry = self._step(
+                self.state, carry, inputs, times, true_guidance=true_guidance, panels=panels
+            )
             if callback(i + 1, count, carry[0]):
                 break
         return carry[0]

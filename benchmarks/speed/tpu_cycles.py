@@ -12,6 +12,7 @@ step, sharded over eight chips, whose loops contain the collectives too.
 """
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -88,7 +89,8 @@ def block_cycles(kind: str, chip: str, batch: int, *, backward: bool = False) ->
     )
 
     def run(state: Any, streams: Any, vec: Any, pe: Any) -> Any:
-        return nnx.merge(graphdef, state)(*streams, vec, pe, "splash")
+        splash = functools.partial(attention, implementation="splash")
+        return nnx.merge(graphdef, state)(*streams, vec, pe, splash)
 
     def gradient(state: Any, streams: Any, vec: Any, pe: Any) -> Any:
         out, back = jax.vjp(lambda *x: run(*x, pe), state, streams, vec)

@@ -1,5 +1,6 @@
 """Attention: the same numbers from every implementation, alone and on a mesh."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsd_jax import attention as module
-from dsd_jax.attention import attention
+from dsd_jax.attention import attention, shared_attention
 from dsd_jax.errors import UserError
 from dsd_jax.sharding import MeshConfig, make_mesh
 
@@ -114,6 +115,24 @@ def test_softmax_is_float32_in_bfloat16_models(name: str) -> None:
     assert out.dtype == jnp.bfloat16
     error = np.abs(np.asarray(out, np.float64) - expected(*qkv)).max()
     assert error < 0.02
+
+
+@pytest.mark.parametrize("mesh", [None, "data=8", "mixed"])
+def test_shared_attention_is_masked_attention_of_panels_in_a_row(mesh: str | None) -> None:
+    """Two groups of four panels with 6 text tokens and 18 image tokens each."""
+    q, k, v = make_qkv()
+    panels, text, length = 4, 6, 24
+    shared = jax.jit(functools.partial(shared_attention, text=text, panels=panels))
+    with jax.set_mesh(make_mesh(MESHES[mesh])) if mesh else contextlib.nullcontext():
+        out = np.asarray(shared(q, k, v))
+    rows = np.arange(panels * length)
+    panel, is_img = rows // length, rows % length >= text
+    mask = (panel[:, None] == panel) | (is_img[:, None] & is_img)
+    q, k, v = (np.asarray(x, np.float64).reshape(2, panels * length, 4, 16) for x in (q, k, v))
+    logits = np.where(mask, np.einsum("blnh,bmnh->bnlm", q, k) / 4, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    dense = np.einsum("bnlm,bmnh->blnh", weights / weights.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(out, dense.reshape(out.shape), rtol=1e-5, atol=1e-5)
 
 
 def test_unknown_implementation() -> None:

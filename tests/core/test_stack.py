@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dsd_jax.attention import attention
 from dsd_jax.blocks import SingleBlock
 from dsd_jax.config import Execution
 from dsd_jax.errors import UserError
@@ -38,7 +39,7 @@ def gradients(*, scan: bool, remat: str = "none") -> tuple[jax.Array, dict[str, 
     def loss(state: nnx.State) -> jax.Array:
         out = run_stack(
             nnx.merge(graphdef, state),
-            lambda block, x: block(x, vec, pe, "auto"),
+            lambda block, x: block(x, vec, pe, attention),
             x,
             Execution(scan_layers=scan, remat=remat),
         )

@@ -14,6 +14,7 @@ from dsd_jax.flux import Flux
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import TrueGuidance
 from dsd_jax.infer.sampler import Sampler, SamplerInputs, initial_noise, sample
+from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.solvers import EULER, Solver
 from tests.tiny_flux import CANVAS, TINY, flux_inputs, make_flux
 
@@ -99,7 +100,7 @@ def test_the_first_two_steps_are_plain(sampler, arrays):
 def test_passes_are_counted(sampler, arrays, monkeypatch):
     batches = []
 
-    def step(state, carry, own, times, *, true_guidance):
+    def step(state, carry, own, times, *, true_guidance, panels):
         batches.append(3 if true_guidance else 1)
         return carry
 
@@ -139,6 +140,61 @@ def test_images_of_a_batch_do_not_mix(sampler, arrays):
         one = jax.tree.map(lambda x: x[i : i + 1], own)  # noqa: B023 -- called at once
         alone = sampler.run(jnp.array(arrays["img"][i : i + 1]), one, timesteps())
         np.testing.assert_allclose(alone[0], both[i], atol=1e-5 * np.abs(both).max())
+
+
+SHARED = SharedStructure(panels=2, share=0.5)
+
+
+@pytest.fixture(scope="module")
+def panels() -> tuple[jax.Array, SamplerInputs]:
+    """Two groups of two panels: one noise for a group, and a text for each panel."""
+    arrays = flux_inputs(CONFIG, batch=4)
+    return arrays["img"][jnp.array([0, 0, 1, 1])], SamplerInputs(arrays["inputs"])
+
+
+@pytest.fixture(scope="module")
+def shared(sampler, panels) -> np.ndarray:
+    """Latents of the panels; they share half of four steps."""
+    img, own = panels
+    return np.asarray(sampler.run(jnp.array(img), own, timesteps(), None, SHARED))
+
+
+class TestSharedStructure:
+    def test_first_steps_are_shared_and_the_others_are_not(self, sampler, panels, monkeypatch):
+        seen = []
+
+        def step(state, carry, own, times, *, true_guidance, panels):
+            seen.append(panels)
+            return carry
+
+        monkeypatch.setattr(sampler, "_step", step)
+        for count in (4, 5, 1):
+            sampler.run(*panels, timesteps(count), lambda *_: None, SHARED)
+        assert seen == [2, 2, 1, 1, *[2, 2, 1, 1, 1], 1]
+
+    def test_the_loop_is_its_steps(self, sampler, panels, shared):
+        img, own = panels
+        out = sampler.run(jnp.array(img), own, timesteps(), lambda *_: None, SHARED)
+        np.testing.assert_allclose(out, shared, atol=1e-5 * np.abs(shared).max())
+
+    def test_a_group_depends_on_nothing_outside_it(self, sampler, panels, shared):
+        img, own = panels
+        other = jnp.concatenate([img[:2], img[2:] + 1])
+        out = np.asarray(sampler.run(other, own, timesteps(), None, SHARED))
+        np.testing.assert_array_equal(out[:2], shared[:2])
+        assert np.abs(out[2:] - shared[2:]).max() > 0.1
+
+    def test_no_share_is_ordinary_sampling_bit_for_bit(self, sampler, panels, shared):
+        img, own = panels
+        apart = np.asarray(sampler.run(jnp.array(img), own, timesteps()))
+        none = sampler.run(jnp.array(img), own, timesteps(), None, SharedStructure(2, 0))
+        np.testing.assert_array_equal(none, apart)
+        assert np.abs(shared - apart).max() > 0.01 * np.abs(apart).max()
+
+    def test_true_guidance_is_refused(self, sampler, arrays):
+        own = inputs(arrays, guided=True)
+        with pytest.raises(ValueError, match="have no true guidance"):
+            sampler.run(arrays["img"], own, timesteps(), None, SHARED)
 
 
 def test_sample_integrates():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import Timesteps, apply_rotary_emb
+from diffusers.models.transformers import transformer_flux
 from flax import nnx
 
 from dsd_jax.attention import attention
@@ -173,6 +174,32 @@ def test_model_without_condition() -> None:
     theirs = run_reference(reference_of("dev"), inputs)
     assert_close(run_ours("dev", inputs), theirs, MODEL, "no condition")
     assert relative_error(theirs, truth("dev")) > 0.1
+
+
+def test_panels_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long sequence of both panels, and a mask that image tokens pass and text does not."""
+    apart, attend = truth("schnell"), transformer_flux.dispatch_attention_fn
+    panel = torch.arange(BATCH).repeat_interleave(TXT_LENGTH + TOKENS)
+    is_img = (torch.arange(TXT_LENGTH + TOKENS) >= TXT_LENGTH).repeat(BATCH)
+    mask = (panel[:, None] == panel) | (is_img[:, None] & is_img)
+
+    def together(*qkv: torch.Tensor, **rest: Any) -> torch.Tensor:
+        whole = (x.flatten(0, 1)[None] for x in qkv)
+        return attend(*whole, **rest | {"attn_mask": mask[None, None]}).reshape(qkv[0].shape)
+
+    monkeypatch.setattr(transformer_flux, "dispatch_attention_fn", together)
+    inputs = model_inputs("schnell")
+    theirs = run_reference(reference_of("schnell"), inputs)
+    graphdef, state = nnx.split(ours_of("schnell", scan_layers=True))
+    own = FluxInputs(jnp.asarray(inputs["txt"]), jnp.asarray(inputs["vec"]))
+
+    @jax.jit
+    def run(state: nnx.State, img: jax.Array, t: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state)(img, t, own, CANVAS, BATCH)
+
+    ours = run(state, inputs["img"], inputs["t"])
+    assert_close(ours, theirs, MODEL, "two panels")
+    assert relative_error(theirs, apart) > 0.01
 
 
 def test_zero_condition_is_not_no_condition() -> None:
@@ -378,7 +405,7 @@ def test_double_block(
             tensor(img), tensor(txt), tensor(vec), rotary
         )
     block = ours.double_blocks[0]
-    our_img, our_txt = jax.jit(lambda *args: block(*args, "auto"))(img, txt, vec, pe)
+    our_img, our_txt = jax.jit(lambda *args: block(*args, attention))(img, txt, vec, pe)
     assert_close(our_img, their_img, LAYER, "double block, image")
     assert_close(our_txt, their_txt, LAYER, "double block, text")
 
@@ -398,7 +425,7 @@ def test_single_block(
         )
     block = ours.single_blocks[1]
     x = np.concatenate([txt, img], axis=1)
-    mine = jax.jit(lambda *args: block(*args, "auto"))(x, vec, pe)
+    mine = jax.jit(lambda *args: block(*args, attention))(x, vec, pe)
     assert_close(mine, torch.cat(theirs, dim=1), LAYER, "single block")
 
 
