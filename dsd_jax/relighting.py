@@ -80,7 +80,7 @@ def relit(
     gains = direction_gains(
         height, width, towards, hardness=look.hardness, stops=STOPS * look.contrast * strength
     )
-    gains = gains * np.float32(2.0**look.exposure) * colour_gains(look.colour, adapted)
+    gains = gains * 2.0**look.exposure * colour_gains(look.colour, adapted)
     local = look.contrast * (1 + LOCAL * (look.hardness - 0.5))
     gains = gains * contrast_gains(light, broad=look.contrast, local=local)
     if disparity is not None:
@@ -195,7 +195,7 @@ def colour_gains(colour: Rgb, adapted: float) -> Float32[np.ndarray, " 3"]:
         colour: Factors of linear light, of luminance 1; see `Look`.
         adapted: Part of the colour that the white balance takes away, from 0 to 1.
     """
-    gains = np.float32(colour) ** (1 - adapted)
+    gains = np.array(colour, np.float32) ** (1 - adapted)
     return gains / (gains @ LUMINANCE)
 
 

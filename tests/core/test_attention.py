@@ -128,10 +128,12 @@ def test_shared_attention_is_masked_attention_of_panels_in_a_row(mesh: str | Non
     rows = np.arange(panels * length)
     panel, is_img = rows // length, rows % length >= text
     mask = (panel[:, None] == panel) | (is_img[:, None] & is_img)
-    q, k, v = (np.asarray(x, np.float64).reshape(2, panels * length, 4, 16) for x in (q, k, v))
-    logits = np.where(mask, np.einsum("blnh,bmnh->bnlm", q, k) / 4, -np.inf)
+    rows_q, rows_k, rows_v = (
+        np.asarray(x, np.float64).reshape(2, panels * length, 4, 16) for x in (q, k, v)
+    )
+    logits = np.where(mask, np.einsum("blnh,bmnh->bnlm", rows_q, rows_k) / 4, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
-    dense = np.einsum("bnlm,bmnh->blnh", weights / weights.sum(-1, keepdims=True), v)
+    dense = np.einsum("bnlm,bmnh->blnh", weights / weights.sum(-1, keepdims=True), rows_v)
     np.testing.assert_allclose(out, dense.reshape(out.shape), rtol=1e-5, atol=1e-5)
 
 

@@ -22,8 +22,8 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def grey(height: int = 48, width: int = 64, level: int = 90) -> np.ndarray:
-    return np.full((height, width, 3), level, np.uint8)
+def grey(height: int = 48, width: int = 64) -> np.ndarray:
+    return np.full((height, width, 3), 90, np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,11 @@ def test_a_gain_of_one_changes_nothing_and_others_keep_the_order_of_levels():
     ramp = np.stack([levels, levels, levels], -1)[None]
     np.testing.assert_array_equal(developed(linear(ramp), np.ones(1, np.float32)), ramp)
     for gain in (0.2, 3.0, 16.0):
-        found = developed(linear(ramp), np.float32([gain]))[0, :, 0].astype(int)
+        found = developed(linear(ramp), np.full(1, gain, np.float32))[0, :, 0].astype(int)
         assert (np.diff(found) >= 0).all()
         assert found[0] == 0
         assert (found == 255).sum() <= 30, "highlights roll off"
-    assert developed(linear(ramp), np.float32([3]))[0, -1, 0] == 255
+    assert developed(linear(ramp), np.full(1, 3, np.float32))[0, -1, 0] == 255
 
 
 def test_little_clips(drawn, lights):
@@ -133,7 +133,8 @@ def test_little_clips(drawn, lights):
 def test_blank_pictures_of_any_size(level, size):
     flat = np.zeros((3, 5), np.float32)
     for disparity in (None, flat):
-        found = relit(grey(*size, level), look("from behind by a cold moon"), rng(), disparity)
+        picture = np.full((*size, 3), level, np.uint8)
+        found = relit(picture, look("from behind by a cold moon"), rng(), disparity)
         assert found.dtype == np.uint8
         assert found.shape == (*size, 3)
         assert level or not found.any()

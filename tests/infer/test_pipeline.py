@@ -195,7 +195,7 @@ class TestSettings:
 class TestSharedStructure:
     def prepared(self, pipe: Pipeline, texts: list[str], **settings: Any) -> Prepared:
         chosen = Settings(height=32, width=80, steps=2, **settings)
-        return prepare(pipe.tokenizers, texts, None, np.uint32([3] * len(texts)), chosen)
+        return prepare(pipe.tokenizers, texts, None, np.full(len(texts), 3, np.uint32), chosen)
 
     def test_batches_hold_whole_groups(self, plain, monkeypatch):
         calls = []
