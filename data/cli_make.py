@@ -1,6 +1,7 @@
 """`dsd data`: makes a dataset, stage by stage or all stages in order."""
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,10 @@ import tyro
 from dsd_jax.data.make.config import MakeConfig, load_config
 from dsd_jax.data.make.crops import panels_of
 from dsd_jax.data.make.folder import begun_settings, open_parts
-from dsd_jax.data.make.grids import Teacher
+from dsd_jax.data.make.grids import Teacher, Teachers
 from dsd_jax.data.make.overview import progress_table, summary
 from dsd_jax.data.make.pack import DATASET, pack
+from dsd_jax.data.make.routes import Route
 from dsd_jax.data.make.run import CountTokens, OthersFirst, Tools, check_kept, run_stage
 from dsd_jax.data.make.stages import (
     CAPTIONS,
@@ -87,7 +89,7 @@ def pairs(config: Config, share: Share = ShareFlags()) -> None:
 
 
 def judge(config: Config, share: Share = ShareFlags(), prompts: Path | None = None) -> None:
-    """Ask a vision-language model whether both panels of each pair show the same subject.
+    """Ask a vision-language model whether each pair fits its task, such as one subject in both.
 
     Args:
         config: TOML file of all stages.
@@ -168,13 +170,17 @@ def _run(
     share: WorkerShare,
     painting: _Painting = _Painting(),
 ) -> None:
-    def teacher() -> Teacher:
+    @functools.cache
+    def teachers() -> Teachers:
         from dsd_jax.compiled import keep_compiled
-        from dsd_jax.data.make.teacher import open_teacher
+        from dsd_jax.data.make.teacher import open_teachers
 
         if kept := keep_compiled(painting.compilation_cache):
             print(kept, file=sys.stderr)
-        return open_teacher(config, painting.batch_size, painting.mesh)
+        return open_teachers(config, painting.batch_size, painting.mesh)
+
+    def teacher(route: Route) -> Teacher:
+        return teachers()(route)
 
     def count_tokens() -> CountTokens:
         from dsd_jax.convert.open import open_tokenizers

@@ -9,7 +9,17 @@ import re
 
 from dsd_jax.errors import UserError, did_you_mean
 
-__all__ = ["DEPTH", "TASKS", "FrameWeights", "Question", "Similarity", "Task", "task_named"]
+__all__ = [
+    "DEPTH",
+    "RELIGHT",
+    "TASKS",
+    "FrameWeights",
+    "Lit",
+    "Question",
+    "Similarity",
+    "Task",
+    "task_named",
+]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # no hyphen: ids are joined by hyphens
 
@@ -29,6 +39,21 @@ class Question:
     scores: str = "scores"
     grid: str = "grid"
     aspects: tuple[str, ...] = ("form", "colour", "material", "details", "identity")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lit:
+    """Texts in `[prompts]` of a task whose frames differ in light alone.
+
+    Attributes:
+        panels: Text that asks for given lights in the panels of a grid, after the task's `grid`.
+        scene: Text that asks for the prompt of one picture, without its light.
+        scene_system: Text before it that says how such prompts are written.
+    """
+
+    panels: str
+    scene: str
+    scene_system: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +92,9 @@ class Task:
         name: A lower-case word; it stands in ids and records.
         grid: Text in `[prompts]` that asks for the prompt of a grid. None if pairs of this task do
             not come from grids.
-        question: Questions of the judge about a pair.
+        lit: Texts that ask for lights, if the frames differ in light alone. Pairs of such a task
+            come by the routes of `[relight]`.
+        question: Questions of the judge about a pair. None if no judge is asked about this task.
         similarity: Bounds of the similarity of a pair's frames, unless `[pairs]` sets others.
         max_drift: Longest shift in pixels of any part from one frame to the other, unless `[pairs]`
             sets another. None where content may move.
@@ -80,7 +107,8 @@ class Task:
 
     name: str
     grid: str | None = None
-    question: Question = Question()
+    lit: Lit | None = None
+    question: Question | None = Question()
     similarity: Similarity = Similarity()
     max_drift: float | None = None
     description: str = "target"
@@ -94,16 +122,44 @@ class Task:
                 f"the name of a task must be a lower-case word without hyphens, got {self.name!r}"
             )
 
+    def asked(self) -> Question:
+        """The questions of the judge.
+
+        Raises:
+            UserError: No judge is asked about this task.
+        """
+        if self.question is None:
+            raise UserError(
+                f"the task {self.name!r} has no judge, since its pairs are true by construction; "
+                "leave it out"
+            )
+        return self.question
+
 
 IDENTITY = Task("identity", grid="identity", metric="dino-others")
 """The paper's: the same subject in another scene."""
-RELIGHT = Task("relight", grid="relight", max_drift=2.0, metric="drift")
+RELIGHT = Task(
+    "relight",
+    grid="relight",
+    lit=Lit("relight.panels", "relight.scene", "relight.scene_system"),
+    question=Question(
+        steps=("relight.step_1", "relight.step_2", "relight.step_3"),
+        scores="relight.scores",
+        grid="relight.grid",
+        aspects=("viewpoint", "layout", "pose", "things"),
+    ),
+    max_drift=2.0,
+    instruction="relight.instruction",
+    metric="drift",
+)
 """The same scene under another light."""
 EXPRESSION = Task("expression", grid="expression", metric="dino-others")
 """The same character in another mood."""
 FREE = Task("free", grid="free")
 """Four panels that belong together in a way that the language model chooses."""
-DEPTH = Task("depth", frame_weights=FrameWeights(reference=0.0), metric="depth-order")
+DEPTH = Task(
+    "depth", question=None, frame_weights=FrameWeights(reference=0.0), metric="depth-order"
+)
 """A photograph for a depth map. The map is given, so only the target's frame is in the loss."""
 INSTRUCTION = Task("instruction")
 """The picture that an instruction makes of the reference."""

@@ -4,6 +4,8 @@ Presets are in `dsd_jax.train.presets`.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +14,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.stack import REMAT_POLICIES
+from dsd_jax.tasks import task_named
 
 __all__ = [
     "BaseConfig",
@@ -21,6 +24,7 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "TrainConfig",
+    "task_shares",
 ]
 
 
@@ -112,6 +116,28 @@ class OptimizerConfig:
             raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
 
 
+def task_shares(tasks: Sequence[str]) -> dict[str, float]:
+    """Shares by task, from texts such as `relight=3`.
+
+    Raises:
+        UserError: A text is not of this form, there is no such task, or it is there twice.
+    """
+    shares: dict[str, float] = {}
+    for text in tasks:
+        name, _, number = text.partition("=")
+        task = task_named(name)
+        try:
+            share = float(number)
+        except ValueError:
+            share = 0.0
+        if not 0 < share < math.inf:
+            raise UserError(f"tasks take TASK=SHARE with a share above 0, got {text!r}")
+        if task.name in shares:
+            raise UserError(f"tasks has {task.name!r} twice; give each task one share")
+        shares[task.name] = share
+    return shares
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The recipe of one training run.
@@ -127,6 +153,8 @@ class TrainConfig:
         condition_init: Start of the condition embedding if the base has none: "zero" leaves the
             teacher as it is; "image" copies the embedding of the canvas, so that the condition is
             read as a picture from the first step on.
+        tasks: Shares of the tasks in the samples, TASK=SHARE each, over all datasets; pairs of
+            other tasks are left out. None takes the datasets as they are given.
         lora: The adapter; without one, every parameter is trained.
         flow: The loss.
         dropout: Samples trained without text or reference.
@@ -149,6 +177,7 @@ class TrainConfig:
     seed: int = 0
     condition: bool = True
     condition_init: Literal["zero", "image"] = "zero"
+    tasks: tuple[str, ...] | None = None
     lora: LoraConfig | None = dataclasses.field(default_factory=LoraConfig)
     flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
     dropout: DropoutConfig = dataclasses.field(default_factory=DropoutConfig)
@@ -177,6 +206,8 @@ class TrainConfig:
             )
         if self.condition_init == "image" and not self.condition:
             raise UserError("condition_init is for training with condition; leave it out")
+        if self.tasks is not None and not task_shares(self.tasks):
+            raise UserError("tasks needs a task such as relight=1, or None for all of the data")
 
 
 @dataclasses.dataclass(frozen=True)

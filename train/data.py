@@ -7,13 +7,13 @@ from jax.sharding import Mesh
 
 from dsd_jax.data.load.encoded import EncodedStore, text_digest, weights_digest
 from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch, Reading
-from dsd_jax.data.load.mixture import Portion
+from dsd_jax.data.load.mixture import Portion, by_task
 from dsd_jax.data.load.prefetch import mesh_rows, to_mesh
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.parts import FluxParts
 from dsd_jax.sharding import batch_ways
-from dsd_jax.train.config import DataConfig, TrainConfig
+from dsd_jax.train.config import DataConfig, TrainConfig, task_shares
 
 __all__ = ["frame_of", "held_out", "open_data"]
 
@@ -49,6 +49,8 @@ def open_data(data: DataConfig, config: TrainConfig, mesh: Mesh, base: FluxParts
             )
             for portion, folder in zip(portions, data.encoded, strict=True)
         ]
+    if config.tasks is not None:
+        portions = by_task(portions, task_shares(config.tasks))
     return Loader(
         portions,
         LoaderConfig(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dsd_jax.errors import UserError
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
-from dsd_jax.tasks import DEPTH
+from dsd_jax.tasks import DEPTH, RELIGHT
 from dsd_jax.train.config import DropoutConfig, FlowConfig, OptimizerConfig, TrainConfig
 
 __all__ = ["PRESETS", "preset"]
@@ -84,6 +84,36 @@ def depth() -> TrainConfig:
     )
 
 
+def relight() -> TrainConfig:
+    """`paper` for light: the same scene in another light.
+
+    It takes the pairs of the task relight out of the data. Rank 128 and 20k steps, since everything
+    but the light is already in the reference.
+    """
+    return _change(
+        paper(),
+        steps=20_000,
+        tasks=("relight=1",),
+        lora=LoraConfig(rank=128),
+        flow=FlowConfig(
+            reference_weight=RELIGHT.frame_weights.reference,
+            target_weight=RELIGHT.frame_weights.target,
+        ),
+    )
+
+
+def multi() -> TrainConfig:
+    """`paper` for several tasks at once.
+
+    Of ten samples, four are of identity, three of relight, two of depth and one of instruction.
+    Identity has most, because it is the task that keeps least of the reference's pixels.
+    """
+    return _change(
+        paper(),
+        tasks=("identity=4", "relight=3", "depth=2", "instruction=1"),
+    )
+
+
 def grid_teacher() -> TrainConfig:
     """`paper` on whole grids, without reference (an ablation).
 
@@ -130,7 +160,7 @@ def tiny() -> TrainConfig:
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
-        paper, h200, v5e_64, v5p_64, v6e_64, depth, grid_teacher, full, tiny,
+        paper, h200, v5e_64, v5p_64, v6e_64, depth, relight, multi, grid_teacher, full, tiny,
     )
 }  # fmt: skip
 

@@ -144,7 +144,7 @@ def run_stage(config: Path, stage: Stage[StageRow], share: WorkerShare = ALL) ->
     """Runs a stage, with drawings in place of the teacher's grids."""
     chosen = load_config(config)
     tools = run.Tools(
-        lambda: Teacher(4, {"teacher": "drawn"}, drawn),
+        lambda _: Teacher(4, {"teacher": "drawn"}, drawn),
         lambda: tokenizers(chosen.base_path).count_clip_tokens,
     )
     with contextlib.suppress(run.OthersFirst):

@@ -14,7 +14,7 @@ import dataclasses
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.types import Int
 
-__all__ = ["ORDER_VERSION", "Mixture", "Plan", "Portion", "nearest_size"]
+__all__ = ["ORDER_VERSION", "Mixture", "Plan", "Portion", "by_task", "nearest_size"]
 
 ORDER_VERSION = 1  # changes when the same seed gives another order
 _SPEC = re.compile(r"(?P<path>.+?)(?:#(?P<task>[a-z][a-z0-9_-]*))?(?:=(?P<weight>[0-9.]+))?")
@@ -97,6 +97,39 @@ class Portion:
                 f"(it has {', '.join(tasks)})"
             )
         return found
+
+
+def by_task(portions: Sequence[Portion], shares: Mapping[str, float]) -> list[Portion]:
+    """Divides whole datasets by task, and weights each task by its share of the samples.
+
+    Tasks without a share are left out. A task that is in several datasets is drawn from them in
+    proportion to their records.
+
+    Raises:
+        UserError: A dataset has a task or a weight of its own already, or none has a task.
+    """
+    told = " ".join(f"{task}={share:g}" for task, share in shares.items())
+    for portion in portions:
+        if portion.task is not None or portion.weight is not None:
+            raise UserError(
+                f"the recipe takes shares of tasks ({told}), but {portion.store.path} is given a "
+                "task or a weight of its own; leave that out, or set `--tasks None`"
+            )
+    found = []
+    for task, share in shares.items():
+        counts = [portion.store.manifest.tasks.get(task, 0) for portion in portions]
+        if not any(counts):
+            others = " ".join(f"{name}={own:g}" for name, own in shares.items() if name != task)
+            raise UserError(
+                f"no dataset has the task {task!r}, and the recipe takes a share of it ({told}); "
+                f"give one that has, or leave it out: `--tasks {others or None}`"
+            )
+        found += [
+            dataclasses.replace(portion, task=task, weight=share * count / sum(counts))
+            for portion, count in zip(portions, counts, strict=True)
+            if count
+        ]
+    return found
 
 
 def nearest_size(shapes: Int[np.ndarray, "N 2"], sizes: Sequence[Size]) -> Int[np.ndarray, " N"]:

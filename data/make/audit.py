@@ -21,7 +21,7 @@ from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.judge import Decision, PairJudge
 from dsd_jax.data.make.judge import JudgeConfig as CurationConfig
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import JUDGEMENTS, PAIRS, Judgement, Pair
+from dsd_jax.data.make.stages import JUDGEMENTS, PAIRS, UNJUDGED, Judgement, Pair
 from dsd_jax.data.make.wording import Wording, load_wording
 from dsd_jax.data.pairs.record import png_bytes
 from dsd_jax.errors import UserError
@@ -61,7 +61,11 @@ def sample_run(root: Path, folder: Path, count: int, seed: int) -> Run:
         UserError: The pairs are not judged yet, there are fewer, or a grid is gone.
     """
     parts = begun_folder(root)
-    judged = {row.id: row for row in parts.rows(JUDGEMENTS) if row.status != "failed"}
+    judged = {
+        row.id: row
+        for row in parts.rows(JUDGEMENTS)
+        if row.status != "failed" and row.mode != UNJUDGED
+    }
     pairs = [row for row in parts.rows(PAIRS) if isinstance(row, Pair) and row.id in judged]
     kept = [pair for pair in pairs if judged[pair.id].kept]
     others = [pair for pair in pairs if not judged[pair.id].kept]
@@ -200,7 +204,10 @@ def ask_runs(runs: Sequence[Run], judge: JudgeConfig, asking: Asking) -> list[in
     Raises:
         UserError: An image has changed, or nothing can be asked any more; answers are kept.
     """
-    wording = load_wording(asking.wordings, JUDGEMENTS.name)
+    tasks = {case.tags[_TASK] for run in runs for case in run.cases if _TASK in case.tags}
+    for task in tasks:
+        task_named(task).asked()
+    wording = load_wording(asking.wordings, JUDGEMENTS.name, sorted(tasks))
     todo = [_open(run, judge.name, asking, wording) for run in runs]
     check_unchanged(dict(file for queries in todo for query in queries for file in query.files))
     ledgers = [ledger_of(run) for run in runs]
@@ -223,7 +230,7 @@ def _ask(
     async def work(query: _Query, ask: Ask) -> Rating:
         first, second = [await asyncio.to_thread(_png, path) for path, _ in query.files]
         panels = (second, first) if query.aspect.endswith(SWAPPED) else (first, second)
-        question = task_named(query.case.tags.get(TASK, IDENTITY.name)).question
+        question = task_named(query.case.tags.get(TASK, IDENTITY.name)).asked()
         decision, turns = await asker.decide(query.item, question, asking.mode, panels, ask)
         rating = _rating(decision, query.image, turns[-1].answer if turns else "")
         return dataclasses.replace(

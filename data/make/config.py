@@ -38,6 +38,7 @@ from dsd_jax.data.make.judge import JudgeConfig
 from dsd_jax.data.make.pack import PackConfig
 from dsd_jax.data.make.pairs import PairsConfig
 from dsd_jax.data.make.prompts import PromptsConfig
+from dsd_jax.data.make.routes import GRID, RelightConfig
 from dsd_jax.data.make.stages import (
     CAPTIONS,
     DESCRIPTIONS,
@@ -67,6 +68,7 @@ class MakeConfig:
     Attributes:
         root: The work folder.
         captions, prompts, grids, pairs, judge, caption, pack: Sections of the stages.
+        relight: Routes and lights of tasks whose frames differ in light alone.
         providers: Models that the stages can ask, by name.
         base_path: FLUX.1 in diffusers layout or converted: a folder or a hub id.
         parts: Number of files per stage; fixed once the folder is begun.
@@ -78,8 +80,9 @@ class MakeConfig:
     root: Path
     captions: CaptionsConfig
     prompts: PromptsConfig
-    judge: JudgeConfig
-    caption: CaptionConfig
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    caption: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
+    relight: RelightConfig = dataclasses.field(default_factory=RelightConfig)
     providers: Mapping[str, ProviderConfig] = dataclasses.field(default_factory=dict)
     grids: GridsConfig = dataclasses.field(default_factory=GridsConfig)
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
@@ -93,11 +96,29 @@ class MakeConfig:
             raise UserError(f"parts must be at least 1, got {self.parts}")
         for stage in ASKING:
             name = self._section(stage).provider
-            if name not in self.providers and (name or stage is not CAPTIONS):
+            needing = self._needing(stage)
+            if not name and needing:
+                raise UserError(
+                    f"{needing} has no model in [{stage}]; give it a provider, one of "
+                    f"{', '.join(self.providers) or '[providers.NAME], which is missing too'}"
+                )
+            if name and name not in self.providers:
                 raise UserError(
                     f"{stage}.provider is {name!r}, but there is no [providers.{name}]"
                     f"{did_you_mean(name, self.providers)}"
                 )
+
+    def _needing(self, stage: Stage[StageRow]) -> str:
+        """What a stage has to ask a model about; empty if there is nothing."""
+        if stage is CAPTIONS:
+            return ""  # the filter is optional
+        for name in self.prompts.tasks:
+            task = task_named(name)
+            for route in self.relight.used if task.lit else (GRID,):
+                settled = {JUDGEMENTS: route.exact, DESCRIPTIONS: route.of_scene}
+                if not settled.get(stage, False):
+                    return f"the task {name!r}" + (f" by {route.name}" if task.lit else "")
+        return ""
 
     def _section(self, stage: Stage[StageRow]) -> Any:
         return getattr(self, stage.name)
@@ -113,7 +134,7 @@ class MakeConfig:
         Raises:
             UserError: `wordings` cannot be used.
         """
-        return load_wording(self.wordings, stage.name)
+        return load_wording(self.wordings, stage.name, self.prompts.tasks)
 
     def settings(self, stage: Stage[StageRow]) -> dict[str, object]:
         """The settings that the rows of a stage depend on; paths and speeds are left out."""
@@ -121,8 +142,17 @@ class MakeConfig:
         settings.pop("provider", None)
         if provider := self.provider(stage):
             settings |= {"model": provider.model, "wording": self.wording(stage).id}
+        lit = any(task_named(name).lit for name in self.prompts.tasks)
+        if stage is PROMPTS and lit:
+            settings["relight"] = {
+                "routes": dict(self.relight.routes),
+                "lights": self.relight.vocabulary().id,
+                "aspects": self.relight.aspects,
+            }
         if stage is GRIDS:
             settings["teacher"] = Path(self.base_path).name
+            if lit and any(route.painted > 1 for route in self.relight.used):
+                settings["shared_steps"] = self.relight.shared_steps
         if stage is PAIRS:
             bounds = {name: self.pairs.similarity(task_named(name)) for name in self.prompts.tasks}
             settings["min_similarity"] = _one({name: own.least for name, own in bounds.items()})

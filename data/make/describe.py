@@ -18,13 +18,15 @@ from dsd_jax.data.make.answers import (
 )
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.ids import Id, PairId, PanelId
-from dsd_jax.data.make.stages import DESCRIPTIONS, Description, Pair, Words
+from dsd_jax.data.make.routes import lights_in, lit_prompt, route_named
+from dsd_jax.data.make.stages import DESCRIPTIONS, Description, Pair, Prompt, Words
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
+from dsd_jax.lights import Light, Lights, load_lights
 from dsd_jax.llm.messages import Ask, Picture, Request
 from dsd_jax.tasks import task_named
 
-__all__ = ["CaptionConfig", "Describer"]
+__all__ = ["CaptionConfig", "Describer", "lights_of", "told_by_prompts"]
 
 _ABOUT_PICTURES = re.compile(r"\b(images?|transform\w*)\b", re.IGNORECASE)
 
@@ -34,7 +36,7 @@ class CaptionConfig:
     """`[caption]`.
 
     Attributes:
-        provider: Model that describes.
+        provider: Model that describes. Empty if all pairs are described by their prompts.
         description: Describes the target.
         instruction: Puts the edit from reference to target into words.
         both_ways: Describes a pair from target to reference too.
@@ -45,7 +47,7 @@ class CaptionConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    provider: str
+    provider: str = ""
     description: bool = True
     instruction: bool = True
     both_ways: bool = True
@@ -72,27 +74,31 @@ class Describer:
         wording: Texts of the stage.
         count_tokens: Counts the CLIP tokens of a text, start and end included.
         pictures: Crops the panels of pairs.
+        lights: Vocabulary of the lights of pairs.
     """
 
     config: CaptionConfig
     wording: Wording
     count_tokens: Callable[[str], int]
     pictures: Pictures
+    lights: Lights = dataclasses.field(default_factory=load_lights)
 
     async def __call__(self, pairs: Sequence[Pair], ask: Ask) -> list[Description]:
         """Rows for the pairs of one grid; `kept` if there are texts for a direction."""
         wanted: dict[Id, _Work] = {}
         panels = await asyncio.to_thread(self.pictures, pairs)
         for pair, (reference, target) in zip(pairs, panels, strict=True):
-            ways = [(pair.id, Picture(reference), Picture(target))]
+            shown = [Picture(reference), Picture(target)]
+            lights = lights_of(pair, self.lights)
+            ways = [(pair.id, shown, lights)]
             if self.config.both_ways:
-                ways.append((pair.id.flipped(), Picture(target), Picture(reference)))
-            for way, before, after in ways:
+                ways.append((pair.id.flipped(), shown[::-1], lights[::-1]))
+            for way, pictures, lit in ways:
                 _, end = way.panels
                 if self.config.description and end not in wanted:
-                    wanted[end] = self._description(pair, end, after, ask)
+                    wanted[end] = self._description(pair, end, pictures[1], ask)
                 if self.config.instruction and way not in wanted:
-                    wanted[way] = self._instruction(pair, way, before, after, ask)
+                    wanted[way] = self._instruction(pair, way, pictures, lit, ask)
         texts = await asyncio.gather(*(work() for work in wanted.values()))
         results = dict(zip(wanted, texts, strict=True))
         return [self._row(pair.id, results) for pair in pairs]
@@ -126,11 +132,18 @@ class Describer:
         return functools.partial(self._written, request, self._check_description, ask)
 
     def _instruction(
-        self, pair: Pair, item: PairId, before: Picture, after: Picture, ask: Ask
+        self,
+        pair: Pair,
+        item: PairId,
+        pictures: Sequence[Picture],
+        lights: Sequence[Light],
+        ask: Ask,
     ) -> _Work:
         first, second = self.wording("first"), self.wording("second")
         text = task_named(pair.task).instruction
-        request = self._request(item, first, before, second, after, self.wording(text))
+        told = dict(zip(("before", "after"), (light.description for light in lights), strict=False))
+        asked = self.wording(text, **told)
+        request = self._request(item, first, pictures[0], second, pictures[1], asked)
         return functools.partial(self._written, request, _check_instruction, ask)
 
     async def _written(self, request: Request, check: Check, ask: Ask) -> Written:
@@ -142,6 +155,39 @@ class Describer:
     def _check_description(self, answer: str) -> tuple[str, list[Fault]]:
         text, faults = one_line(answer)
         return text, faults + clip_faults(self.count_tokens(text))
+
+
+def lights_of(pair: Pair, vocabulary: Lights) -> list[Light]:
+    """The lights of reference and target that were asked for; empty for tasks without lights."""
+    named = [each for each in (pair.reference_light, pair.target_light) if each is not None]
+    return lights_in(vocabulary, named)
+
+
+def told_by_prompts(
+    pair: Pair, prompt: Prompt, config: CaptionConfig, wording: Wording, vocabulary: Lights
+) -> Description:
+    """The row of a pair whose panels were painted from a scene and their lights.
+
+    Its texts are those words, and nobody is asked. A pair of an exact route has no reverse, because
+    its reference is no good target.
+    """
+    assert prompt.prompt is not None  # of a kept pair
+    before, after = lights_of(pair, vocabulary)
+
+    def words(start: Light, end: Light) -> Words:
+        return Words(
+            caption=lit_prompt(prompt.prompt or "", end) if config.description else None,
+            instruction=end.instruction(start) if config.instruction else None,
+        )
+
+    one_way = route_named(pair.route).exact or not config.both_ways
+    return Description(
+        id=pair.id,
+        wording=wording.id,
+        forward=words(before, after),
+        reverse=None if one_way else words(after, before),
+        status="kept",
+    )
 
 
 def _check_instruction(answer: str) -> tuple[str, list[Fault]]:

@@ -18,15 +18,17 @@ from PIL import Image
 
 from dsd_jax.data.make.ids import GridId
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import GRIDS, PROMPTS, Grid
+from dsd_jax.data.make.routes import Route, joined, lights_in, panel_prompts, route_named
+from dsd_jax.data.make.stages import GRIDS, PROMPTS, Grid, Prompt
 from dsd_jax.errors import UserError
 from dsd_jax.files import PARTIAL, file_sha256
 from dsd_jax.images import read_parameters, save_image
 from dsd_jax.interrupt import Stop
+from dsd_jax.lights import Light, Lights, load_lights
 from dsd_jax.progress import Advance, progress
 from dsd_jax.shares import ALL, WorkerShare
 
-__all__ = ["GridsConfig", "Teacher", "grid_seed", "paint_grids"]
+__all__ = ["GridsConfig", "Teacher", "Teachers", "grid_seed", "paint_grids"]
 
 _WRITERS = 4  # threads that compress pictures
 
@@ -62,10 +64,11 @@ class Teacher:
     """A text-to-image model. A picture depends only on its prompt and its seed.
 
     Attributes:
-        batch_size: Number of pictures that are painted at once.
+        batch_size: Number of grids that are painted at once.
         parameters: Everything else that a picture depends on, such as steps and model.
-        paint: Paints `batch_size` prompts with their seeds. None stands for a picture with values
-            that are not finite.
+        paint: Paints the prompts of `batch_size` grids, those of a grid side by side, with a seed
+            for each grid. It gives a picture for each prompt. None stands for one with values that
+            are not finite.
     """
 
     batch_size: int
@@ -77,8 +80,16 @@ class _Plan(NamedTuple):
     """A grid to be painted, and the path of its picture."""
 
     id: GridId
-    prompt: str
+    row: Prompt
+    route: Route
+    lights: Sequence[Light]
     path: Path
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of the pictures that are painted for it."""
+        assert self.row.prompt is not None  # a kept row has one
+        return panel_prompts(self.route, self.row.prompt, self.lights)
 
     @property
     def seed(self) -> int:
@@ -90,16 +101,25 @@ def grid_seed(grid: GridId) -> int:
     return int(hashlib.sha256(f"grid {grid}".encode()).hexdigest()[:8], 16)
 
 
+Teachers = Callable[[Route], Teacher]
+"""Opens the teacher that paints for a route."""
+
+
 def paint_grids(
-    parts: Parts, config: GridsConfig, teacher: Callable[[], Teacher], share: WorkerShare = ALL
+    parts: Parts,
+    config: GridsConfig,
+    teachers: Teachers,
+    share: WorkerShare = ALL,
+    lights: Lights | None = None,
 ) -> None:
     """Finishes this worker's parts of `grids`.
 
     Args:
         parts: Folder in which this worker's parts of `prompts` are finished.
         config: Settings of the stage.
-        teacher: Opens the teacher. It is called only if there is something to paint.
+        teachers: Opens a teacher, once for each route for which there is something to paint.
         share: This worker.
+        lights: Vocabulary of the lights in the rows. None takes ours.
 
     Raises:
         UserError: `prompts` is not finished, a picture was painted with other settings, or it
@@ -116,29 +136,33 @@ def paint_grids(
             advance(amount)
             stop.check()  # all painted pictures are on disk
 
-        opened: Teacher | None = None
+        opened = functools.cache(teachers)
         for part in todo:
             with parts.writing(GRIDS, part):
-                plans = _plans(parts, config, part)
-                if plans and opened is None:
-                    opened = teacher()
                 there = functools.partial(parts.check_there, GRIDS, part)
-                rows = _painted(plans, opened, painted, there) if opened else []
+                rows = []
+                for route, plans in _plans(parts, config, part, lights or load_lights()).items():
+                    rows += _painted(plans, opened(route), painted, there)
                 parts.write(GRIDS, part, rows)
 
 
-def _plans(parts: Parts, config: GridsConfig, part: int) -> list[_Plan]:
-    """Lists the grids of a part, sorted by id; removes unfinished files of a killed run."""
+def _plans(
+    parts: Parts, config: GridsConfig, part: int, vocabulary: Lights
+) -> dict[Route, list[_Plan]]:
+    """The grids of a part by route, sorted by id; removes unfinished files of a killed run."""
     plans = []
     for row in parts.kept(PROMPTS, part):
-        assert row.prompt is not None  # a kept row has one
+        lights = lights_in(vocabulary, row.lights)
         for number in range(config.per_prompt):
             name = GridId(row.id, number)
-            plans.append(_Plan(name, row.prompt, parts.picture(name)))
+            plans.append(_Plan(name, row, route_named(row.route), lights, parts.picture(name)))
     for folder in {plan.path.parent for plan in plans}:
         for partial in folder.glob(f".*{PARTIAL}"):
             partial.unlink()
-    return sorted(plans, key=lambda plan: str(plan.id))
+    by_route: dict[Route, list[_Plan]] = {}
+    for plan in sorted(plans, key=lambda plan: str(plan.id)):
+        by_route.setdefault(plan.route, []).append(plan)
+    return by_route
 
 
 def _painted(
@@ -154,12 +178,15 @@ def _painted(
             if not all(there):
                 filled = [*batch, *[batch[-1]] * (size - len(batch))]
                 pictures = teacher.paint(
-                    [plan.prompt for plan in filled], [plan.seed for plan in filled]
+                    [prompt for plan in filled for prompt in plan.prompts],
+                    [plan.seed for plan in filled],
                 )
+                each = batch[0].route.painted
+                own = [pictures[i : i + each] for i in range(0, len(pictures), each)]
                 save = [
-                    (plan, picture)
-                    for plan, picture, done in zip(batch, pictures, there, strict=False)
-                    if picture is not None and not done
+                    (plan, [picture for picture in painted if picture is not None])
+                    for plan, painted, done in zip(batch, own, there, strict=False)
+                    if None not in painted and not done
                 ]
                 check_there()
                 list(writers.map(lambda each: _save(each[0], each[1], teacher), save))
@@ -169,10 +196,13 @@ def _painted(
 
 
 def _parameters(plan: _Plan, teacher: Teacher) -> dict[str, object]:
-    return {**teacher.parameters, "prompt": plan.prompt, "seed": plan.seed}
+    prompts = plan.prompts
+    told = prompts if len(prompts) > 1 else prompts[0]
+    return {**teacher.parameters, "prompt": told, "seed": plan.seed}
 
 
-def _save(plan: _Plan, picture: Image.Image, teacher: Teacher) -> None:
+def _save(plan: _Plan, pictures: Sequence[Image.Image], teacher: Teacher) -> None:
+    picture = joined(plan.route, pictures, plan.lights, plan.id)
     save_image(picture, plan.path, _parameters(plan, teacher))
 
 
@@ -190,12 +220,15 @@ def _is_there(plan: _Plan, teacher: Teacher) -> bool:
 
 
 def _row(plan: _Plan) -> Grid:
+    assert plan.row.prompt is not None  # a kept row has one
     row = Grid(
         id=plan.id,
         prompt_id=plan.id.prompt,
         task=plan.id.prompt.task,
-        prompt=plan.prompt,
+        prompt=plan.row.prompt,
         seed=plan.seed,
+        route=plan.row.route,
+        lights=plan.row.lights,
         status="kept",
     )
     if not plan.path.exists():

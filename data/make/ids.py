@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from dsd_jax.errors import UserError
 
-__all__ = ["PANELS", "CaptionId", "GridId", "Id", "PairId", "PanelId", "PromptId"]
+__all__ = ["PANELS", "CaptionId", "GridId", "Id", "PairId", "PanelId", "PromptId", "prompt_of"]
 
 PANELS = (1, 2, 3, 4)
 """Top left, top right, bottom left, bottom right."""
@@ -180,6 +180,14 @@ class PairId(_Parsed):
         if not (len(ends) == 2 and set(ends) <= set(map(str, PANELS)) and ends[0] != ends[1]):
             raise _fault("pair", text)
         return cls(GridId.parse(before), int(ends[0]), int(ends[1]))
+
+
+def prompt_of(text: str) -> PromptId | None:
+    """The prompt from which the item of an id was made; None for captions and what is no id."""
+    try:
+        return PromptId.parse("-".join(text.split("-")[:2]))
+    except UserError:
+        return None
 
 
 Id = CaptionId | PromptId | GridId | PanelId | PairId

@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Literal
 from dsd_jax.data.make.answers import UNANSWERED, detail_of, user
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.ids import PANELS, GridId, PairId
-from dsd_jax.data.make.stages import JUDGEMENTS, Judgement, Pair, Turn
+from dsd_jax.data.make.stages import JUDGEMENTS, UNJUDGED, Judgement, Pair, Turn
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
 from dsd_jax.llm.reading import LONGEST, json_of, problem_of
 from dsd_jax.tasks import Question, task_named
 
-__all__ = ["Decision", "Judge", "JudgeConfig", "PairJudge", "verdict_of"]
+__all__ = ["Decision", "Judge", "JudgeConfig", "PairJudge", "unjudged", "verdict_of"]
 
 MOST = 10  # highest mark of an aspect
 _WORD = re.compile(r"[^\W_]+")
@@ -59,7 +59,7 @@ class JudgeConfig:
     """`[judge]`.
 
     Attributes:
-        provider: Model that judges.
+        provider: Model that judges. Empty if no pair needs a judge.
         mode: `steps` (the paper's), `scores`, or `grid`.
         least: Mark, of 10, that a pair needs in every aspect to be kept (mode `scores`).
         audit: Share of pairs that are judged by steps as well (mode `grid`).
@@ -69,7 +69,7 @@ class JudgeConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    provider: str
+    provider: str = ""
     mode: Literal["steps", "scores", "grid"] = "steps"
     least: int = 8
     audit: float = 0.1
@@ -247,6 +247,11 @@ class PairJudge:
         return Decision("yes" if enough else "no", model=answer.model, scores=scores)
 
 
+def unjudged(pair: Pair, wording: Wording) -> Judgement:
+    """The row of a pair that nobody needs to be asked about."""
+    return Judgement(id=pair.id, mode=UNJUDGED, wording=wording.id, turns=(), status="kept")
+
+
 @dataclasses.dataclass(frozen=True)
 class Judge(PairJudge):
     """Judges the pairs of a grid.
@@ -294,7 +299,7 @@ class Judge(PairJudge):
         panels = await asyncio.to_thread(self.pictures, pairs)
 
         async def row(pair: Pair, shown: tuple[bytes, bytes]) -> Judgement:
-            question = task_named(pair.task).question
+            question = task_named(pair.task).asked()
             return self._row(
                 pair, mode, *await self.decide(str(pair.id), question, mode, shown, ask)
             )
@@ -304,7 +309,7 @@ class Judge(PairJudge):
 
     async def _by_grid(self, pairs: Sequence[Pair], ask: Ask) -> list[Judgement]:
         grid = pairs[0].grid_id
-        text = task_named(pairs[0].task).question.grid
+        text = task_named(pairs[0].task).asked().grid
         talk = self._talk(grid, ask, _GRID_SCHEMA)
         groups: dict[int, int] | None = None
         try:

@@ -13,12 +13,14 @@ from dsd_jax.data.make.statistics import (
     Diversity,
     Drifts,
     Judging,
+    Origin,
     Yield,
     diversity,
     drifts,
     finished_rows,
     judging,
     ledger_totals,
+    origins,
     source_counts,
     yield_of,
 )
@@ -52,6 +54,8 @@ def tables(root: Path) -> list[str]:
     found = [_yields(parts)]
     if counts := source_counts(root):
         found.insert(0, _source_table(counts))
+    if by_origin := origins(parts):
+        found.append(_origins_table(by_origin))
     if measured_drifts := drifts(finished_rows(parts, PAIRS)):
         found.append(_drift_table(measured_drifts))
     judged = judging(finished_rows(parts, JUDGEMENTS))
@@ -118,9 +122,31 @@ def _source_table(counts: Mapping[str, int]) -> str:
     return table_text(("", "lines", "share"), rows, title="Lines of the source")
 
 
-def _drift_table(by_task: Mapping[str, Drifts]) -> str:
+def _origins_table(by_origin: Mapping[str, Origin]) -> str:
+    rows = [
+        (
+            name,
+            *(
+                f"{count:,}"
+                for count in (own.prompts, own.grids, own.pairs, own.filtered, own.judged)
+            ),
+            f"{own.described:,}",
+            _share(own.described, own.pairs),
+            f"{own.answers:,}",
+            f"{own.cost:,.2f}",
+        )
+        for name, own in by_origin.items()
+    ]
+    columns = (
+        "task", "prompts", "grids", "pairs", "filtered", "judged", "described", "share",
+        "answers", "dollars",
+    )  # fmt: skip
+    return table_text(columns, rows, title="Tasks and routes")
+
+
+def _drift_table(by_origin: Mapping[str, Drifts]) -> str:
     rows = []
-    for task, own in by_task.items():
+    for task, own in by_origin.items():
         total = own.verdicts.total()
         median = "" if math.isnan(own.median_px) else f"{own.median_px:.1f}"
         still = _share(own.verdicts["still"], total)

@@ -26,7 +26,8 @@ from dsd_jax.data.make.ids import PairId, PanelId
 from dsd_jax.data.make.likeness import duplicates, hashes, similarity
 from dsd_jax.data.make.panels import find_panels
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Pair, PanelDrift
+from dsd_jax.data.make.routes import quarters, route_named
+from dsd_jax.data.make.stages import GRIDS, PAIRS, PANELS, CutGrid, Grid, Named, Pair, PanelDrift
 from dsd_jax.drift import measure_drift
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
@@ -144,7 +145,15 @@ def _cut(path: Path, grid: Grid, config: PairsConfig) -> CutGrid:
     def rejected(reason: str, detail: str) -> CutGrid:
         return dataclasses.replace(row, status="rejected", reason=reason, detail=detail)
 
-    row = CutGrid(id=grid.id, prompt_id=grid.prompt_id, task=grid.task, status="kept")
+    row = CutGrid(
+        id=grid.id,
+        prompt_id=grid.prompt_id,
+        task=grid.task,
+        route=grid.route,
+        lights=grid.lights,
+        status="kept",
+    )
+    route = route_named(grid.route)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -158,9 +167,12 @@ def _cut(path: Path, grid: Grid, config: PairsConfig) -> CutGrid:
         image = open_image(data)
     except UserError as error:
         return rejected("unreadable", str(error))
-    boxes, reason, detail = find_panels(image, config.check)
-    if reason:
-        return rejected(reason, detail)
+    if route.of_scene:
+        boxes = quarters(image.width, image.height)
+    else:
+        boxes, reason, detail = find_panels(image, config.check)
+        if reason:
+            return rejected(reason, detail)
     panels = dict(zip(NUMBERS, (image.crop(box) for box in boxes), strict=True))
     pairs = {_both(a, b): (panels[a], panels[b]) for a, b in itertools.combinations(NUMBERS, 2)}
     return dataclasses.replace(
@@ -170,7 +182,7 @@ def _cut(path: Path, grid: Grid, config: PairsConfig) -> CutGrid:
         similarity={key: similarity(*pair) for key, pair in pairs.items()},
         drift=(
             {key: _drift(*pair) for key, pair in pairs.items()}
-            if config.drift(task_named(grid.task)) is not None
+            if config.drift(task_named(grid.task)) is not None and not route.exact
             else None
         ),
     )
@@ -195,8 +207,9 @@ def _pairs(
     if row.boxes is None or row.similarity is None:
         yield row
         return
-    task = task_named(row.task)
+    task, route = task_named(row.task), route_named(row.route)
     most, bounds = config.drift(task), config.similarity(task)
+    lights: tuple[Named | None, ...] = row.lights or (None,) * len(NUMBERS)
     for first, second in itertools.combinations(NUMBERS, 2):
         ahead = PairId(row.id, first, second)
         pair = Pair(
@@ -208,11 +221,17 @@ def _pairs(
             target_box=row.boxes[second - 1],
             similarity=row.similarity[_both(first, second)],
             drift=row.drift[_both(first, second)] if row.drift else None,
+            route=row.route,
+            reference_light=lights[first - 1],
+            target_light=lights[second - 1],
             status="kept",
         )
         pair = _checked(pair, bounds, most, copies)
         ways = [pair, _flipped(pair)]
-        yield from ways if config.both_directions else [ways[_coin(ahead)]]
+        if route.exact:  # the first panel is the painted picture, and no other is a target
+            yield from ways[1:] if first == NUMBERS[0] else []
+        else:
+            yield from ways if config.both_directions else [ways[_coin(ahead)]]
 
 
 def _checked(
@@ -220,6 +239,8 @@ def _checked(
 ) -> Pair:
     """Applies the filters to a pair."""
     copied = next((panel for panel in pair.id.panels if panel in copies), None)
+    if pair.reference_light is not None and pair.reference_light == pair.target_light:
+        return dataclasses.replace(pair, status="rejected", reason="same_light")
     if pair.similarity > bounds.most:
         return dataclasses.replace(pair, status="rejected", reason="near_copy")
     if pair.similarity < bounds.least:
@@ -245,6 +266,8 @@ def _flipped(pair: Pair) -> Pair:
         id=pair.id.flipped(),
         reference_box=pair.target_box,
         target_box=pair.reference_box,
+        reference_light=pair.target_light,
+        target_light=pair.reference_light,
     )
 
 

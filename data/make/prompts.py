@@ -1,19 +1,22 @@
-"""Stage 2 (`dsd data prompts`): one prompt per caption for a grid of four panels.
+"""Stage 2 (`dsd data prompts`): one prompt per caption, for a grid of four panels or for a scene.
 
 A prompt fits into the tokens that CLIP reads, so that the teacher sees all of it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from dsd_jax.data.make.answers import Fault, clip_faults, one_line, user, written
 from dsd_jax.data.make.ids import CaptionId, PromptId
+from dsd_jax.data.make.routes import GRID, RelightConfig, Route, lit_prompt, panel_prompts
 from dsd_jax.data.make.stages import PROMPTS, Caption, Prompt
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError, did_you_mean
+from dsd_jax.lights import Light
 from dsd_jax.llm.messages import Ask, Message, Request
 from dsd_jax.tasks import TASKS, Task
 
@@ -108,24 +111,24 @@ class PromptWriter:
         config: Settings of the stage.
         wording: Texts of the stage.
         count_tokens: Counts the CLIP tokens of a text, start and end included.
+        relight: Routes and lights of tasks whose frames differ in light alone.
     """
 
     config: PromptsConfig
     wording: Wording
     count_tokens: Callable[[str], int]
+    relight: RelightConfig = dataclasses.field(default_factory=RelightConfig)
 
     async def __call__(self, caption: Caption, ask: Ask) -> Prompt:
         """Returns the row of a caption: `kept` with its prompt, or the reason for none."""
         task = task_of(caption.id, self.config.tasks)
-        assert task.grid is not None
         name = PromptId(caption.id, task.name)
+        route = self.relight.route_of(caption.id) if task.lit else GRID
+        lights = self.relight.lights_of(name) if task.lit else []
         request = Request(
             stage=PROMPTS.name,
             item=str(name),
-            messages=(
-                Message("system", (self.wording("system"),)),
-                user(self.wording(task.grid, caption=caption.caption)),
-            ),
+            messages=self._messages(task, route, lights, caption.caption),
             wording=self.wording.id,
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
@@ -133,7 +136,7 @@ class PromptWriter:
         result = await written(
             ask,
             request,
-            self.check,
+            functools.partial(self.check_scene, lights=lights) if route.of_scene else self.check,
             lambda faults: self.wording("again", faults=faults),
             self.config.retries,
         )
@@ -146,15 +149,33 @@ class PromptWriter:
             status=result.status,
             reason=result.reason,
             detail=result.detail,
+            route=route.name if task.lit else None,
+            lights=tuple(light.named for light in lights) or None,
         )
         if result.text is None:
             return row
+        painted = panel_prompts(route, result.text, lights)
         return dataclasses.replace(
             row,
             prompt=result.text,
-            tokens=self.count_tokens(result.text),
-            subject=caption.subject or subject_of(result.text),
+            tokens=max(map(self.count_tokens, painted)),
+            subject=caption.subject or ("" if route.of_scene else subject_of(result.text)),
         )
+
+    def _messages(
+        self, task: Task, route: Route, lights: Sequence[Light], caption: str
+    ) -> tuple[Message, ...]:
+        """The question for a prompt: of a grid, perhaps with given lights, or of a scene."""
+        system = "system"
+        if task.lit and route.of_scene:
+            system, question = task.lit.scene_system, self.wording(task.lit.scene, caption=caption)
+        else:
+            assert task.grid is not None  # of all tasks that may be chosen
+            question = self.wording(task.grid, caption=caption)
+            if task.lit:
+                told = {f"light_{n}": each.description for n, each in enumerate(lights, start=1)}
+                question += "\n\n" + self.wording(task.lit.panels, **told)
+        return Message("system", (self.wording(system),)), user(question)
 
     def check(self, answer: str) -> tuple[str, list[Fault]]:
         """The prompt in an answer, and the rules that it breaks."""
@@ -167,3 +188,11 @@ class PromptWriter:
             faults.append(Fault("quadrants", told))
         faults += clip_faults(self.count_tokens(text))
         return text, faults
+
+    def check_scene(self, answer: str, lights: Sequence[Light]) -> tuple[str, list[Fault]]:
+        """The prompt of a scene in an answer, and the rules that it breaks in one of the lights."""
+        text, faults = one_line(answer)
+        if _BEGINNING.match(text):
+            faults.append(Fault("a_grid", "it asks for a grid, and a single picture is wanted"))
+        lit = (lit_prompt(text, light) for light in lights)
+        return text, faults + clip_faults(max(map(self.count_tokens, lit)))

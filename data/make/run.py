@@ -11,13 +11,14 @@ from typing import Any, Generic, TypeVar
 from dsd_jax.data.make.captions import CaptionFilter, sampled
 from dsd_jax.data.make.config import MakeConfig
 from dsd_jax.data.make.crops import panels_of
-from dsd_jax.data.make.describe import Describer
+from dsd_jax.data.make.describe import Describer, told_by_prompts
 from dsd_jax.data.make.folder import begin_stage
-from dsd_jax.data.make.grids import Teacher, paint_grids
-from dsd_jax.data.make.judge import Judge
+from dsd_jax.data.make.grids import Teachers, paint_grids
+from dsd_jax.data.make.judge import Judge, unjudged
 from dsd_jax.data.make.pairs import make_pairs
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.prompts import PromptWriter
+from dsd_jax.data.make.routes import Route, route_named
 from dsd_jax.data.make.stages import (
     CAPTIONS,
     GRIDS,
@@ -26,6 +27,8 @@ from dsd_jax.data.make.stages import (
     PROMPTS,
     STAGES,
     Caption,
+    Description,
+    Judgement,
     Pair,
     Stage,
     StageRow,
@@ -57,11 +60,11 @@ class Tools:
     """The tools of stages other than language models. Each is opened when it is first needed.
 
     Attributes:
-        teacher: Opens the text-to-image model.
+        teacher: Opens the text-to-image model for a route.
         count_tokens: Opens the tokenizer.
     """
 
-    teacher: Callable[[], Teacher]
+    teacher: Teachers
     count_tokens: Callable[[], CountTokens]
 
 
@@ -83,7 +86,7 @@ def run_stage(
     for before in STAGES[: STAGES.index(stage)][-1:]:
         check_kept(parts, before)
     if stage is GRIDS:
-        paint_grids(parts, config.grids, tools.teacher, share)
+        paint_grids(parts, config.grids, tools.teacher, share, config.relight.vocabulary())
     elif stage is PAIRS:
         if waiting := make_pairs(parts, config.pairs, share):
             raise OthersFirst(
@@ -195,7 +198,7 @@ def _asking(config: MakeConfig, stage: Stage[StageRow], parts: Parts, tools: Too
 
         return _Asking(stage, provider, sample, _single(CaptionFilter(wording)))
     if stage is PROMPTS:
-        writer = PromptWriter(config.prompts, wording, tools.count_tokens())
+        writer = PromptWriter(config.prompts, wording, tools.count_tokens(), config.relight)
         return _Asking(
             stage, provider, lambda part: ((), parts.kept(CAPTIONS, part)), _single(writer)
         )
@@ -206,9 +209,25 @@ def _asking(config: MakeConfig, stage: Stage[StageRow], parts: Parts, tools: Too
             panels_of(parts),
             lambda grid: parts.picture(grid).read_bytes(),
         )
-        return _Asking(stage, provider, lambda part: ((), _by_grid(_pairs(parts, part))), judge)
-    describer = Describer(config.caption, wording, tools.count_tokens(), panels_of(parts))
-    return _Asking(stage, provider, lambda part: ((), _by_grid(_judged(parts, part))), describer)
+
+        def to_judge(part: int) -> tuple[list[Judgement], list[list[Pair]]]:
+            settled, open_pairs = _divided(_pairs(parts, part), lambda route: route.exact)
+            return [unjudged(pair, wording) for pair in settled], _by_grid(open_pairs)
+
+        return _Asking(stage, provider, to_judge, judge)
+    lights = config.relight.vocabulary()
+    describer = Describer(config.caption, wording, tools.count_tokens(), panels_of(parts), lights)
+
+    def to_describe(part: int) -> tuple[list[Description], list[list[Pair]]]:
+        told, others = _divided(_judged(parts, part), lambda route: route.of_scene)
+        prompts = {row.id: row for row in parts.kept(PROMPTS, part)} if told else {}
+        rows = [
+            told_by_prompts(pair, prompts[pair.prompt_id], config.caption, wording, lights)
+            for pair in told
+        ]
+        return rows, _by_grid(others)
+
+    return _Asking(stage, provider, to_describe, describer)
 
 
 def _single(
@@ -218,6 +237,16 @@ def _single(
         return [await work(item, ask)]
 
     return listed
+
+
+def _divided(
+    pairs: Sequence[Pair], settled: Callable[[Route], bool]
+) -> tuple[list[Pair], list[Pair]]:
+    """Pairs by whether their route settles a stage without a question: those that it does first."""
+    found: tuple[list[Pair], list[Pair]] = [], []
+    for pair in pairs:
+        found[0 if settled(route_named(pair.route)) else 1].append(pair)
+    return found
 
 
 def _pairs(parts: Parts, part: int) -> list[Pair]:

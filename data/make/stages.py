@@ -19,15 +19,19 @@ from dsd_jax.structured import json_value
 
 __all__ = [
     "CAPTIONS", "DESCRIPTIONS", "GRIDS", "JUDGEMENTS", "PAIRS", "PANELS", "PROMPTS", "STAGES",
-    "STATUSES", "Box", "Caption", "CutGrid", "Description", "Grid", "Judgement", "Pair",
-    "PanelDrift", "Prompt", "R_co", "Source", "Stage", "StageRow", "Status", "Turn", "Words",
-    "from_json", "plain", "to_json",
+    "STATUSES", "UNJUDGED", "Box", "Caption", "CutGrid", "Description", "Grid", "Judgement",
+    "Named", "Pair", "PanelDrift", "Prompt", "R_co", "Source", "Stage", "StageRow", "Status",
+    "Turn", "Words", "from_json", "plain", "to_json",
 ]  # fmt: skip
 
 Status = Literal["kept", "rejected", "undecided", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
+Named = Mapping[str, str]
+"""A light: the names of its words, by aspect; see `dsd_jax.lights`."""
+UNJUDGED = "none"
+"""Mode of judgements that no judge was asked for."""
 _EXACT = ConfigDict(extra="forbid")
 
 
@@ -90,8 +94,10 @@ class Prompt(StageRow):
     Attributes:
         asked: Number of questions that it took.
         prompt: The text. None if there is no usable one.
-        tokens: CLIP tokens of the text.
+        tokens: CLIP tokens of the text; of the longest one, if lights are added to it.
         subject: Subject of the text; may be empty.
+        route: Route to its pairs, of tasks with several.
+        lights: Light of each panel that was asked for, in the order of `ids.PANELS`.
     """
 
     id: PromptId
@@ -102,6 +108,8 @@ class Prompt(StageRow):
     prompt: str | None = None
     tokens: int | None = None
     subject: str | None = None
+    route: str | None = None
+    lights: tuple[Named, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,7 @@ class Grid(StageRow):
     Attributes:
         seed: Seed of its noise.
         sha256: Digest of its file. None, as are its width and height in pixels, if there is none.
+        route, lights: As those of its prompt.
     """
 
     id: GridId
@@ -121,6 +130,8 @@ class Grid(StageRow):
     sha256: str | None = None
     width: int | None = None
     height: int | None = None
+    route: str | None = None
+    lights: tuple[Named, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +158,7 @@ class CutGrid(StageRow):
         hashes: Hashes of each panel's pixels (`likeness.hashes`).
         similarity: Similarity of every two panels, by their numbers, such as `13`.
         drift: Drift of every two panels likewise, of tasks that ask for it.
+        route, lights: As those of its prompt.
     """
 
     id: GridId
@@ -156,6 +168,8 @@ class CutGrid(StageRow):
     hashes: tuple[str, ...] | None = None
     similarity: Mapping[str, float] | None = None
     drift: Mapping[str, PanelDrift] | None = None
+    route: str | None = None
+    lights: tuple[Named, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +180,8 @@ class Pair(StageRow):
         reference_box, target_box: Their places in the grid.
         similarity: Their similarity, from 0 to 1.
         drift: Their drift, if the task asks for it.
+        route: Route by which it came, of tasks with several.
+        reference_light, target_light: Lights that were asked for.
     """
 
     id: PairId
@@ -176,6 +192,9 @@ class Pair(StageRow):
     target_box: Box
     similarity: float
     drift: PanelDrift | None = None
+    route: str | None = None
+    reference_light: Named | None = None
+    target_light: Named | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,7 +221,7 @@ class Judgement(StageRow):
     """The judge's answers about a pair.
 
     Attributes:
-        mode: Mode of the judge.
+        mode: Mode of the judge, or `none` for a pair that no judge was asked about.
         verdict: `yes` or `no`. None if it is undecided or could not be asked.
         grid_verdict: Verdict about the whole grid, of a pair that was audited.
         scores: Marks by aspect.

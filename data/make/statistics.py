@@ -8,10 +8,17 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from dsd_jax.data.make.ids import prompt_of
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import (
     CAPTIONS,
+    DESCRIPTIONS,
+    GRIDS,
+    JUDGEMENTS,
+    PAIRS,
+    PROMPTS,
     STAGES,
+    UNJUDGED,
     Judgement,
     Pair,
     PanelDrift,
@@ -20,19 +27,22 @@ from dsd_jax.data.make.stages import (
     Stage,
     StageRow,
 )
-from dsd_jax.llm.totals import Totals, read_totals
+from dsd_jax.llm.totals import Totals, by_item, read_totals
 from dsd_jax.structured import parse_json
 
 __all__ = [
     "Diversity",
     "Drifts",
     "Judging",
+    "Origin",
     "Yield",
     "diversity",
     "drifts",
     "finished_rows",
     "judging",
     "ledger_totals",
+    "origin_of",
+    "origins",
     "source_counts",
     "yield_of",
 ]
@@ -120,6 +130,8 @@ def judging(rows: Iterable[Judgement]) -> Judging:
     verdicts: Counter[str] = Counter()
     asked_again = audited = agreed = 0
     for row in rows:
+        if row.mode == UNJUDGED:
+            continue
         verdicts[row.verdict or row.status] += 1
         asked_again += any(turn.sample for turn in row.turns)
         if row.grid_verdict and row.verdict:
@@ -128,9 +140,72 @@ def judging(rows: Iterable[Judgement]) -> Judging:
     return Judging(verdicts, asked_again, audited, agreed)
 
 
+@dataclasses.dataclass
+class Origin:
+    """Counts of one task, or of one route of it.
+
+    Attributes:
+        prompts, grids: Those that were kept.
+        pairs: All pairs of their panels.
+        filtered, judged, described: Pairs that were kept by the filters, by the judge and by the
+            captioner.
+        answers: Answers of models.
+        cost: Dollars for the answers with a price.
+    """
+
+    prompts: int = 0
+    grids: int = 0
+    pairs: int = 0
+    filtered: int = 0
+    judged: int = 0
+    described: int = 0
+    answers: int = 0
+    cost: float = 0.0
+
+
+def origin_of(row: Prompt | Pair) -> str:
+    """The task of a row and, where there are several, the route: `relight by backward`."""
+    return f"{row.task} by {row.route}" if row.route else row.task
+
+
+def origins(parts: Parts) -> dict[str, Origin]:
+    """Yields and costs by task and route, over the parts that are finished.
+
+    Captions have no task yet, so the questions about them are not in it.
+
+    Raises:
+        UserError: A part or a ledger is damaged.
+    """
+    names = {row.id: origin_of(row) for row in finished_rows(parts, PROMPTS)}
+    found = {name: Origin() for name in sorted({*names.values()})}
+
+    def of(item: object) -> Origin:
+        prompt = prompt_of(str(item))
+        return found[names[prompt]] if prompt in names else Origin()
+
+    for prompt in finished_rows(parts, PROMPTS):
+        of(prompt.id).prompts += prompt.kept
+    for grid in finished_rows(parts, GRIDS):
+        of(grid.id).grids += grid.kept
+    for pair in finished_rows(parts, PAIRS):
+        if isinstance(pair, Pair):
+            of(pair.id).pairs += 1
+            of(pair.id).filtered += pair.kept
+    for judgement in finished_rows(parts, JUDGEMENTS):
+        of(judgement.id).judged += judgement.kept
+    for description in finished_rows(parts, DESCRIPTIONS):
+        of(description.id).described += description.kept
+    for stage in (PROMPTS, JUDGEMENTS, DESCRIPTIONS):
+        for path in _ledgers(parts.root, stage):
+            for item, (answers, cost) in by_item(path).items():
+                of(item).answers += answers
+                of(item).cost += cost
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Drifts:
-    """Drift of the pairs of one task.
+    """Drift of the pairs of one origin.
 
     Attributes:
         verdicts: Pairs by the verdict of the meter.
@@ -144,15 +219,15 @@ class Drifts:
 
 
 def drifts(rows: Iterable[StageRow]) -> dict[str, Drifts]:
-    """Measured pairs by task; tasks whose drift was not measured are left out."""
+    """Measured pairs by origin; those whose drift was not measured are left out."""
     measured: dict[str, list[tuple[Pair, PanelDrift]]] = {}
     for row in rows:
         if isinstance(row, Pair) and row.drift is not None:
-            measured.setdefault(row.task, []).append((row, row.drift))
+            measured.setdefault(origin_of(row), []).append((row, row.drift))
     found = {}
-    for task, own in sorted(measured.items()):
+    for origin, own in sorted(measured.items()):
         lengths = [drift.largest_px for _, drift in own if drift.largest_px is not None]
-        found[task] = Drifts(
+        found[origin] = Drifts(
             Counter(drift.verdict for _, drift in own),
             statistics.median(lengths) if lengths else math.nan,
             sum(pair.kept for pair, _ in own),
@@ -217,10 +292,13 @@ def ledger_totals(root: Path) -> dict[str, Totals]:
     """Totals over the ledgers of every stage that asked, by its name."""
     found = {}
     for stage in STAGES:
-        paths = sorted((root / "ledgers").glob(f"{stage}-?????.sqlite"))
-        if paths:
+        if paths := _ledgers(root, stage):
             found[stage.name] = sum(map(read_totals, paths), Totals())
     return found
+
+
+def _ledgers(root: Path, stage: Stage[StageRow]) -> list[Path]:
+    return sorted((root / "ledgers").glob(f"{stage}-?????.sqlite"))
 
 
 def source_counts(root: Path) -> dict[str, int]:

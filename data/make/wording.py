@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +41,49 @@ class Wording:
         return _FIELD.sub(lambda field: values[field[1]], self.texts[text])
 
 
-def load_wording(path: Path | None, stage: str) -> Wording:
+def load_wording(path: Path | None, stage: str, tasks: Collection[str] = ()) -> Wording:
     """The texts of a stage; those of the file `path` replace ours.
+
+    Args:
+        path: File with texts of the user.
+        stage: Name of the stage.
+        tasks: Tasks whose own texts are wanted too, such as `relight.step_1` of `[relight.judge]`.
 
     Raises:
         UserError: The file cannot be read, or holds a text that no stage has, or a text that lacks
             a field of ours.
     """
-    ours = _read(_OURS)
-    if path is None:
-        return Wording(ours["name"], ours[stage])
-    own = _read(path)
-    _check(own, ours, path)
-    return Wording(own["name"], {**ours[stage], **own.get(stage, {})})
+    held = ours = _read(_OURS)
+    if path is not None:
+        held = _read(path)
+        _check(held, ours, path)
+    texts = {**ours[stage], **held.get(stage, {})}
+    wanted = {name: text for name, text in texts.items() if _task_of(name) in ("", *tasks)}
+    return Wording(held["name"], wanted)
+
+
+def _task_of(text: str) -> str:
+    """The task whose own text this is; empty for a text of all tasks."""
+    return text.rpartition(".")[0]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_toml(path)
-    for stage, texts in content.items():
-        if isinstance(texts, Mapping):
-            content[stage] = {
-                name: text.strip() if isinstance(text, str) else text
-                for name, text in texts.items()
-            }
+    """The texts by stage and name; those of a table such as [relight.judge] are `relight.NAME`."""
+    content: dict[str, Any] = {}
+    for key, value in read_toml(path).items():
+        if not isinstance(value, Mapping):
+            content[key] = value
+        elif value and all(isinstance(each, Mapping) for each in value.values()):
+            for stage, texts in value.items():
+                named = {f"{key}.{name}": text for name, text in _stripped(texts).items()}
+                content.setdefault(stage, {}).update(named)
+        else:
+            content.setdefault(key, {}).update(_stripped(value))
     return content
+
+
+def _stripped(texts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: text.strip() if isinstance(text, str) else text for name, text in texts.items()}
 
 
 def _check(own: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:

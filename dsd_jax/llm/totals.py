@@ -15,6 +15,7 @@ __all__ = [
     "Spent",
     "Totals",
     "answered_by",
+    "by_item",
     "first_answer",
     "read_totals",
     "spent_of",
@@ -123,6 +124,23 @@ def totals_of(db: sqlite3.Connection) -> Totals:
         models=_counts(db, "model"),
         finishes=_counts(db, "finish"),
     )
+
+
+def by_item(path: Path) -> dict[str, tuple[int, float]]:
+    """Number of answers and their dollars by the item that was asked about.
+
+    Raises:
+        UserError: There is no ledger, or it is not one.
+    """
+    with contextlib.closing(_reader(path)) as db:
+        try:
+            rows = db.execute(
+                "SELECT intents.item, COUNT(*), TOTAL(answers.cost) FROM answers JOIN intents "
+                "ON answers.intent = intents.id GROUP BY intents.item"
+            )
+            return {item: (count, cost) for item, count, cost in rows}
+        except sqlite3.Error as error:
+            raise UserError(f"cannot read the ledger {path}: {error}") from None
 
 
 def _counts(db: sqlite3.Connection, column: Literal["model", "finish"]) -> dict[str, int]:

@@ -5,9 +5,11 @@ world's grammar; as a vision model it measures pixels with the pixel judge. It a
 provider of kind `toy` and model `toy`; nothing else falls back to it.
 """
 
+import dataclasses
 import functools
 import io
 import json
+import re
 
 import numpy as np
 from PIL import Image
@@ -22,16 +24,29 @@ from dsd_jax.toy.judge import SUBJECT, Seen, judge
 from dsd_jax.toy.words import (
     OPENINGS,
     PANELS,
+    describe,
     describe_grid,
     describe_subject,
     parse_subject,
 )
-from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene
+from dsd_jax.toy.world import BACKGROUNDS, LIGHTS, PANEL, Scene
 
 __all__ = ["MODEL", "ToyTransport", "answer"]
 
 MODEL = "toy"
 _MARKS = 10  # of the scale of scores
+_GEOMETRY = ("background", "place", "size", "tilt")
+_ASPECTS = {  # what the marks are given for
+    "form": ("shape",),
+    "colour": ("body",),
+    "material": ("mark",),
+    "details": ("marking",),
+    "identity": SUBJECT,
+    "viewpoint": ("background",),
+    "layout": ("place", "size"),
+    "pose": ("shape", "tilt"),
+    "things": (*SUBJECT, "background"),
+}
 
 
 class ToyTransport:
@@ -115,10 +130,28 @@ def _grid_prompt(request: Request) -> str:
     if subject is None:
         return "The caption names no subject of the toy world."
     rng = np.random.default_rng(int(request.key(MODEL)[:16], 16))
+    if _still(request):
+        scene = dataclasses.replace(Scene.draw(rng), light=Scene.light)
+        if lights := _panel_lights(_said(request)):
+            scenes = [dataclasses.replace(scene, light=light) for light in lights]
+            return describe_grid(subject, scenes)
+        return describe(subject, scene)
     # Four different backgrounds, so that the panels can be told apart.
     backgrounds = rng.permutation(list(BACKGROUNDS))[: len(PANELS)].tolist()
     scenes = [Scene.draw(rng, background) for background in backgrounds]
     return describe_grid(subject, scenes, OPENINGS[int(rng.integers(len(OPENINGS)))])
+
+
+def _still(request: Request) -> bool:
+    """Whether the question is about one scene in several lights, before a camera that stands."""
+    return "camera" in _said(request)
+
+
+def _panel_lights(said: str) -> list[str]:
+    """The lights that the panels of a grid are to have; none for a single scene."""
+    words = "|".join(LIGHTS)
+    found = [re.search(rf"{panel} ({words})\b", said) for panel in PANELS]
+    return [match[1] for match in found if match]
 
 
 # What it sees
@@ -168,10 +201,10 @@ def _scene_words(seen: Seen) -> str:
     return " ".join([*map(str, words), *(x for x in ("small", "tilted", "night") if x in unusual)])
 
 
-def _differences(first: Seen, second: Seen) -> list[str]:
-    """Says in words why two pictures may not show the identical subject."""
+def _differences(first: Seen, second: Seen, *, still: bool = False) -> list[str]:
+    """Says in words why two pictures may not show the identical subject, or the same scene."""
     found = []
-    for name in SUBJECT:
+    for name in (*SUBJECT, *_GEOMETRY) if still else SUBJECT:
         one, other = getattr(first, name), getattr(second, name)
         if one is None or other is None:
             found.append(f"the {name} is unclear")
@@ -188,9 +221,9 @@ def _judgement(request: Request) -> str:
     if "groups" in wanted:
         return _groups(request)
     first, second = _pictures(request, 2)
-    differences = _differences(first, second)
-    if "identity" in wanted:
-        return _scores(first, second)
+    differences = _differences(first, second, still=_still(request))
+    if "subject" in wanted:
+        return _scores(first, second, [name for name in wanted if name != "subject"])
     asked = sum(turn.role == "user" for turn in request.messages)
     if asked == 1:
         return f"Both show a thing: a {_subject_words(first)}, and a {_subject_words(second)}."
@@ -205,7 +238,7 @@ def _judgement(request: Request) -> str:
     return f"Both show the same {_subject_words(first)}. Yes"
 
 
-def _scores(first: Seen, second: Seen) -> str:
+def _scores(first: Seen, second: Seen, aspects: list[str]) -> str:
     def mark(*names: str) -> int:
         equal = [
             getattr(first, name) is not None and getattr(first, name) == getattr(second, name)
@@ -213,16 +246,8 @@ def _scores(first: Seen, second: Seen) -> str:
         ]
         return _MARKS * sum(equal) // len(equal)
 
-    return json.dumps(
-        {
-            "form": mark("shape"),
-            "colour": mark("body"),
-            "material": mark("mark"),
-            "details": mark("marking"),
-            "identity": mark(*SUBJECT),
-            "subject": _subject_words(first),
-        }
-    )
+    marks = {aspect: mark(*_ASPECTS[aspect]) for aspect in aspects}
+    return json.dumps({**marks, "subject": _subject_words(first)})
 
 
 def _groups(request: Request) -> str:
@@ -237,9 +262,10 @@ def _groups(request: Request) -> str:
         for y in (0, 1)
         for x in (0, 1)
     ]
+    still = _still(request)
     groups: list[list[int]] = []
     for number, panel in enumerate(seen, start=1):
-        same = (g for g in groups if not _differences(seen[g[0] - 1], panel))
+        same = (g for g in groups if not _differences(seen[g[0] - 1], panel, still=still))
         group = next(same, None)
         if group is None:
             groups.append([number])

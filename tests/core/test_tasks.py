@@ -12,11 +12,22 @@ from dsd_jax.tasks import TASKS, Similarity, Task, task_named
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_text_that_a_task_names_is_in_our_wordings(task: Task):
-    question = task.question
-    assert {*question.steps, question.scores, question.grid} <= {*load_wording(None, "judge").texts}
-    assert {task.description, task.instruction} <= {*load_wording(None, "caption").texts}
+    prompts, judge, caption = (
+        load_wording(None, stage, [task.name]).texts for stage in ("prompts", "judge", "caption")
+    )
+    if question := task.question:
+        assert {*question.steps, question.scores, question.grid} <= {*judge}
+        assert all(f'"{aspect}"' in judge[question.scores] for aspect in question.aspects)
+    assert {task.description, task.instruction} <= {*caption}
     if task.grid is not None:
-        assert task.grid in load_wording(None, "prompts").texts
+        assert task.grid in prompts
+    if task.lit is not None:
+        assert {task.lit.panels, task.lit.scene, task.lit.scene_system} <= {*prompts}
+
+
+def test_a_task_without_a_judge_says_what_scores_it():
+    with pytest.raises(UserError, match=r"'depth' has no judge: .*'depth-order' scores"):
+        task_named("depth").asked()
 
 
 def test_every_metric_of_a_task_is_one_that_evaluations_know():

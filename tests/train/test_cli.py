@@ -20,7 +20,7 @@ from dsd_jax.processes import ClusterConfig, join
 from dsd_jax.runs import read_trained
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train import launch
-from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig
+from dsd_jax.train.config import DataConfig, RunConfig, TrainConfig, task_shares
 from dsd_jax.train.data import open_data
 from dsd_jax.train.model import Start, make_trainee
 from dsd_jax.train.presets import PRESETS, paper, preset, tiny
@@ -63,7 +63,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_presets_are_recipes():
     assert set(PRESETS) >= {"tiny", "paper", "h200", "v5e_64", "v5p_64", "v6e_64"}
-    assert set(PRESETS) >= {"depth", "grid_teacher", "full"}
+    assert set(PRESETS) >= {"depth", "relight", "multi", "grid_teacher", "full"}
     for name, make in PRESETS.items():
         assert isinstance(preset(name), TrainConfig)
         assert make.__doc__
@@ -71,6 +71,29 @@ def test_presets_are_recipes():
     assert recipe.lora is not None
     assert (recipe.lora.rank, recipe.lora.targets, recipe.batch_size) == (512, "attention", 160)
     assert (recipe.optimizer.learning_rate, recipe.steps) == (1e-4, 100_000)
+
+
+def test_presets_for_several_tasks_say_their_shares():
+    multi = preset("multi").tasks
+    assert multi is not None
+    assert task_shares(multi) == {"identity": 4, "relight": 3, "depth": 2, "instruction": 1}
+    assert preset("relight").tasks == ("relight=1",)
+    assert paper().tasks is None
+
+
+@pytest.mark.parametrize(
+    ("tasks", "complaint"),
+    [
+        (("relihgt=1",), "there is no task 'relihgt'.*; did you mean 'relight'"),
+        (("relight",), "tasks take TASK=SHARE with a share above 0, got 'relight'"),
+        (("relight=-1",), "with a share above 0, got 'relight=-1'"),
+        (("relight=1", "relight=2"), "tasks has 'relight' twice"),
+        ((), "tasks needs a task such as relight=1"),
+    ],
+)
+def test_shares_of_tasks_are_checked(tasks: tuple[str, ...], complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        dataclasses.replace(paper(), tasks=tasks)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from dsd_jax.data.load.loader import Loader, LoaderConfig, PairBatch, Reading
-from dsd_jax.data.load.mixture import Portion
+from dsd_jax.data.load.mixture import Portion, by_task
 from dsd_jax.data.load.prefetch import mesh_rows, prefetch_to_mesh, to_mesh
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
 from dsd_jax.data.pairs.store import PairStore
@@ -120,6 +120,31 @@ def test_a_weighted_mixture_keeps_its_proportions_and_every_epoch(
         for start in range(0, len(own) - records, records):
             assert len(set(own[start : start + records])) == records
     np.testing.assert_allclose(loader.epochs_at(64), [192 / 16, 64 / 33, 384 / 10])
+
+
+def test_tasks_get_their_shares_over_all_datasets(store: PairStore, other: PairStore):
+    portions = by_task([Portion(store), Portion(other)], {"relight": 3.0, "identity": 1.0})
+    assert [(portion.store, portion.task) for portion in portions] == [
+        (store, "relight"),
+        (store, "identity"),
+        (other, "identity"),
+    ]
+    loader = Loader(portions, CONFIG, batch=8)
+    tasks = Counter(
+        "relight" if portion == 0 else "identity"
+        for step in range(20)
+        for portion, _ in loader.mixture.plan(step).samples.tolist()
+    )
+    assert tasks == {"relight": 120, "identity": 40}
+
+
+def test_shares_of_tasks_that_the_data_cannot_give_are_refused(store: PairStore):
+    with pytest.raises(
+        UserError, match=r"has the task 'depth', .*leave it out: `--tasks relight=1`"
+    ):
+        by_task([Portion(store)], {"depth": 2.0, "relight": 1.0})
+    with pytest.raises(UserError, match=r"takes shares of tasks \(relight=1\), but .* a weight of"):
+        by_task([Portion(store, weight=2.0)], {"relight": 1.0})
 
 
 def test_a_mixture_with_buckets_keeps_both(store: PairStore, other: PairStore):

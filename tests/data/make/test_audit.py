@@ -20,6 +20,7 @@ from dsd_jax.infer.evaluate.study.build import StudySettings, build_study
 from dsd_jax.infer.evaluate.study.record import read_key
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Picture
+from dsd_jax.tasks import task_named
 from tests.data.make.made import write_folder
 
 TOY = JudgeConfig(ProviderConfig("toy", "toy"))
@@ -153,7 +154,8 @@ class TestAsk:
 
     def test_marks_by_aspect_count_as_yes_from_the_least(self, making, tmp_path, monkeypatch):
         run = sample_run(making, tmp_path / "sample", 4, seed=0)
-        aspects = ("form", "colour", "material", "details", "identity")
+        tasks = (task_named(case.tags["task"]) for case in run.cases)
+        aspects = {aspect for task in tasks for aspect in task.asked().aspects}
         text = json.dumps(dict.fromkeys(aspects, 7))
         monkeypatch.setattr("dsd_jax.toy.provider.answer", lambda request: text)
         for least, expected in ((8, 0.0), (7, 1.0)):

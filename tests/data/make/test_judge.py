@@ -24,7 +24,7 @@ from tests.data.make.scripted import (
 )
 
 WORDING = load_wording(None, "judge")
-ASPECTS = task_named("identity").question.aspects
+ASPECTS = task_named("identity").asked().aspects
 
 
 def judge(ask: Scripted, *pairs: str, **settings: object) -> list[Judgement]:

@@ -30,7 +30,7 @@ from tests.data.make.painted import Painter, grid_picture, tree, write_prompts
 def painted(root: Path, grids: int = 9, parts: int = 3) -> Parts:
     made = Parts(root, parts)
     write_prompts(made, grids)
-    paint_grids(made, GridsConfig(), lambda: Painter().teacher)
+    paint_grids(made, GridsConfig(), lambda _: Painter().teacher)
     return made
 
 
@@ -216,7 +216,7 @@ def test_failed_and_rejected_grids(tmp_path):
     write_prompts(made, 4)
     painter = Painter()
     painter.broken = {"a grid of pot 0"}
-    paint_grids(made, GridsConfig(), lambda: painter.teacher)
+    paint_grids(made, GridsConfig(), lambda _: painter.teacher)
     rows = made.read(GRIDS, 0)
     first = next(row.id for row in rows if row.kept)
     blank = encoded(Image.new("RGB", (64, 64), "#204060"))

@@ -31,7 +31,9 @@ def words(text: str) -> int:
 
 def write(ask: Scripted, caption: Caption = CAPTION, **settings: object) -> Prompt:
     config = PromptsConfig("writer", **settings)  # type: ignore[arg-type]
-    return do(PromptWriter(config, load_wording(None, "prompts"), words)(caption, ask))
+    return do(
+        PromptWriter(config, load_wording(None, "prompts", config.tasks), words)(caption, ask)
+    )
 
 
 def test_a_good_prompt_is_kept_with_what_led_to_it():

@@ -51,6 +51,10 @@ def test_a_file_replaces_single_texts_and_changes_the_id_of_that_stage_alone(tmp
         ('name = "x"\n[judges]\nstep_1 = "x"\n', r"no \[judges\]; did you mean 'judge'\?"),
         ('name = "x"\n[judge]\nstep1 = "x"\n', r"no text 'step1'; did you mean 'step_1'\?"),
         ('name = "x"\n[judge]\nstep_1 = 3\n', "judge.step_1 must be a text"),
+        (
+            'name = "x"\n[relight.judge]\nstep1 = "x"\n',
+            r"\[judge\] has no text 'relight.step1'; did you mean 'relight.step_1'\?",
+        ),
         ('name = "x"\n[prompts]\nfree = "go"\n', "must hold {caption} and no others"),
         ('name = "x"\n[judge]\nstep_1 = "{x}"\n', "must hold no fields and no others"),
         ('name = "x\n', "not TOML"),
@@ -59,6 +63,17 @@ def test_a_file_replaces_single_texts_and_changes_the_id_of_that_stage_alone(tmp
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, complaint: str):
     with pytest.raises(UserError, match=complaint):
         load_wording(write(tmp_path, text), "judge")
+
+
+def test_texts_of_a_task_count_only_where_it_is_made(tmp_path: Path):
+    plain, lit = load_wording(None, "judge"), load_wording(None, "judge", ["identity", "relight"])
+    assert not any("." in name for name in plain.texts)
+    assert lit.texts.items() > plain.texts.items()
+    assert "camera" in lit("relight.step_3")
+    assert plain.id != lit.id
+    path = write(tmp_path, 'name = "mine"\n[relight.judge]\nstep_1 = "What stands still?"\n')
+    assert load_wording(path, "judge", ["relight"])("relight.step_1") == "What stands still?"
+    assert load_wording(path, "judge").texts == plain.texts
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
