@@ -14,6 +14,7 @@ from dsd_jax.convert.lora.edits import Mergeable, read_mergeables
 from dsd_jax.convert.open import open_transformer
 from dsd_jax.convert.publish import Publisher
 from dsd_jax.errors import UserError
+from dsd_jax.quantise import WeightKind
 from dsd_jax.runs import find_checkpoints
 
 __all__ = ["lora", "to_jax", "to_torch"]
@@ -74,15 +75,24 @@ def _finish(done: Exported, target: str, publisher: Publisher | None) -> None:
         print(f"uploaded to {publisher.push(Path(target))}")
 
 
-def to_jax(source: str, target: str, /, *, dtype: Dtype | None = None) -> None:
+def to_jax(
+    source: str,
+    target: str,
+    /,
+    *,
+    dtype: Dtype | None = None,
+    weights: WeightKind | None = None,
+) -> None:
     """Convert PyTorch weights to an Orbax checkpoint.
 
     Args:
         source: Pipeline folder, folder or file of one model (diffusers or BFL layout), or hub id.
         target: New folder, local or gs://.
         dtype: Dtype to cast to; by default every tensor keeps its own.
+        weights: Keep the kernels of the transformer's blocks in few bits, as `--weights` of `dsd
+            generate` makes them, and those of T5 in int8. They cannot be converted back.
     """
-    _say(jobs.to_jax(resolve(source), target, dtype=dtype))
+    _say(jobs.to_jax(resolve(source), target, dtype=dtype, weights=weights))
     print(f"wrote {target}")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from dsd_jax.checkpoint import save_params, tensor_digest
-from dsd_jax.config import FluxConfig
+from dsd_jax.config import BFLOAT16, Execution, FluxConfig, T5Config
 from dsd_jax.convert.card import public_name
 from dsd_jax.convert.folder import new_folder
 from dsd_jax.convert.io import Fingerprint
@@ -29,10 +29,10 @@ from dsd_jax.convert.writer import DIFFUSERS_STEM, TRANSFORMERS_STEM, write_weig
 from dsd_jax.errors import UserError
 from dsd_jax.inside import read_inside
 from dsd_jax.lora import Adapter, MergedSource
-from dsd_jax.models import Config
+from dsd_jax.models import Config, abstract
 from dsd_jax.parts import Component, ScaledAdapter, with_condition
 from dsd_jax.progress import progress
-from dsd_jax.quantise import kind_of
+from dsd_jax.quantise import WeightKind, coded, kind_of, quantised
 from dsd_jax.types import DTypeLike
 from dsd_jax.weights import WeightSource
 
@@ -92,7 +92,11 @@ def _cast(array: np.ndarray, dtype: DTypeLike | None, path: str) -> np.ndarray:
 
 
 def to_jax(
-    source: epath.PathLike, target: epath.PathLike, *, dtype: DTypeLike | None = None
+    source: epath.PathLike,
+    target: epath.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    weights: WeightKind | None = None,
 ) -> list[str]:
     """Converts a pipeline folder, or one model in any layout, to Orbax.
 
@@ -104,12 +108,15 @@ def to_jax(
         source: folder or file.
         target: new folder, local or `gs://`.
         dtype: dtype to cast to; by default every tensor keeps its own.
+        weights: keep the kernels in the blocks of the transformer in few bits, as loading with this
+            kind would make them, and those of T5 in int8.
 
     Returns:
         Notices for the user.
 
     Raises:
-        UserError: unreadable source, existing or unwritable target; nothing is left behind.
+        UserError: unreadable source, existing or unwritable target, or one model that is not held
+            in few bits; nothing is left behind.
     """
     notices: list[str] = []
     with new_folder(target) as work:
@@ -117,30 +124,65 @@ def to_jax(
         for name in names or [""]:
             component = open_component(epath.Path(source) / name, fingerprint=True)
             notices += component.notices
-            _to_orbax(component, work / name, dtype, name or Path(source).name)
+            kind = _kind_for(component, weights)
+            if weights is not None and kind is None and not name:
+                raise UserError(
+                    f"{source} is neither a FLUX transformer nor T5, which alone are kept in "
+                    f"{weights}; leave out --weights"
+                )
+            few = _in_few_bits(component, kind)
+            _to_orbax(few, work / name, dtype, name or Path(source).name, changed=few != component)
         _copy_others(source, work)
     return notices
 
 
+def _kind_for(component: Component[Config], weights: WeightKind | None) -> WeightKind | None:
+    """The kind in which a model is kept; None for one whose kernels stay as they are."""
+    match component.config:
+        case FluxConfig():
+            return component.settle(weights)
+        case T5Config():
+            return component.settle(weights and "int8")
+    return None
+
+
+def _in_few_bits(component: Component[Config], kind: WeightKind | None) -> Component[Config]:
+    """The model with a source that quantises what it reads; the same one if there is no need."""
+    if kind is None or kind == kind_of(component.source.dtypes):
+        return component
+    config, execution = component.config, Execution(scan_layers=True)
+    assert isinstance(config, FluxConfig | T5Config)  # see `_kind_for`
+    model = abstract(config, precision=BFLOAT16, execution=execution, weights=kind)
+    source = quantised(component.source, model, model.stacks)
+    return dataclasses.replace(component, source=source)
+
+
 def _to_orbax(
-    component: Component[Config], folder: epath.Path, dtype: DTypeLike | None, title: str
+    component: Component[Config],
+    folder: epath.Path,
+    dtype: DTypeLike | None,
+    title: str,
+    *,
+    changed: bool,
 ) -> None:
+    """Writes one model; `changed` says that its numbers are not those of the files."""
     shapes = component.source.shapes
     total = sum(map(math.prod, shapes.values())) / 1e6
 
     with progress(f"to JAX: {title}", total, "M parameters") as advance:
         digests: dict[str, str] = {}
+        codes = coded(shapes)
 
         def tensors() -> Iterator[tuple[str, np.ndarray]]:
             for path, array in _in_order(component.source):
-                cast = _cast(array, dtype, path)
+                cast = array if path in codes else _cast(array, dtype, path)
                 digests[path] = tensor_digest(cast)
                 yield path, cast
                 advance(array.size / 1e6)
 
         save_params(folder / PARAMS, tensors())
     held = component.source.dtypes.values()
-    changed = dtype is not None and any(own != np.dtype(dtype) for own in held)
+    changed |= dtype is not None and any(own != np.dtype(dtype) for own in held)
     _finish(component, folder, digests=digests, changed=changed)
 
 

@@ -146,7 +146,8 @@ class TextEncoder:
             precision: dtypes of both.
             execution: implementations.
             mesh: devices that hold the weights.
-            weights: "int8" holds the kernels of T5's blocks so; CLIP is too small to gain.
+            weights: hold the kernels of T5's blocks in int8, whatever the kind: a text is encoded
+                once, so that 4 bits would gain little. CLIP is too small to gain.
             compiler_options: options for XLA.
 
         Raises:
@@ -156,7 +157,7 @@ class TextEncoder:
             parts.t5.config,
             precision=precision,
             execution=execution,
-            weights=parts.t5.settle(weights),
+            weights=parts.t5.settle(weights and "int8"),
         )
         clip = abstract(parts.clip.config, precision=precision, execution=execution)
         return cls(

@@ -14,7 +14,7 @@ layer unaveraged.
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import jax
@@ -33,6 +33,7 @@ __all__ = [
     "GROUP",
     "QuantisedSource",
     "WeightKind",
+    "coded",
     "kind_of",
     "quantise",
     "quantise_model",
@@ -175,6 +176,12 @@ def kind_of(dtypes: Mapping[str, np.dtype]) -> WeightKind | None:
         if path.endswith(f"kernel{SCALE}"):
             return next(kind for kind in _FORMS if kind == dtypes[path.removesuffix(SCALE)].name)
     return None
+
+
+def coded(paths: Collection[str]) -> frozenset[str]:
+    """Those paths of parameters that are codes or their scales."""
+    scales = {path for path in paths if path.endswith(f"kernel{SCALE}")}
+    return frozenset(scales | {path.removesuffix(SCALE) for path in scales})
 
 
 def quantised(source: WeightSource, model: nnx.Module, stacks: Mapping[str, int]) -> WeightSource:

@@ -14,6 +14,7 @@ from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import TrueGuidance
 from dsd_jax.infer.sampler import Carry, Programs, SamplerInputs
 from dsd_jax.models import abstract, abstract_state
+from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import activation_spec
 
 __all__ = ["SampleSize", "abstract_inputs", "sample_job"]
@@ -28,12 +29,14 @@ class SampleSize:
         canvas: canvas of each image.
         text: T5 tokens of a text.
         guided: whether true guidance takes three passes.
+        weights: kind of the kernels of blocks that are held in few bits.
     """
 
     batch: int
     canvas: Canvas
     text: int = 512
     guided: bool = False
+    weights: WeightKind | None = None
 
 
 def abstract_inputs(
@@ -58,7 +61,7 @@ def sample_job(
     flux: FluxConfig, mesh: Mesh, size: SampleSize, execution: Execution, flops: float
 ) -> Job:
     """Builds one sampling step of a batch; `flops` are those of one image's forward pass."""
-    model = abstract(flux, precision=BFLOAT16, execution=execution)
+    model = abstract(flux, precision=BFLOAT16, execution=execution, weights=size.weights)
     programs = Programs(nnx.graphdef(model), size.canvas)
     state = abstract_state(model, mesh)
     img, inputs = abstract_inputs(flux, mesh, size)

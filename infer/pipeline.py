@@ -86,11 +86,7 @@ class Pipeline:
         self._text = Lazy(
             "text encoders",
             lambda: TextEncoder.load(
-                parts.text,
-                execution=options.running,
-                # T5 is not sampled through again and again: 4 bits would gain little.
-                weights=options.weights and "int8",
-                **placed,
+                parts.text, execution=options.running, weights=options.weights, **placed
             ),
             keep=options.stays,
         )

@@ -12,6 +12,7 @@ from typing import Literal
 from dsd_jax.config import FLUX_DEV
 from dsd_jax.errors import UserError
 from dsd_jax.lora import LoraConfig
+from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.stack import REMAT_POLICIES
 from dsd_jax.tasks import task_named
@@ -164,6 +165,8 @@ class TrainConfig:
             (keeps all), dots, attention+qkv, attention or full (keeps none).
         scan_layers: Compile one program for all layers of a stack.
         base_dtype: Precision of the frozen base. Trained parameters are float32.
+        weights: Hold the kernels of the frozen base's blocks in few bits, int8 or int4, and those
+            of T5 in int8. The adapter learns beside them, in float32.
         max_sequence_length: T5 tokens that a text is padded or cut to, at most the tokeniser's own
             limit. Sample with the same number.
         pad_to_longest: Pad the texts of a batch to its longest one, in steps of 16 tokens, instead
@@ -186,6 +189,7 @@ class TrainConfig:
     remat: str = "full"
     scan_layers: bool = True
     base_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    weights: WeightKind | None = None
     max_sequence_length: int = 512
     pad_to_longest: bool = False
 
@@ -203,6 +207,11 @@ class TrainConfig:
             raise UserError(
                 f"batch_size {self.batch_size} is not divisible by accumulate "
                 f"{self.optimizer.accumulate}"
+            )
+        if self.weights is not None and self.lora is None:
+            raise UserError(
+                f"{self.weights} weights are frozen, so a training of all parameters cannot have "
+                "them; leave out --weights, or train a LoRA"
             )
         if self.condition_init == "image" and not self.condition:
             raise UserError("condition_init is for training with condition; leave it out")

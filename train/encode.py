@@ -88,6 +88,7 @@ class Encoder:
             precision=self._precision,
             execution=Execution(scan_layers=self.config.scan_layers),
             mesh=self.mesh,
+            weights=self.config.weights,
             compiler_options=self._compiler_options,
         )
 

@@ -49,7 +49,7 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
         scan_layers=config.scan_layers, attention=attention_for(mesh), remat=config.remat
     )
     precision = Precision(param_dtype=jnp.dtype(config.base_dtype), compute_dtype=jnp.bfloat16)
-    model = abstract(flux, precision=precision, execution=execution)
+    model = abstract(flux, precision=precision, execution=execution, weights=config.weights)
     if config.lora is not None:
         rank = config.lora.rank
         add_factors(model, dict.fromkeys(select(model, config.lora.targets), rank))
@@ -82,12 +82,15 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
 def _encoders(config: TrainConfig, mesh: Mesh) -> list[nnx.State]:
     """Abstract weights of VAE, T5-XXL and CLIP-L, which stay in memory beside the step."""
     execution = Execution(scan_layers=config.scan_layers)
-    texts = [
-        abstract(c, precision=BFLOAT16, execution=execution) for c in (T5Config(), ClipConfig())
-    ]
-    return [
-        abstract_state(m, mesh) for m in (abstract(AutoencoderConfig(), precision=BFLOAT16), *texts)
-    ]
+    t5 = abstract(
+        T5Config(),
+        precision=BFLOAT16,
+        execution=execution,
+        weights=config.weights and "int8",
+    )
+    clip = abstract(ClipConfig(), precision=BFLOAT16, execution=execution)
+    vae = abstract(AutoencoderConfig(), precision=BFLOAT16)
+    return [abstract_state(model, mesh) for model in (vae, t5, clip)]
 
 
 def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> EncodedBatch:

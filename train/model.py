@@ -86,7 +86,13 @@ def make_trainee(
     if config.condition and not flux.condition_embed:
         raise UserError("the base has no condition embedding; open it with one")
     execution = Execution(scan_layers=config.scan_layers, remat=config.remat)
-    empty = abstract(flux, precision=_precision(config), execution=execution)
+    weights = transformer.settle(config.weights)
+    if weights is not None and (config.lora is None or start.from_scratch):
+        raise UserError(
+            f"{weights} weights stay as they are: they are a base for a LoRA, not for a training "
+            "of all parameters or from scratch"
+        )
+    empty = abstract(flux, precision=_precision(config), execution=execution, weights=weights)
     adapter = start.adapter
     if adapter is not None:
         _check_adapter(adapter, config.lora)

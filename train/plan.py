@@ -53,7 +53,7 @@ def make_plan(question: Question, flux: FluxConfig | None = None) -> Plan:
     def sample(mesh: Mesh) -> Job:
         execution = Execution(scan_layers=config.scan_layers, attention=attention_for(mesh))
         canvas, text = canvas_of(config), config.max_sequence_length
-        size = SampleSize(config.batch_size, canvas, text, question.guided)
+        size = SampleSize(config.batch_size, canvas, text, question.guided, config.weights)
         forward = forward_flops(flux, canvas.tokens, text)
         return sample_job(flux, mesh, size, execution, forward)
 

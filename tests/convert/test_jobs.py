@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from flax import nnx
 
 from dsd_jax.config import FLOAT32
 from dsd_jax.convert import jobs, writer
@@ -23,6 +24,7 @@ from dsd_jax.convert.open import open_component
 from dsd_jax.errors import UserError
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.lora import MergedSource
+from dsd_jax.models import abstract, load
 from dsd_jax.toy.making.random_pipeline import (
     SMALL,
     random_tensors,
@@ -61,6 +63,61 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def transformer(folders) -> Path:
     return folders / "flux" / "transformer"
+
+
+@pytest.fixture(scope="module")
+def kept(folders):
+    """The same pipeline in few bits."""
+    assert to_jax(folders / "flux", folders / "int8", weights="int8", dtype=np.float32) == []
+    return folders / "int8"
+
+
+class TestFewBits:
+    """The transformer of the tests is too small for int4's groups of 32 inputs."""
+
+    @pytest.mark.parametrize("model", ["transformer", "text_encoder_2"])
+    def test_kept_numbers_are_those_that_loading_makes(self, folders, kept, model):
+        def loaded(component) -> dict[str, np.ndarray]:
+            kind = component.settle("int8")
+            empty = abstract(component.config, precision=FLOAT32, weights=kind)
+            flat = nnx.to_flat_state(nnx.state(load(empty, component.source)))
+            return {".".join(map(str, path)): np.asarray(value[...]) for path, value in flat}
+
+        made = loaded(open_component(folders / "flux" / model))
+        read = loaded(open_component(kept / model))
+        assert any(value.dtype == np.int8 for value in made.values())
+        for path, value in made.items():
+            assert read[path].dtype == value.dtype
+            assert (read[path] == value).all(), path
+
+    @pytest.mark.parametrize("model", ["vae", "text_encoder"])
+    def test_other_models_stay_as_they_are(self, folders, kept, model):
+        mine, whole = (open_component(folders / name / model).source for name in ("int8", "jax"))
+        assert mine.dtypes == whole.dtypes
+
+    def test_a_second_conversion_leaves_codes_alone(self, kept, tmp_path):
+        to_jax(kept / "transformer", tmp_path / "again", dtype=ml_dtypes.bfloat16)
+        was, now = (open_component(p).source for p in (kept / "transformer", tmp_path / "again"))
+        path = "single_blocks.0.mlp_in.kernel"
+        every = (slice(None),) * 2
+        assert (was.read(path, every) == now.read(path, every)).all()
+        assert now.dtypes[f"{path}_scale"] == np.float32
+        assert now.dtypes["img_in.kernel"] == ml_dtypes.bfloat16
+
+    def test_another_kind_is_refused(self, kept, tmp_path):
+        with pytest.raises(UserError, match="holds int8 weights, which cannot become int4; leave"):
+            to_jax(kept / "transformer", tmp_path / "again", weights="int4")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_model_without_codes_is_refused(self, folders, tmp_path):
+        with pytest.raises(UserError, match=r"neither a FLUX transformer nor T5.*leave out --weig"):
+            to_jax(folders / "flux" / "vae", tmp_path / "vae", weights="int8")
+
+    def test_pytorch_gets_no_codes(self, kept, tmp_path):
+        complaint = "holds int8 weights .* formats lack; convert the weights that they were made fr"
+        with pytest.raises(UserError, match=complaint):
+            to_torch(kept / "transformer", tmp_path / "torch")
+        assert not list(tmp_path.iterdir())
 
 
 class TestThereAndBack:

@@ -99,6 +99,7 @@ def test_a_text_that_is_none(pipe):
         ({"offload": "sequential"}, r"offload must be one of 'none', 'model', 'layers', got 'seq"),
         ({"offload": "sequential"}, r"did you mean 'layers'\?"),
         ({"offload": "modle"}, r"did you mean 'model'\?"),
+        ({"weights": "int6"}, r"weights must be one of 'int8', 'int4', got 'int6'; did you mean"),
         ({"merge_lora": "yes"}, r"merge_lora must be True or False, got 'yes'"),
         ({"torch_dtype": "bfloat16"}, r"Pipeline.load takes no argument 'torch_dtype'; give prec"),
         ({"presicion": None}, r"did you mean 'precision'\?"),

@@ -1,6 +1,7 @@
 """Plans of programs for machines that are not here."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,7 +20,7 @@ from dsd_jax.infer.job import SampleSize, abstract_inputs
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.job import abstract_batch, forward_flops
+from dsd_jax.train.job import abstract_batch, forward_flops, train_job
 from dsd_jax.train.plan import Question, candidates, cheaper, make_plan
 from dsd_jax.train.presets import preset
 
@@ -138,6 +139,24 @@ def test_plan_of_gpus_counts_by_arithmetic_and_says_so(monkeypatch: pytest.Monke
     monkeypatch.setattr("dsd_jax.train.plan.compile_job", only_build)
     make_plan(Question(H100, tiny_config(), encoded=True), TINY)
     assert bytes_per_chip(jobs[0].kinds["encoders"]) == 0
+
+
+def test_few_bits_are_planned_as_devices_hold_them():
+    """A byte or half of one for each number of a block's kernels, with scales beside them."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
+    size = dataclasses.replace(TINY, head_dim=32, axes_dim=(8, 12, 12))
+    jobs = {
+        kind: train_job(tiny_config(weights=kind), size, mesh, encoded=True)
+        for kind in (None, "int8", "int4")
+    }
+    bases = {kind: job.kinds["base"] for kind, job in jobs.items()}
+    plain, eight, four = map(bytes_per_chip, bases.values())
+    kernels = sum(math.prod(x.shape) for x in jax.tree.leaves(bases["int8"]) if x.dtype == jnp.int8)
+    own = kernels // 8  # on each of eight chips
+    assert own > 0.8 * plain / 2
+    assert 0 < eight - (plain - own) < 0.05 * plain  # float32 scales, on every chip
+    assert abs(four - (plain - own * 3 // 2 + own // 16)) < 0.01 * plain  # 2 bytes for 32 numbers
+    assert jobs["int8"].flops == jobs[None].flops
 
 
 def test_a_shorter_text_is_planned_shorter():

@@ -338,6 +338,45 @@ def gradients_of_step(config: TrainConfig) -> tuple[dict[str, np.ndarray], Metri
     return flat(state.opt_state), metrics
 
 
+def test_a_base_in_eight_bits_gives_the_gradients_of_the_numbers_that_it_stands_for() -> None:
+    """They differ from those of the exact base by no more than rounding to eight bits explains."""
+    coded = trainee(dataclasses.replace(RECIPE, weights="int8")).split
+    codes, numbers = flat(coded.frozen), []
+    for path, exact in nnx.to_flat_state(split().frozen):
+        name, variable = ".".join(map(str, path)), exact
+        if f"{name}_scale" in codes:
+            scale = codes[f"{name}_scale"]  # [layers, *out] beside codes [layers, *in, *out]
+            inputs = range(1, 1 + codes[name].ndim - scale.ndim)
+            number = codes[name].astype(np.float32) * np.expand_dims(scale, tuple(inputs))
+            variable = exact.replace(jnp.asarray(number))
+        numbers.append((path, variable))
+    assert len(codes) > len(numbers)
+
+    def gradients(model: Split) -> dict[str, np.ndarray]:
+        objective, key = customise(RECIPE.flow), key_of(0)
+        return flat(
+            value_and_grad(
+                model.trained, model.graphdef, model.frozen, objective, make_batch(), key
+            )[1]
+        )
+
+    found = gradients(coded)
+    same = gradients(split()._replace(frozen=nnx.from_flat_state(numbers)))
+    _, of_base = reference_gradients(make_batch(), key_of(0))
+    for name, grad in found.items():
+        assert relative(grad, same[name]) < 1e-5, name
+        assert 1e-4 < relative(grad, of_base[name]) < 0.05, name
+
+
+def test_eight_bits_are_a_base_for_a_lora_alone() -> None:
+    with pytest.raises(UserError, match="int8 weights are frozen, so a training of all parameters"):
+        dataclasses.replace(RECIPE, weights="int8", lora=None)
+    weights = in_memory(TINY, TensorSource(random_tensors()))
+    config = dataclasses.replace(RECIPE, weights="int8")
+    with pytest.raises(UserError, match="not for a training of all parameters or from scratch"):
+        make_trainee(config, weights, one_device(), Start(from_scratch=True))
+
+
 def test_accumulation_is_the_mean_of_micro_batches() -> None:
     """Every fourth sample is a micro-batch, with draws of its own."""
     accumulate = dataclasses.replace(RECIPE.optimizer, accumulate=4)
