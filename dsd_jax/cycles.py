@@ -7,13 +7,15 @@ measured time.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from dsd_jax.hlo import array_bytes, computations, turns
+from dsd_jax.topology import Chip
 
-__all__ = ["PARTS", "Cycles", "Operation", "Part", "operations", "summed"]
+__all__ = ["PARTS", "Cycles", "Estimate", "Operation", "Part", "estimated", "operations", "summed"]
 
 Part = Literal["products", "attention", "rope and norms", "copies", "the rest"]
 PARTS: tuple[Part, ...] = ("products", "attention", "rope and norms", "copies", "the rest")
@@ -24,6 +26,8 @@ _INNER = re.compile(r"(?:body|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
 _OP = re.compile(r"(?:^|\s)([a-z][\w-]*)\(")
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _ROW = re.compile(r"^(\d+) (.*)$")
+_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}\}")
+_FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
 _NORMS = {"apply_rope", "layer_norm", "modulate", "RMSNorm.__call__"}
 
 
@@ -37,6 +41,7 @@ class Operation:
         cycles: Estimated cycles of one run; 0 for a kernel, of which the compiler says nothing.
         bytes: Bytes that it reads and writes in the chip's large memory.
         times: Number of its runs.
+        flops: FLOPs of one run of an attention kernel; 0 for anything else.
         functions: Names of the Python functions that it comes from, innermost first.
     """
 
@@ -45,6 +50,7 @@ class Operation:
     cycles: int
     bytes: int
     times: int
+    flops: int
     functions: tuple[str, ...]
 
 
@@ -59,6 +65,23 @@ class Cycles:
 
     parts: dict[Part, int]
     at_peak: dict[Part, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One step as the TPU compiler sees it; nothing was measured.
+
+    Attributes:
+        mcycles: Million cycles as estimated. Attention kernels, of which the compiler says nothing,
+            are counted at the chip's peak.
+        mcycles_at_peak: The same with everything that is no product at the peak of the memory.
+        seconds, seconds_at_peak: Both at the chip's clock.
+    """
+
+    mcycles: float
+    mcycles_at_peak: float
+    seconds: float
+    seconds_at_peak: float
 
 
 def operations(hlo: str) -> list[Operation]:
@@ -94,6 +117,7 @@ def operations(hlo: str) -> list[Operation]:
                     cycles=int(found.group(1)) if found else 0,
                     bytes=shapes[left] + read,
                     times=times,
+                    flops=_attention_flops(line) if kernel else 0,
                     functions=functions,
                 )
 
@@ -114,6 +138,38 @@ def summed(found: Iterable[Operation], bytes_per_cycle: float) -> Cycles:
         cycles = each.cycles if product else round(each.bytes / bytes_per_cycle)
         at_peak[each.part] += 0 if each.part == "attention" else each.times * cycles
     return Cycles(parts, at_peak)
+
+
+def estimated(hlo: str, chip: Chip) -> Estimate:
+    """Adds up what the compiler says of a whole program.
+
+    Args:
+        hlo: Text of the compiled program.
+        chip: The chip that it was compiled for.
+    """
+    found = operations(hlo)
+    cycles = summed(found, chip.gb_per_s / chip.clock_ghz)
+    core = sum(each.times * each.flops for each in found) / (chip.peak_tflops * 1e3)
+    core *= chip.clock_ghz
+    both = [sum(parts.values()) + core for parts in (cycles.parts, cycles.at_peak)]
+    return Estimate(
+        *(round(each / 1e6, 1) for each in both),
+        *(round(each / chip.clock_ghz / 1e9, 3) for each in both),
+    )
+
+
+def _attention_flops(instruction: str) -> int:
+    """FLOPs of a splash kernel, from the shapes `[..., N, L, H]` of its queries and keys.
+
+    The kernel takes two products of all queries with all keys, that of the gradient takes five.
+    """
+    operands = _OPERANDS.search(instruction)
+    shapes = _FLOATS.findall(operands.group(1)) if operands else []
+    if len(shapes) < 2:
+        return 0
+    queries, keys = (list(map(int, shape.split(","))) for shape in shapes[:2])
+    products = 5 if "dkv" in instruction else 2
+    return 2 * products * math.prod(queries) * keys[-2]
 
 
 def _part(op: str, instruction: str, functions: tuple[str, ...]) -> Part:

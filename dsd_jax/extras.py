@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dsd_jax.errors import UserError
 
-__all__ = ["EXTRAS", "Extra", "missing", "require"]
+__all__ = ["EXTRAS", "Extra", "advice", "missing", "require"]
 
 
 class Extra(NamedTuple):
@@ -19,6 +19,7 @@ class Extra(NamedTuple):
 EXTRAS = {
     "gcs": Extra(("gcsfs",), "reading and writing gs:// paths"),
     "parquet": Extra(("arro3.core", "arro3.io"), "reading Parquet tables"),
+    "plan-gpu": Extra(("jax_cuda12_plugin", "nvidia.cudnn"), "asking the compiler for GPUs"),
     "plot": Extra(("matplotlib",), "drawing curves and statistics"),
     "tensorboard": Extra(("tensorboardX",), "writing event files for TensorBoard"),
     "torch": Extra(("torch", "diffusers", "peft"), "trying an export in PyTorch"),
@@ -37,11 +38,16 @@ def require(extra: str) -> None:
     Raises:
         UserError: it is not; the message has the command that installs it.
     """
-    if absent := missing(extra):
-        raise UserError(
-            f"{EXTRAS[extra].purpose} needs {' and '.join(absent)}; "
-            f"install it with: pip install 'dsd-jax[{extra}]'"
-        )
+    if missing(extra):
+        raise UserError(advice(extra))
+
+
+def advice(extra: str) -> str:
+    """Says what is missing of an extra, and the command that installs it."""
+    return (
+        f"{EXTRAS[extra].purpose} needs {' and '.join(missing(extra))}; "
+        f"install it with: pip install 'dsd-jax[{extra}]'"
+    )
 
 
 def _installed(module: str) -> bool:

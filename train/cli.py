@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dsd_jax.aot import Topology, stand_in
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.files import write_file
 from dsd_jax.flags import call
 from dsd_jax.processes import ClusterConfig, first_process, join
+from dsd_jax.topology import Topology, plan_on_cpu
 from dsd_jax.train.config import BaseConfig, DataConfig, RunConfig, TrainConfig
 from dsd_jax.train.launch import Launch, launch
 from dsd_jax.train.page import PAGE, write_page
@@ -192,7 +192,7 @@ def _plan_command(recipe: TrainConfig) -> Callable[..., None]:
             json: File to write the plans to as well.
         """
         chips = Topology.parse(topology)
-        stand_in(chips)
+        plan_on_cpu(chips)
         question = Question(chips, config, job, guided, encoded)
         plans = (searched if search else plans_of)(question, _say)
         print(report(plans))

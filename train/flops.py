@@ -11,11 +11,11 @@ import math
 import re
 from collections.abc import Mapping
 
-from dsd_jax.aot import CHIPS
 from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
 from dsd_jax.layers import SCALE
 from dsd_jax.stack import without_layers
+from dsd_jax.topology import CHIPS
 from dsd_jax.types import Shape
 
 __all__ = ["StepFlops", "peak_tflops", "step_flops"]

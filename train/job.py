@@ -119,7 +119,7 @@ def abstract_batch(config: TrainConfig, flux: FluxConfig, mesh: Mesh) -> Encoded
 
 def attention_for(mesh: Mesh) -> str:
     """Attention implementation that the devices of a topology can compile."""
-    return "splash" if mesh.devices.flat[0].platform == "tpu" else "xla"
+    return {"tpu": "splash", "cpu": "xla"}.get(mesh.devices.flat[0].platform, "cudnn")
 
 
 _WHOLE_BLOCK = 20  # approximate number of arrays of the stream's size that a block makes

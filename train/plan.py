@@ -6,12 +6,14 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from dsd_jax.aot import Job, Plan, Topology, compile_job
+from dsd_jax.aot import Job, Plan, compile_job
 from dsd_jax.config import Execution, FluxConfig, flux_dev
 from dsd_jax.errors import UserError
+from dsd_jax.extras import advice
 from dsd_jax.infer.job import SampleSize, sample_job
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.terminal import facts_text
+from dsd_jax.topology import Topology
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.job import attention_for, canvas_of, forward_flops, train_job
 
@@ -80,7 +82,9 @@ def plans_of(question: Question, say: Callable[[str], None]) -> list[tuple[str, 
 
 
 def searched(question: Question, say: Callable[[str], None]) -> list[tuple[str, Plan]]:
-    """Plans every candidate; sorts by fit, then by the least collective traffic.
+    """Plans every candidate; sorts by fit, then by the compiler's cycles for a step.
+
+    Where no compiler states cycles, the least collective traffic comes first.
 
     Args:
         question: the step and the hardware.
@@ -90,7 +94,12 @@ def searched(question: Question, say: Callable[[str], None]) -> list[tuple[str, 
     for change, config in candidates(question.config, question.topology.chips):
         say(f"trying {change}")
         made.append((change, make_plan(dataclasses.replace(question, config=config))))
-    return sorted(made, key=lambda item: (not item[1].fits, sum(item[1].collectives.values())))
+    return sorted(made, key=lambda item: (not item[1].fits, *_cost(item[1])))
+
+
+def _cost(plan: Plan) -> tuple[float, float]:
+    cycles = plan.estimate.mcycles if plan.estimate else 0
+    return cycles, sum(plan.collectives.values())
 
 
 def cheaper(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
@@ -158,9 +167,16 @@ def _reported(change: str, plan: Plan) -> str:
         ("work", f"{plan.tflops} TFLOP per chip and step"),
         ("time", f"at least {plan.step_floor_s} s per step, at the peak of the chip"),
     ]
+    if plan.estimate is not None:
+        found = plan.estimate
+        cycles = f"{found.mcycles_at_peak:,.0f} to {found.mcycles:,.0f} million cycles"
+        seconds = f"{found.seconds_at_peak:.2f} to {found.seconds:.2f} s per step"
+        facts.append(("estimate", f"{cycles}, {seconds}, by the TPU compiler; not measured"))
     if plan.collectives:
         facts.append(("traffic", "between chips, per chip and step"))
         facts += [(f"  {op}", f"{size:8.3f} GiB") for op, size in plan.collectives.items()]
+    if plan.source == "arithmetic":
+        facts.append(("compiler", f"not asked: {advice('plan-gpu')}"))
     if plan.problem:
         facts.append(("compiler", plan.problem))
     verdict = "fits" if plan.fits else "does not fit"

@@ -13,12 +13,12 @@ import dataclasses
 from typing import Any
 
 from benchmarks.results import save
-from dsd_jax.aot import CHIPS
 from dsd_jax.config import BFLOAT16, flux_dev
 from dsd_jax.data.make.wording import load_wording
 from dsd_jax.llm.messages import Usage
 from dsd_jax.llm.prices import load_prices
 from dsd_jax.models import abstract
+from dsd_jax.topology import CHIPS
 from dsd_jax.train.flops import step_flops
 from dsd_jax.weights import param_shapes
 

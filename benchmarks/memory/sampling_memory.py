@@ -25,13 +25,13 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from benchmarks.results import save
-from dsd_jax.aot import CHIPS, Topology
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
 from dsd_jax.frames import Canvas
 from dsd_jax.infer.job import SampleSize, abstract_inputs
 from dsd_jax.infer.sampler import Sampler
 from dsd_jax.models import abstract, abstract_state
 from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.topology import Topology
 
 SECTIONS = {
     "": (
@@ -78,7 +78,7 @@ def compile_step(case: Case, *, guided: bool) -> dict[str, Any]:
     start = time.monotonic()
     compiled = compiled_step(case, guided=guided)
     memory = compiled.memory_analysis()
-    available = CHIPS[case.topology.partition(":")[0]].memory_gib
+    available = Topology.parse(case.topology).chip.memory_gib
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "topology": case.topology,

@@ -32,12 +32,12 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.memory.sampling_memory import Case, compiled_step
 from benchmarks.results import save
-from dsd_jax.aot import CHIPS, Topology, devices_of
 from dsd_jax.attention import attention, splash_blocks
 from dsd_jax.blocks import DoubleBlock, SingleBlock
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
 from dsd_jax.cycles import PARTS, Cycles, operations, summed
 from dsd_jax.sharding import MeshConfig
+from dsd_jax.topology import CHIPS, Topology, devices_of
 
 __all__ = ["block_cycles", "kernel_cycles"]
 
@@ -51,8 +51,7 @@ by `estimated` and by `at peak`.""",
     ),
 }
 
-CLOCK_HZ = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
-BYTES_PER_S = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
+KINDS = ("v5e", "v5p", "v6e")
 BLOCKS = {"double": DoubleBlock, "single": SingleBlock}
 IMG, TXT = 2048, 512
 _MARK = re.compile(r"^\s*(0x[0-9a-f]+)\s+(LB|PF|LH|LE|PB):")
@@ -67,7 +66,7 @@ def block_cycles(kind: str, chip: str, batch: int, *, backward: bool = False) ->
 
     Args:
         kind: "double" or "single".
-        chip: a key of `CLOCK_HZ`.
+        chip: one of `KINDS`.
         batch: canvases on the chip.
         backward: take the gradient by inputs and weights, not the output.
     """
@@ -97,7 +96,9 @@ def block_cycles(kind: str, chip: str, batch: int, *, backward: bool = False) ->
         return back(out)
 
     compiled = jax.jit(gradient if backward else run).lower(*arguments).compile()
-    return summed(operations(compiled.as_text() or ""), BYTES_PER_S[chip] / CLOCK_HZ[chip])
+    return summed(
+        operations(compiled.as_text() or ""), CHIPS[chip].gb_per_s / CHIPS[chip].clock_ghz
+    )
 
 
 def kernel_cycles(chip: str, length: int, *, backward: bool = False) -> int:
@@ -106,7 +107,7 @@ def kernel_cycles(chip: str, length: int, *, backward: bool = False) -> int:
     The kernel's loop runs once for each tile; its bundles are those of the pipeline and the body.
 
     Args:
-        chip: a key of `CLOCK_HZ`.
+        chip: one of `KINDS`.
         length: tokens, queries as well as keys.
         backward: add the kernel of the gradient.
     """
@@ -163,7 +164,7 @@ def _floor(chip: str, batch: int, *, backward: bool) -> float:
     core = 4 * batch * length**2 * width
     # The gradient takes two products for each; attention's kernel also repeats one of its two.
     flops = 3 * linear + (1 + 2.5) * core if backward else linear + core
-    return flops / (CHIPS[chip].peak_tflops * 1e12) * CLOCK_HZ[chip]
+    return flops / (CHIPS[chip].peak_tflops * 1e3) * CHIPS[chip].clock_ghz
 
 
 def rows(chips: Sequence[str], batches: Sequence[int], *, backward: bool) -> list[dict[str, Any]]:
@@ -203,7 +204,7 @@ def step_rows(chips: Sequence[str]) -> list[dict[str, Any]]:
         shape = "2x2x2" if chip == "v5p" else "2x4"
         case = Case(f"{chip}:{shape}", 8, MeshConfig(fsdp=-1, data=1), scan)
         text = compiled_step(case, guided=False).as_text() or ""
-        cycles = summed(operations(text), BYTES_PER_S[chip] / CLOCK_HZ[chip])
+        cycles = summed(operations(text), CHIPS[chip].gb_per_s / CHIPS[chip].clock_ghz)
         made.append(
             {
                 "chip": chip,
@@ -223,7 +224,7 @@ def _millions(cycles: float) -> float:
 def main() -> None:
     """Prints the tables and saves them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e"], choices=CLOCK_HZ)
+    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e"], choices=KINDS)
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 1])
     parser.add_argument("--backward", action="store_true", help="also with gradients")
     parser.add_argument("--step", action="store_true", help="also the whole step")

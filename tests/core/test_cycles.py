@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from dsd_jax.cycles import operations, summed
+from dsd_jax.cycles import estimated, operations, summed
+from dsd_jax.topology import CHIPS
 
 HLO = """\
 HloModule jit_f
@@ -72,6 +73,22 @@ def test_cycles_are_added_up_by_part_as_estimated_and_at_the_peak_of_memory():
     assert cycles.at_peak["products"] == 300
     assert cycles.at_peak["rope and norms"] == 3 * 2
     assert cycles.at_peak["copies"] == 4
+
+
+KERNELS = """\
+ENTRY %main (a: bf16[8,8]) -> bf16[8,8] {
+  %fwd = bf16[2,24,2560,128]{3,2,1,0} custom-call(%a), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,4,1]{2,1,0}, bf16[2,24,2560,128]{3,2,1,0}, bf16[2,24,1280,128]{3,2,1,0}}, frontend_attributes={}
+  ROOT %splash_mha_dkv.1 = bf16[2,24,2560,128]{3,2,1,0} custom-call(%fwd), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,4,1]{2,1,0}, bf16[2,24,2560,128]{3,2,1,0}, bf16[2,24,1280,128]{3,2,1,0}}, frontend_attributes={}
+}
+"""  # noqa: E501 - as the compiler writes it
+
+
+def test_attention_kernels_count_at_the_peak_of_the_chip():
+    product = 2 * 2 * 24 * 2560 * 1280 * 128
+    assert [each.flops for each in operations(KERNELS)] == [2 * product, 5 * product]
+    found = estimated(KERNELS, CHIPS["v5e"])
+    assert found.seconds == pytest.approx(7 * product / 197e12, abs=1e-3)
+    assert found.mcycles == pytest.approx(1500 * 7 * product / 197e12, abs=0.1)
 
 
 # Million cycles of a block at a batch of 1 without attention, and of attention for one head.

@@ -8,12 +8,12 @@ import pytest
 from etils import epath
 
 from dsd_jax import extras
-from dsd_jax.aot import Topology, devices_of
 from dsd_jax.convert.hub import check_scheme
 from dsd_jax.data.make.overview import plot_yields
 from dsd_jax.errors import UserError
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.rows import open_table
+from dsd_jax.topology import Topology, devices_of
 from dsd_jax.train.metrics import METRICS, Log
 from dsd_jax.train.plot import plot_run
 
@@ -95,6 +95,11 @@ def test_tpu_topologies_need_their_extra(without):
     without("tpu")
     with pytest.raises(UserError, match=r"needs libtpu; .*dsd-jax\[tpu\]"):
         devices_of(Topology.parse("v5e:2x2"))
+
+
+def test_without_the_compiler_for_gpus_processors_stand_in_for_them(without):
+    without("plan-gpu")
+    assert {each.platform for each in devices_of(Topology.parse("h100:2"))} == {"cpu"}
 
 
 def test_an_export_is_not_tried_without_pytorch(without, tmp_path: Path):

@@ -10,18 +10,22 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dsd_jax.aot import Job, Plan, Topology, bytes_per_chip, compile_job, devices_of
+from dsd_jax import topology
+from dsd_jax.aot import Job, Plan, bytes_per_chip, compile_job
 from dsd_jax.cli import main
 from dsd_jax.config import FluxConfig
+from dsd_jax.cycles import Estimate
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas
 from dsd_jax.hlo import collectives
 from dsd_jax.infer.job import SampleSize, abstract_inputs
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig, make_mesh
+from dsd_jax.topology import Topology, devices_of
+from dsd_jax.train import plan as planning
 from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.job import abstract_batch, forward_flops, train_job
-from dsd_jax.train.plan import Question, candidates, cheaper, make_plan
+from dsd_jax.train.plan import Question, candidates, cheaper, make_plan, report, searched
 from dsd_jax.train.presets import preset
 
 TINY = FluxConfig(
@@ -119,9 +123,16 @@ def test_a_chip_holds_its_shards():
     assert bytes_per_chip([sharded, whole]) == 2 * 6 * 2 + 10 * 4
 
 
-def test_plan_of_gpus_counts_by_arithmetic_and_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_plan_of_gpus_without_their_compiler_counts_by_arithmetic_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(topology, "gpu_compiler", lambda: False)
     plan = make_plan(Question(H100, tiny_config()), TINY)
     assert plan.source == "arithmetic"
+    text = " ".join(report([("as configured", plan)]).split())
+    assert "of 80 GiB per chip, by arithmetic" in text
+    assert "compiler not asked: " in text
+    assert "install it with: pip install 'dsd-jax[plan-gpu]'" in text
     assert plan.fits
     assert plan.mesh == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     assert plan.collectives["all-gather"] > 0
@@ -228,6 +239,61 @@ def test_an_unknown_topology_is_a_message_of_the_command(capsys):
     assert "unknown topology 'v5x:8'; write KIND:SHAPE" in capsys.readouterr().err
 
 
-def test_too_few_stand_ins_are_said():
+def planned(estimate: Estimate | None, **changes) -> Plan:
+    plan = Plan(
+        topology="v5e:2x2",
+        mesh={"data": 4},
+        memory={"base": 1.0},
+        total=1.0,
+        available=16,
+        fits=True,
+        source="compiler",
+        tflops=1.0,
+        step_floor_s=0.1,
+        collectives={},
+        estimate=estimate,
+    )
+    return dataclasses.replace(plan, **changes)
+
+
+def test_the_cycles_of_the_compiler_are_shown_as_an_estimate():
+    text = report([("as configured", planned(Estimate(2278.4, 1900.2, 1.519, 1.267)))])
+    words = "1,900 to 2,278 million cycles, 1.27 to 1.52 s per step, by the TPU compiler"
+    assert f"{words}; not measured" in " ".join(text.split())
+    assert "estimate" not in report([("as configured", planned(None))])
+
+
+def test_a_search_puts_the_fewest_cycles_first_and_without_cycles_the_least_traffic(monkeypatch):
+    def ranked(plans: list[Plan]) -> list[Plan]:
+        left = iter(plans)
+        monkeypatch.setattr(planning, "make_plan", lambda question: next(left))
+        question = Question(H100, tiny_config())
+        return [plan for _, plan in searched(question, lambda text: None)][:2]
+
+    slow, fast = (planned(Estimate(n, n, 1, 1), collectives={"all-gather": 9 - n}) for n in (5, 3))
+    refused = planned(None, fits=False)
+    assert ranked([refused, slow, fast, *[refused] * 20]) == [fast, slow]
+    much, little = (planned(None, collectives={"all-gather": n}) for n in (5, 3))
+    assert ranked([refused, much, little, *[refused] * 20]) == [little, much]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["h100", "h200"])
+@pytest.mark.parametrize("job", ["train", "sample"])
+def test_the_compiler_for_gpus_says_what_a_step_needs(kind, job):
+    """Needs the compiler, not a GPU: `pip install 'dsd-jax[plan-gpu]'`."""
+    if not topology.gpu_compiler():
+        pytest.skip("the compiler for GPUs is not installed")
+    for chips in (1, 8):
+        config = tiny_config(mesh=MeshConfig(data=1, fsdp=chips))
+        plan = make_plan(Question(Topology(kind, (chips,)), config, job), TINY)
+        assert plan.source == "compiler"
+        assert plan.fits
+        assert plan.memory["temporary"] > 0
+        assert bool(plan.collectives) == (chips > 1)
+
+
+def test_too_few_stand_ins_are_said(monkeypatch):
+    monkeypatch.setattr(topology, "gpu_compiler", lambda: False)
     with pytest.raises(UserError, match="--xla_force_host_platform_device_count=64"):
         devices_of(Topology.parse("h200:64"))
