@@ -17,6 +17,7 @@ class Extra(NamedTuple):
 
 # `pip install "dsd-jax[NAME]"`
 EXTRAS = {
+    "c2pa": Extra(("c2pa", "cryptography"), "signing pictures"),
     "gcs": Extra(("gcsfs",), "reading and writing gs:// paths"),
     "parquet": Extra(("arro3.core", "arro3.io"), "reading Parquet tables"),
     "plan-gpu": Extra(("jax_cuda12_plugin", "nvidia.cudnn"), "asking the compiler for GPUs"),

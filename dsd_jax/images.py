@@ -14,8 +14,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from dsd_jax.errors import UserError
-from dsd_jax.files import replacing
+from dsd_jax.files import write_file
 from dsd_jax.inside import open_regular
+from dsd_jax.marks import XMP, Mark, mark_png
 from dsd_jax.structured import parse_json
 from dsd_jax.types import AnyArray, Array, Float32, UInt8
 
@@ -25,6 +26,7 @@ __all__ = [
     "NotFiniteError",
     "Source",
     "beside",
+    "encode_image",
     "fit",
     "from_array",
     "open_frame",
@@ -46,6 +48,7 @@ FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 if features.check("avif"):  # Pillow can be built without it
     FORMATS = (*FORMATS, "AVIF")
 _KEY = "parameters"
+_MOST_EXIF = 65_000  # characters of the description in the one segment that a JPEG has for EXIF
 _DEEP = "deep"  # in `Image.info`: a picture whose values were scaled to 8 bits
 Source: TypeAlias = str | Path | bytes | Image.Image
 """A picture: a path, the bytes of a file, or a PIL image."""
@@ -320,32 +323,68 @@ def beside(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def save_image(
-    image: Image.Image, path: str | Path, parameters: Mapping[str, object] | None = None
+    image: Image.Image,
+    path: str | Path,
+    parameters: Mapping[str, object] | None = None,
+    mark: Mark | None = None,
 ) -> None:
     """Writes a picture in the format of its ending; complete or not at all.
 
     Args:
         image: RGB.
-        path: ends in one of `WRITTEN`. JPEG and WebP are written in high, but not full, quality.
-        parameters: stored as JSON, in a text chunk of PNG or in the EXIF of the others.
+        path: ends in one of `WRITTEN`.
+        parameters: see `encode_image`.
+        mark: see `encode_image`.
 
     Raises:
-        UserError: another ending, or the destination cannot be written.
+        UserError: another ending, parameters too long for a JPEG, or the destination cannot be
+            written.
     """
-    path = Path(path)
-    kind = written_format(path)
-    options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
+    write_file(path, encode_image(image, written_format(Path(path)), parameters, mark))
+
+
+def encode_image(
+    image: Image.Image,
+    kind: str,
+    parameters: Mapping[str, object] | None = None,
+    mark: Mark | None = None,
+    quality: int = 95,
+) -> bytes:
+    """The file of a picture.
+
+    Args:
+        image: RGB.
+        kind: a format of `WRITTEN`.
+        parameters: stored as JSON, in a text chunk of PNG or in the EXIF of the others.
+        mark: says that a model made the picture; None for a picture that no model made.
+        quality: quality of JPEG and WebP, from 1 to 100.
+
+    Raises:
+        UserError: parameters too long for a JPEG.
+    """
+    options: dict[str, Any] = {} if kind == "PNG" else {"quality": quality}
     if parameters is not None:
         text = json.dumps(parameters, ensure_ascii=True, sort_keys=True)
         if kind == "PNG":
             options["pnginfo"] = info = PngImagePlugin.PngInfo()
             info.add_text(_KEY, text)
         else:
+            if kind == "JPEG" and len(text) > _MOST_EXIF:
+                raise UserError(
+                    f"the parameters have {len(text):,} characters, and a JPEG holds "
+                    f"{_MOST_EXIF:,}; write .png or .webp, or use a shorter text"
+                )
             exif = Image.Exif()
             exif[ExifTags.Base.ImageDescription] = text
             options["exif"] = exif
-    with replacing(path) as partial:
-        image.save(partial, format=kind, **options)
+    if mark is not None and kind != "PNG":
+        options["xmp"] = XMP
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    data = file.getvalue()
+    if mark is None:
+        return data
+    return mark.finish(mark_png(data) if kind == "PNG" else data, kind)
 
 
 def written_format(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 Every finished row gets a line in `results.jsonl`, written after its image. A restart skips the rows
 that have a line. If the run was killed between the two, the image is recognised by the digest in
-its PNG and gets its line without being made again.
+its file and gets its line without being made again.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from dsd_jax.infer.prepared import check_texts, prepare
 from dsd_jax.infer.settings import Settings, check_seed
 from dsd_jax.infer.shown import Shown
 from dsd_jax.interrupt import Stop
+from dsd_jax.marks import GENERATED, Mark
 from dsd_jax.progress import progress
 from dsd_jax.rows import Row as TableRow
 from dsd_jax.rows import lookup, open_table, plain_path, plain_text
@@ -57,6 +58,7 @@ class Row:
         image: path in the manifest, relative to `folder`.
         folder: folder of the manifest.
         place: path of its image in the output folder, without the ending; default: the id.
+        ending: format of its image, one of `dsd_jax.images.WRITTEN`.
     """
 
     id: str
@@ -67,11 +69,12 @@ class Row:
     folder: Path = Path()
     error: str | None = None
     place: str = ""
+    ending: str = ".png"
 
     @property
     def output(self) -> str:
         """Path of its image in the output folder."""
-        return f"{self.place or self.id}.png"
+        return f"{self.place or self.id}{self.ending}"
 
     def digest(self, model: Mapping[str, object]) -> str:
         """Digest of the row and the model. A row that changed is made again.
@@ -103,7 +106,9 @@ class Summary:
         )
 
 
-def read_manifest(path: str | Path, defaults: Settings, split: str | None = None) -> list[Row]:
+def read_manifest(
+    path: str | Path, defaults: Settings, split: str | None = None, ending: str = ".png"
+) -> list[Row]:
     """Rows of a table with columns text, image, seed, id, and fields of `Settings`.
 
     Image paths are relative to the manifest. A row that cannot be used is kept, with its error.
@@ -113,11 +118,13 @@ def read_manifest(path: str | Path, defaults: Settings, split: str | None = None
             dataset that holds one.
         defaults: settings for columns that the manifest or the row leaves out.
         split: split of a dataset with several.
+        ending: format of the images, one of `dsd_jax.images.WRITTEN`.
 
     Raises:
         UserError: no such table, another format, no rows, or ids that are not unique.
     """
-    rows = [_row(read, defaults) for read in open_table(find_table(path), split).rows()]
+    table = open_table(find_table(path), split)
+    rows = [dataclasses.replace(_row(read, defaults), ending=ending) for read in table.rows()]
     if not rows:
         raise UserError(f"the manifest {path} has no rows")
     seen: set[str] = set()
@@ -233,6 +240,7 @@ def run_batch(
     share: WorkerShare = ALL,
     retry_failed: bool = False,
     on_result: Callable[[dict[str, Any]], None] | None = None,
+    mark: Mark | None = GENERATED,
 ) -> Summary:
     """Makes the images of a manifest.
 
@@ -245,6 +253,7 @@ def run_batch(
             its own; the union over all workers is the manifest.
         retry_failed: try again the rows that failed in an earlier run.
         on_result: called with every new line of the results file.
+        mark: says in each image that a model made it; None writes no such mark.
 
     Raises:
         UserError: the output cannot be written, another run is writing there, or the models
@@ -259,10 +268,10 @@ def run_batch(
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     with contextlib.closing(results), ThreadPoolExecutor(2) as writers:
-        run = _Run(pipeline, folder, results, writers, on_result)
+        run = _Run(pipeline, folder, results, writers, on_result, mark)
         mine = [row for row in rows if _worker_of(row.id, share.count) == share.number]
         summary = run.make(mine, batch_size, retry_failed=retry_failed)
-    _write_sheet(folder / f"sheet{part}.jpg", folder, mine)
+    _write_sheet(folder / f"sheet{part}.jpg", folder, mine, mark)
     return summary
 
 
@@ -276,10 +285,11 @@ class _Run:
         results: Results,
         writers: ThreadPoolExecutor,
         on_result: Callable[[dict[str, Any]], None] | None,
+        mark: Mark | None,
     ) -> None:
         self.pipeline, self.folder, self.results = pipeline, folder, results
         self.summary = Summary()
-        self._writers, self._on_result = writers, on_result
+        self._writers, self._on_result, self._mark = writers, on_result, mark
         self._pending: list[tuple[Row, list[str], Future[None]]] = []
         self._sizes: set[tuple[int, int]] = set()
 
@@ -309,8 +319,11 @@ class _Run:
         """Removes the partial images of these rows that a killed run left behind."""
         outputs = {self.folder / row.output for row in rows}
         for folder in {path.parent for path in outputs}:
-            for path in folder.glob(f".*.png.*{PARTIAL}"):
-                if path.with_name(f"{path.name[1:].rsplit('.png.', 1)[0]}.png") in outputs:
+            for path in folder.glob(f".*{PARTIAL}"):  # .NAME.TOKEN.part
+                if (
+                    path.with_name(path.name.removesuffix(PARTIAL)[1:].rpartition(".")[0])
+                    in outputs
+                ):
                     path.unlink(missing_ok=True)
 
     def _digest(self, row: Row) -> str:
@@ -377,7 +390,7 @@ class _Run:
         ):
             info = {**parameters, "digest": self._digest(row)}
             path = self.folder / row.output
-            written = self._writers.submit(save_image, image, path, info)
+            written = self._writers.submit(save_image, image, path, info, self._mark)
             self._pending.append((row, notices, written))
         self._settle(keep=len(rows))  # written while the next images are sampled
 
@@ -403,14 +416,15 @@ def _worker_of(name: str, count: int) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % count
 
 
-def _write_sheet(path: Path, folder: Path, rows: list[Row]) -> None:
+def _write_sheet(path: Path, folder: Path, rows: list[Row], mark: Mark | None) -> None:
     """Writes a contact sheet of the images that exist, in the order of the manifest."""
     for partial in folder.glob(f".{path.name}.*{PARTIAL}"):  # of a run that was killed
         partial.unlink(missing_ok=True)
     shown = [row for row in rows if (folder / row.output).exists()][:_ON_SHEET]
     if shown:
         images = (Image.open(folder / row.output) for row in shown)
-        save_image(contact_sheet(images, [f"{row.id}: {row.text}" for row in shown]), path)
+        sheet = contact_sheet(images, [f"{row.id}: {row.text}" for row in shown])
+        save_image(sheet, path, mark=mark)
 
 
 def _chunks(pipeline: Pipeline, rows: list[Row], size: int) -> Iterator[tuple[list[Row], Settings]]:

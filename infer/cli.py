@@ -18,6 +18,7 @@ from dsd_jax.infer.outputs import Outputs
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import check_texts, prepare, read_latents, seeds_of
 from dsd_jax.infer.settings import Settings
+from dsd_jax.marks import MarkFlags
 from dsd_jax.progress import phase
 from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import MeshConfig
@@ -113,6 +114,7 @@ def generate(
     settings: Annotated[Settings, _PLAIN] = Settings(),
     noise: Annotated[NoiseFlags, _PLAIN] = NoiseFlags(),
     enhance: Annotated[Enhancement, _PLAIN] = Enhancement(),
+    marks: Annotated[MarkFlags, _PLAIN] = MarkFlags(),
 ) -> None:
     """Generate an image that shows the subject of a reference image in the scene of a text.
 
@@ -124,6 +126,7 @@ def generate(
         settings: Settings of sampling.
         noise: Initial noise.
         enhance: Whether a vision model enriches the text.
+        marks: Marks of generated pictures.
     """
     if output.save_frames and image_path is None:
         raise UserError("save_frames needs a reference; give image_path")
@@ -131,6 +134,7 @@ def generate(
     count = noise.num_images
     seeds = seeds_of(noise.seed, 1, count)
     places = output.places(count)
+    mark = marks.open()
     latents = None if noise.latents is None else read_latents(noise.latents)
     pipeline = model.load()
     checked = pipeline.check(settings, two_frames=image_path is not None)
@@ -146,7 +150,7 @@ def generate(
     if prompt != text:
         for parameters in made.parameters:
             parameters["enhanced_from"] = text
-    for path in places.write(made):
+    for path in places.write(made, mark):
         print(f"wrote {path}")
 
 
@@ -158,22 +162,27 @@ def batch(
     split: str | None = None,
     batch_size: int | None = None,
     retry_failed: bool = False,
+    image_format: Literal["png", "jpg", "webp"] = "png",
     share: Annotated[ShareFlags, _PLAIN] = ShareFlags(),
+    marks: Annotated[MarkFlags, _PLAIN] = MarkFlags(),
 ) -> None:
     """Generate the images of a manifest. If it was stopped, start it again to resume.
 
     Args:
         manifest: Table with text, image, seed, id, and any of the settings below; a file, a folder
             with one, or the hub id of a dataset.
-        output_dir: Folder that gets ID.png for every row, and results.jsonl.
+        output_dir: Folder that gets an image named by its ID for every row, and results.jsonl.
         model: The model.
         settings: Settings of rows that do not say otherwise.
         split: The split of a dataset with several, such as `test`.
         batch_size: Images sampled together. Default: one per device that shares the batch.
         retry_failed: Try again the rows that failed before.
+        image_format: Format of the images.
         share: Rows that this process makes.
+        marks: Marks of generated pictures.
     """
-    rows = read_manifest(manifest, settings, split)
+    rows = read_manifest(manifest, settings, split, f".{image_format}")
+    mark = marks.open()
     own = share.share()
     pipeline = model.load()
     for notice in pipeline.notices:
@@ -186,6 +195,7 @@ def batch(
         share=own,
         retry_failed=retry_failed,
         on_result=_report,
+        mark=mark,
     )
     print(summary)
     if summary.stopped:

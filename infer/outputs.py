@@ -12,6 +12,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import replacing
 from dsd_jax.images import beside, save_image, written_format
 from dsd_jax.infer.generated import Generated
+from dsd_jax.marks import GENERATED, Mark
 
 __all__ = ["Outputs", "Places"]
 
@@ -78,16 +79,21 @@ class Places:
     def files(self) -> list[Path]:
         return [*self.images, *self.frames, *([self.latents] if self.latents else [])]
 
-    def write(self, made: Generated) -> list[Path]:
+    def write(self, made: Generated, mark: Mark | None = GENERATED) -> list[Path]:
         """Writes everything; returns the files in order.
+
+        Args:
+            made: the images.
+            mark: says in each picture that a model made it; None writes no such mark.
 
         Raises:
             UserError: the operating system refuses.
         """
         for path, image, parameters in zip(self.images, made.images, made.parameters, strict=True):
-            save_image(image, path, parameters)
+            save_image(image, path, parameters, mark)
         for i, path in enumerate(self.frames):
-            save_image(beside([made.references[i], made.images[i]]), path, made.parameters[i])
+            frames = beside([made.references[i], made.images[i]])
+            save_image(frames, path, made.parameters[i], mark)
         if self.latents is not None:
             with replacing(self.latents) as partial, partial.open("wb") as file:
                 np.save(file, made.latents)

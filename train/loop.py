@@ -21,6 +21,7 @@ from dsd_jax.data.load.prefetch import prefetch_to_mesh
 from dsd_jax.errors import UserError
 from dsd_jax.images import save_image
 from dsd_jax.interrupt import Stop
+from dsd_jax.marks import GENERATED
 from dsd_jax.processes import busy, first_process, on_first, say
 from dsd_jax.progress import Advance, progress
 from dsd_jax.train.checkpoints import Checkpoints, Keep
@@ -229,7 +230,8 @@ def _validate(
         say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
     for name, sheet in sheets.items():
         if first_process():
-            save_image(sheet.image, run.output_dir / name / f"{step:08d}.png", sheet.layout)
+            path = run.output_dir / name / f"{step:08d}.png"
+            save_image(sheet.image, path, sheet.layout, GENERATED)
             log.picture(step, name, np.asarray(sheet.image))
 
 

@@ -25,6 +25,7 @@ from dsd_jax.files import PARTIAL, file_sha256
 from dsd_jax.images import read_parameters, save_image
 from dsd_jax.interrupt import Stop
 from dsd_jax.lights import Light, Lights, load_lights
+from dsd_jax.marks import GENERATED
 from dsd_jax.progress import Advance, progress
 from dsd_jax.shares import ALL, WorkerShare
 
@@ -203,7 +204,7 @@ def _parameters(plan: _Plan, teacher: Teacher) -> dict[str, object]:
 
 def _save(plan: _Plan, pictures: Sequence[Image.Image], teacher: Teacher) -> None:
     picture = joined(plan.route, pictures, plan.lights, plan.id)
-    save_image(picture, plan.path, _parameters(plan, teacher))
+    save_image(picture, plan.path, _parameters(plan, teacher), GENERATED)
 
 
 def _is_there(plan: _Plan, teacher: Teacher) -> bool:

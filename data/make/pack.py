@@ -40,6 +40,7 @@ from dsd_jax.data.pairs.store import Manifest, PairStore, card
 from dsd_jax.data.pairs.writer import SHARD_BYTES, PairWriter
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
+from dsd_jax.marks import mark_png
 from dsd_jax.progress import Advance, progress
 from dsd_jax.threads import in_order
 
@@ -185,7 +186,7 @@ def _records(
     """The records of a grid: each kept pair, in the directions that have texts."""
     found = []
     for one, shown in zip(grid.kept, panels, strict=True):
-        images = [_resized(panel, size) for panel in shown]
+        images = [mark_png(_resized(panel, size)) for panel in shown]
         for way, name, words in one.ways(one.pair.id.flipped() in grid.pairs):
             reference, target = images if name == one.pair.id else images[::-1]
             found.append(

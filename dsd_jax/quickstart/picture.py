@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from dsd_jax.images import save_image
+from dsd_jax.marks import GENERATED
 from dsd_jax.quickstart.findings import Findings
 from dsd_jax.quickstart.report import METRIC_NAMES
 from dsd_jax.toy.score import METRICS
@@ -60,7 +61,7 @@ def write_picture(findings: Findings, path: Path) -> None:
     for band in drawn:
         sheet.paste(band, (0, top))
         top += band.height
-    save_image(sheet, path)
+    save_image(sheet, path, mark=GENERATED)
 
 
 def _band(title: str, groups: Sequence[_Group]) -> Image.Image:

@@ -23,6 +23,7 @@ from dsd_jax.infer import batch as module
 from dsd_jax.infer.batch import read_manifest, run_batch
 from dsd_jax.shares import WorkerShare
 from tests.infer.manifests import DEFAULTS, manifest
+from tests.marked import TYPE, source_types
 from tests.random_flux import TEXT, picture
 
 
@@ -86,6 +87,25 @@ class TestRun:
         # The same as from the pipeline itself.
         alone = counted("a dog", here / "dog.jpg", height=64, width=128, steps=2, guidance=1.5)
         np.testing.assert_array_equal(np.asarray(Image.open(out / "b.png")), np.asarray(alone[0]))
+
+    def test_images_of_another_format_are_marked_and_kept_too(self, counted, here):
+        rows = [{"id": name, "text": name, "image": "cat.png"} for name in ("a", "b")]
+        path, out = manifest(here, rows), here / "out"
+        out.mkdir()
+        (out / ".a.webp.0123abcd.part").write_text("of a killed run")
+        for outcome in ((2, 0), (0, 2)):
+            summary = run_batch(counted, read_manifest(path, DEFAULTS, None, ".webp"), out)
+            assert (summary.made, summary.kept) == outcome
+        written = ["a.webp", "b.webp", "results.jsonl", "sheet.jpg"]
+        assert sorted(file.name for file in out.iterdir()) == written
+        for name, other in (("a", "b"), ("b", "a")):
+            data = (out / f"{name}.webp").read_bytes()
+            assert source_types(data) == [TYPE]
+            found = read_parameters(out / f"{name}.webp")
+            assert found is not None
+            assert found["text"] == name
+            assert other not in found.values()
+        assert source_types((out / "sheet.jpg").read_bytes()) == [TYPE]
 
     def test_broken_rows_are_recorded_and_the_others_go_on(self, counted, here):
         (here / "text.png").write_text("not a picture")
@@ -190,7 +210,7 @@ class TestRun:
         assert results(here / "out") == []
 
     def test_full_disk_ends_the_run(self, counted, here, monkeypatch):
-        def full(image, path, info):
+        def full(image, path, info, mark):
             raise UserError(f"cannot write {path}: No space left on device")
 
         monkeypatch.setattr(module, "save_image", full)
@@ -395,11 +415,11 @@ class TestFolder:
         rows, out = read_manifest(manifest(here, simple(4)), DEFAULTS), here / "out"
         gone, second = threading.Event(), threading.Event()
 
-        def save(picture, path, parameters=None):
+        def save(picture, path, parameters=None, mark=None):
             if path.name == "r1.png" and image == "written after":
                 gone.wait(60)
             try:
-                save_image(picture, path, parameters)
+                save_image(picture, path, parameters, mark)
             finally:
                 if path.name == "r1.png":
                     second.set()

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dsd_jax.cli import main
 from dsd_jax.errors import UserError
@@ -26,6 +27,7 @@ from dsd_jax.infer.outputs import Outputs, Places
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.shares import ShareFlags, WorkerShare
+from tests.marked import TYPE, source_types
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 
 SMALL = "--height 64 --width 128 --steps 2 --dtype float32"
@@ -95,6 +97,36 @@ class TestGenerate:
         assert parameters["seed"] == 3
         assert parameters["text"] == TEXT
         assert parameters["steps"] == 2
+
+    @pytest.mark.parametrize("name", ["o.png", "o.jpg", "o.webp"])
+    def test_marks_name_nothing_but_the_picture(self, dsd, folder, tmp_path, monkeypatch, name):
+        monkeypatch.setenv("GEMINI_API_KEY", key := "AIza-a-key-of-tests-0123456789")
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = "words of the reference's owner"
+        picture().save("taken.jpg", exif=exif, comment=b"words of the reference's owner")
+        assert (
+            dsd(
+                f"generate --base_path FLUX --model_path DSD --image_path {tmp_path}/taken.jpg "
+                f"--text 'a cat' --output_path {tmp_path}/{name} --save_frames "
+                f"--disable_gemini_prompt {SMALL}"
+            )[0]
+            == 0
+        )
+        written = sorted(path for path in tmp_path.iterdir() if path.stem.startswith("o"))
+        assert [path.stem for path in written] == ["o-frames", "o"]
+        for path in written:
+            data = path.read_bytes()
+            assert source_types(data) == [TYPE]
+            for private in (key, str(tmp_path), str(folder), "taken", "the reference's owner"):
+                for form in (private.encode(), private.encode("utf-16-le")):
+                    assert form not in data
+        assert (read_parameters(tmp_path / name) or {})["text"] == "a cat"
+
+    def test_no_mark_leaves_the_parameters(self, dsd):
+        line = f"generate --base_path FLUX --text 'a cat' --output_path o.png --no_mark {SMALL}"
+        assert dsd(line)[0] == 0
+        assert source_types(Path("o.png").read_bytes()) == []
+        assert (read_parameters("o.png") or {})["text"] == "a cat"
 
     def test_several_images_with_hyphens_in_flags(self, dsd, tmp_path):
         line = (

@@ -16,6 +16,7 @@ from dsd_jax.images import read_parameters
 from dsd_jax.infer.settings import check_seed
 from dsd_jax.shares import WorkerShare
 from tests.data.make.painted import SIDE, Painter, grid_picture, tree, write_prompts
+from tests.marked import TYPE, source_types
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def test_a_grid_per_kept_prompt_with_its_parameters_inside(parts):
             "steps": 28,
             "model": "painter",
         }
+        assert source_types(parts.picture(row.id).read_bytes()) == [TYPE]
 
 
 def test_seeds_are_of_the_id_and_are_accepted():

@@ -16,6 +16,7 @@ from dsd_jax.data.make.stages import DESCRIPTIONS, JUDGEMENTS, PAIRS, Pair, Word
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from tests.data.make.made import write_folder
+from tests.marked import TYPE, source_types
 
 SETTINGS = {"judge": {"mode": "steps", "wording": "v1@0123"}}
 
@@ -36,6 +37,7 @@ def test_kept_pairs_are_stored_both_ways_with_their_story(tmp_path: Path):
     records = {record.id: record for record in store}
     record, back = records[f"{0:016x}-identity-0-12"], records[f"{0:016x}-identity-0-21"]
     assert (record.reference, record.target) == (back.target, back.reference)
+    assert source_types(record.reference) == source_types(record.target) == [TYPE]
     assert record.caption == "a red fox as in 2"
     assert back.caption == "a red fox as in 1"
     assert back.instruction == "move the red fox from 2 to 1"
