@@ -135,8 +135,8 @@ class MarkFlags:
     """Marks in each file that say that a model made the picture.
 
     Attributes:
-        mark: Write the digital source type trainedAlgorithmicMedia into each picture. --no_mark
-            leaves it out; the parameters stay.
+        mark: Write the digital source type trainedAlgorithmicMedia into each picture. Otherwise
+            leave it out; the parameters stay.
         sign_cert: Certificates (PEM) to sign each picture with, in the form of C2PA.
         sign_key: File with the private key (PEM) of the first of them.
     """
