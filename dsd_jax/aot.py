@@ -111,7 +111,9 @@ def compile_job(build: Callable[[Mesh], Job], topology: Topology, mesh: MeshConf
             compiled = None
     if compiled is not None:
         text = compiled.as_text() or ""
-        temporary = int(compiled.memory_analysis().temp_size_in_bytes)
+        used = compiled.memory_analysis()
+        assert used is not None  # the compilers of TPU, GPU and CPU give it
+        temporary = int(used.temp_size_in_bytes)
     else:
         temporary = _refused_bytes(problem or "", argued)
     memory["activations"] = job.activations

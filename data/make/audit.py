@@ -204,7 +204,7 @@ def ask_runs(runs: Sequence[Run], judge: JudgeConfig, asking: Asking) -> list[in
     Raises:
         UserError: An image has changed, or nothing can be asked any more; answers are kept.
     """
-    tasks = {case.tags[_TASK] for run in runs for case in run.cases if _TASK in case.tags}
+    tasks = {case.tags[TASK] for run in runs for case in run.cases if TASK in case.tags}
     for task in tasks:
         task_named(task).asked()
     wording = load_wording(asking.wordings, JUDGEMENTS.name, sorted(tasks))
