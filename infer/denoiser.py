@@ -21,8 +21,8 @@ from dsd_jax.infer.options import LoadOptions
 from dsd_jax.infer.prepared import Prepared
 from dsd_jax.infer.sampler import Callback, Sampler, SamplerInputs
 from dsd_jax.infer.settings import Settings
-from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.shown import Shown
+from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.lora import MergedSource
 from dsd_jax.models import abstract, load
 from dsd_jax.parts import Component, ScaledAdapter, with_condition

@@ -29,8 +29,8 @@ from dsd_jax.infer.options import LoadOptions, LoadOptionsDict
 from dsd_jax.infer.prepared import Images, Prepared, Texts, open_frames, prepare, seeds_of
 from dsd_jax.infer.sampler import Callback, initial_noise
 from dsd_jax.infer.settings import Settings, SettingsDict
-from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
+from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.lora import check_scale
 from dsd_jax.parts import Component, FluxParts, ScaledAdapter, with_condition
 from dsd_jax.sharding import batch_ways, on_mesh

@@ -14,8 +14,8 @@ from jax import lax
 from dsd_jax.flux import Flux
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, guided, with_null
-from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.solvers import EULER, Solver, VelocityFn
+from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.sharding import constrain
 from dsd_jax.types import Array, Float32
 

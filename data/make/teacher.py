@@ -17,7 +17,7 @@ from dsd_jax.infer.arguments import check_count
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import prepare
 from dsd_jax.infer.settings import Settings
-from dsd_jax.infer.shared import SharedStructure
+from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.sharding import MeshConfig, make_mesh
 
 __all__ = ["open_teachers", "teacher_of"]

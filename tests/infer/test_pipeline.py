@@ -23,7 +23,7 @@ from dsd_jax.infer import denoiser
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import Prepared, prepare
 from dsd_jax.infer.settings import Settings
-from dsd_jax.infer.shared import SharedStructure
+from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 

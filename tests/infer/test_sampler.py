@@ -14,8 +14,8 @@ from dsd_jax.flux import Flux
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import TrueGuidance
 from dsd_jax.infer.sampler import Sampler, SamplerInputs, initial_noise, sample
-from dsd_jax.infer.shared import SharedStructure
 from dsd_jax.infer.solvers import EULER, Solver
+from dsd_jax.infer.structure import SharedStructure
 from tests.tiny_flux import CANVAS, TINY, flux_inputs, make_flux
 
 CONFIG = dataclasses.replace(TINY, condition_embed=True, double_depth=1, single_depth=1)
