@@ -9,10 +9,10 @@ measured time.
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
-from dsd_jax.hlo import array_bytes, computations, turns
+from dsd_jax.hlo import array_bytes, executed
 from dsd_jax.topology import Chip
 
 __all__ = ["PARTS", "Cycles", "Estimate", "Operation", "Part", "estimated", "operations", "summed"]
@@ -21,8 +21,6 @@ Part = Literal["products", "attention", "rope and norms", "copies", "the rest"]
 PARTS: tuple[Part, ...] = ("products", "attention", "rope and norms", "copies", "the rest")
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CALLED = re.compile(r"\s(while|conditional|call)\(")
-_INNER = re.compile(r"(?:body|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
 _OP = re.compile(r"(?:^|\s)([a-z][\w-]*)\(")
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _ROW = re.compile(r"^(\d+) (.*)$")
@@ -90,38 +88,33 @@ def operations(hlo: str) -> list[Operation]:
     Args:
         hlo: Text of the compiled program.
     """
-    entry, bodies = computations(hlo)
     frames = _functions(hlo)
-
-    def walk(name: str, times: int) -> Iterator[Operation]:
-        shapes: dict[str, int] = {}
-        for line in bodies.get(name, ()):
-            left, _, right = line.strip().partition(" = ")
-            left = left.removeprefix("ROOT ").lstrip("%")
-            if _CALLED.search(right):
-                for inner in _INNER.findall(right):
-                    yield from walk(inner, times * turns(right, bodies))
-                continue
-            if not (op := _OP.search(right)):
-                continue
-            shapes[left] = array_bytes(right[: op.start()])
-            found = _CYCLES.search(right)
-            kernel = 'custom_call_target="tpu_custom_call"' in right
-            if found or kernel:
-                read = sum(shapes.get(each, 0) for each in _operands(right[op.end() :]))
-                frame = _FRAME.search(right)
-                functions = frames.get(frame.group(1), ()) if frame else ()
-                yield Operation(
+    shapes: dict[tuple[str, str], int] = {}  # (computation, instruction) -> bytes
+    found = []
+    for computation, line, times in executed(hlo):
+        left, _, right = line.strip().partition(" = ")
+        left = left.removeprefix("ROOT ").lstrip("%")
+        if not (op := _OP.search(right)):
+            continue
+        shapes[computation, left] = array_bytes(right[: op.start()])
+        cycles = _CYCLES.search(right)
+        kernel = 'custom_call_target="tpu_custom_call"' in right
+        if cycles or kernel:
+            read = sum(shapes.get((computation, x), 0) for x in _operands(right[op.end() :]))
+            frame = _FRAME.search(right)
+            functions = frames.get(frame.group(1), ()) if frame else ()
+            found.append(
+                Operation(
                     name=left,
                     part="attention" if kernel else _part(op.group(1), right, functions),
-                    cycles=int(found.group(1)) if found else 0,
-                    bytes=shapes[left] + read,
+                    cycles=int(cycles.group(1)) if cycles else 0,
+                    bytes=shapes[computation, left] + read,
                     times=times,
                     flops=_attention_flops(line) if kernel else 0,
                     functions=functions,
                 )
-
-    return list(walk(entry, 1))
+            )
+    return found
 
 
 def summed(found: Iterable[Operation], bytes_per_cycle: float) -> Cycles:

@@ -3,9 +3,18 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-__all__ = ["Computation", "array_bytes", "collectives", "computations", "turns"]
+__all__ = [
+    "KERNELS",
+    "Computation",
+    "array_bytes",
+    "collectives",
+    "computations",
+    "executed",
+    "kernels",
+    "turns",
+]
 
 Computation = list[str]
 """The lines of a computation, an instruction each."""
@@ -14,6 +23,8 @@ _OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _CALL = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:true_computation|false_computation)=%?([\w.-]+)")
+_CALLED = re.compile(r"\s(while|conditional|call)\(")
+_INNER = re.compile(r"(?:body|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
 _TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -34,6 +45,47 @@ def computations(hlo: str) -> tuple[str, dict[str, Computation]]:
         elif name:
             bodies[name].append(line)
     return entry, bodies
+
+
+def executed(hlo: str) -> Iterator[tuple[str, str, int]]:
+    """The instructions that a program starts, outside of fusions.
+
+    Yields:
+        The computation, the instruction, and how often it runs; a loop's own line is left out.
+    """
+    entry, bodies = computations(hlo)
+
+    def walk(name: str, times: int) -> Iterator[tuple[str, str, int]]:
+        for line in bodies.get(name, ()):
+            right = line.partition(" = ")[2]
+            if _CALLED.search(right):
+                for inner in _INNER.findall(right):
+                    yield from walk(inner, times * turns(right, bodies))
+            elif right:
+                yield name, line, times
+
+    return walk(entry, 1)
+
+
+KERNELS = {
+    "attention": r'custom_call_target="__cudnn\$fmha',
+    "products": r'"kind":"__triton_(?:nested_)?gemm|custom_call_target="__cublas',
+    "fused": r"\sfusion\(",
+    "copies": r"\scopy\(",
+    "other calls": r"\scustom-call\(",
+}
+"""Kinds of kernels in a program for GPUs: patterns, of which the first that matches counts."""
+
+
+def kernels(hlo: str) -> dict[str, int]:
+    """Number of kernels of each kind in `KERNELS` that a program for a GPU starts."""
+    total = dict.fromkeys(KERNELS, 0)
+    for _, line, times in executed(hlo):
+        for kind, pattern in KERNELS.items():
+            if re.search(pattern, line):
+                total[kind] += times
+                break
+    return total
 
 
 def collectives(hlo: str) -> dict[str, int]:

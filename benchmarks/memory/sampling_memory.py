@@ -16,13 +16,9 @@ import time
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from benchmarks.results import save
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
@@ -30,8 +26,9 @@ from dsd_jax.frames import Canvas
 from dsd_jax.infer.job import SampleSize, abstract_inputs
 from dsd_jax.infer.sampler import Sampler
 from dsd_jax.models import abstract, abstract_state
+from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import MeshConfig, make_mesh
-from dsd_jax.topology import Topology
+from dsd_jax.topology import Topology, devices_of
 
 SECTIONS = {
     "": (
@@ -47,19 +44,19 @@ CANVAS = Canvas(64, 128)  # two frames of 512 x 512 pixels
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to run the step: images per step, mesh, and how layers run."""
+    """One way to run the step: images per step, mesh, how layers run, and kinds of weights."""
 
     topology: str
     batch: int
     mesh: MeshConfig
     execution: Execution
+    weights: WeightKind | None = None
 
 
 def compiled_step(case: Case, *, guided: bool) -> jax.stages.Compiled:
     """Compiles one step for a topology."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
-    mesh = make_mesh(case.mesh, devices)
-    model = abstract(flux_dev(), precision=BFLOAT16, execution=case.execution)
+    mesh = make_mesh(case.mesh, devices_of(Topology.parse(case.topology)))
+    model = abstract(flux_dev(), precision=BFLOAT16, execution=case.execution, weights=case.weights)
     sampler = Sampler(model, CANVAS)
     state = abstract_state(model, mesh)
     size = SampleSize(case.batch, CANVAS, guided=guided)
@@ -105,7 +102,7 @@ def main() -> None:
     stream = dataclasses.replace(scan, stream_layers=True)
     rows = []
     for topology in arguments.topologies:
-        chips = len(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        chips = Topology.parse(topology).chips
         throughput = Case(topology, chips, MeshConfig(fsdp=-1, data=1), scan)
         latency = Case(topology, 1, MeshConfig(data=1, tensor=4, context=-1), scan)
         streamed = Case(topology, chips, MeshConfig(), stream)  # weights in host memory

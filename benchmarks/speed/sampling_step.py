@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.sampling_step  # CPU: width 1024, 4 + 8 blocks, float32
     python -m benchmarks.speed.sampling_step --preset gpu  # 12 B, bfloat16, batch 1 and 8
+    python -m benchmarks.speed.sampling_step --preset small  # tries the script in a minute
 
 Both sides have the same random weights and inputs (two frames of 512 x 512: 2,048 image tokens,
 512 text tokens), and must agree before anything is timed. The step is the transformer and the Euler
@@ -24,19 +25,24 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.results import measure, save
-from dsd_jax.config import Execution, FluxConfig, default_execution
+from dsd_jax.config import PRECISIONS, Execution, FluxConfig, default_execution
 from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import TrueGuidance
 from dsd_jax.infer.sampler import Sampler, SamplerInputs
 from dsd_jax.models import abstract, load
+from dsd_jax.quantise import WeightKind
 from dsd_jax.weights import TensorSource
 
 SECTIONS = {
     "cpu": (
         "The sampling step on a CPU",
         "Width 1024, 4 + 8 blocks, 2,048 + 512 tokens, float32, against diffusers in the same run.",
+    ),
+    "day": (
+        "The sampling step on a GPU, in a quarter of an hour",
+        "FLUX.1-dev at full size in bfloat16 and int8, against diffusers in the same run.",
     ),
     "gpu": (
         "The sampling step on a GPU",
@@ -45,6 +51,7 @@ SECTIONS = {
 }
 
 CANVAS, TEXT = Canvas(64, 128), 512  # latent pixels; T5 tokens
+QUANTISED = 0.1  # relative error of an update with quantised weights
 T_CUR, T_NEXT, GUIDANCE = 0.7, 0.65, 3.5
 
 
@@ -58,13 +65,21 @@ class Preset:
     guided: tuple[bool, ...]
     executions: tuple[Execution, ...]
     tolerance: float
+    quantised: tuple[WeightKind, ...] = ()  # also timed, with the first of the executions
 
 
 def presets() -> dict[str, Preset]:
-    """The mid-size model for a CPU and the full-size one for an accelerator."""
+    """Models to try the script with, for a CPU, and at full size for an accelerator."""
     plain = FluxConfig(condition_embed=False)
     scanned = Execution(scan_layers=True)
+    tiny = dataclasses.replace(
+        plain, num_heads=2, double_depth=1, single_depth=2, txt_width=64, vec_width=32
+    )
+    gpu = Preset(
+        plain, "bfloat16", (1, 8), (False, True), (default_execution("gpu"), scanned), 2e-2
+    )
     return {
+        "small": Preset(tiny, "float32", (1,), (False, True), (scanned,), 1e-4, ("int8",)),
         "cpu": Preset(
             dataclasses.replace(plain, num_heads=8, double_depth=4, single_depth=8),
             "float32",
@@ -73,9 +88,9 @@ def presets() -> dict[str, Preset]:
             (Execution(), scanned, dataclasses.replace(scanned, attention="xla")),
             1e-4,
         ),
-        "gpu": Preset(
-            plain, "bfloat16", (1, 8), (False, True), (default_execution("gpu"), scanned), 2e-2
-        ),
+        "gpu": gpu,
+        # One hour of a rented GPU holds much; a quarter of one, this.
+        "day": dataclasses.replace(gpu, executions=(scanned,), quantised=("int8",)),
     }
 
 
@@ -222,7 +237,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     preset = presets()[arguments.preset]
-    device = "cuda" if arguments.preset == "gpu" else "cpu"
+    device = "cpu" if preset.dtype == "float32" else "cuda"
     peer = torch_model(preset, device)
     source = to_ours(peer, preset.config)
     peak = peak_flops(preset.dtype)
@@ -258,7 +273,11 @@ def main() -> None:
                 step()
                 setup = time.monotonic() - start
                 add(name, guided, measure(step, arguments.repeats), setup)
-            for execution in preset.executions:
+            variants: list[tuple[Execution, WeightKind | None]] = [
+                *((execution, None) for execution in preset.executions),
+                *((preset.executions[0], kind) for kind in preset.quantised),
+            ]
+            for execution, kind in variants:
                 config = dataclasses.replace(preset.config, condition_embed=guided)
                 base = source
                 if guided:
@@ -267,17 +286,22 @@ def main() -> None:
                     base = TensorSource(
                         {**source.tensors, "cond_in.kernel": zero, "cond_in.bias": zero[0]}
                     )
-                model = load(abstract(config, precision=precision, execution=execution), base)
+                model = load(
+                    abstract(config, precision=precision, execution=execution, weights=kind), base
+                )
                 sampler = Sampler(model, CANVAS)
                 start = time.monotonic()
                 compiled, args = our_step(sampler, arrays, guided=guided)
                 setup = time.monotonic() - start
                 seconds = measure(functools.partial(_wait, compiled, args), arguments.repeats)
                 out = np.asarray(compiled(*args)[0])
-                error = agree(out, theirs, arrays["img"], preset.tolerance)
+                bound = preset.tolerance if kind is None else QUANTISED
+                error = agree(out, theirs, arrays["img"], bound)
                 name = "ours scanned" if execution.scan_layers else "ours unrolled"
                 if execution.attention != "auto":
                     name += f", {execution.attention} attention"
+                if kind is not None:
+                    name += f", {kind}"
                 add(name, guided, seconds, setup, error)
                 del model, sampler, compiled, args
     save(__file__, rows, arguments.preset, peak_gflops=round(peak / 1e9))

@@ -115,19 +115,21 @@ def presets() -> dict[str, Preset]:
         tolerance=1e-5,
     )
     small = FluxConfig(num_heads=2, double_depth=1, single_depth=2, txt_width=64, vec_width=32)
+    gpu = Preset(
+        flux=FluxConfig(),
+        dtype="bfloat16",
+        rank=512,
+        canvas=Canvas(64, 128),  # two frames of 512 x 512 pixels: 2,048 tokens
+        text=512,
+        batch=4,
+        layouts=((False, "full"), (True, "full"), (False, "attention")),
+        tolerance=2e-2,
+    )
     return {
         "small": dataclasses.replace(cpu, flux=small, rank=8, canvas=Canvas(16, 32), text=32),
         "cpu": cpu,
-        "gpu": Preset(
-            flux=FluxConfig(),
-            dtype="bfloat16",
-            rank=512,
-            canvas=Canvas(64, 128),  # two frames of 512 x 512 pixels: 2,048 tokens
-            text=512,
-            batch=4,
-            layouts=((False, "full"), (True, "full"), (False, "attention")),
-            tolerance=2e-2,
-        ),
+        "gpu": gpu,
+        "day": dataclasses.replace(gpu, layouts=((True, "full"),)),
     }
 
 
