@@ -111,9 +111,9 @@ def compile_job(build: Callable[[Mesh], Job], topology: Topology, mesh: MeshConf
             compiled = None
     if compiled is not None:
         text = compiled.as_text() or ""
-        used = compiled.memory_analysis()
-        assert used is not None  # the compilers of TPU, GPU and CPU give it
-        temporary = int(used.temp_size_in_bytes)
+        stats = compiled.memory_analysis()
+        assert stats is not None  # every compiler here gives its account
+        temporary = int(stats.temp_size_in_bytes)
     else:
         temporary = _refused_bytes(problem or "", argued)
     memory["activations"] = job.activations
