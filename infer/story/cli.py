@@ -1,0 +1,56 @@
+"""`dsd story draw`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dsd_jax.infer.cli import ModelFlags
+from dsd_jax.infer.settings import Settings
+from dsd_jax.infer.story.draw import bind, check_words, paint
+from dsd_jax.infer.story.layout import load_layout
+from dsd_jax.infer.story.letters import FONT, Letters
+from dsd_jax.infer.story.script import read_story, write_story
+from dsd_jax.marks import MarkFlags
+
+__all__ = ["draw"]
+
+_PLAIN = tyro.conf.arg(name="")
+
+
+def draw(
+    folder: tyro.conf.Positional[Path],
+    model: Annotated[ModelFlags, _PLAIN] = ModelFlags(),
+    settings: Annotated[Settings, _PLAIN] = Settings(),
+    redo: int | None = None,
+    layouts: Path | None = None,
+    font: Path | None = None,
+    marks: Annotated[MarkFlags, _PLAIN] = MarkFlags(),
+) -> None:
+    """Paint the panels of a story and put them on pages. Panels that are there stay.
+
+    Args:
+        folder: Folder with story.json and the hero's picture. It gets panels/, page-1.png and so
+            on, story.pdf and story.cbz.
+        model: The model.
+        settings: Settings of sampling.
+        redo: Number of a panel to paint again, with another seed.
+        layouts: TOML file with more layouts.
+        font: Font (.ttf or .otf) of captions and balloons. Default: one for Latin, Greek and
+            Cyrillic.
+        marks: Marks of generated pictures.
+    """
+    story = read_story(folder)
+    layout, letters = load_layout(story.layout, layouts), Letters(font or FONT)
+    if redo is not None:
+        story = story.with_new_seed(redo)
+    check_words(story, layout, letters)
+    mark = marks.open()
+    pipeline = model.load()
+    if redo is not None:
+        write_story(folder, story)
+    if not paint(pipeline, story, folder, settings, mark):
+        print("stopped before the last panel; the same command goes on with the rest")
+        raise SystemExit(130)
+    for path in bind(story, folder, layout, letters, mark):
+        print(f"wrote {path}")
