@@ -106,17 +106,17 @@ class Layout:
         return [self.boxes(count) for count in counts]
 
     def boxes(self, count: int) -> list[Box]:
-        """The boxes of a page's first `count` panels; the rows that are needed fill the page."""
-        rows: list[tuple[float, ...]] = []
-        heights: list[float] = []
-        for row, height in zip(self.rows, self.heights or [1.0] * len(self.rows), strict=True):
-            if taken := row[: count - sum(map(len, rows))]:
-                rows.append(taken)
-                heights.append(height)
+        """The boxes of a page's first `count` panels.
+
+        Rows keep their heights, so the end of a page that is not full stays white. A row that is
+        not full fills the width.
+        """
         found: list[Box] = []
         width, height = self.page
-        for row, (top, bottom) in zip(rows, self._cut(heights, height), strict=True):
-            for left, right in self._cut(row, width):
+        heights = self._cut(self.heights or [1.0] * len(self.rows), height)
+        for row, (top, bottom) in zip(self.rows, heights, strict=True):
+            taken = row[: count - len(found)]
+            for left, right in self._cut(taken, width) if taken else ():
                 sides = (width - right, width - left) if self.right_to_left else (left, right)
                 found.append(Box(sides[0], top, sides[1], bottom))
         return found

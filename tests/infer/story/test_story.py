@@ -51,11 +51,12 @@ class TestLayouts:
         left_to_right = load_layout("3-3-2").boxes(2)
         assert left_to_right[0].right < left_to_right[1].left
 
-    def test_a_longer_story_goes_on_with_a_page_that_is_filled(self):
+    def test_a_longer_story_goes_on_with_rows_of_the_same_height(self):
         layout = load_layout("2x4")
         first, second = layout.pages(10)
         assert (len(first), len(second)) == (8, 2)
-        assert second[0].bottom == layout.page[1] - layout.margin
+        assert second == first[:2]
+        assert layout.boxes(1)[0].width == layout.page[0] - 2 * layout.margin
 
     def test_a_file_adds_layouts(self, tmp_path):
         own = tmp_path / "own.toml"
