@@ -22,6 +22,7 @@ _CELLS = 32  # of the map of busy parts, along each side
 _SHARES = (0.92, 0.7, 0.5, 0.36)  # of a panel's width, for the lines of a text
 _PLACES = 9  # along each side
 _LARGEST, _SMALLEST = 34, 12  # size of letters, in pixels
+_NARROW = 0.3  # room of the narrowest letters, in squares of their size
 _EDGE = 6  # pixels between a text's box and the edge of the panel
 _APART = 4  # pixels between two texts
 
@@ -105,11 +106,14 @@ def place(
         for one in words
         if (text := letters.check(one.text, f"the text of {what}"))
     ]
+    count = sum(len(one.text) for one in checked)
     sums = np.pad(busy.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     best: list[Placed] | None = None
     least = float("inf")
     largest = min(_LARGEST, max(_SMALLEST, panel.height // 13))
     for size in range(largest, _SMALLEST - 1, -2):
+        if count * _NARROW * size**2 > panel.width * panel.height:
+            continue  # measuring a long text takes seconds
         room = _Room(panel, sums, subject, letters, right_to_left)
         found = room.place(checked, size)
         if found is None:
@@ -120,7 +124,6 @@ def place(
         if not covered:
             break
     if best is None:
-        count = sum(len(one.text) for one in checked)
         raise UserError(
             f"{count} letters do not fit in {what} of {panel.width}x{panel.height} pixels; shorten "
             "its texts, or choose a layout with larger panels"
