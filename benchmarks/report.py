@@ -24,6 +24,7 @@ FOLDERS = {
     "grids": "Grids",
     "drift": "Drift",
     "evaluation": "Evaluation",
+    "story": "Stories",
     "cost": "Costs",
     "toy": "The toy world",
 }

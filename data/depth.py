@@ -9,8 +9,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from etils import epath
@@ -87,6 +88,10 @@ class DepthSettings:
 
 class _DepthReader(RowReader):
     """Reads images from rows, and pairs from rows whose maps are there."""
+
+    flags: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("reference_column", "target_column"), "image_column"
+    )
 
     def __init__(self, table: Table, settings: ImportSettings, maps: Path) -> None:
         super().__init__(table, settings)

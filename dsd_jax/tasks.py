@@ -130,8 +130,9 @@ class Task:
         """
         if self.question is None:
             raise UserError(
-                f"the task {self.name!r} has no judge, since its pairs are true by construction; "
-                "leave it out"
+                f"the task {self.name!r} has no judge: its pairs are true by construction"
+                + (f", and the metric {self.metric!r} scores its images" if self.metric else "")
+                + "; leave it out"
             )
         return self.question
 

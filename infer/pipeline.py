@@ -332,16 +332,7 @@ class Pipeline:
             text = self._encode(prepared, show)
             condition = self._condition(prepared, show)
             start = Start(self._canvas(prepared), noise, text, condition)
-            with self._denoiser.use(show) as denoiser:
-                final = denoiser.run(
-                    prepared,
-                    start,
-                    self.schedule,
-                    batch_size=batch_size,
-                    callback=callback,
-                    shared=shared,
-                    show=show,
-                )
+            final = self._denoise(prepared, start, batch_size, callback, shared, show)
             decoded = self._decode(final, show)
         left, right = decoded[:0], decoded
         if prepared.frames is not None:
@@ -401,6 +392,27 @@ class Pipeline:
                 return in_groups(codec.condition, arrays, self.group)
             return in_groups(
                 lambda frames: codec.condition(frames, None), [prepared.frames], self.group
+            )
+
+    def _denoise(
+        self,
+        prepared: Prepared,
+        start: Start,
+        batch_size: int | None,
+        callback: Callback | None,
+        shared: SharedStructure | None,
+        show: Shown,
+    ) -> Float32[np.ndarray, "N h w C"]:
+        """Samples; a method of its own, so that nothing keeps the weights that it used."""
+        with self._denoiser.use(show) as denoiser:
+            return denoiser.run(
+                prepared,
+                start,
+                self.schedule,
+                batch_size=batch_size,
+                callback=callback,
+                shared=shared,
+                show=show,
             )
 
     def _decode(

@@ -8,7 +8,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
 from dsd_jax.data.pairs.writer import SHARD_BYTES
@@ -111,7 +111,13 @@ class _Condition:
 
 
 class RowReader:
-    """Makes records from the rows of one table. Safe to use from many threads."""
+    """Makes records from the rows of one table. Safe to use from many threads.
+
+    Attributes:
+        flags: Flag by which a command names a column, where it is not the setting's own name.
+    """
+
+    flags: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, table: Table, settings: ImportSettings) -> None:
         """Finds the columns.
@@ -154,7 +160,7 @@ class RowReader:
             hint = did_you_mean(column, self._table.columns)
             raise UserError(
                 f"{self._name} has no column {column!r}{hint} (it has {self._listed}); "
-                f"name one with --{flag}"
+                f"name one with --{self.flags.get(flag, flag)}"
             )
 
     def _image_column(self, role: str) -> str:
