@@ -68,6 +68,8 @@ def _mapped(q: Array, k: Array, v: Array) -> Array:
 
     def one_head(qkv: tuple[Array, Array, Array]) -> Array:
         q, k, v = qkv
+        if count == 1:  # too few weights to gain anything from
+            return _xla(q[None, :, None], k[None, :, None], v[None, :, None])[0, :, 0]
 
         def one_block(q: Array) -> Array:
             logits = jnp.einsum(
@@ -85,8 +87,11 @@ def _mapped(q: Array, k: Array, v: Array) -> Array:
         # Rematerialised, or the backward pass would keep what the loops are there to avoid.
         return lax.map(jax.checkpoint(one_block), q.reshape(count, QUERY_BLOCK, dim))
 
-    filled = jnp.pad(q, ((0, 0), (0, count * QUERY_BLOCK - length), (0, 0), (0, 0)))
-    out = lax.map(one_head, (fold(filled), fold(k), fold(v)))
+    if count > 1:
+        q = jnp.pad(q, ((0, 0), (0, count * QUERY_BLOCK - length), (0, 0), (0, 0)))
+    # A head of several blocks is rematerialised block by block.
+    run = one_head if count > 1 else jax.checkpoint(one_head)
+    out = lax.map(run, (fold(q), fold(k), fold(v)))
     return out.reshape(batch, heads, -1, dim)[:, :, :length].swapaxes(1, 2)
 
 
