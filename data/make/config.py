@@ -109,7 +109,7 @@ class MakeConfig:
                 )
 
     def _needing(self, stage: Stage[StageRow]) -> str:
-        """What a stage has to ask a model about; empty if there is nothing."""
+        """Names what needs a model in a stage; empty if nothing does."""
         if stage is CAPTIONS:
             return ""  # the filter is optional
         for name in self.prompts.tasks:
@@ -193,6 +193,7 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
         own if may_be_dataset_id(own) and not place.exists() else place
         for own, place in zip(given.captions.source, config.captions.source, strict=True)
     )
+    config.relight.vocabulary()  # found out before anything is paid for
     captions = dataclasses.replace(config.captions, source=sources)
     config = dataclasses.replace(config, captions=captions)
     if (path.parent / config.base_path).is_dir():

@@ -5,7 +5,6 @@ A prompt fits into the tokens that CLIP reads, so that the teacher sees all of i
 
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from dsd_jax.data.make.answers import Fault, clip_faults, one_line, user, writte
 from dsd_jax.data.make.ids import CaptionId, PromptId
 from dsd_jax.data.make.routes import GRID, RelightConfig, Route, lit_prompt, panel_prompts
 from dsd_jax.data.make.stages import PROMPTS, Caption, Prompt
+from dsd_jax.data.make.weights import check_weights, chosen
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.lights import Light
@@ -69,21 +69,14 @@ class PromptsConfig:
                 f"tasks: no grids are made for {name!r}; expected {', '.join(GRID_TASKS)}"
                 f"{did_you_mean(name, GRID_TASKS)}"
             )
-        if not self.tasks or min(self.tasks.values()) < 0 or not sum(self.tasks.values()):
-            raise UserError("tasks needs weights above 0, such as { identity = 1 }")
+        check_weights("tasks", self.tasks, "identity = 1")
         if self.retries < 0:
             raise UserError(f"retries must not be negative, got {self.retries}")
 
 
 def task_of(caption: CaptionId, weights: Mapping[str, float]) -> Task:
     """The task of a caption, chosen by the hash of its id and the weights."""
-    place = int(hashlib.sha256(f"task {caption}".encode()).hexdigest()[:12], 16) / 16**12
-    place *= sum(weights.values())
-    for name, task in GRID_TASKS.items():
-        place -= weights.get(name, 0)
-        if place < 0:
-            return task
-    return GRID_TASKS[max(weights, key=lambda name: weights[name])]  # rounding
+    return GRID_TASKS[chosen("task", caption, weights, GRID_TASKS)]
 
 
 def subject_of(prompt: str) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dsd_jax.data.make.ids import PANELS, CaptionId, GridId, PromptId
 from dsd_jax.data.make.stages import Box, Named
+from dsd_jax.data.make.weights import check_weights, chosen
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.lights import ASPECTS, Light, Lights, load_lights
 from dsd_jax.relighting import relit
@@ -95,8 +96,7 @@ class RelightConfig:
                     f"routes: there is no route {name!r}; expected {', '.join(ROUTES)}"
                     f"{did_you_mean(name, ROUTES)}"
                 )
-        if not self.routes or min(self.routes.values()) < 0 or not sum(self.routes.values()):
-            raise UserError("routes needs weights above 0, such as { grid = 1, backward = 1 }")
+        check_weights("routes", self.routes, "grid = 1, backward = 1")
         if not 1 <= self.aspects <= len(ASPECTS):
             raise UserError(f"aspects must be from 1 to {len(ASPECTS)}, got {self.aspects}")
         if not 0 < self.shared_steps <= 1:
@@ -117,13 +117,7 @@ class RelightConfig:
 
     def route_of(self, caption: CaptionId) -> Route:
         """The route of a caption, chosen by the hash of its id and the weights."""
-        place = int(hashlib.sha256(f"route {caption}".encode()).hexdigest()[:12], 16) / 16**12
-        place *= sum(self.routes.values())
-        for route in self.used:
-            place -= self.routes[route.name]
-            if place < 0:
-                return route
-        return self.used[-1]  # rounding
+        return ROUTES[chosen("route", caption, self.routes, ROUTES)]
 
     def lights_of(self, prompt: PromptId) -> list[Light]:
         """The lights of the panels of a prompt, drawn by its id."""

@@ -1,6 +1,7 @@
 """Grid prompts: rules that are checked, broken ones asked for again in the same conversation."""
 
 import dataclasses
+import math
 from collections import Counter
 
 import pytest
@@ -143,8 +144,10 @@ def test_captions_are_shared_out_over_the_prompt_sets_by_weight():
     [
         ({"tasks": {"identiy": 1}}, "no grids are made for 'identiy'; expected identity, relight"),
         ({"tasks": {"depth": 1}}, "no grids are made for 'depth'"),
-        ({"tasks": {}}, "tasks needs weights above 0"),
-        ({"tasks": {"free": 0}}, "tasks needs weights above 0"),
+        ({"tasks": {}}, "tasks needs finite weights above 0"),
+        ({"tasks": {"free": 0}}, "tasks needs finite weights above 0"),
+        ({"tasks": {"free": math.inf}}, "tasks needs finite weights above 0"),
+        ({"tasks": {"free": math.nan}}, "tasks needs finite weights above 0"),
         ({"retries": -1}, "retries must not be negative, got -1"),
     ],
 )

@@ -37,7 +37,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.lights import load_lights
 from dsd_jax.shares import ALL
 from dsd_jax.toy.words import parse_scene, parse_subject
-from dsd_jax.toy.world import Scene, Subject, render
+from dsd_jax.toy.world import PANEL, Scene, Subject, render
 from tests.data.make.scripted import Scripted, do, in_turn, question_of
 
 CAPTION = Caption(
@@ -151,7 +151,8 @@ def test_captions_are_shared_out_over_the_routes_and_keep_theirs():
     found = [relight.route_of(CaptionId(f"{n:016x}")).name for n in range(800)]
     assert set(found) == {"grid", "backward"}
     assert 0.7 < found.count("backward") / 800 < 0.8
-    assert found == [relight.route_of(CaptionId(f"{n:016x}")).name for n in range(800)]
+    turned = RelightConfig(routes=dict(reversed([*relight.routes.items()])))
+    assert found == [turned.route_of(CaptionId(f"{n:016x}")).name for n in range(800)]
 
 
 def test_the_backward_route_re_lights_the_pixels_of_the_first_panel():
@@ -182,9 +183,17 @@ class Drawn:
         def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
             assert len(prompts) == len(seeds) * route.painted
             self.painted.setdefault(route.name, []).extend(prompts)
-            return [self._picture(prompt) for prompt in prompts]
+            draw = self._picture if route.of_scene else self._grid
+            return [draw(prompt) for prompt in prompts]
 
         return Teacher(1, {"route": route.name}, paint)
+
+    def _grid(self, prompt: str) -> Image.Image:
+        subject, *scenes = prompt.split(", ")
+        whole = Image.new("RGB", (2 * PANEL, 2 * PANEL))
+        for scene, box in zip(scenes, quarters(*whole.size), strict=True):
+            whole.paste(self._picture(f"{subject} {scene}"), box)
+        return whole
 
     def _picture(self, prompt: str) -> Image.Image:
         subject, scene = parse_subject(prompt), parse_scene(prompt)
@@ -204,8 +213,11 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A dataset by two routes, made offline."""
-    config = load_config(write_config(tmp_path_factory.mktemp("making")))
-    teacher = Drawn()
+    return make(write_config(tmp_path_factory.mktemp("making")))
+
+
+def make(path: Path) -> Made:
+    config, teacher = load_config(path), Drawn()
     for stage in STAGES:
         parts = run_stage(config, stage, ALL, Tools(teacher, lambda: words))
     pack(parts, config.pack, panels_of(parts), begun_settings(parts))
@@ -275,11 +287,27 @@ def test_yields_and_answers_are_counted_by_route(made: Made):
     assert "relight by backward" in text
 
 
+def test_a_grid_of_the_lights_that_were_asked_for_becomes_pairs_with_texts(tmp_path: Path):
+    changes = ("{ backward = 1, shared = 1 }", "{ grid = 1 }"), ("count = 6", "count = 1")
+    made = make(write_config(tmp_path, *changes))
+    assert [len(prompts) for prompts in made.teacher.painted.values()] == [1]
+    assert all(prompt.startswith("a grid of") for prompt in made.teacher.painted["grid"])
+    own = origins(made.parts)["relight by grid"]
+    assert (own.prompts, own.grids, own.pairs, own.filtered) == (1, 1, 6, 4)  # 2 of equal light
+    assert own.judged == own.described == 4
+    for record in made.store:
+        light = record.provenance["pair"]["target_light"]["time"]
+        forward = record.provenance["words"]["way"] == "forward"
+        assert ("night" in record.caption) == ((light == "night") == forward)
+        assert record.instruction
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("shared = 1", "sharde = 1", "there is no route 'sharde'.*; did you mean 'shared'"),
-        ("{ backward = 1, shared = 1 }", "{}", "routes needs weights above 0"),
+        ("{ backward = 1, shared = 1 }", "{}", "routes needs finite weights above 0"),
+        ("backward = 1", "backward = inf", "routes needs finite weights above 0"),
         ('"lights.toml"', '"lights.toml"\naspects = 0', "aspects must be from 1 to 6, got 0"),
         ('"lights.toml"', '"lights.toml"\nshared_steps = 2', "shared_steps must be above 0 and"),
         (
@@ -311,6 +339,6 @@ def test_a_route_that_moves_nothing_needs_no_judge_and_no_captioner(tmp_path: Pa
 
 
 def test_a_vocabulary_that_is_not_there_is_named(tmp_path: Path):
-    config = load_config(write_config(tmp_path, ('"lights.toml"', '"lihgts.toml"')))
+    config = write_config(tmp_path, ('"lights.toml"', '"lihgts.toml"'))
     with pytest.raises(UserError, match=r"lihgts\.toml: No such file"):
-        config.settings(PROMPTS)
+        load_config(config)
