@@ -46,7 +46,7 @@ _FOLDER = Path(__file__).parent
 _STEPS = {
     "step_1": "subject",
     "step_2": "described",
-    "step_3": "identical?",
+    "step_3": "decided",
     "scores": "scores",
     "grid": "groups",
 }
@@ -194,6 +194,7 @@ def _card(card: _Card, number: int, size: tuple[int, int], pairs: Iterable[str])
         "subject": card.prompt and card.prompt.subject,
         "prompt": card.prompt and card.prompt.prompt,
         "task": card.grid.task,
+        "route": card.grid.route,
         "seed": card.grid.seed,
         "source": source and (source.url or source.file),
     }
@@ -246,7 +247,7 @@ def _pair(shown: _Shown, number: int, size: tuple[int, int]) -> tuple[str, str, 
     reason = last.reason or ""
     panels = ends = ""
     if isinstance(row, Pair):
-        ends = f"{row.id.reference} → {row.id.target}"
+        ends = f"{row.id.reference} → {row.id.target}{_lights(row)}"
         if all(size):
             panels = "".join(
                 _panel(box, size, number) for box in (row.reference_box, row.target_box)
@@ -261,6 +262,14 @@ def _pair(shown: _Shown, number: int, size: tuple[int, int]) -> tuple[str, str, 
         f"<div>{badge}{where}{words}{_turns(judged)}</div></div>"
     )
     return text, verdict, reason
+
+
+def _lights(pair: Pair) -> str:
+    """The lights of a pair that were asked for, such as ` left, lamp → night`."""
+    if pair.reference_light is None or pair.target_light is None:
+        return ""
+    lights = pair.reference_light, pair.target_light
+    return " " + " → ".join(", ".join(names.values()) for names in lights)
 
 
 def _panel(box: Box, size: tuple[int, int], number: int) -> str:
@@ -304,7 +313,8 @@ def _turns(judged: Judgement | None) -> str:
 
 
 def _turn(turn: Turn) -> tuple[str, str]:
-    title = _STEPS.get(turn.step, turn.step) + (" (again)" if turn.sample else "")
+    step = turn.step.rpartition(".")[2]  # without the task that has a text of its own
+    title = _STEPS.get(step, step) + (" (again)" if turn.sample else "")
     return title, turn.answer if turn.finish == "stop" else f"[{turn.finish}] {turn.answer}"
 
 

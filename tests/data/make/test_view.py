@@ -1,6 +1,7 @@
 """The page to look at: whole, self-contained, and deaf to markup in what models said."""
 
 import base64
+import dataclasses
 import hashlib
 import re
 from html.parser import HTMLParser
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from dsd_jax.data.make.stages import DESCRIPTIONS, GRIDS, JUDGEMENTS, PAIRS, CutGrid
+from dsd_jax.data.make.stages import (
+    DESCRIPTIONS,
+    GRIDS,
+    JUDGEMENTS,
+    PAIRS,
+    CutGrid,
+    Pair,
+    Turn,
+)
 from dsd_jax.data.make.view import write_page
 from dsd_jax.errors import UserError
 from tests.data.make.made import EVIL, write_folder
@@ -122,6 +131,26 @@ def test_a_rejected_grid_is_shown_with_its_reason(tmp_path: Path):
     (row,) = (attributes for _, attributes in found.tags if attributes.get("class") == "pair")
     assert row["data-reason"] == "uneven"
     assert row["data-verdict"] == "rejected before the judge"
+
+
+def test_a_pair_shows_its_lights_and_the_steps_of_its_task(tmp_path: Path):
+    parts = write_folder(tmp_path, 1, parts=1)
+    pairs = [row for row in parts.read(PAIRS, 0) if isinstance(row, Pair)]
+    lit = {
+        "reference_light": {"direction": "left", "source": "lamp"},
+        "target_light": {"time": "night"},
+    }
+    parts.write(PAIRS, 0, [dataclasses.replace(row, **lit) for row in pairs])  # type: ignore[arg-type]
+    turn = Turn(step="relight.step_2", sample=0, finish="stop", model="m", answer="Nothing moved.")
+    judged = [dataclasses.replace(row, turns=(turn,)) for row in parts.read(JUDGEMENTS, 0)]
+    parts.write(JUDGEMENTS, 0, judged)
+    grids = [dataclasses.replace(row, route="shared") for row in parts.read(GRIDS, 0)]
+    parts.write(GRIDS, 0, grids)
+    write_page(parts, tmp_path / "page.html", 10, "foxes")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "1 → 2 left, lamp → night" in Elements(text).text
+    assert '<dt>described</dt><dd dir="auto">Nothing moved.' in text
+    assert '<dt>route</dt><dd dir="auto">shared' in text
 
 
 def test_an_unfinished_folder_shows_what_there_is(tmp_path: Path):
