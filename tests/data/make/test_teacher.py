@@ -13,8 +13,10 @@ from dsd_jax.cli import main
 from dsd_jax.data.make.config import load_config
 from dsd_jax.data.make.folder import begin_stage
 from dsd_jax.data.make.grids import GridsConfig
+from dsd_jax.data.make.ids import CaptionId, PromptId
 from dsd_jax.data.make.parts import Parts
-from dsd_jax.data.make.stages import CAPTIONS, GRIDS, PAIRS, PROMPTS
+from dsd_jax.data.make.routes import ROUTES, quarters
+from dsd_jax.data.make.stages import CAPTIONS, GRIDS, PAIRS, PROMPTS, Prompt
 from dsd_jax.data.make.teacher import teacher_of
 from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, read_parameters
@@ -55,22 +57,52 @@ provider = "writer"
 """
 
 
+RELIGHT = """
+tasks = { relight = 1 }
+
+[relight]
+routes = { shared = 1, backward = 1 }
+shared_steps = 1.0
+"""
+
+
+def scene_prompt(number: int, route: str) -> Prompt:
+    name = PromptId(CaptionId(f"{number:016x}"), "relight")
+    lights = ({"time": "night"}, {"time": "dawn"}) * 2
+    return Prompt(
+        id=name,
+        task="relight",
+        wording="v1",
+        prompt="a fox",
+        route=route,
+        lights=lights,
+        status="kept",
+    )
+
+
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory):
     compile_once(tmp_path_factory)
     return write_flux(tmp_path_factory.mktemp("random")) / "flux"
 
 
-def begun(folder: Path, flux: Path | None = None) -> tuple[str, Parts]:
-    """A configuration whose prompts are written."""
+def begun(folder: Path, flux: Path | None = None, relight: str = "") -> tuple[str, Parts]:
+    """A configuration whose prompts are written: grids, or a scene for each route of `relight`."""
     if flux:
         (folder / "flux").symlink_to(flux)
     path = folder / "make.toml"
-    path.write_text(CONFIG, encoding="utf-8")
+    text = CONFIG
+    if relight:
+        text = text.replace("[grids]", f"{relight}\n[grids]").replace(" = 32", " = 64")
+    path.write_text(text, encoding="utf-8")
     config = load_config(path)
     begin_stage(config, CAPTIONS)
     parts = begin_stage(config, PROMPTS)
-    write_prompts(parts, 5)
+    if relight:
+        for part, route in enumerate(config.relight.routes):
+            parts.write(PROMPTS, part, [scene_prompt(part, route)])
+    else:
+        write_prompts(parts, 5)
     return str(path), parts
 
 
@@ -174,6 +206,42 @@ def test_one_picture_that_is_not_finite_spares_the_others():
         assert isinstance(picture, Image.Image)
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(grid_picture(seed)))
     assert set(pipeline.sizes) == {3}  # one program
+
+
+def test_a_grid_with_a_picture_that_is_not_finite_spares_other_grids():
+    pipeline = Unfinite()
+    teacher = teacher_of(pipeline, GridsConfig(height=64, width=64), 2, ROUTES["shared"], 0.5)
+    made = teacher.paint(["a", "b", "broken", "c", *"defg"], [1, 2])
+    assert made[:4] == [None] * 4
+    for picture in made[4:]:
+        assert isinstance(picture, Image.Image)
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(grid_picture(2)))
+    assert set(pipeline.sizes) == {8}  # one program
+
+
+def test_pictures_of_a_scene_are_painted_by_route(tmp_path, flux, capsys):
+    config, parts = begun(tmp_path, flux, RELIGHT)
+    assert main(["data", "grids", config]) == 0
+    assert "grids: 2 of 2 parts, 2 of 2 rows kept" in capsys.readouterr().out
+    for row in parts.rows(GRIDS):
+        path = parts.picture(row.id)
+        with Image.open(path) as whole:
+            assert whole.size == (64, 64)
+            panels = [np.asarray(whole.crop(box), int) for box in quarters(*whole.size)]
+        known = read_parameters(path)
+        assert known is not None
+        assert (known["height"], known["width"]) == (32, 32)
+        if row.route == "shared":
+            assert known["prompt"] == ["a fox, lit at night", "a fox, lit at dawn"] * 2
+            assert (known["panels"], known["share"]) == (4, 1.0)
+            # One noise: equal texts give equal pictures, and other words other ones.
+            np.testing.assert_array_equal(panels[0], panels[2])
+            np.testing.assert_array_equal(panels[1], panels[3])
+            assert np.abs(panels[0] - panels[1]).max() > 0
+        else:
+            assert known["prompt"] == "a fox, lit at night"
+            assert "panels" not in known
+            assert panels[1].mean() > panels[2].mean() + 5  # dawn, and night
 
 
 @pytest.mark.parametrize(
