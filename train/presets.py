@@ -4,18 +4,23 @@ A preset fixes the recipe and a mesh that it fits on. Every field can be set fro
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
-from dsd_jax.errors import UserError
+from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
-from dsd_jax.tasks import DEPTH, RELIGHT
+from dsd_jax.tasks import DEPTH, RELIGHT, Task
 from dsd_jax.train.config import DropoutConfig, FlowConfig, OptimizerConfig, TrainConfig
 
 __all__ = ["PRESETS", "preset"]
 
 _change = dataclasses.replace
+
+
+def _loss(task: Task) -> FlowConfig:
+    """The loss of a model that is trained on a task alone."""
+    weights = task.frame_weights
+    return FlowConfig(reference_weight=weights.reference, target_weight=weights.target)
 
 
 def paper() -> TrainConfig:
@@ -77,10 +82,7 @@ def depth() -> TrainConfig:
         paper(),
         steps=20_000,
         lora=LoraConfig(rank=128),
-        flow=FlowConfig(
-            reference_weight=DEPTH.frame_weights.reference,
-            target_weight=DEPTH.frame_weights.target,
-        ),
+        flow=_loss(DEPTH),
     )
 
 
@@ -93,12 +95,9 @@ def relight() -> TrainConfig:
     return _change(
         paper(),
         steps=20_000,
-        tasks=("relight=1",),
+        tasks=(f"{RELIGHT.name}=1",),
         lora=LoraConfig(rank=128),
-        flow=FlowConfig(
-            reference_weight=RELIGHT.frame_weights.reference,
-            target_weight=RELIGHT.frame_weights.target,
-        ),
+        flow=_loss(RELIGHT),
     )
 
 
@@ -172,7 +171,8 @@ def preset(name: str) -> TrainConfig:
         UserError: there is none of this name.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}{hint}")
+        raise UserError(
+            f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}"
+            f"{did_you_mean(name, PRESETS)}"
+        )
     return PRESETS[name]()

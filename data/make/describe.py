@@ -171,12 +171,13 @@ def told_by_prompts(
     Its texts are those words, and nobody is asked. A pair of an exact route has no reverse, because
     its reference is no good target.
     """
-    assert prompt.prompt is not None  # of a kept pair
+    scene = prompt.prompt
+    assert scene is not None  # of a kept pair
     before, after = lights_of(pair, vocabulary)
 
     def words(start: Light, end: Light) -> Words:
         return Words(
-            caption=lit_prompt(prompt.prompt or "", end) if config.description else None,
+            caption=lit_prompt(scene, end) if config.description else None,
             instruction=end.instruction(start) if config.instruction else None,
         )
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from dsd_jax.data.make.ids import prompt_of
+from dsd_jax.data.make.ids import PromptId, prompt_of
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import (
     CAPTIONS,
@@ -176,15 +176,16 @@ def origins(parts: Parts) -> dict[str, Origin]:
     Raises:
         UserError: A part or a ledger is damaged.
     """
-    names = {row.id: origin_of(row) for row in finished_rows(parts, PROMPTS)}
-    found = {name: Origin() for name in sorted({*names.values()})}
+    names: dict[PromptId, str] = {}
+    by_name: dict[str, Origin] = {}
+    for prompt in finished_rows(parts, PROMPTS):
+        names[prompt.id] = name = origin_of(prompt)
+        by_name.setdefault(name, Origin()).prompts += prompt.kept
 
     def of(item: object) -> Origin:
         prompt = prompt_of(str(item))
-        return found[names[prompt]] if prompt in names else Origin()
+        return by_name[names[prompt]] if prompt in names else Origin()
 
-    for prompt in finished_rows(parts, PROMPTS):
-        of(prompt.id).prompts += prompt.kept
     for grid in finished_rows(parts, GRIDS):
         of(grid.id).grids += grid.kept
     for pair in finished_rows(parts, PAIRS):
@@ -200,7 +201,7 @@ def origins(parts: Parts) -> dict[str, Origin]:
             for item, (answers, cost) in by_item(path).items():
                 of(item).answers += answers
                 of(item).cost += cost
-    return found
+    return dict(sorted(by_name.items()))
 
 
 @dataclasses.dataclass(frozen=True)
