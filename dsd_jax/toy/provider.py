@@ -148,10 +148,15 @@ def _still(request: Request) -> bool:
 
 
 def _panel_lights(said: str) -> list[str]:
-    """The lights that the panels of a grid are to have; none for a single scene."""
-    words = "|".join(LIGHTS)
-    found = [re.search(rf"{panel} ({words})\b", said) for panel in PANELS]
-    return [match[1] for match in found if match]
+    """The lights that the panels of a grid are to have; none for a single scene.
+
+    A panel whose light has no word of the toy world gets the light that goes unsaid.
+    """
+    told = [re.findall(rf"{panel} ([^;.]*)[;.]", said) for panel in PANELS]
+    if not all(told):
+        return []
+    words = (re.findall(r"\w+", clauses[-1]) for clauses in told)
+    return [next((word for word in own if word in LIGHTS), Scene.light) for own in words]
 
 
 # What it sees

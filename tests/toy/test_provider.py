@@ -1,6 +1,7 @@
 """The offline stand-in, asked by the stages' own code and wordings."""
 
 import asyncio
+import dataclasses
 import io
 import json
 from typing import Any
@@ -63,6 +64,21 @@ def test_captions_with_a_toy_in_them_are_clear():
     found = json.loads(answer(request("captions", (f"Caption: {describe(CAT, SNOW)}",))))
     assert (found["clear"], found["subject"]) == (True, describe_subject(CAT))
     assert not json.loads(answer(request("captions", ("Caption: a cat on a mat",))))["clear"]
+
+
+def test_a_grid_in_several_lights_is_one_scene_with_the_lights_that_the_world_has():
+    asked = f"one locked-off camera. Caption: {describe(CAT, SNOW)}"
+    lights = ("lit at night", "lit by a warm lamp", "day", "lit from behind, at night")
+    told = "; ".join(f"{panel} {light}" for panel, light in zip(PANELS, lights, strict=True))
+    read = parse_grid(answer(request("prompts", (f"{asked}\n\nKeep to these: {told}. Go on.",))))
+    assert read is not None
+    subject, scenes = read
+    assert subject == CAT
+    assert [scene.light for scene in scenes] == ["night", "day", "day", "night"]
+    assert len({dataclasses.replace(scene, light="day") for scene in scenes}) == 1
+    alone = answer(request("prompts", (asked,)))
+    assert parse_grid(alone) is None
+    assert parse_scene(alone) is not None
 
 
 def test_prompts_name_the_subject_in_four_scenes():
