@@ -28,7 +28,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256, write_file
 from dsd_jax.images import open_image
 from dsd_jax.infer.evaluate.audit import POPULATION, STRATUM, SWAPPED
-from dsd_jax.infer.evaluate.cases import TASK, Case, Picture, check_unchanged
+from dsd_jax.infer.evaluate.cases import TASK, Case, Picture, check_unchanged, task_of
 from dsd_jax.infer.evaluate.judge import ledger_of
 from dsd_jax.infer.evaluate.queries import JudgeConfig
 from dsd_jax.infer.evaluate.ratings import Rating, State, add_ratings, read_ratings
@@ -36,7 +36,7 @@ from dsd_jax.infer.evaluate.runs import Image, Run, write_run
 from dsd_jax.llm.messages import Ask
 from dsd_jax.llm.session import Session
 from dsd_jax.progress import progress
-from dsd_jax.tasks import IDENTITY, task_named
+from dsd_jax.tasks import IDENTITY
 
 __all__ = ["METHOD", "Asking", "ask_runs", "sample_run"]
 
@@ -204,10 +204,10 @@ def ask_runs(runs: Sequence[Run], judge: JudgeConfig, asking: Asking) -> list[in
     Raises:
         UserError: An image has changed, or nothing can be asked any more; answers are kept.
     """
-    tasks = {case.tags[TASK] for run in runs for case in run.cases if TASK in case.tags}
-    for task in tasks:
-        task_named(task).asked()
-    wording = load_wording(asking.wordings, JUDGEMENTS.name, sorted(tasks))
+    tasks = {task.name: task for run in runs for case in run.cases if (task := task_of(case))}
+    for task in tasks.values():
+        task.asked()
+    wording = load_wording(asking.wordings, JUDGEMENTS.name, tasks)
     todo = [_open(run, judge.name, asking, wording) for run in runs]
     check_unchanged(dict(file for queries in todo for query in queries for file in query.files))
     ledgers = [ledger_of(run) for run in runs]
@@ -230,7 +230,7 @@ def _ask(
     async def work(query: _Query, ask: Ask) -> Rating:
         first, second = [await asyncio.to_thread(_png, path) for path, _ in query.files]
         panels = (second, first) if query.aspect.endswith(SWAPPED) else (first, second)
-        question = task_named(query.case.tags.get(TASK, IDENTITY.name)).asked()
+        question = (task_of(query.case) or IDENTITY).asked()
         decision, turns = await asker.decide(query.item, question, asking.mode, panels, ask)
         rating = _rating(decision, query.image, turns[-1].answer if turns else "")
         return dataclasses.replace(

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256, write_file
 from dsd_jax.structured import built_lines
+from dsd_jax.tasks import TASKS, Task
 
 __all__ = [
     "TASK",
@@ -25,11 +26,12 @@ __all__ = [
     "check_references",
     "check_unchanged",
     "read_cases",
+    "task_of",
     "write_cases",
 ]
 
 TASK = "task"
-"""Tag of a case that names its task, see `dsd_jax.tasks`."""
+"""Tag of a case that names its task; read it by `task_of`."""
 _RESTORE = "restore it, or prepare the cases or make the run again"
 _ID = re.compile(r"[A-Za-z0-9_.'-]{1,200}")
 
@@ -157,6 +159,11 @@ def check_references(cases: Iterable[Case]) -> None:
         UserError: One is missing or has changed.
     """
     check_unchanged({case.reference.path: case.reference.sha256 for case in cases})
+
+
+def task_of(case: Case) -> Task | None:
+    """The task of a case. None if it has none of ours: a benchmark may tag tasks of its own."""
+    return TASKS.get(case.tags.get(TASK, ""))
 
 
 def check_unchanged(files: Mapping[Path, str]) -> None:

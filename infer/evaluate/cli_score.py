@@ -13,14 +13,13 @@ from dsd_jax.compiled import keep_compiled
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.backbones import open_backbones
 from dsd_jax.infer.evaluate.beside import Agreement, beside_truth
-from dsd_jax.infer.evaluate.cases import TASK, Case
+from dsd_jax.infer.evaluate.cases import Case, task_of
 from dsd_jax.infer.evaluate.features import FeatureStore
 from dsd_jax.infer.evaluate.runs import open_runs
 from dsd_jax.infer.evaluate.score import Summary, choose, score_runs
 from dsd_jax.infer.options import mesh_of
 from dsd_jax.interval import Interval
 from dsd_jax.sharding import MeshConfig
-from dsd_jax.tasks import TASKS
 from dsd_jax.terminal import table_text
 
 __all__ = ["agreement_table", "score"]
@@ -94,12 +93,13 @@ def _table(summaries: list[Summary]) -> str:
 
 def _advice(cases: Sequence[Case], summaries: list[Summary]) -> str:
     """A line that names the metric of the task that all cases share; empty without one."""
-    (task, *others) = {case.tags.get(TASK, "") for case in cases}
-    if others or task not in TASKS or not (metric := TASKS[task].metric):
+    (task, *others) = {task_of(case) for case in cases}
+    if others or task is None or task.metric is None:
         return ""
+    metric = task.metric
     names = dict.fromkeys(own.metric for own in summaries if own.metric.split("@")[0] == metric)
     by = ", ".join(names) or f"{metric}, which these metrics do not include"
-    return f"compare methods on the task {task} by {by}"
+    return f"compare methods on the task {task.name} by {by}"
 
 
 def agreement_table(agreements: list[Agreement], width: int | None = None) -> str:

@@ -58,7 +58,7 @@ def _case(row: Row, prompts: "Counter[str]") -> Case:
         category=task,
         prompt_index=index,
         subject_text=_text(row, "subject"),
-        tags={"pair": name, TASK: task},
+        tags={"pair": name} | ({TASK: task} if task else {}),
     )
 
 

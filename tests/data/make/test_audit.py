@@ -11,6 +11,7 @@ from dsd_jax.data.make.ids import PairId
 from dsd_jax.errors import UserError
 from dsd_jax.infer.evaluate.audit import against_swaps, channels
 from dsd_jax.infer.evaluate.audit_labels import against_labels
+from dsd_jax.infer.evaluate.cases import TASK
 from dsd_jax.infer.evaluate.labels import places_of, read_labels
 from dsd_jax.infer.evaluate.queries import JudgeConfig
 from dsd_jax.infer.evaluate.ratings import read_ratings
@@ -163,6 +164,25 @@ class TestAsk:
             ask_runs([run], judge, Asking(mode="scores", least=least))
             own = [each for each in read_ratings(run.folder) if each.judge == judge.name]
             assert {each.score for each in own} == {expected}
+
+    def test_a_tag_of_a_benchmark_that_is_no_task_of_ours_is_asked_about_identity(
+        self, making, tmp_path, asked
+    ):
+        run = sample_run(making, tmp_path / "sample", 1, seed=0)
+        (case,) = run.cases
+        other = dataclasses.replace(case, tags={TASK: "single_object"})
+        assert ask_runs([dataclasses.replace(run, cases=(other,))], TOY, Asking()) == [1]
+        assert len(asked) == 3
+
+    def test_a_task_without_a_judge_is_refused_before_anything_is_asked(
+        self, making, tmp_path, asked
+    ):
+        run = sample_run(making, tmp_path / "sample", 4, seed=0)
+        tags = {**run.cases[0].tags, TASK: "depth"}
+        cases = (dataclasses.replace(run.cases[0], tags=tags), *run.cases[1:])
+        with pytest.raises(UserError, match=r"the task 'depth' has no judge: .* leave it out"):
+            ask_runs([dataclasses.replace(run, cases=cases)], TOY, Asking())
+        assert asked == []
 
     def test_an_image_that_has_changed_is_refused_before_anything_is_asked(
         self, making, tmp_path, asked

@@ -370,6 +370,7 @@ class TestPairs:
         assert [(case.id, case.subject, case.prompt_index) for case in cases] == [
             ("g7_0", "g7", 0), ("g7_1", "g7", 1)
         ]  # fmt: skip
+        assert [case.tags for case in cases] == [{"pair": "g7/0"}, {"pair": "g7/1"}]  # no task
 
     def test_another_table_is_refused(self, tmp_path):
         (tmp_path / "a.csv").write_text("id,reference\n1,a.png\n")
