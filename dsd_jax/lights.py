@@ -29,7 +29,7 @@ from dsd_jax.structured import build, read_toml
 __all__ = ["ASPECTS", "Light", "LightWord", "Lights", "Look", "load_lights"]
 
 ASPECTS = ("direction", "source", "time", "temperature", "hardness", "contrast")
-"""What may be said about a light, each in one word of the vocabulary."""
+"""Properties of a light, each told by one entry of the vocabulary."""
 _PRECEDENCE = ("time", "source", "direction", "temperature", "hardness", "contrast")
 _OURS = Path(__file__).with_suffix(".toml")
 _FILLERS = frozenset("a an and as at by for from in is it light lit of on the to with".split())

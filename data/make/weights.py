@@ -25,7 +25,7 @@ def chosen(key: str, caption: CaptionId, weights: Mapping[str, float], order: It
     """The name that a caption gets, by a hash of its id.
 
     Args:
-        key: What is chosen; choices of different keys are independent.
+        key: Name of the choice; choices of different names are independent.
         caption: Id of the caption.
         weights: Weight of each name.
         order: All names, in an order that does not depend on the weights.
