@@ -13,6 +13,7 @@ sweep over guidance scales uses the quickstart's student.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
