@@ -106,6 +106,23 @@ class NoiseFlags:
     latents: Path | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchFlags:
+    """The rows that are made, how many at a time, and the form of their images.
+
+    Attributes:
+        split: The split of a dataset with several, such as `test`.
+        batch_size: Images sampled together. Default: one per device that shares the batch.
+        retry_failed: Try again the rows that failed before.
+        image_format: Format of the images.
+    """
+
+    split: str | None = None
+    batch_size: int | None = None
+    retry_failed: bool = False
+    image_format: Literal["png", "jpg", "webp"] = "png"
+
+
 def generate(
     text: str,
     image_path: str | None = None,
@@ -159,10 +176,7 @@ def batch(
     output_dir: Path,
     model: Annotated[ModelFlags, _PLAIN] = ModelFlags(),
     settings: Annotated[Settings, _PLAIN] = Settings(),
-    split: str | None = None,
-    batch_size: int | None = None,
-    retry_failed: bool = False,
-    image_format: Literal["png", "jpg", "webp"] = "png",
+    flags: Annotated[BatchFlags, _PLAIN] = BatchFlags(),
     share: Annotated[ShareFlags, _PLAIN] = ShareFlags(),
     marks: Annotated[MarkFlags, _PLAIN] = MarkFlags(),
 ) -> None:
@@ -174,14 +188,11 @@ def batch(
         output_dir: Folder that gets an image named by its ID for every row, and results.jsonl.
         model: The model.
         settings: Settings of rows that do not say otherwise.
-        split: The split of a dataset with several, such as `test`.
-        batch_size: Images sampled together. Default: one per device that shares the batch.
-        retry_failed: Try again the rows that failed before.
-        image_format: Format of the images.
+        flags: Rows that are made, how many at a time, and the form of their images.
         share: Rows that this process makes.
         marks: Marks of generated pictures.
     """
-    rows = read_manifest(manifest, settings, split, f".{image_format}")
+    rows = read_manifest(manifest, settings, flags.split, f".{flags.image_format}")
     mark = marks.open()
     own = share.share()
     pipeline = model.load()
@@ -191,9 +202,9 @@ def batch(
         pipeline,
         rows,
         output_dir,
-        batch_size=batch_size,
+        batch_size=flags.batch_size,
         share=own,
-        retry_failed=retry_failed,
+        retry_failed=flags.retry_failed,
         on_result=_report,
         mark=mark,
     )
