@@ -7,24 +7,20 @@ from collections.abc import Iterator, Mapping
 
 __all__ = [
     "KERNELS",
-    "Computation",
     "array_bytes",
     "collectives",
-    "computations",
     "executed",
     "kernels",
-    "turns",
 ]
 
-Computation = list[str]
+_Computation = list[str]
 """The lines of a computation, an instruction each."""
 
 _OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
-_CALL = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
-_BRANCHES = re.compile(r"(?:true_computation|false_computation)=%?([\w.-]+)")
-_CALLED = re.compile(r"\s(while|conditional|call)\(")
-_INNER = re.compile(r"(?:body|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
+_CALL = re.compile(r"(?:calls|to_apply|body|condition|(?:true|false)_computation)=%?([\w.-]+)")
+_CONTROL = re.compile(r"\s(while|conditional|call)\(")
+_STARTED = re.compile(r"(?:body|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
 _TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -33,9 +29,9 @@ _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\](\{[^}]*\})?")
 _SIZES = {"pred": 1, "bf16": 2}
 
 
-def computations(hlo: str) -> tuple[str, dict[str, Computation]]:
+def _computations(hlo: str) -> tuple[str, dict[str, _Computation]]:
     """Name of the entry computation, and all computations by name."""
-    bodies: dict[str, Computation] = {}
+    bodies: dict[str, _Computation] = {}
     entry, name = "", ""
     for line in hlo.splitlines():
         if not line.startswith(" ") and (match := _COMPUTATION.match(line)):
@@ -47,22 +43,28 @@ def computations(hlo: str) -> tuple[str, dict[str, Computation]]:
     return entry, bodies
 
 
-def executed(hlo: str) -> Iterator[tuple[str, str, int]]:
-    """The instructions that a program starts, outside of fusions.
+def executed(hlo: str, *, fused: bool = False) -> Iterator[tuple[str, str, int]]:
+    """The instructions that a program starts, each as often as it is called.
+
+    Args:
+        hlo: Text of the compiled program.
+        fused: Add those inside of fusions, reductions and conditions of loops, which are no
+            operations of their own.
 
     Yields:
         The computation, the instruction, and how often it runs; a loop's own line is left out.
     """
-    entry, bodies = computations(hlo)
+    entry, bodies = _computations(hlo)
 
     def walk(name: str, times: int) -> Iterator[tuple[str, str, int]]:
         for line in bodies.get(name, ()):
             right = line.partition(" = ")[2]
-            if _CALLED.search(right):
-                for inner in _INNER.findall(right):
-                    yield from walk(inner, times * turns(right, bodies))
-            elif right:
+            control = _CONTROL.search(right)
+            if right and not control:
                 yield name, line, times
+            if fused or control:
+                for called in (_CALL if fused else _STARTED).findall(right):
+                    yield from walk(called, times * _turns(right, bodies))
 
     return walk(entry, 1)
 
@@ -95,30 +97,22 @@ def collectives(hlo: str) -> dict[str, int]:
     several fusions, some of them inside loops that overlap with it. All carry its channel, and the
     fusion that runs least often tells how often the collective happens.
     """
-    entry, bodies = computations(hlo)
     moved: dict[tuple[str, str], dict[str, int]] = {}  # (kind, channel) -> instruction -> bytes
-
-    def walk(computation: str, times: int) -> None:
-        for line in bodies.get(computation, ()):
-            left, _, right = line.partition(" = ")
-            for op in _OPS:
-                if re.search(rf"\s{op}(-start)?\(", right):
-                    channel = _CHANNEL.search(right)
-                    place = f"{computation} {left}"
-                    own = moved.setdefault((op, channel.group(1) if channel else place), {})
-                    own[place] = own.get(place, 0) + times * _result_bytes(right, op)
-            again = times * turns(right, bodies)
-            for inner in [*_CALL.findall(right), *_BRANCHES.findall(right)]:
-                walk(inner, again)
-
-    walk(entry, 1)
+    for computation, line, times in executed(hlo, fused=True):
+        left, _, right = line.partition(" = ")
+        for op in _OPS:
+            if re.search(rf"\s{op}(-start)?\(", right):
+                channel = _CHANNEL.search(right)
+                place = f"{computation} {left}"
+                own = moved.setdefault((op, channel.group(1) if channel else place), {})
+                own[place] = own.get(place, 0) + times * _result_bytes(right, op)
     total: Counter[str] = Counter()
     for (op, _), instructions in moved.items():
         total[op] += min(instructions.values())
     return {op: total[op] for op in _OPS if total[op]}
 
 
-def turns(instruction: str, bodies: Mapping[str, Computation]) -> int:
+def _turns(instruction: str, bodies: Mapping[str, _Computation]) -> int:
     """Number of times that a loop runs its body; 1 for anything else.
 
     The CPU compiler states the number. The TPU compiler leaves it in the loop's condition: a scan
