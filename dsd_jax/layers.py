@@ -17,7 +17,6 @@ from dsd_jax.types import Array, Float, Float32, Shape
 
 __all__ = [
     "ACTIVATIONS",
-    "SCALE",
     "Conv",
     "Embedding",
     "JoinedLinear",
@@ -34,10 +33,6 @@ __all__ = [
     "modulate",
     "timestep_embedding",
 ]
-
-
-SCALE = "_scale"
-"""What the name of a quantised kernel's scale adds to the kernel's."""
 
 
 class LoraParam(nnx.Param):

@@ -26,9 +26,9 @@ from flax import nnx
 
 from dsd_jax.condition import CANVAS
 from dsd_jax.errors import UserError
-from dsd_jax.layers import SCALE, JoinedLinear, Linear, LoraParam
+from dsd_jax.layers import JoinedLinear, Linear, LoraParam
 from dsd_jax.quantise import kind_of
-from dsd_jax.stack import layer_paths, without_layers
+from dsd_jax.stack import SCALE, layer_paths, without_layers
 from dsd_jax.types import Array, DTypeLike, Shape
 from dsd_jax.weights import Index, TensorSource, WeightSource
 

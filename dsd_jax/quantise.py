@@ -24,8 +24,8 @@ import numpy as np
 from flax import nnx
 
 from dsd_jax.errors import UserError
-from dsd_jax.layers import SCALE, JoinedLinear, Linear
-from dsd_jax.stack import layer_paths
+from dsd_jax.layers import JoinedLinear, Linear
+from dsd_jax.stack import SCALE, kernel_of_scale, layer_paths
 from dsd_jax.types import DTypeLike, Shape
 from dsd_jax.weights import Index, WeightSource
 
@@ -173,15 +173,15 @@ def quantise_model(model: nnx.Module, stacks: Mapping[str, int], kind: WeightKin
 def kind_of(dtypes: Mapping[str, np.dtype]) -> WeightKind | None:
     """The kind of the kernels in a source of weights, by its dtypes; None for plain ones."""
     for path in dtypes:
-        if path.endswith(f"kernel{SCALE}"):
-            return next(kind for kind in _FORMS if kind == dtypes[path.removesuffix(SCALE)].name)
+        if kernel := kernel_of_scale(path):
+            return next(kind for kind in _FORMS if kind == dtypes[kernel].name)
     return None
 
 
 def coded(paths: Collection[str]) -> frozenset[str]:
     """Those paths of parameters that are codes or their scales."""
-    scales = {path for path in paths if path.endswith(f"kernel{SCALE}")}
-    return frozenset(scales | {path.removesuffix(SCALE) for path in scales})
+    kernels = {path: kernel for path in paths if (kernel := kernel_of_scale(path))}
+    return frozenset({*kernels, *kernels.values()})
 
 
 def quantised(source: WeightSource, model: nnx.Module, stacks: Mapping[str, int]) -> WeightSource:

@@ -24,7 +24,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dsd_jax.errors import UserError
-from dsd_jax.stack import without_layers
+from dsd_jax.stack import kernel_of_scale, without_layers
 from dsd_jax.types import Array, Float, Int, Shape
 
 __all__ = [
@@ -287,8 +287,8 @@ def param_specs(
     used: set[str] = set()
     specs: dict[str, PartitionSpec] = {}
     for path, shape in shapes.items():
-        beside = path.endswith("kernel_scale")
-        key = without_layers(path.removesuffix("_scale") if beside else path)
+        kernel = kernel_of_scale(path)
+        key = without_layers(kernel or path)
         stacked = without_layers(path) == path and any(
             path.startswith(stack + ".") for stack in stacks
         )
@@ -299,7 +299,7 @@ def param_specs(
         if not pattern and math.prod(shape) >= LARGE:
             problems.append(f"{path} {shape}: no sharding rule matches this large parameter")
         own = shape[1:] if stacked else shape
-        if beside:
+        if kernel:
             axes = axes[len(axes) - len(own) :]
         if axes and len(axes) != len(own):
             problems.append(f"{path} {own}: rule {pattern!r} has {len(axes)} axes")
@@ -312,7 +312,7 @@ def param_specs(
         for size, axis, names in zip(own, axes, entries, strict=bool(axes)):
             kept = _dividing(mesh, size, names)
             ways = math.prod(mesh.shape[name] for name in names)
-            if size % ways and axis not in YIELDING and not beside:
+            if size % ways and axis not in YIELDING and not kernel:
                 problems.append(f"{path} {own}: {'x'.join(names)}={ways} does not divide {size}")
             spec.append(tuple(name for name in kept if mesh.shape[name] > 1) or None)
         specs[path] = PartitionSpec(*([None] * stacked), *spec)

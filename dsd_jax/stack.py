@@ -18,12 +18,17 @@ from dsd_jax.errors import UserError
 
 __all__ = [
     "REMAT_POLICIES",
+    "SCALE",
     "build_stack",
+    "kernel_of_scale",
     "layer_paths",
     "part_of_stack",
     "run_stack",
     "without_layers",
 ]
+
+SCALE = "_scale"
+"""What the name of a quantised kernel's scale adds to the kernel's."""
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -115,6 +120,12 @@ def layer_paths(path: str, stacks: Mapping[str, int]) -> list[str]:
                 return [path]
             return [f"{prefix}.{layer}.{rest}" for layer in range(depth)]
     return [path]
+
+
+def kernel_of_scale(path: str) -> str | None:
+    """Path of the kernel that a scale belongs to; None for a parameter that is no such scale."""
+    kernel = path.removesuffix(SCALE)
+    return kernel if kernel != path and kernel.endswith("kernel") else None
 
 
 def without_layers(path: str) -> str:

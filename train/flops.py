@@ -13,8 +13,7 @@ from collections.abc import Mapping
 
 from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
-from dsd_jax.layers import SCALE
-from dsd_jax.stack import without_layers
+from dsd_jax.stack import kernel_of_scale, without_layers
 from dsd_jax.topology import CHIPS
 from dsd_jax.types import Shape
 
@@ -70,7 +69,7 @@ def step_flops(
     sums = {True: 0.0, False: 0.0}
     for path, shape in shapes.items():
         own = path.rpartition(".")[2]
-        if any(name in own for name in _MATRIX) and not own.endswith(SCALE):
+        if any(name in own for name in _MATRIX) and not kernel_of_scale(path):
             key = without_layers(path)
             # Modulations, time, guidance and the pooled text see one vector per sample.
             tokens = 1
