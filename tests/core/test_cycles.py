@@ -102,7 +102,7 @@ KNOWN = {
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_a_block_takes_no_more_cycles_than_it_did(chip):
     """Needs the TPU compiler, not a TPU: `pip install libtpu`."""
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason="asks the compiler for TPUs: pip install libtpu")
     program = f"""
 import json
 from benchmarks.speed.tpu_cycles import block_cycles, kernel_cycles

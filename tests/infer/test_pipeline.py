@@ -21,9 +21,8 @@ from dsd_jax.frames import Canvas
 from dsd_jax.images import read_parameters, save_image
 from dsd_jax.infer import denoiser
 from dsd_jax.infer.pipeline import Pipeline
-from dsd_jax.infer.prepared import Prepared, prepare
+from dsd_jax.infer.prepared import prepare
 from dsd_jax.infer.settings import Settings
-from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 
@@ -190,48 +189,6 @@ class TestSettings:
     def test_no_size_before_the_check(self):
         with pytest.raises(ValueError, match="no size before they are checked"):
             _ = Settings().size
-
-
-class TestSharedStructure:
-    def prepared(self, pipe: Pipeline, texts: list[str], **settings: Any) -> Prepared:
-        chosen = Settings(height=32, width=80, steps=2, **settings)
-        return prepare(pipe.tokenizers, texts, None, np.full(len(texts), 3, np.uint32), chosen)
-
-    def test_batches_hold_whole_groups(self, plain, monkeypatch):
-        calls = []
-
-        class Noise:
-            def run(self, img, inputs, timesteps, callback, shared):
-                calls.append((len(img), shared))
-                return img
-
-        monkeypatch.setattr(denoiser.Denoiser, "sampler", lambda *_: Noise())
-        shared = SharedStructure(panels=2, share=0.5)
-        prepared = self.prepared(plain, ["a", "b", "c", "d"])
-        made = plain.run(prepared, batch_size=3, shared=shared)
-        assert calls == [(4, shared)]
-        assert [(p["text"], p["panels"], p["share"]) for p in made.parameters] == [
-            (text, 2, 0.5) for text in "abcd"
-        ]
-        noise = np.asarray(made[0])
-        assert all(np.abs(noise - np.asarray(image, int)).max() <= 1 for image in made)
-
-    @pytest.mark.parametrize(
-        ("texts", "settings", "complaint"),
-        [
-            (["a", "b", "c"], {}, "3 images do not divide into groups of 2 panels"),
-            (["a", "b"], {"i_guidance": 2.0}, "have no true guidance, got i_guidance=2.0"),
-        ],
-    )
-    def test_images_that_make_no_groups(self, plain, texts, settings, complaint):
-        with pytest.raises(UserError, match=complaint):
-            plain.run(self.prepared(plain, texts, **settings), shared=SharedStructure(2))
-
-    def test_values_that_make_no_sense(self):
-        with pytest.raises(UserError, match="panels must be at least 1, got 0"):
-            SharedStructure(panels=0)
-        with pytest.raises(UserError, match=r"share must be from 0 to 1, got 1\.5"):
-            SharedStructure(share=1.5)
 
 
 class TestNotices:

@@ -16,6 +16,7 @@ from dsd_jax.cli import main
 from dsd_jax.config import FluxConfig
 from dsd_jax.cycles import Estimate
 from dsd_jax.errors import UserError
+from dsd_jax.extras import advice
 from dsd_jax.frames import Canvas
 from dsd_jax.hlo import collectives
 from dsd_jax.infer.job import SampleSize, abstract_inputs
@@ -283,7 +284,7 @@ def test_a_search_puts_the_fewest_cycles_first_and_without_cycles_the_least_traf
 def test_the_compiler_for_gpus_says_what_a_step_needs(kind, job):
     """Needs the compiler, not a GPU: `pip install 'dsd-jax[plan-gpu]'`."""
     if not topology.gpu_compiler():
-        pytest.skip("the compiler for GPUs is not installed")
+        pytest.skip(advice("plan-gpu"))
     for chips in (1, 8):
         config = tiny_config(mesh=MeshConfig(data=1, fsdp=chips))
         plan = make_plan(Question(Topology(kind, (chips,)), config, job), TINY)
