@@ -41,6 +41,8 @@ XMP = (
 
 _HEADER = 33  # bytes of a PNG's signature and header chunk, before which no other chunk may be
 _MOST_BYTES = 1 << 16  # of a certificate chain or a key
+# By default the library adds a preview of up to 3 MB, enlarged to 1024 pixels if need be.
+_SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 
@@ -87,32 +89,40 @@ class Signer:
         """
         import c2pa  # noqa: PLC0415 - of an extra
 
+        algorithm, key = self._read_key
         info = c2pa.C2paSignerInfo(
-            alg=self._algorithm.encode(),
+            alg=algorithm.encode(),
             sign_cert=self.certificates,
-            private_key=self.key,
+            private_key=key,
             ta_url=None,  # nobody is asked for the time, so nothing leaves the machine
         )
         signed = io.BytesIO()
         # Each picture has its own signer, since pictures are written by several threads.
-        with c2pa.Signer.from_info(info) as signer, c2pa.Builder(_manifest()) as builder:
+        with (
+            c2pa.Context.from_dict(_SETTINGS) as context,
+            c2pa.Signer.from_info(info) as signer,
+            c2pa.Builder(_manifest(), context) as builder,
+        ):
             builder.sign(signer, _MIME[kind], io.BytesIO(data), signed)
         return signed.getvalue()
 
     @cached_property
-    def _algorithm(self) -> str:
-        """C2PA's name for signatures by this kind of key."""
+    def _read_key(self) -> tuple[str, bytes]:
+        """C2PA's name for signatures by this kind of key, and the key in PKCS #8."""
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
         from cryptography.hazmat.primitives.asymmetric import ec, ed25519  # noqa: PLC0415
-        from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
-            load_pem_private_key,
-        )
 
-        key = load_pem_private_key(self.key, None)
+        key = serialization.load_pem_private_key(self.key, None)
+        content = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
         if isinstance(key, ed25519.Ed25519PrivateKey):
-            return "ed25519"
+            return "ed25519", content
         if isinstance(key, ec.EllipticCurvePrivateKey):
-            return {256: "es256", 384: "es384", 521: "es512"}[key.curve.key_size]
-        return "ps256"
+            return {256: "es256", 384: "es384", 521: "es512"}[key.curve.key_size], content
+        return "ps256", content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +146,7 @@ class MarkFlags:
 
     Attributes:
         mark: Write the digital source type trainedAlgorithmicMedia into each picture. Otherwise
-            leave it out; the parameters stay.
+            leave out the mark that a model made the pictures; the parameters stay.
         sign_cert: Certificates (PEM) to sign each picture with, in the form of C2PA.
         sign_key: File with the private key (PEM) of the first of them.
     """
@@ -193,7 +203,7 @@ def _pem(path: Path, kind: bytes) -> bytes:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What the libraries raise about keys and certificates."""
+    """Exceptions of the libraries about keys and certificates."""
     import c2pa  # noqa: PLC0415 - of an extra
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
 

@@ -146,6 +146,7 @@ class TestSignatures:
         assert_signed(data, kind)
         assert source_types(data) == [TYPE]
         assert read_parameters(path) == PARAMETERS
+        assert len(data) - len(encode_image(picture(), kind, PARAMETERS, GENERATED)) < 5000
         plain = io.BytesIO(encode_image(picture(), kind))
         with Image.open(path) as signed, Image.open(plain) as image:
             np.testing.assert_array_equal(np.asarray(signed), np.asarray(image))
@@ -162,12 +163,25 @@ class TestSignatures:
             assert json.loads(reader.json())["validation_state"] == "Invalid"
 
     @pytest.mark.parametrize(
-        "key",
-        [ec.generate_private_key(ec.SECP384R1()), ed25519.Ed25519PrivateKey.generate()],
-        ids=["EC 384", "Ed25519"],
+        "make",
+        [
+            lambda: ec.generate_private_key(ec.SECP384R1()),
+            ed25519.Ed25519PrivateKey.generate,
+            lambda: rsa.generate_private_key(65537, 2048),
+        ],
+        ids=["EC 384", "Ed25519", "RSA"],
     )
-    def test_other_kinds_of_keys(self, tmp_path, key):
-        signer = Signer.read(*write_signer(tmp_path, key))
+    def test_other_kinds_of_keys(self, tmp_path, make):
+        signer = Signer.read(*write_signer(tmp_path, make()))
+        assert_signed(encode_image(picture(), "PNG", None, Mark(signer)), "PNG")
+
+    def test_a_key_in_the_older_form_of_openssl(self, tmp_path, files):
+        key = serialization.load_pem_private_key(files[1].read_bytes(), None)
+        older, plain = serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        content = key.private_bytes(serialization.Encoding.PEM, older, plain)
+        assert content.startswith(b"-----BEGIN EC PRIVATE KEY-----")
+        (tmp_path / "older.key").write_bytes(content)
+        signer = Signer.read(files[0], tmp_path / "older.key")
         assert_signed(encode_image(picture(), "PNG", None, Mark(signer)), "PNG")
 
     def test_the_key_is_not_shown(self, files):

@@ -184,7 +184,7 @@ class TestGenerate:
         del flags["--mesh"]
         # On by default, so that help says what turning them off does.
         del flags["--vae_sample"], flags["--mark"]
-        assert "--no_mark Leave it out; the parameters stay." in shown
+        assert "--no_mark Leave out the mark that a model made the pictures; the" in shown
         assert "--no_vae_sample Encode the reference by the mode of the posterior" in shown
         for flag, (documented, name) in flags.items():
             own = documented.__mro__ if isinstance(documented, type) else (documented,)
