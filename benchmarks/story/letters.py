@@ -1,27 +1,36 @@
-"""Sets random captions and balloons in random panels: does any letter leave its box?
+"""Random captions and balloons in random panels: does any letter leave its box?
 
-    python -m benchmarks.story.letters --captions 1000
-
-Texts are of three scripts (Latin, Greek, Cyrillic), with accents and long words. A text that does
-not fit must be refused with a message, which is counted.
+python -m benchmarks.story.letters [--captions N]
 """
 
 import argparse
 import collections
+import itertools
 
 import numpy as np
 from PIL import Image, ImageChops
 
+from benchmarks.results import save
 from dsd_jax.errors import UserError
 from dsd_jax.infer.story.letters import Letters
 from dsd_jax.infer.story.page import Picture, letter
 from dsd_jax.infer.story.place import Words
 
+SECTIONS = {
+    "": (
+        "Letters in their boxes",
+        """Random texts of one to twenty words, with accents and long words, as captions or balloons
+in panels of 160 to 640 pixels a side. *Outside* counts texts of which a line's ink leaves its box,
+or a box its panel; for captions also those that changed a pixel outside of the box. A text that
+does not fit is *refused* with a message. The command fails if a letter is outside.""",
+    ),
+}
 ALPHABETS = {
     "Latin": "abcdefghijklmnopqrstuvwxyzàçéèêëîïñôöùûüßåøčřšžłÅÉÖABCDEFGHIJKLMNOPQRSTUVWXYZ",
     "Greek": "αβγδεζηθικλμνξοπρστυφχψωςάέήίόύώΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩ",
     "Cyrillic": "абвгдежзийклмнопрстуфхцчшщъыьэюяёіїєАБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ",
 }
+OUTCOMES = ("set", "refused", "outside")
 
 
 def random_text(rng: np.random.Generator, script: str) -> str:
@@ -52,7 +61,7 @@ def outcome(rng: np.random.Generator, script: str) -> str:
     whole = placed.box.left >= 0 and placed.box.top >= 0
     whole &= placed.box.right <= panel.width and placed.box.bottom <= panel.height
     whole &= all(placed.inner.holds(line) for line in ink)
-    # What was really drawn: the panel without its text differs from it in that box alone.
+    # A panel drawn without its text differs in that box alone.
     plain = letter(Picture(image, (), picture.subject), size, Letters(), "the panel").image
     changed = ImageChops.difference(drawn.image, plain).convert("L").getbbox()
     if kind == "caption" and changed is not None:
@@ -62,20 +71,26 @@ def outcome(rng: np.random.Generator, script: str) -> str:
     return "set" if whole else "outside"
 
 
-def run(captions: int, seed: int = 0) -> collections.Counter[str]:
-    """Counts outcomes, the scripts in turn."""
+def run(captions: int, seed: int = 0) -> list[dict[str, str | int]]:
+    """Counts the outcomes of each script, which take turns, and of all."""
     rng = np.random.default_rng(seed)
-    scripts = list(ALPHABETS)
-    return collections.Counter(outcome(rng, scripts[i % len(scripts)]) for i in range(captions))
+    counts = {script: collections.Counter[str]() for script in ALPHABETS}
+    for script, _ in zip(itertools.cycle(ALPHABETS), range(captions), strict=False):
+        counts[script][outcome(rng, script)] += 1
+    counts["all"] = sum(counts.values(), collections.Counter())
+    return [
+        {"script": script, "texts": count.total()} | {name: count[name] for name in OUTCOMES}
+        for script, count in counts.items()
+    ]
 
 
 def main() -> None:
-    """Prints the counts; status 1 if a letter left its box."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints and saves the counts; status 1 if a letter left its box."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--captions", type=int, default=1000)
-    counts = run(parser.parse_args().captions)
-    print(", ".join(f"{counts[name]} {name}" for name in ("set", "refused", "outside")))
-    raise SystemExit(counts["outside"] > 0)
+    rows = run(parser.parse_args().captions)
+    save(__file__, rows)
+    raise SystemExit(rows[-1]["outside"] != 0)
 
 
 if __name__ == "__main__":

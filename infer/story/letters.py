@@ -4,6 +4,7 @@ Lines are measured by the ink of their glyphs, as FreeType draws them, and set w
 that every machine sets the same text alike.
 """
 
+import bisect
 import dataclasses
 import functools
 from pathlib import Path
@@ -79,11 +80,10 @@ class Letters:
                 lines.append(line)
             line = word
             while self._width(line, size) > width and len(line) > 1:
-                cut = len(line) - 1
-                while cut > 1 and self._width(f"{line[:cut]}-", size) > width:
-                    cut -= 1
-                lines.append(f"{line[:cut]}-")
-                line = line[cut:]
+                starts = [f"{line[:cut]}-" for cut in range(1, len(line))]
+                fitting = bisect.bisect_right(starts, width, key=lambda s: self._width(s, size))
+                lines.append(starts[max(fitting - 1, 0)])
+                line = line[max(fitting, 1) :]
         lines.append(line)
         ink = [self._ink(line, size) for line in lines]
         step = self._step(size)
@@ -115,8 +115,7 @@ class Letters:
 
     def _ink(self, line: str, size: int) -> Box:
         """The ink of a line whose baseline starts at 0, 0."""
-        left, top, right, bottom = self._font(size).getbbox(line, anchor="ls")
-        return Box(int(left), int(top), int(right), int(bottom))
+        return _ink(self.path, line, size)
 
     def _has(self, letter: str) -> bool:
         return letter == " " or _drawn(self.path, letter) != _drawn(self.path, _MISSING)
@@ -128,6 +127,12 @@ def _font(path: Path, size: int) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
     except OSError:
         raise UserError(f"{path} is no font that can be read (TrueType or OpenType)") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _ink(path: Path, line: str, size: int) -> Box:
+    left, top, right, bottom = _font(path, size).getbbox(line, anchor="ls")
+    return Box(int(left), int(top), int(right), int(bottom))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -49,9 +49,10 @@ class Placed:
 
 
 def busy_parts(image: Image.Image) -> Float64[np.ndarray, "32 32"]:
-    """How much each part of a picture stands out, from 0 to 1.
+    """Measures in each part of a picture by how much it stands out, from 0 to 1.
 
-    The distance of its colours from the median of the picture's border, and the steps within it.
+    That is the distance of its colours from the median of the picture's border, and the steps
+    within it.
     """
     small = image.convert("RGB").resize((4 * _CELLS, 4 * _CELLS), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float64) / 255
@@ -165,7 +166,7 @@ class _Room:
         return beside and second.top >= first.top
 
     def _cost(self, placed: Placed) -> float:
-        """How bad a place is: the subject first, then other busy parts, then the way down."""
+        """Cost of a place: the subject first, then a cut word, busy parts, and the way down."""
         box, panel = placed.box, self.panel
         left, right = (round(x * _CELLS / panel.width) for x in (box.left, box.right))
         top, bottom = (round(y * _CELLS / panel.height) for y in (box.top, box.bottom))
@@ -174,7 +175,8 @@ class _Room:
         inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
         busy = float(inside) / max((right - left) * (bottom - top), 1)
         on_subject = self.subject.common(box) / (box.width * box.height)
-        return 10 * on_subject + busy + 0.3 * box.top / panel.height
+        cut = " ".join(placed.setting.lines) != placed.words.text
+        return 10 * on_subject + 2 * cut + busy + 0.3 * box.top / panel.height
 
 
 def _settings(words: Words, size: int, panel: Box, letters: Letters) -> list[Setting]:
