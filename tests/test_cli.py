@@ -225,7 +225,7 @@ def test_a_reader_that_leaves_ends_the_program_quietly(words: str):
     assert (result.returncode, result.stderr) == (141, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_output_to_a_full_disk_is_one_line():
     with Path("/dev/full").open("w") as full:
         result = run("--help", stdout=full)

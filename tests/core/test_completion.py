@@ -59,7 +59,7 @@ def test_a_choice_by_position_is_offered():
     assert offer_of("│ {bash,zsh}  Shell that reads it. │") == {"bash": (), "zsh": ()}
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize(
     ("line", "offered"),
     [

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import arro3.io
 import numpy as np
 import pytest
+from arro3 import core
 from PIL import Image
 
 from dsd_jax.data.pairs.export import Licence, export_pairs
@@ -275,7 +277,6 @@ class TestOmniContext:
         assert [each.path.name for each in second.references] == ["0.png", "1.png"]
 
     def test_pictures_in_the_table_become_files(self, tmp_path):
-        core, io = pytest.importorskip("arro3.core"), pytest.importorskip("arro3.io")
         files = core.Array(
             [image_bytes(0), image_bytes(1, 32, 32, "GIF")], type=core.DataType.binary()
         )
@@ -286,7 +287,7 @@ class TestOmniContext:
         columns = {k: core.Array(v, type=core.DataType.string()) for k, v in words.items()}
         table = core.Table.from_pydict({**columns, "input_images": lists})
         (tmp_path / "data").mkdir()
-        io.write_parquet(table, str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+        arro3.io.write_parquet(table, str(tmp_path / "data" / "train-00000-of-00001.parquet"))
         first, second = prepared("omnicontext", tmp_path)
         assert first.reference.path.read_bytes() == image_bytes(0)
         assert second.reference.path.name == "single_object-b-0.png"
