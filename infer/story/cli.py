@@ -50,7 +50,7 @@ def draw(
     if redo is not None:
         write_story(folder, story)
     if not paint(pipeline, story, folder, settings, mark):
-        print("stopped before the last panel; the same command goes on with the rest")
+        print("stopped before the last panel; start again without --redo to paint the rest")
         raise SystemExit(130)
     for path in bind(story, folder, layout, letters, mark):
         print(f"wrote {path}")

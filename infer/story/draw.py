@@ -74,7 +74,7 @@ def paint(
         pipeline, rows, folder / PANELS, retry_failed=True, on_result=report, mark=mark
     )
     if failed:
-        raise UserError(f"{len(failed)} panels were not painted; {failed[0]}")
+        raise UserError(f"{len(failed)} of {len(rows)} panels were not painted; {failed[0]}")
     return not summary.stopped
 
 

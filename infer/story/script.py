@@ -1,4 +1,4 @@
-"""The story file: hero, panels and their texts. People edit it and draw again what changed."""
+"""The story file: panels and their texts. People edit it and draw again what changed."""
 
 import dataclasses
 import json
@@ -39,6 +39,8 @@ class Panel:
     subject: Fractions | None = None
 
     def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise UserError("prompt is empty; describe all that the panel shows")
         check_seed(self.seed)
         if self.subject is not None:
             left, top, right, bottom = self.subject
@@ -61,9 +63,7 @@ class Story:
 
     Attributes:
         title: Its title.
-        hero: Description of the hero.
         panels: The panels, in reading order.
-        plot: The plot as it was given.
         reference: File of the hero's picture, beside the story file.
         layout: Name of the layout of its pages.
     """
@@ -71,15 +71,15 @@ class Story:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     title: str
-    hero: str
     panels: tuple[Panel, ...]
-    plot: str = ""
     reference: str = "reference.png"
     layout: str = "2x4"
 
     def __post_init__(self) -> None:
         if not self.panels:
             raise UserError("a story needs at least one panel")
+        if not self.title.isprintable():
+            raise UserError(f"title must be one line of printable text, got {self.title!r}")
 
     def with_new_seed(self, number: int) -> "Story":
         """The story with the next seed for a panel, counted from 1.

@@ -135,7 +135,7 @@ class TestLetters:
 
 def story(count: int = 3, **more) -> Story:
     panels = [Panel(f"a cat, scene {i}", f"Scene {i}.", ("Meow!",), i) for i in range(count)]
-    return Story("The <Cat>", "a cat", tuple(panels), **more)
+    return Story("The <Cat>", tuple(panels), **more)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ class TestBooks:
 
     def test_texts_are_tried_before_anything_is_painted(self):
         with pytest.raises(UserError, match=r"letters do not fit in panel 1"):
-            check_words(Story("a", "b", (Panel("c", "word " * 900),)), self.layout, Letters())
+            check_words(Story("a", (Panel("c", "word " * 900),)), self.layout, Letters())
 
 
 class TestStoryFiles:
@@ -201,10 +201,12 @@ class TestStoryFiles:
         ("change", "message"),
         [
             ({"panels": []}, "a story needs at least one panel"),
-            ({"panels": [{"caption": "a"}]}, "prompt"),
+            ({"panels": [{"caption": "a"}]}, "`panels.0.prompt` is missing"),
+            ({"panels": [{"prompt": " "}]}, "prompt is empty; describe all that the panel shows"),
+            ({"title": "a\u0000b"}, r"title must be one line of printable text, got 'a\\x00b'"),
             ({"panels": [{"prompt": "a", "subject": [0.5, 0, 0.2, 1]}]}, "from 0 to 1, got 0.5"),
             ({"panels": [{"prompt": "a", "seed": -1}]}, "a seed must be from 0"),
-            ({"panel": 3}, "panel"),
+            ({"panel": 3}, "unknown key `panel`; did you mean 'panels'"),
         ],
     )
     def test_a_file_that_holds_something_else_is_a_message(self, tmp_path, change, message):
