@@ -1,4 +1,4 @@
-"""Pictures: untrusted files to arrays in [-1, 1], arrays to PNG files with their parameters."""
+"""Pictures: untrusted files to arrays in [-1, 1], arrays to files with parameters and a mark."""
 
 import contextlib
 import io
