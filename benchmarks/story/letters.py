@@ -71,26 +71,27 @@ def outcome(rng: np.random.Generator, script: str) -> str:
     return "set" if whole else "outside"
 
 
-def run(captions: int, seed: int = 0) -> list[dict[str, str | int]]:
-    """Counts the outcomes of each script, which take turns, and of all."""
+def run(captions: int, seed: int = 0) -> dict[str, collections.Counter[str]]:
+    """Counts the outcomes of each script; the scripts take turns."""
     rng = np.random.default_rng(seed)
     counts = {script: collections.Counter[str]() for script in ALPHABETS}
     for script, _ in zip(itertools.cycle(ALPHABETS), range(captions), strict=False):
         counts[script][outcome(rng, script)] += 1
-    counts["all"] = sum(counts.values(), collections.Counter())
-    return [
-        {"script": script, "texts": count.total()} | {name: count[name] for name in OUTCOMES}
-        for script, count in counts.items()
-    ]
+    return counts
 
 
 def main() -> None:
     """Prints and saves the counts; status 1 if a letter left its box."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--captions", type=int, default=1000)
-    rows = run(parser.parse_args().captions)
+    counts = run(parser.parse_args().captions)
+    every = sum(counts.values(), collections.Counter[str]())
+    rows = [
+        {"script": script, "texts": count.total(), **{name: count[name] for name in OUTCOMES}}
+        for script, count in {**counts, "all": every}.items()
+    ]
     save(__file__, rows)
-    raise SystemExit(rows[-1]["outside"] != 0)
+    raise SystemExit(every["outside"] > 0)
 
 
 if __name__ == "__main__":

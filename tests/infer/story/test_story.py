@@ -87,9 +87,9 @@ class TestLayouts:
 
 class TestLetters:
     def test_no_letter_leaves_its_box_in_three_scripts(self):
-        for counts in run(12):
+        for counts in run(12).values():
             assert counts["outside"] == 0
-            assert counts["set"] > counts["texts"] / 2
+            assert counts["set"] > counts.total() / 2
 
     def test_texts_keep_off_the_subject_and_stand_in_reading_order(self):
         words = Words("caption", "It was late."), Words("balloon", "Who is there?")
