@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.sampling_step  # CPU: width 1024, 4 + 8 blocks, float32
     python -m benchmarks.speed.sampling_step --preset gpu  # 12 B, bfloat16, batch 1 and 8
-    python -m benchmarks.speed.sampling_step --preset small  # tries the script in a minute
+    python -m benchmarks.speed.sampling_step --preset small  # tries the script; saves nothing
 
 Both sides have the same random weights and inputs (two frames of 512 x 512: 2,048 image tokens,
 512 text tokens), and must agree before anything is timed. The step is the transformer and the Euler
@@ -50,7 +50,7 @@ SECTIONS = {
     ),
 }
 
-CANVAS, TEXT = Canvas(64, 128), 512  # latent pixels; T5 tokens
+TWO_FRAMES = Canvas(64, 128)  # of 512 x 512 pixels: 2,048 tokens
 QUANTISED = 0.1  # relative error of an update with quantised weights
 T_CUR, T_NEXT, GUIDANCE = 0.7, 0.65, 3.5
 
@@ -65,7 +65,13 @@ class Preset:
     guided: tuple[bool, ...]
     executions: tuple[Execution, ...]
     tolerance: float
+    canvas: Canvas = TWO_FRAMES
+    text: int = 512
     quantised: tuple[WeightKind, ...] = ()  # also timed, with the first of the executions
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dtype == "float32" else "cuda"
 
 
 def presets() -> dict[str, Preset]:
@@ -79,7 +85,17 @@ def presets() -> dict[str, Preset]:
         plain, "bfloat16", (1, 8), (False, True), (default_execution("gpu"), scanned), 2e-2
     )
     return {
-        "small": Preset(tiny, "float32", (1,), (False, True), (scanned,), 1e-4, ("int8",)),
+        "small": Preset(
+            tiny,
+            "float32",
+            (1,),
+            (False, True),
+            (scanned,),
+            1e-4,
+            canvas=Canvas(16, 32),
+            text=32,
+            quantised=("int8",),
+        ),
         "cpu": Preset(
             dataclasses.replace(plain, num_heads=8, double_depth=4, single_depth=8),
             "float32",
@@ -94,9 +110,9 @@ def presets() -> dict[str, Preset]:
     }
 
 
-def flops(config: FluxConfig, batch: int) -> float:
+def flops(preset: Preset, batch: int) -> float:
     """Matrix-product FLOPs of a forward pass: 12 D^2 parameters per token in any block."""
-    tokens = CANVAS.tokens + TEXT
+    config, tokens = preset.config, preset.canvas.tokens + preset.text
     depth = config.double_depth + config.single_depth
     per_token = 2 * 12 * config.width**2 + 4 * tokens * config.width
     return batch * depth * tokens * per_token
@@ -111,11 +127,11 @@ def peak_flops(dtype: str) -> float:
     return 2 * size**3 / measure(lambda: product(a, b).block_until_ready(), 10)
 
 
-def torch_model(preset: Preset, device: str) -> FluxTransformer2DModel:
+def torch_model(preset: Preset) -> FluxTransformer2DModel:
     """diffusers' transformer with random weights, made on the device."""
     json = {k: v for k, v in flux_to_json(preset.config).items() if not k.startswith("_")}
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(preset.device):
         default = torch.get_default_dtype()
         torch.set_default_dtype(getattr(torch, preset.dtype))
         try:
@@ -152,24 +168,24 @@ def to_ours(model: FluxTransformer2DModel, config: FluxConfig) -> TensorSource:
     return TensorSource(tensors)
 
 
-def inputs(config: FluxConfig, batch: int) -> dict[str, np.ndarray]:
+def inputs(preset: Preset, batch: int) -> dict[str, np.ndarray]:
     """Random inputs, float32."""
-    rng = np.random.default_rng(1)
+    rng, config = np.random.default_rng(1), preset.config
     shapes = {
-        "img": (batch, CANVAS.tokens, config.in_channels),
-        "txt": (batch, TEXT, config.txt_width),
+        "img": (batch, preset.canvas.tokens, config.in_channels),
+        "txt": (batch, preset.text, config.txt_width),
         "vec": (batch, config.vec_width),
     }
     return {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
 
 
 def torch_step(
-    model: Callable[..., Any], arrays: dict[str, np.ndarray], device: str, dtype: str, passes: int
+    model: Callable[..., Any], arrays: dict[str, np.ndarray], preset: Preset, passes: int
 ) -> Callable[[], torch.Tensor]:
     """One step of the peer as a function without arguments."""
-    kind = getattr(torch, dtype)
+    device, kind = preset.device, getattr(torch, preset.dtype)
     img, txt, vec = (torch.tensor(arrays[k]).to(device, kind) for k in ("img", "txt", "vec"))
-    ids = torch.tensor(np.asarray(CANVAS.image_ids)).to(device, kind)
+    ids = torch.tensor(np.asarray(preset.canvas.image_ids)).to(device, kind)
     ones = torch.ones(img.shape[0], device=device)
     scale = 1.5
 
@@ -182,7 +198,7 @@ def torch_step(
                 guidance=ones * GUIDANCE,
                 pooled_projections=vec,
                 encoder_hidden_states=txt,
-                txt_ids=torch.zeros(TEXT, 3, device=device, dtype=kind),
+                txt_ids=torch.zeros(preset.text, 3, device=device, dtype=kind),
                 img_ids=ids,
                 return_dict=False,
             )[0]
@@ -237,8 +253,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     preset = presets()[arguments.preset]
-    device = "cpu" if preset.dtype == "float32" else "cuda"
-    peer = torch_model(preset, device)
+    peer = torch_model(preset)
     source = to_ours(peer, preset.config)
     peak = peak_flops(preset.dtype)
     precision = PRECISIONS[preset.dtype]
@@ -246,7 +261,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
 
     def add(name: str, guided: bool, seconds: float, setup: float, error: float = 0) -> None:
-        work = flops(preset.config, batch) * (3 if guided else 1)
+        work = flops(preset, batch) * (3 if guided else 1)
         base = [r for r in rows if (r["batch"], r["guided"]) == (batch, guided)]
         rows.append(
             {
@@ -264,11 +279,11 @@ def main() -> None:
         print(rows[-1], flush=True)
 
     for batch in preset.batches:
-        arrays = inputs(preset.config, batch)
-        theirs = torch_step(peer, arrays, device, preset.dtype, 1)()
+        arrays = inputs(preset, batch)
+        theirs = torch_step(peer, arrays, preset, 1)()
         for guided in preset.guided:
             for name, model in (("diffusers", peer), ("diffusers compiled", compiled_peer)):
-                step = torch_step(model, arrays, device, preset.dtype, 3 if guided else 1)
+                step = torch_step(model, arrays, preset, 3 if guided else 1)
                 start = time.monotonic()
                 step()
                 setup = time.monotonic() - start
@@ -289,7 +304,7 @@ def main() -> None:
                 model = load(
                     abstract(config, precision=precision, execution=execution, weights=kind), base
                 )
-                sampler = Sampler(model, CANVAS)
+                sampler = Sampler(model, preset.canvas)
                 start = time.monotonic()
                 compiled, args = our_step(sampler, arrays, guided=guided)
                 setup = time.monotonic() - start
@@ -304,7 +319,8 @@ def main() -> None:
                     name += f", {kind}"
                 add(name, guided, seconds, setup, error)
                 del model, sampler, compiled, args
-    save(__file__, rows, arguments.preset, peak_gflops=round(peak / 1e9))
+    if arguments.preset in SECTIONS:
+        save(__file__, rows, arguments.preset, peak_gflops=round(peak / 1e9))
 
 
 if __name__ == "__main__":
