@@ -1,11 +1,11 @@
 """Plans full-size sampling and LoRA training with weights in few bits.
 
-    pip install libtpu
+    pip install 'dsd-jax[plan-gpu]' libtpu
     python -m benchmarks.memory.few_bits [--only v5e:1x1]
 
 Each row is one `dsd plan PRESET --topology KIND:SHAPE` in a process of its own, see
 `plan_paper.py`. Sampling rows are one step of one image of two frames of 512 x 512. Training rows
-are on encoded data, with neither VAE nor text encoders in memory. TPU rows are the TPU compiler's
+are on encoded data, with neither VAE nor text encoders in memory. Rows by `compiler` are its own
 account of memory; `budget` is the memory that a row has to fit.
 """
 
@@ -42,7 +42,6 @@ _SAMPLE = ("--job", "sample", "--batch_size", "1")
 _ONE = ("--encoded", "--lora.rank", "128", "--batch_size", "1", "--mesh.fsdp", "1")
 _SHARE = ("--encoded", "--optimizer.accumulate", "20")
 ROWS = (
-    Row("sampling", "v5e:1x1", 16, None, _SAMPLE),
     *(
         Row(f"sampling{', guided' if guided else ''}", "v5e:1x1", 16, kind, (*_SAMPLE, *guided))
         for kind in ("int8", "int4")

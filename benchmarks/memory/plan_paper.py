@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory.plan_paper          # about two minutes for every TPU topology
 
-Each row is one `dsd plan PRESET --topology KIND:SHAPE` in a process of its own. TPU rows are the
-real compiler's account; GPU rows are arithmetic over the program compiled for eight CPU devices.
+Each row is one `dsd plan PRESET --topology KIND:SHAPE` in a process of its own. Rows by `compiler`
+are the real compiler's account; those by `arithmetic` count over the program compiled for eight CPU
+devices, which stand in for GPUs if the extra `plan-gpu` is not installed.
 Memory is per chip, with VAE and text encoders beside the step. `floor s` is the step's matrix
 products at the chip's peak; `collectives` is what a chip sends or receives in a step.
 """
@@ -24,7 +25,8 @@ SECTIONS = {
     "": (
         "The paper's recipe on slices and hosts",
         """`dsd plan` for rank 512 and batch 160: memory in GiB per chip, with VAE and text
-encoders beside the step. TPU rows are the TPU compiler's account; GPU rows are arithmetic.""",
+encoders beside the step. Rows by `compiler` are its own account; GPU rows are by arithmetic where
+the extra `plan-gpu` is not installed.""",
     ),
 }
 
