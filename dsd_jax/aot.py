@@ -148,10 +148,10 @@ def _memory_words(message: str) -> str | None:
 def _refused_bytes(words: str, argued: int) -> int:
     """Temporary bytes that the compiler asked for.
 
-    One of its sentences counts the arguments too.
+    Its sentences count the arguments too, also the one that speaks of temporaries alone.
     """
     found = re.search(r"([\d.]+)([GMK])", words)
     if not found:
         return 0
     size = int(float(found.group(1)) * {"G": 2**30, "M": 2**20, "K": 2**10}[found.group(2)])
-    return size if "temporaries" in words else max(size - argued, 0)
+    return max(size - argued, 0)
