@@ -53,7 +53,7 @@ _DEEP = "deep"  # in `Image.info`: a picture whose values were scaled to 8 bits
 Source: TypeAlias = str | Path | bytes | Image.Image
 """A picture: a path, the bytes of a file, or a PIL image."""
 
-# What Pillow raises about damaged files.
+# Errors of Pillow about damaged files.
 _UNREADABLE = (OSError, EOFError, LookupError, SyntaxError, TypeError, ValueError, struct.error)
 
 

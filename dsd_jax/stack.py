@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 SCALE = "_scale"
-"""What the name of a quantised kernel's scale adds to the kernel's."""
+"""Suffix that makes the name of a quantised kernel's scale from that of the kernel."""
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")

@@ -171,7 +171,7 @@ def seeds_of(seed: int | Sequence[int] | np.ndarray, texts: int, num_images: int
     return np.asarray([check_seed(s) for s in given], np.uint32)
 
 
-# What NumPy raises about damaged files.
+# Errors of NumPy about damaged files.
 _UNREADABLE = (
     *(OSError, EOFError, SyntaxError, TypeError, ValueError, OverflowError, MemoryError),
     tokenize.TokenError,
