@@ -19,7 +19,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.images import open_image, read_parameters
 from dsd_jax.infer import cli, outputs
 from dsd_jax.infer.batch import Summary
-from dsd_jax.infer.cli import ModelFlags, NoiseFlags, batch, generate
+from dsd_jax.infer.cli import BatchFlags, ModelFlags, NoiseFlags, batch, generate
 from dsd_jax.infer.enhance import Enhancement
 from dsd_jax.infer.generated import Generated
 from dsd_jax.infer.options import mesh_of
@@ -174,6 +174,7 @@ class TestGenerate:
         groups = {
             "model": ModelFlags, "mesh": MeshConfig, "settings": Settings, "noise": NoiseFlags,
             "output": Outputs, "enhance": Enhancement, "share": ShareFlags, "marks": MarkFlags,
+            "flags": BatchFlags,
         }  # fmt: skip
         parameters = {*inspect.signature(function).parameters, "mesh"}
         flags = {f"--{name}": (function, name) for name in parameters - {*groups, "manifest"}}
