@@ -6,7 +6,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dsd_jax.attention import Attend
 from dsd_jax.config import FluxConfig, Precision
-from dsd_jax.layers import JoinedLinear, Linear, Mlp, Modulation, RMSNorm, gelu_tanh, modulate
+from dsd_jax.layers import (
+    JoinedLinear,
+    Linear,
+    Mlp,
+    Modulation,
+    ModulationOut,
+    RMSNorm,
+    gelu_tanh,
+    modulate,
+)
 from dsd_jax.rope import apply_rope
 from dsd_jax.sharding import constrain
 from dsd_jax.types import Array, Float, Float32
@@ -53,16 +62,19 @@ class DoubleBlock(nnx.Module):
         self.img_mlp = Mlp(width, mlp, precision=precision, rngs=rngs)
         self.txt_mlp = Mlp(width, mlp, precision=precision, rngs=rngs)
 
+    def modulations(self, vec: Float[Array, "B D"]) -> list[list[ModulationOut]]:
+        """Attention's and the mlp's modulation, of the image stream and of the text stream."""
+        return [self.img_mod(vec), self.txt_mod(vec)]
+
     def __call__(
         self,
         img: Float[Array, "B Li D"],
         txt: Float[Array, "B Lt D"],
-        vec: Float[Array, "B D"],
+        modulations: list[list[ModulationOut]],
         pe: Float32[Array, "2 L H"],
         attend: Attend,
     ) -> tuple[Float[Array, "B Li D"], Float[Array, "B Lt D"]]:
-        img_mod1, img_mod2 = self.img_mod(vec)
-        txt_mod1, txt_mod2 = self.txt_mod(vec)
+        (img_mod1, img_mod2), (txt_mod1, txt_mod2) = modulations
 
         img_qkv = self.img_attn.split(modulate(img, img_mod1.shift, img_mod1.scale))
         txt_qkv = self.txt_attn.split(modulate(txt, txt_mod1.shift, txt_mod1.scale))
@@ -95,14 +107,18 @@ class SingleBlock(nnx.Module):
             config.num_heads, config.head_dim, mlp, precision=precision, rngs=rngs
         )
 
+    def modulations(self, vec: Float[Array, "B D"]) -> list[ModulationOut]:
+        """The modulation of attention and mlp, which share it."""
+        return self.modulation(vec)
+
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        vec: Float[Array, "B D"],
+        modulations: list[ModulationOut],
         pe: Float32[Array, "2 L H"],
         attend: Attend,
     ) -> Float[Array, "B L D"]:
-        (mod,) = self.modulation(vec)
+        (mod,) = modulations
         x_mod = modulate(x, mod.shift, mod.scale)
         q, k, v = _split_qkv(self.qkv(x_mod), self.query_norm, self.key_norm)
         attn = attend(apply_rope(q, pe), apply_rope(k, pe), v)

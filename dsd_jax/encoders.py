@@ -5,7 +5,7 @@ text gets the same numbers everywhere.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,11 +62,16 @@ def in_groups(run: Callable[..., PyTree], arrays: Sequence[AnyArray], size: int)
         The rows of all results, on the host.
     """
     count = len(arrays[0])
-    out = []
+    out = [jax.tree.map(np.asarray, run(*group)) for group in groups_of(arrays, size)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *out)
+
+
+def groups_of(arrays: Sequence[AnyArray], size: int) -> Iterator[list[AnyArray]]:
+    """Yields the groups of rows that `in_groups` runs on, of every array."""
+    count = len(arrays[0])
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        out.append(jax.tree.map(np.asarray, run(*(array[rows] for array in arrays))))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *out)
+        yield [array[rows] for array in arrays]
 
 
 def batched(

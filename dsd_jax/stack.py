@@ -15,6 +15,7 @@ from flax import nnx
 
 from dsd_jax.config import Execution
 from dsd_jax.errors import UserError
+from dsd_jax.types import PyTree
 
 __all__ = [
     "REMAT_POLICIES",
@@ -22,6 +23,7 @@ __all__ = [
     "build_stack",
     "kernel_of_scale",
     "layer_paths",
+    "map_stack",
     "part_of_stack",
     "run_stack",
     "without_layers",
@@ -32,6 +34,7 @@ SCALE = "_scale"
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
+Out = TypeVar("Out")
 
 _POLICIES = jax.checkpoint_policies
 # "none" keeps everything; the others name what survives to the backward pass.
@@ -60,13 +63,39 @@ def build_stack(
     return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
 
 
+def map_stack(
+    stack: nnx.List[Block] | Block, of: Callable[[Block], Out], execution: Execution
+) -> list[Out] | Out:
+    """Computes `of(block)` for every block.
+
+    Returns:
+        Unrolled, a list; scanned, a tree of arrays with a leading layer axis.
+    """
+
+    def apply(graphdef: nnx.GraphDef[Block], state: nnx.State) -> Out:
+        return of(nnx.merge(graphdef, _on_device(state, execution)))
+
+    if isinstance(stack, nnx.List):
+        return [apply(*nnx.split(block)) for block in stack]
+    graphdef, state = nnx.split(stack)
+    return jax.lax.map(lambda layer: apply(graphdef, layer), state)
+
+
 def run_stack(
     stack: nnx.List[Block] | Block,
-    step: Callable[[Block, Carry], Carry],
+    step: Callable[..., Carry],
     carry: Carry,
     execution: Execution,
+    *each: PyTree,
 ) -> Carry:
-    """Applies `carry = step(block, carry)` for every block in order.
+    """Applies `carry = step(block, carry, *own)` for every block in order.
+
+    Args:
+        stack: The blocks.
+        step: Runs a block.
+        carry: Input of the first block.
+        execution: Rematerialisation, and where the weights lie.
+        each: Further inputs of the blocks, in the form that `map_stack` returns.
 
     Raises:
         UserError: `execution.remat` is not a key of `REMAT_POLICIES`.
@@ -77,10 +106,8 @@ def run_stack(
             f"unknown rematerialisation policy {remat!r}; choose one of {', '.join(REMAT_POLICIES)}"
         )
 
-    def apply(graphdef: nnx.GraphDef[Block], state: nnx.State, carry: Carry) -> Carry:
-        if execution.stream_layers:
-            state = jax.device_put(state, jax.memory.Space.Device)
-        return step(nnx.merge(graphdef, state), carry)
+    def apply(graphdef: nnx.GraphDef[Block], state: nnx.State, carry: Carry, *own: PyTree) -> Carry:
+        return step(nnx.merge(graphdef, _on_device(state, execution)), carry, *own)
 
     if remat != "none":
         # A scan keeps forward and backward apart by itself, without the barriers of prevent_cse.
@@ -92,11 +119,23 @@ def run_stack(
         )
 
     if isinstance(stack, nnx.List):
-        for block in stack:
-            carry = apply(*nnx.split(block), carry)
+        for block, *own in zip(stack, *each, strict=True):
+            carry = apply(*nnx.split(block), carry, *own)
         return carry
     graphdef, state = nnx.split(stack)
-    return jax.lax.scan(lambda c, s: (apply(graphdef, s, c), None), carry, state)[0]
+
+    def layer(carry: Carry, inputs: tuple[nnx.State, tuple[PyTree, ...]]) -> tuple[Carry, None]:
+        state, own = inputs
+        return apply(graphdef, state, carry, *own), None
+
+    return jax.lax.scan(layer, carry, (state, each))[0]
+
+
+def _on_device(state: nnx.State, execution: Execution) -> nnx.State:
+    """The weights of one block, brought from host memory if they lie there."""
+    if execution.stream_layers:
+        state = jax.device_put(state, jax.memory.Space.Device)
+    return state
 
 
 def part_of_stack(stack: Any, first: int, last: int) -> Any:

@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import gc
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,14 @@ import numpy as np
 from flax import nnx
 
 from dsd_jax.config import FluxConfig
-from dsd_jax.encoders import Text, in_groups
+from dsd_jax.encoders import Text, groups_of, in_groups
 from dsd_jax.flow import Schedule
-from dsd_jax.flux import Flux
+from dsd_jax.flux import Flux, Modulations, parted
 from dsd_jax.frames import Canvas, FluxInputs, unpack_latents
 from dsd_jax.infer.guidance import TrueGuidance
 from dsd_jax.infer.options import LoadOptions
 from dsd_jax.infer.prepared import Prepared
-from dsd_jax.infer.sampler import Callback, Sampler, SamplerInputs
+from dsd_jax.infer.sampler import Callback, Method, Sampler, SamplerInputs
 from dsd_jax.infer.settings import Settings
 from dsd_jax.infer.shown import Shown
 from dsd_jax.infer.structure import SharedStructure
@@ -29,11 +30,11 @@ from dsd_jax.parts import Component, ScaledAdapter, with_condition
 from dsd_jax.progress import Advance, phase, progress
 from dsd_jax.sharding import batch_sharding, batch_ways
 from dsd_jax.stack import layer_paths
-from dsd_jax.types import Float32
+from dsd_jax.types import AnyArray, Float32
 
 __all__ = ["MAX_CANVASES", "Denoiser", "Start"]
 
-MAX_CANVASES = 4  # sizes whose programs are kept; one more clears them
+MAX_CANVASES = 4  # sizes and methods whose programs are kept; one more clears them
 
 
 class Denoiser:
@@ -73,17 +74,17 @@ class Denoiser:
             self._model = load(
                 model, opened.source, mesh=options.mesh, adapters=adapters, reuse=reuse
             )
-        self._samplers: dict[Canvas, Sampler] = {}
+        self._samplers: dict[tuple[Canvas, Method], Sampler] = {}
 
-    def sampler(self, canvas: Canvas) -> Sampler:
-        """The sampler of a canvas, made when it is first asked for."""
-        if canvas not in self._samplers:
+    def sampler(self, canvas: Canvas, method: Method = Method()) -> Sampler:
+        """The sampler of a canvas and a method, made when it is first asked for."""
+        if (canvas, method) not in self._samplers:
             if len(self._samplers) == MAX_CANVASES:
                 self._samplers.clear()
                 jax.clear_caches()  # JAX keeps every program, about 70 MB a size on a CPU
                 gc.collect()
-            self._samplers[canvas] = Sampler(self._model, canvas)
-        return self._samplers[canvas]
+            self._samplers[canvas, method] = Sampler(self._model, canvas, method)
+        return self._samplers[canvas, method]
 
     def with_adapters(self, adapters: Sequence[ScaledAdapter]) -> "Denoiser":
         """Returns the transformer with other adapters; its base weights are not read again.
@@ -97,10 +98,10 @@ class Denoiser:
             self._transformer, adapters, self._options, reuse=self._base_arrays(adapters)
         )
         graphdef, state = nnx.split(changed._model)
-        for canvas, sampler in self._samplers.items():
+        for kind, sampler in self._samplers.items():
             if sampler.programs.graphdef == graphdef:
-                sampler.state = state
-                changed._samplers[canvas] = sampler
+                sampler.making, sampler.using = parted(state)
+                changed._samplers[kind] = sampler
         return changed
 
     def run(
@@ -147,7 +148,7 @@ class Denoiser:
         groups = min(-(-(batch_size or 1) // group), -(-count // group))
         batches = -(-count // (groups * group))
         with contextlib.ExitStack() as shown:
-            sampler = self.sampler(canvas)
+            sampler = self.sampler(canvas, Method(shared=shared))
             if show == "all":
                 advance = shown.enter_context(
                     progress("sampling", settings.steps * batches, "steps", "compiling")
@@ -156,13 +157,26 @@ class Denoiser:
             elif show == "phases":
                 shown.enter_context(phase("compiling, and sampling the first images"))
 
-            def denoise(
-                img: np.ndarray, txt: np.ndarray, vec: np.ndarray, cond: np.ndarray | None = None
-            ) -> jax.Array:
+            def placed(
+                img: AnyArray, txt: AnyArray, vec: AnyArray, cond: AnyArray | None = None
+            ) -> tuple[jax.Array, SamplerInputs]:
                 inputs = jnp.asarray(img), _inputs(txt, vec, cond, null, settings)
                 if self._options.mesh is not None:
                     inputs = jax.device_put(inputs, batch_sharding(self._options.mesh))
-                return sampler.run(*inputs, timesteps, callback, shared)
+                return inputs
+
+            made: Iterator[list[Modulations] | None] = itertools.repeat(None)
+            if not self._options.stays:  # the weights that make them then leave the device
+                made = iter(
+                    [
+                        jax.device_get(sampler.modulations(placed(*rows)[1], timesteps))
+                        for rows in groups_of(arrays, groups * group)
+                    ]
+                )
+                sampler.free_making()
+
+            def denoise(*rows: AnyArray) -> jax.Array:
+                return sampler.run(*placed(*rows), timesteps, callback, next(made))
 
             done = in_groups(denoise, arrays, groups * group)
         return np.asarray(unpack_latents(jnp.asarray(done), canvas))
@@ -197,9 +211,9 @@ class Start:
 
 
 def _inputs(
-    txt: np.ndarray,
-    vec: np.ndarray,
-    condition: np.ndarray | None,
+    txt: AnyArray,
+    vec: AnyArray,
+    condition: AnyArray | None,
     null: Text | None,
     settings: Settings,
 ) -> SamplerInputs:

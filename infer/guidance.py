@@ -11,15 +11,17 @@ the released model:
     u + image_scale * (v - u) + text_scale * (c - v)
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
 from dsd_jax.frames import FluxInputs
-from dsd_jax.infer.solvers import VelocityFn
 from dsd_jax.types import Array, Float
 
 __all__ = ["FIRST_STEP", "TrueGuidance", "guided", "with_null"]
+
+At = TypeVar("At")
 
 FIRST_STEP = 2  # the released model takes its first two steps without true guidance
 
@@ -54,12 +56,17 @@ def with_null(inputs: FluxInputs, guidance: TrueGuidance) -> FluxInputs:
     )
 
 
-def guided(velocity_of_three: VelocityFn, guidance: TrueGuidance) -> VelocityFn:
-    """Wraps a velocity function over the batch of `with_null` with true guidance."""
+def guided(
+    velocity_of_three: Callable[[Array, At], Array], guidance: TrueGuidance
+) -> Callable[[Array, At], Array]:
+    """Wraps a velocity function over the batch of `with_null` with true guidance.
+
+    Its second argument, such as the time, is passed on.
+    """
     image, text = (x[:, None, None] for x in (guidance.image_scale, guidance.text_scale))
 
-    def velocity(img: Array, t: Array) -> Array:
-        out = velocity_of_three(jnp.repeat(img, 3, axis=0), t).astype(jnp.float32)
+    def velocity(img: Array, at: At) -> Array:
+        out = velocity_of_three(jnp.repeat(img, 3, axis=0), at).astype(jnp.float32)
         u, v, c = jnp.moveaxis(out.reshape(-1, 3, *out.shape[1:]), 1, 0)
         return u + image * (v - u) + text * (c - v)
 

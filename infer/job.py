@@ -1,6 +1,7 @@
 """One sampling step as a job to plan: abstract weights and inputs, the real program."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,14 +11,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from dsd_jax.aot import Job
 from dsd_jax.config import BFLOAT16, Execution, FluxConfig
+from dsd_jax.flux import Modulations, parted
 from dsd_jax.frames import Canvas, FluxInputs
-from dsd_jax.infer.guidance import TrueGuidance
-from dsd_jax.infer.sampler import Carry, Programs, SamplerInputs
+from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance
+from dsd_jax.infer.sampler import Carry, Programs, SamplerInputs, Step, batch_axes
+from dsd_jax.infer.settings import Settings
 from dsd_jax.models import abstract, abstract_state
 from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import activation_spec
 
-__all__ = ["SampleSize", "abstract_inputs", "sample_job"]
+__all__ = ["SampleSize", "abstract_inputs", "abstract_modulations", "abstract_step", "sample_job"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,28 @@ def abstract_inputs(
     return img, SamplerInputs(inputs, guidance)
 
 
+def abstract_modulations(
+    programs: Programs, mesh: Mesh, state: nnx.State, inputs: SamplerInputs, steps: int
+) -> Modulations:
+    """Makes the modulations of `steps` steps with guidance, or without if there is none."""
+    count = steps + (0 if inputs.true_guidance is None else FIRST_STEP)
+    times = jax.ShapeDtypeStruct((count + 1,), jnp.float32)
+    *_, last = jax.eval_shape(programs.modulations, state, inputs, times)
+
+    def array(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, activation_spec(mesh, x.shape, batch_axes(x.ndim)))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(array, last)
+
+
+def abstract_step() -> Step:
+    """Makes a step without numbers."""
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    time: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    return Step(number, time, time)
+
+
 def sample_job(
     flux: FluxConfig, mesh: Mesh, size: SampleSize, execution: Execution, flops: float
 ) -> Job:
@@ -65,16 +90,21 @@ def sample_job(
     programs = Programs(nnx.graphdef(model), size.canvas)
     state = abstract_state(model, mesh)
     img, inputs = abstract_inputs(flux, mesh, size)
-    carry = img, jax.eval_shape(programs.solver.init, img)
-    time = jax.ShapeDtypeStruct((), jnp.float32)
+    start = functools.partial(programs.method.start, true_guidance=size.guided)
+    carry = jax.eval_shape(start, img)._replace(img=img)
+    modulations = abstract_modulations(programs, mesh, state, inputs, Settings.steps)
 
-    def step(state: Any, carry: Carry, inputs: SamplerInputs, times: Any) -> Carry:
-        return programs.step(state, carry, inputs, times, true_guidance=size.guided)
+    def run(
+        state: Any, carry: Carry, inputs: SamplerInputs, made: Modulations, step: Step
+    ) -> Carry:
+        return programs.step(
+            state, carry, inputs, made, step, kind="guided" if size.guided else "plain"
+        )
 
     return Job(
-        run=step,
-        arguments=(state, carry, inputs, (time, time)),
-        kinds={"base": state, "batch": (img, inputs)},
+        run=run,
+        arguments=(parted(state)[1], carry, inputs, modulations, abstract_step()),
+        kinds={"base": state, "batch": (img, inputs, modulations)},
         flops=flops * size.batch * (3 if size.guided else 1),
         donate=(1,),
     )

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,35 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from dsd_jax.flux import Flux
+from dsd_jax.flux import Flux, Modulations, parted
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, guided, with_null
-from dsd_jax.infer.solvers import EULER, Solver, VelocityFn
+from dsd_jax.infer.solvers import EULER, Solver
 from dsd_jax.infer.structure import SharedStructure
-from dsd_jax.sharding import constrain
-from dsd_jax.types import Array, Float32
+from dsd_jax.sharding import Axis, constrain
+from dsd_jax.types import Array, Float32, PyTree
 
-__all__ = ["Callback", "Programs", "Sampler", "SamplerInputs", "initial_noise", "sample"]
+__all__ = [
+    "Callback",
+    "Carry",
+    "Kind",
+    "Method",
+    "Programs",
+    "Sampler",
+    "SamplerInputs",
+    "Step",
+    "batch_axes",
+    "initial_noise",
+    "sample",
+]
+
+At = TypeVar("At")
+Own = TypeVar("Own")
 
 # (number of the step just done, from 1; number of steps; packed latents) -> True to stop here
 Callback = Callable[[int, int, Array], bool | None]
-Carry = tuple[Array, Any]  # packed latents, and the solver's memory
+# One pass; one in which groups of pictures see each other; or three with true guidance.
+Kind = Literal["plain", "shared", "guided"]
 
 
 class SamplerInputs(NamedTuple):
@@ -40,94 +56,231 @@ def initial_noise(seeds: np.ndarray, canvas: Canvas, channels: int) -> Float32[A
     return jax.vmap(lambda seed: draw(jax.random.key(seed)))(jnp.asarray(seeds, jnp.uint32))
 
 
-def sample(solver: Solver, velocity: VelocityFn, carry: Carry, timesteps: Array) -> Carry:
-    """Runs the solver over decreasing `timesteps` `[n + 1]`, as one `lax.scan`."""
+class Step(NamedTuple):
+    """A step of sampling.
 
-    def step(carry: Carry, times: tuple[Array, Array]) -> tuple[Carry, None]:
-        return _step(solver, velocity, carry, *times), None
+    Attributes:
+        number: how many steps of its phase (with or without true guidance) come before it.
+        now, next: the times that it leads from and to.
+    """
 
-    return lax.scan(step, carry, (timesteps[:-1], timesteps[1:]))[0]
+    number: Array
+    now: Array
+    next: Array
 
 
-def _step(solver: Solver, velocity: VelocityFn, carry: Carry, t_cur: Array, t_next: Array) -> Carry:
-    img, memory = solver.step(velocity, *carry, t_cur, t_next)
+class Carry(NamedTuple):
+    """What one step leaves for the next.
+
+    Attributes:
+        img: packed latents.
+        memory: the solver's memory.
+    """
+
+    img: Array
+    memory: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The way from noise to an image.
+
+    Attributes:
+        solver: solver of the flow.
+        shared: groups of pictures with a structure in common, neighbours in the batch. They have no
+            true guidance.
+    """
+
+    solver: Solver = EULER
+    shared: SharedStructure | None = None
+
+    def start(self, img: Array, *, true_guidance: bool) -> Carry:
+        """Makes the carry of the first step.
+
+        Raises:
+            ValueError: `shared` together with true guidance.
+        """
+        if self.shared is not None and true_guidance:
+            raise ValueError("pictures that share a structure have no true guidance")
+        return Carry(img, self.solver.init(img))
+
+    def together(self, count: int) -> int:
+        """The number of steps, of `count`, in which groups of pictures see each other."""
+        return 0 if self.shared is None else self.shared.steps(count)
+
+    def kind(self, step: int, count: int, *, true_guidance: bool) -> Kind:
+        """The kind of a step by its number from 0, of `count` steps."""
+        if step < self.together(count):
+            return "shared"
+        return "guided" if true_guidance and step >= FIRST_STEP else "plain"
+
+
+def sample(
+    solver: Solver,
+    velocity: Callable[[Array, At], Array],
+    carry: Carry,
+    timesteps: Array,
+    each: At,
+) -> Carry:
+    """Runs the solver over decreasing `timesteps` `[n + 1]`, as one `lax.scan`.
+
+    Args:
+        solver: the solver.
+        velocity: (latents, an element of `each`) -> velocity.
+        carry: result of `Method.start`.
+        timesteps: decreasing times.
+        each: inputs of the velocity in every step, arrays with a leading axis n.
+    """
+
+    def take(carry: Carry, own: tuple[At, Array, Array]) -> Carry:
+        at, now, following = own
+        return _moved(solver, velocity(carry.img, at), carry, now, following)
+
+    return _scan(take, carry, (each, timesteps[:-1], timesteps[1:]))
+
+
+def _scan(take: Callable[[Carry, Own], Carry], carry: Carry, steps: Own) -> Carry:
+    return lax.scan(lambda carry, own: (take(carry, own), None), carry, steps)[0]
+
+
+def _moved(solver: Solver, velocity: Array, carry: Carry, now: Array, following: Array) -> Carry:
+    img, memory = solver.step(velocity, carry.img, carry.memory, now, following)
     # Keep the sharding: XLA may choose another order of devices and recompile the next step.
-    return constrain(img, "batch", None, None), memory
+    return Carry(constrain(img, "batch", None, None), memory)
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The computations of sampling with a model on one canvas, ready to be traced.
 
-    The weights are an argument, not a part: what is compiled must not keep them alive.
+    The weights are an argument, not a part: what is compiled must not keep them alive. The
+    modulations of all steps come first; steps use the other weights alone (`dsd_jax.flux.parted`).
     """
 
     graphdef: nnx.GraphDef[Flux]
     canvas: Canvas
-    solver: Solver = EULER
+    method: Method = Method()
+
+    def modulations(
+        self, state: nnx.State, inputs: SamplerInputs, timesteps: Array
+    ) -> list[Modulations]:
+        """Computes the modulations of the plain steps and, with true guidance, of the guided ones.
+
+        Every array has a leading axis of its steps.
+        """
+        model, times = nnx.merge(self.graphdef, state), timesteps[:-1]
+
+        def computed(inputs: FluxInputs, times: Array) -> Modulations:
+            t = jnp.broadcast_to(times[:, None], (len(times), len(inputs.vec)))
+            made = model.modulations(t, inputs)
+            return jax.tree.map(lambda x: constrain(x, *batch_axes(x.ndim)), made)
+
+        if inputs.true_guidance is None:
+            return [computed(inputs.flux, times)]
+        first = min(FIRST_STEP, len(times))
+        three = with_null(inputs.flux, inputs.true_guidance)
+        return [computed(inputs.flux, times[:first]), computed(three, times[first:])]
 
     def step(
         self,
         state: nnx.State,
         carry: Carry,
         inputs: SamplerInputs,
-        times: tuple[Array, Array],
+        modulations: Modulations,
+        step: Step,
         *,
-        true_guidance: bool,
-        panels: int = 1,
+        kind: Kind,
     ) -> Carry:
-        """Takes one step of the solver, from the first of `times` to the second."""
-        if true_guidance:
-            return _step(self.solver, self._guided(state, inputs), carry, *times)
-        return _step(self.solver, self._velocity(state, inputs.flux, panels), carry, *times)
+        """Takes one step of the solver, with its modulations among those of its phase."""
+        own = jax.tree.map(lambda x: x[step.number], modulations)
+        return self._taking(kind, state, inputs)(carry, (own, step.now, step.next))
 
     def loop(
         self,
         state: nnx.State,
         img: Array,
         inputs: SamplerInputs,
+        modulations: Sequence[Modulations],
         timesteps: Array,
-        shared: SharedStructure | None = None,
     ) -> Array:
         """Takes all steps, with true guidance from step `FIRST_STEP` on if there is any."""
-        carry = img, self.solver.init(img)
-        plain = self._velocity(state, inputs.flux)
-        if shared is not None and (count := shared.steps(len(timesteps) - 1)):
-            together = self._velocity(state, inputs.flux, shared.panels)
-            carry = sample(self.solver, together, carry, timesteps[: count + 1])
-            timesteps = timesteps[count:]
-        if inputs.true_guidance is None:
-            return sample(self.solver, plain, carry, timesteps)[0]
-        first = min(FIRST_STEP, timesteps.shape[0] - 1)
-        carry = sample(self.solver, plain, carry, timesteps[: first + 1])
-        return sample(self.solver, self._guided(state, inputs), carry, timesteps[first:])[0]
+        guided = inputs.true_guidance is not None
+        carry = self.method.start(img, true_guidance=guided)
+        times = timesteps[:-1], timesteps[1:]
+        count = len(timesteps) - 1
+        first = min(FIRST_STEP, count) if guided else count
 
-    def _guided(self, state: nnx.State, inputs: SamplerInputs) -> VelocityFn:
-        assert inputs.true_guidance is not None  # checked by the callers
-        three = with_null(inputs.flux, inputs.true_guidance)
-        return guided(self._velocity(state, three), inputs.true_guidance)
+        def part(of: PyTree, start: int, stop: int) -> PyTree:
+            return jax.tree.map(lambda x: x[start:stop], of)
 
-    def _velocity(self, state: nnx.State, inputs: FluxInputs, panels: int = 1) -> VelocityFn:
+        ends = self.method.together(count)
+        leading: tuple[tuple[Kind, int, int], ...] = (("shared", 0, ends), ("plain", ends, first))
+        for kind, start, stop in leading:
+            if start < stop:
+                take = self._taking(kind, state, inputs)
+                own = part((modulations[0], *times), start, stop)
+                carry = _scan(take, carry, own)
+        if not guided:
+            return carry.img
+        steps = modulations[1], *part(times, first, count)
+        return _scan(self._taking("guided", state, inputs), carry, steps).img
+
+    def _taking(
+        self, kind: Kind, state: nnx.State, inputs: SamplerInputs
+    ) -> Callable[[Carry, tuple[Modulations, Array, Array]], Carry]:
+        """The function that takes a step: (carry, (modulations, time now, next time)) -> carry."""
         model = nnx.merge(self.graphdef, state)
 
-        def velocity(img: Array, t: Array) -> Array:
-            return model(img, jnp.broadcast_to(t, img.shape[:1]), inputs, self.canvas, panels)
+        shared = self.method.shared
+        panels = shared.panels if shared is not None and kind == "shared" else 1
 
-        return velocity
+        def of(inputs: FluxInputs) -> Callable[[Array, Modulations], Array]:
+            return lambda img, own: model.velocity(img, own, inputs, self.canvas, panels)
+
+        def velocity(img: Array, own: Modulations) -> Array:
+            if kind != "guided":
+                return of(inputs.flux)(img, own)
+            assert inputs.true_guidance is not None  # checked by the callers
+            three = with_null(inputs.flux, inputs.true_guidance)
+            return guided(of(three), inputs.true_guidance)(img, own)
+
+        def take(carry: Carry, own: tuple[Modulations, Array, Array]) -> Carry:
+            modulations, now, following = own
+            found = velocity(carry.img, modulations)
+            return _moved(self.method.solver, found, carry, now, following)
+
+        return take
+
+
+def batch_axes(ndim: int) -> tuple[Axis, ...]:
+    """Logical axes of an array of `Modulations`: steps and layers, then batch and width."""
+    return *(None,) * (ndim - 2), "batch", None
 
 
 class Sampler:
-    """Samples with one model on one canvas."""
+    """Samples with one model on one canvas.
 
-    def __init__(self, model: Flux, canvas: Canvas, solver: Solver = EULER) -> None:
-        graphdef, self.state = nnx.split(model)
-        self.programs = Programs(graphdef, canvas, solver)
-        self._step = jax.jit(
-            self.programs.step,
-            static_argnames=("true_guidance", "panels"),
-            donate_argnames="carry",
-        )
-        self._loop = jax.jit(self.programs.loop, static_argnames="shared", donate_argnames="img")
+    Attributes:
+        making: weights that make the modulations.
+        using: all other weights.
+    """
+
+    def __init__(self, model: Flux, canvas: Canvas, method: Method = Method()) -> None:
+        graphdef, state = nnx.split(model)
+        self.making, self.using = parted(state)
+        self.programs = Programs(graphdef, canvas, method)
+        self._modulations = jax.jit(self.programs.modulations)
+        self._step = jax.jit(self.programs.step, static_argnames="kind", donate_argnames="carry")
+        self._loop = jax.jit(self.programs.loop, donate_argnames="img")
+
+    def modulations(self, inputs: SamplerInputs, timesteps: np.ndarray) -> list[Modulations]:
+        """Computes the modulations of all steps, see `Programs.modulations`."""
+        return self._modulations(self.making, inputs, jnp.asarray(timesteps))
+
+    def free_making(self) -> None:
+        """Frees the weights that make modulations. From then on, `run` must be given these."""
+        for array in jax.tree.leaves(self.making):
+            array.delete()
 
     def run(
         self,
@@ -135,7 +288,7 @@ class Sampler:
         inputs: SamplerInputs,
         timesteps: np.ndarray,
         callback: Callback | None = None,
-        shared: SharedStructure | None = None,
+        modulations: Sequence[Modulations] | None = None,
     ) -> Float32[Array, "B L C"]:
         """Samples a batch.
 
@@ -146,25 +299,20 @@ class Sampler:
             callback: called after every step; returning True stops there. The latents it is given
                 are donated to the next step, so it must copy what it keeps. Without a callback,
                 the whole loop is a single program.
-            shared: groups of pictures with a structure in common, neighbours in the batch.
-
-        Raises:
-            ValueError: `shared` together with true guidance.
+            modulations: result of `modulations`, which is called if there is none.
         """
-        if shared is not None and inputs.true_guidance is not None:
-            raise ValueError("pictures that share a structure have no true guidance")
+        if modulations is None:
+            modulations = self.modulations(inputs, timesteps)
         if callback is None:
-            return self._loop(self.state, img, inputs, jnp.asarray(timesteps), shared=shared)
-        count = len(timesteps) - 1
-        together = 0 if shared is None else shared.steps(count)
-        carry = img, self.programs.solver.init(img)
+            return self._loop(self.using, img, inputs, modulations, jnp.asarray(timesteps))
+        count, method = len(timesteps) - 1, self.programs.method
+        guidance = inputs.true_guidance is not None
+        carry = method.start(img, true_guidance=guidance)
         for i in range(count):
-            true_guidance = inputs.true_guidance is not None and i >= FIRST_STEP
-            times = timesteps[i], timesteps[i + 1]
-            panels = shared.panels if shared is not None and i < together else 1
-            carry = self._step(
-                self.state, carry, inputs, times, true_guidance=true_guidance, panels=panels
-            )
-            if callback(i + 1, count, carry[0]):
+            kind = method.kind(i, count, true_guidance=guidance)
+            phase = int(kind == "guided")
+            step = Step(jnp.int32(i - phase * FIRST_STEP), *map(jnp.float32, timesteps[i : i + 2]))
+            carry = self._step(self.using, carry, inputs, modulations[phase], step, kind=kind)
+            if callback(i + 1, count, carry.img):
                 break
-        return carry[0]
+        return carry.img

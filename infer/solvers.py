@@ -11,28 +11,26 @@ from typing import Any, NamedTuple
 from dsd_jax.flow import euler_step
 from dsd_jax.types import Array
 
-__all__ = ["EULER", "Solver", "VelocityFn"]
-
-# (img [B, L, C], t scalar) -> velocity [B, L, C]
-VelocityFn = Callable[[Array, Array], Array]
+__all__ = ["EULER", "Solver"]
 
 
 class Solver(NamedTuple):
-    """One way of taking steps.
+    """One way of taking steps, each with one velocity of the model.
 
     Attributes:
         init: initial latents -> memory before the first step, any pytree of arrays.
-        step: (velocity function, latents, memory, time now, next time) -> (latents, memory).
+        step: (velocity at these latents and this time, latents, memory, time now, next time) ->
+            (latents, memory).
     """
 
     init: Callable[[Array], Any]
-    step: Callable[[VelocityFn, Array, Any, Array, Array], tuple[Array, Any]]
+    step: Callable[[Array, Array, Any, Array, Array], tuple[Array, Any]]
 
 
 def _euler(
-    velocity: VelocityFn, img: Array, memory: tuple[()], t_cur: Array, t_next: Array
+    velocity: Array, img: Array, memory: tuple[()], t_cur: Array, t_next: Array
 ) -> tuple[Array, tuple[()]]:
-    return euler_step(img, velocity(img, t_cur), t_cur, t_next), memory
+    return euler_step(img, velocity, t_cur, t_next), memory
 
 
 EULER = Solver(init=lambda _: (), step=_euler)  # the released model's, and the default

@@ -95,13 +95,12 @@ class SampleSheet:
         noise = initial_noise(self._seeds, canvas, autoencoder.config.latent_channels)
         txt, vec, img_cond = inputs
         guidance = jnp.full(len(self._seeds), Settings.guidance, jnp.float32)
-        times = self._trainer.base.schedule.timesteps(self._steps, canvas.tokens)
-        img = Programs(graphdef, canvas).loop(
-            weights,
-            pack_latents(noise),
-            SamplerInputs(FluxInputs(txt, vec, guidance, img_cond)),
-            jnp.asarray(times),
-        )
+        schedule = self._trainer.base.schedule
+        own = SamplerInputs(FluxInputs(txt, vec, guidance, img_cond))
+        programs = Programs(graphdef, canvas)
+        times = jnp.asarray(schedule.timesteps(self._steps, canvas.tokens))
+        modulations = programs.modulations(weights, own, times)
+        img = programs.loop(weights, pack_latents(noise), own, modulations, times)
         made = autoencoder.decode(unnormalize(unpack_latents(img, canvas), autoencoder.config))
         return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)
 

@@ -18,13 +18,15 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
+from flax import nnx
 
 from benchmarks.results import save
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
+from dsd_jax.flux import parted
 from dsd_jax.frames import Canvas
-from dsd_jax.infer.job import SampleSize, abstract_inputs
-from dsd_jax.infer.sampler import Sampler
+from dsd_jax.infer.job import SampleSize, abstract_inputs, abstract_modulations, abstract_step
+from dsd_jax.infer.sampler import Carry, Programs
+from dsd_jax.infer.settings import Settings
 from dsd_jax.models import abstract, abstract_state
 from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import MeshConfig, make_mesh
@@ -57,15 +59,22 @@ def compiled_step(case: Case, *, guided: bool) -> jax.stages.Compiled:
     """Compiles one step for a topology."""
     mesh = make_mesh(case.mesh, devices_of(Topology.parse(case.topology)))
     model = abstract(flux_dev(), precision=BFLOAT16, execution=case.execution, weights=case.weights)
-    sampler = Sampler(model, CANVAS)
+    programs = Programs(nnx.graphdef(model), CANVAS)
     state = abstract_state(model, mesh)
     size = SampleSize(case.batch, CANVAS, guided=guided)
     img, inputs = abstract_inputs(flux_dev(), mesh, size)
-    time_of = jax.ShapeDtypeStruct((), jnp.float32)
     with jax.set_mesh(mesh):
+        made = abstract_modulations(programs, mesh, state, inputs, Settings.steps)
         return (
-            jax.jit(sampler.programs.step, static_argnames="true_guidance", donate_argnums=1)
-            .lower(state, (img, ()), inputs, (time_of, time_of), true_guidance=guided)
+            jax.jit(programs.step, static_argnames="kind", donate_argnums=1)
+            .lower(
+                parted(state)[1],
+                Carry(img, ()),
+                inputs,
+                made,
+                abstract_step(),
+                kind="guided" if guided else "plain",
+            )
             .compile()
         )
 

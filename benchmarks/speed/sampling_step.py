@@ -29,8 +29,8 @@ from dsd_jax.config import PRECISIONS, Execution, FluxConfig, default_execution
 from dsd_jax.convert.flux.config import flux_to_json
 from dsd_jax.convert.flux.diffusers import flux_diffusers
 from dsd_jax.frames import Canvas, FluxInputs
-from dsd_jax.infer.guidance import TrueGuidance
-from dsd_jax.infer.sampler import Sampler, SamplerInputs
+from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance
+from dsd_jax.infer.sampler import Carry, Kind, Sampler, SamplerInputs, Step
 from dsd_jax.models import abstract, load
 from dsd_jax.quantise import WeightKind
 from dsd_jax.weights import TensorSource
@@ -222,15 +222,21 @@ def our_step(sampler: Sampler, arrays: dict[str, np.ndarray], *, guided: bool) -
     scale = jnp.full(batch, GUIDANCE)
     guidance = TrueGuidance(txt, vec, scale, scale) if guided else None
     condition = jnp.asarray(arrays["img"]) if guided else None
-    arguments = (
-        sampler.state,
-        (jnp.asarray(arrays["img"]), ()),
-        SamplerInputs(FluxInputs(txt, vec, scale, condition), guidance),
-        (jnp.float32(T_CUR), jnp.float32(T_NEXT)),
-    )
+    own = SamplerInputs(FluxInputs(txt, vec, scale, condition), guidance)
+    # The last step of as many as make it a guided one.
+    times = np.float32([T_CUR] * (FIRST_STEP + 1 if guided else 1) + [T_NEXT])
+    kind: Kind = "guided" if guided else "plain"
+    programs, step = sampler.programs, Step(jnp.int32(0), *jnp.float32([T_CUR, T_NEXT]))
+
+    def run(making: nnx.State, using: nnx.State, img: jax.Array, own: SamplerInputs) -> Carry:
+        # Sampling computes all modulations before the first step; here they are part of the step,
+        # as they are in diffusers.
+        made = programs.modulations(making, own, jnp.asarray(times))[-1]
+        return programs.step(using, Carry(img, ()), own, made, step, kind=kind)
+
     # Without donation, so that the same input serves every repetition.
-    step = jax.jit(sampler.programs.step, static_argnames="true_guidance")
-    return step.lower(*arguments, true_guidance=guided).compile(), arguments
+    arguments = sampler.making, sampler.using, jnp.asarray(arrays["img"]), own
+    return jax.jit(run).lower(*arguments).compile(), arguments
 
 
 def _wait(compiled: Any, arguments: tuple[Any, ...]) -> jax.Array:

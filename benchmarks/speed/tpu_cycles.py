@@ -36,6 +36,7 @@ from dsd_jax.attention import attention, splash_blocks
 from dsd_jax.blocks import DoubleBlock, SingleBlock
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
 from dsd_jax.cycles import PARTS, Cycles, operations, summed
+from dsd_jax.flux import parted
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.topology import CHIPS, Topology, devices_of
 
@@ -78,21 +79,27 @@ def block_cycles(kind: str, chip: str, batch: int, *, backward: bool = False) ->
     def array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), tree)
+
     width = config.width
     streams = (TXT + IMG,) if kind == "single" else (IMG, TXT)
+    modulations = jax.eval_shape(
+        lambda state, vec: nnx.merge(graphdef, state).modulations(vec), state, array(batch, width)
+    )
     arguments = (
-        jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), state),
+        placed(parted(state)[1]),
         tuple(array(batch, length, width) for length in streams),
-        array(batch, width),
+        placed(modulations),
         array(2, TXT + IMG, config.head_dim, dtype=jnp.float32),
     )
 
-    def run(state: Any, streams: Any, vec: Any, pe: Any) -> Any:
+    def run(state: Any, streams: Any, modulations: Any, pe: Any) -> Any:
         splash = functools.partial(attention, implementation="splash")
-        return nnx.merge(graphdef, state)(*streams, vec, pe, splash)
+        return nnx.merge(graphdef, state)(*streams, modulations, pe, splash)
 
-    def gradient(state: Any, streams: Any, vec: Any, pe: Any) -> Any:
-        out, back = jax.vjp(lambda *x: run(*x, pe), state, streams, vec)
+    def gradient(state: Any, streams: Any, modulations: Any, pe: Any) -> Any:
+        out, back = jax.vjp(lambda *x: run(*x, pe), state, streams, modulations)
         return back(out)
 
     compiled = jax.jit(gradient if backward else run).lower(*arguments).compile()

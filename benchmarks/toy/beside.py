@@ -24,7 +24,7 @@ from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.data.load.prefetch import to_mesh
 from dsd_jax.frames import Canvas, FluxInputs, unpack_latents
 from dsd_jax.images import from_array
-from dsd_jax.infer.sampler import sample
+from dsd_jax.infer.sampler import Carry, sample
 from dsd_jax.infer.solvers import EULER
 from dsd_jax.models import abstract, load
 from dsd_jax.quickstart.inputs import TEXT_TOKENS
@@ -101,8 +101,8 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
             t = jnp.broadcast_to(t, clean.shape)
             return jnp.where(right, model(x, t, FluxInputs(batch.txt, batch.vec), CANVAS), 0)
 
-        canvas, _ = sample(EULER, predict, (jnp.where(right, noise, batch.x_0), ()), times)
-        return unpack_latents(canvas, CANVAS)
+        start = Carry(jnp.where(right, noise, batch.x_0), ())
+        return unpack_latents(sample(EULER, predict, start, times, times[:-1]).img, CANVAS)
 
     noise = jax.random.normal(jax.random.key(0), batch.x_0.shape)
     losses = {f"loss at t = {t}": f"{loss(state, noise, jnp.float32(t)):.3f}" for t in TIMES}

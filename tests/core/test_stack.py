@@ -39,7 +39,7 @@ def gradients(*, scan: bool, remat: str = "none") -> tuple[jax.Array, dict[str, 
     def loss(state: nnx.State) -> jax.Array:
         out = run_stack(
             nnx.merge(graphdef, state),
-            lambda block, x: block(x, vec, pe, attention),
+            lambda block, x: block(x, block.modulations(vec), pe, attention),
             x,
             Execution(scan_layers=scan, remat=remat),
         )

@@ -22,6 +22,7 @@ from dsd_jax.images import read_parameters, save_image
 from dsd_jax.infer import denoiser
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import prepare
+from dsd_jax.infer.sampler import Sampler
 from dsd_jax.infer.settings import Settings
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
@@ -399,9 +400,19 @@ class TestOffload:
             return loaded
 
         seen: list[tuple[str, int]] = []
+        freed: list[list[bool]] = []
+        run = Sampler.run
+
+        def run_watched(self, *args):
+            parts = self.making, self.using
+            freed.append([all(x.is_deleted() for x in jax.tree.leaves(p)) for p in parts])
+            return run(self, *args)
+
+        monkeypatch.setattr(Sampler, "run", run_watched)
         pipe = load(folder, offload="model")
         replace_load(monkeypatch, load_alone)
         made = pipe(TEXT, picture(), seed=5, **SIZE)
+        assert freed == [[True, False]]  # the loop holds no weights of modulations
         assert close(made.latents, result.latents[:1])
         # CLIP joins T5; before every other model nothing of those before is left.
         assert [(name, left > 0) for name, left in seen] == [

@@ -8,12 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dsd_jax.flow import Schedule
-from dsd_jax.flux import Flux
+from dsd_jax.flux import Flux, Modulations, parted
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import TrueGuidance
-from dsd_jax.infer.sampler import Sampler, SamplerInputs, initial_noise, sample
+from dsd_jax.infer.sampler import (
+    Carry,
+    Method,
+    Sampler,
+    SamplerInputs,
+    initial_noise,
+    sample,
+)
 from dsd_jax.infer.solvers import EULER, Solver
 from dsd_jax.infer.structure import SharedStructure
 from tests.tiny_flux import CANVAS, TINY, flux_inputs, make_flux
@@ -62,7 +70,7 @@ def by_hand(
     full = own.flux
     for i, (t_cur, t_next) in enumerate(itertools.pairwise(times)):
         t = jnp.full(len(img), t_cur)
-        v = c = np.asarray(velocity(jnp.asarray(img), t, full.txt, full.vec, full.img_cond))
+        c = np.asarray(velocity(jnp.asarray(img), t, full.txt, full.vec, full.img_cond))
         if own.true_guidance is not None and i >= 2:
             null_txt, null_vec, image_scale, text_scale = own.true_guidance
             zero = jnp.zeros(img.shape)
@@ -89,6 +97,24 @@ def test_loop_and_steps_equal_separate_passes(model, sampler, arrays, guided):
     assert seen == [(i, STEPS, (2, CANVAS.tokens, 16)) for i in range(1, STEPS + 1)]
 
 
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_modulations_of_all_steps_are_those_of_each(arrays, scan_layers):
+    graphdef, state = nnx.split(make_flux(CONFIG, scan_layers=scan_layers))
+    making, using = parted(state)
+    sizes = (sum(x.size for x in jax.tree.leaves(part)) for part in (state, making, using))
+    assert next(sizes) == sum(sizes)
+
+    @jax.jit
+    def modulations(t: jax.Array) -> Modulations:
+        return nnx.merge(graphdef, making).modulations(t, arrays["inputs"])
+
+    t = jnp.float32([[1.0, 0.9], [0.5, 0.4], [0.1, 0.3]])
+    together = modulations(t)
+    for i in range(len(t)):
+        for one, of_all in zip(*map(jax.tree.leaves, (modulations(t[i]), together)), strict=True):
+            np.testing.assert_array_equal(one, of_all[i])
+
+
 def test_the_first_two_steps_are_plain(sampler, arrays):
     runs = [
         sampler.run(jnp.array(arrays["img"]), inputs(arrays, guided=guided), timesteps(2))
@@ -97,18 +123,10 @@ def test_the_first_two_steps_are_plain(sampler, arrays):
     np.testing.assert_array_equal(*runs)
 
 
-def test_passes_are_counted(sampler, arrays, monkeypatch):
-    batches = []
-
-    def step(state, carry, own, times, *, true_guidance, panels):
-        batches.append(3 if true_guidance else 1)
-        return carry
-
-    monkeypatch.setattr(sampler, "_step", step)
-    for guided in (True, False):
-        sampler.run(arrays["img"], inputs(arrays, guided=guided), timesteps(28), lambda *_: None)
-        assert sum(batches) == (80 if guided else 28)
-        batches.clear()
+@pytest.mark.parametrize(("guided", "passes"), [(True, 80), (False, 28)])
+def test_passes_are_counted(guided, passes):
+    kinds = [Method().kind(i, 28, true_guidance=guided) for i in range(28)]
+    assert sum(3 if kind == "guided" else 1 for kind in kinds) == passes
 
 
 def test_early_stop(sampler, arrays):
@@ -130,7 +148,8 @@ def test_latents_are_donated(sampler, arrays, callback):
     out = sampler.run(img, inputs(arrays, guided=False), timesteps(), callback)
     assert img.is_deleted()
     assert not out.is_deleted()
-    assert not any(x.is_deleted() for x in jax.tree.leaves(sampler.state))
+    weights = sampler.making, sampler.using
+    assert not any(x.is_deleted() for x in jax.tree.leaves(weights))
 
 
 def test_images_of_a_batch_do_not_mix(sampler, arrays):
@@ -153,55 +172,53 @@ def panels() -> tuple[jax.Array, SamplerInputs]:
 
 
 @pytest.fixture(scope="module")
-def shared(sampler, panels) -> np.ndarray:
+def sharing(model) -> Sampler:
+    return Sampler(model, CANVAS, Method(shared=SHARED))
+
+
+@pytest.fixture(scope="module")
+def shared(sharing, panels) -> np.ndarray:
     """Latents of the panels; they share half of four steps."""
     img, own = panels
-    return np.asarray(sampler.run(jnp.array(img), own, timesteps(), None, SHARED))
+    return np.asarray(sharing.run(jnp.array(img), own, timesteps()))
 
 
 class TestSharedStructure:
-    def test_first_steps_are_shared_and_the_others_are_not(self, sampler, panels, monkeypatch):
-        seen = []
+    @pytest.mark.parametrize(("count", "together"), [(4, 2), (5, 2), (1, 0)])
+    def test_first_steps_are_shared_and_the_others_are_not(self, count, together):
+        kinds = [Method(shared=SHARED).kind(i, count, true_guidance=False) for i in range(count)]
+        assert kinds == ["shared"] * together + ["plain"] * (count - together)
 
-        def step(state, carry, own, times, *, true_guidance, panels):
-            seen.append(panels)
-            return carry
-
-        monkeypatch.setattr(sampler, "_step", step)
-        for count in (4, 5, 1):
-            sampler.run(*panels, timesteps(count), lambda *_: None, SHARED)
-        assert seen == [2, 2, 1, 1, *[2, 2, 1, 1, 1], 1]
-
-    def test_the_loop_is_its_steps(self, sampler, panels, shared):
+    def test_the_loop_is_its_steps(self, sharing, panels, shared):
         img, own = panels
-        out = sampler.run(jnp.array(img), own, timesteps(), lambda *_: None, SHARED)
+        out = sharing.run(jnp.array(img), own, timesteps(), lambda *_: None)
         np.testing.assert_allclose(out, shared, atol=1e-5 * np.abs(shared).max())
 
-    def test_a_group_depends_on_nothing_outside_it(self, sampler, panels, shared):
+    def test_a_group_depends_on_nothing_outside_it(self, sharing, panels, shared):
         img, own = panels
         other = jnp.concatenate([img[:2], img[2:] + 1])
-        out = np.asarray(sampler.run(other, own, timesteps(), None, SHARED))
+        out = np.asarray(sharing.run(other, own, timesteps()))
         np.testing.assert_array_equal(out[:2], shared[:2])
         assert np.abs(out[2:] - shared[2:]).max() > 0.1
 
-    def test_no_share_is_ordinary_sampling_bit_for_bit(self, sampler, panels, shared):
+    def test_no_share_is_ordinary_sampling_bit_for_bit(self, model, sampler, panels, shared):
         img, own = panels
         apart = np.asarray(sampler.run(jnp.array(img), own, timesteps()))
-        none = sampler.run(jnp.array(img), own, timesteps(), None, SharedStructure(2, 0))
+        method = Method(shared=SharedStructure(2, 0))
+        none = Sampler(model, CANVAS, method).run(jnp.array(img), own, timesteps())
         np.testing.assert_array_equal(none, apart)
         assert np.abs(shared - apart).max() > 0.01 * np.abs(apart).max()
 
-    def test_true_guidance_is_refused(self, sampler, arrays):
-        own = inputs(arrays, guided=True)
+    def test_true_guidance_is_refused(self, arrays):
         with pytest.raises(ValueError, match="have no true guidance"):
-            sampler.run(arrays["img"], own, timesteps(), None, SHARED)
+            Method(shared=SHARED).start(arrays["img"], true_guidance=True)
 
 
 def test_sample_integrates():
     # dx/dt = 2t from x(1) = 3 ends at x(0) = 2.
     times = jnp.linspace(1, 0, 201)
-    start = jnp.full((1, 2, 3), 3.0)
-    out, _ = sample(EULER, lambda img, t: jnp.full_like(img, 2 * t), (start, ()), times)
+    carry = Carry(jnp.full((1, 2, 3), 3.0), ())
+    out = sample(EULER, lambda img, t: jnp.full_like(img, 2 * t), carry, times, times[:-1]).img
     np.testing.assert_allclose(out, 2.0, atol=0.01)
 
 
@@ -210,12 +227,12 @@ def test_a_solver_keeps_its_memory_through_true_guidance(model, arrays):
 
     def step(velocity, img, memory, t_cur, t_next):
         count, before = memory
-        now = velocity(img, t_cur).astype(jnp.float32)
+        now = velocity.astype(jnp.float32)
         weight = jnp.where(count == 0, 0.0, 0.5)
         return img + (t_next - t_cur) * (now + weight * (now - before)), (count + 1, now)
 
     solver = Solver(lambda img: (jnp.zeros((), jnp.int32), jnp.zeros_like(img)), step)
-    sampler, own = Sampler(model, CANVAS, solver), inputs(arrays, guided=True)
+    sampler, own = Sampler(model, CANVAS, Method(solver)), inputs(arrays, guided=True)
     looped = sampler.run(jnp.array(arrays["img"]), own, timesteps())
     stepped = sampler.run(jnp.array(arrays["img"]), own, timesteps(), lambda *_: None)
     euler = Sampler(model, CANVAS).run(jnp.array(arrays["img"]), own, timesteps())

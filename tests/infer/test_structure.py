@@ -9,6 +9,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.infer import denoiser
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import Prepared, prepare
+from dsd_jax.infer.sampler import Method
 from dsd_jax.infer.settings import Settings
 from dsd_jax.infer.structure import SharedStructure
 
@@ -19,18 +20,24 @@ def prepared_for(pipe: Pipeline, texts: list[str], **settings: Any) -> Prepared:
 
 
 def test_batches_hold_whole_groups(plain, monkeypatch):
-    calls = []
+    calls: list[int] = []
+    methods: list[Method] = []
 
     class Noise:
-        def run(self, img, inputs, timesteps, callback, shared):
-            calls.append((len(img), shared))
+        def run(self, img, inputs, timesteps, callback, modulations):
+            calls.append(len(img))
             return img
 
-    monkeypatch.setattr(denoiser.Denoiser, "sampler", lambda *_: Noise())
+    def sampler(_, canvas, method):
+        methods.append(method)
+        return Noise()
+
+    monkeypatch.setattr(denoiser.Denoiser, "sampler", sampler)
     shared = SharedStructure(panels=2, share=0.5)
     prepared = prepared_for(plain, ["a", "b", "c", "d"])
     made = plain.run(prepared, batch_size=3, shared=shared)
-    assert calls == [(4, shared)]
+    assert calls == [4]
+    assert methods == [Method(shared=shared)]
     assert [(p["text"], p["panels"], p["share"]) for p in made.parameters] == [
         (text, 2, 0.5) for text in "abcd"
     ]

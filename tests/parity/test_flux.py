@@ -405,7 +405,12 @@ def test_double_block(
             tensor(img), tensor(txt), tensor(vec), rotary
         )
     block = ours.double_blocks[0]
-    our_img, our_txt = jax.jit(lambda *args: block(*args, attention))(img, txt, vec, pe)
+
+    @jax.jit
+    def run(img: jax.Array, txt: jax.Array, vec: jax.Array, pe: jax.Array) -> tuple[jax.Array, ...]:
+        return block(img, txt, block.modulations(vec), pe, attention)
+
+    our_img, our_txt = run(img, txt, vec, pe)
     assert_close(our_img, their_img, LAYER, "double block, image")
     assert_close(our_txt, their_txt, LAYER, "double block, text")
 
@@ -425,7 +430,12 @@ def test_single_block(
         )
     block = ours.single_blocks[1]
     x = np.concatenate([txt, img], axis=1)
-    mine = jax.jit(lambda *args: block(*args, attention))(x, vec, pe)
+
+    @jax.jit
+    def run(x: jax.Array, vec: jax.Array, pe: jax.Array) -> jax.Array:
+        return block(x, block.modulations(vec), pe, attention)
+
+    mine = run(x, vec, pe)
     assert_close(mine, torch.cat(theirs, dim=1), LAYER, "single block")
 
 
@@ -435,4 +445,6 @@ def test_final_layer(
     """Also holds the order of shift and scale, which differs between the two."""
     with torch.no_grad():
         theirs = reference.proj_out(reference.norm_out(tensor(img), tensor(vec)))
-    assert_close(jit(ours.final_layer)(img, vec), theirs, LAYER, "final layer")
+    layer = ours.final_layer
+    mine = jax.jit(lambda img, vec: layer(img, layer.modulations(vec)))(img, vec)
+    assert_close(mine, theirs, LAYER, "final layer")
