@@ -40,7 +40,10 @@ from dsd_jax.structured import parse_json
 
 __all__ = ["Results", "Row", "Summary", "read_manifest", "run_batch"]
 
-_WHOLE, _REAL = ("height", "width", "steps"), ("guidance", "i_guidance", "t_guidance")
+_WHOLE, _REAL = (
+    ("height", "width", "steps", "guidance_every"),
+    ("guidance", "i_guidance", "t_guidance"),
+)
 _WORDS = {"image": "the path of a file"}
 _COLUMNS = ("id", "image", "text", "seed", *(f.name for f in dataclasses.fields(Settings)))
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
@@ -81,7 +84,7 @@ class Row:
 
         A folder that moved has not changed.
         """
-        parts = [self.text, self.image, self.seed, dataclasses.asdict(self.settings), model]
+        parts = [self.text, self.image, self.seed, self.settings.stated(), model]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -23,6 +23,7 @@ from dsd_jax.infer.prepared import Prepared
 from dsd_jax.infer.sampler import Callback, Method, Sampler, SamplerInputs
 from dsd_jax.infer.settings import Settings
 from dsd_jax.infer.shown import Shown
+from dsd_jax.infer.solvers import SOLVERS
 from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.lora import MergedSource
 from dsd_jax.models import abstract, load
@@ -148,7 +149,9 @@ class Denoiser:
         groups = min(-(-(batch_size or 1) // group), -(-count // group))
         batches = -(-count // (groups * group))
         with contextlib.ExitStack() as shown:
-            sampler = self.sampler(canvas, Method(shared=shared))
+            sampler = self.sampler(
+                canvas, Method(SOLVERS[settings.solver], settings.guidance_every, shared)
+            )
             if show == "all":
                 advance = shown.enter_context(
                     progress("sampling", settings.steps * batches, "steps", "compiling")

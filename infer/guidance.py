@@ -9,6 +9,9 @@ the released model:
     c    the text,   the condition
 
     u + image_scale * (v - u) + text_scale * (c - v)
+
+What this adds to c changes slowly along a trajectory, so it can be kept for a few steps, which then
+take a single pass.
 """
 
 from collections.abc import Callable
@@ -58,16 +61,18 @@ def with_null(inputs: FluxInputs, guidance: TrueGuidance) -> FluxInputs:
 
 def guided(
     velocity_of_three: Callable[[Array, At], Array], guidance: TrueGuidance
-) -> Callable[[Array, At], Array]:
+) -> Callable[[Array, At], tuple[Array, Array]]:
     """Wraps a velocity function over the batch of `with_null` with true guidance.
 
-    Its second argument, such as the time, is passed on.
+    Its second argument, such as the time, is passed on. The result is the velocity, and what
+    guidance has added to that of the single pass c.
     """
     image, text = (x[:, None, None] for x in (guidance.image_scale, guidance.text_scale))
 
-    def velocity(img: Array, at: At) -> Array:
+    def velocity(img: Array, at: At) -> tuple[Array, Array]:
         out = velocity_of_three(jnp.repeat(img, 3, axis=0), at).astype(jnp.float32)
         u, v, c = jnp.moveaxis(out.reshape(-1, 3, *out.shape[1:]), 1, 0)
-        return u + image * (v - u) + text * (c - v)
+        combined = u + image * (v - u) + text * (c - v)
+        return combined, combined - c
 
     return velocity

@@ -347,7 +347,7 @@ class Pipeline:
                     "text": text,
                     "seed": int(seed),
                     "noise": "of the seed" if latents is None else "given",
-                    **dataclasses.asdict(prepared.settings),
+                    **prepared.settings.stated(),
                     **self.identity,
                     **({} if shared is None else dataclasses.asdict(shared)),
                 }

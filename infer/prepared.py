@@ -124,7 +124,7 @@ def _without_effect(settings: Settings) -> list[str]:
     default = Settings()
     return [
         f"{name}={value!r} has no effect: i_guidance is not above 1"
-        for name in ("i_guidance", "t_guidance", "negative_prompt")
+        for name in ("i_guidance", "t_guidance", "negative_prompt", "guidance_every")
         if (value := getattr(settings, name)) != getattr(default, name)
     ]
 

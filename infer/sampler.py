@@ -38,8 +38,9 @@ Own = TypeVar("Own")
 
 # (number of the step just done, from 1; number of steps; packed latents) -> True to stop here
 Callback = Callable[[int, int, Array], bool | None]
-# One pass; one in which groups of pictures see each other; or three with true guidance.
-Kind = Literal["plain", "shared", "guided"]
+# One pass; one in which groups of pictures see each other; three with true guidance; or one, to
+# which is added what guidance added before.
+Kind = Literal["plain", "shared", "guided", "kept"]
 
 
 class SamplerInputs(NamedTuple):
@@ -75,10 +76,13 @@ class Carry(NamedTuple):
     Attributes:
         img: packed latents.
         memory: the solver's memory.
+        added: what true guidance has added to the velocity when it was last computed; () where
+            every step computes it.
     """
 
     img: Array
     memory: Any
+    added: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +91,14 @@ class Method:
 
     Attributes:
         solver: solver of the flow.
+        guidance_every: true guidance takes its three passes in every so many-th step; the steps
+            between keep what it added, and take one pass.
         shared: groups of pictures with a structure in common, neighbours in the batch. They have no
             true guidance.
     """
 
     solver: Solver = EULER
+    guidance_every: int = 1
     shared: SharedStructure | None = None
 
     def start(self, img: Array, *, true_guidance: bool) -> Carry:
@@ -102,7 +109,8 @@ class Method:
         """
         if self.shared is not None and true_guidance:
             raise ValueError("pictures that share a structure have no true guidance")
-        return Carry(img, self.solver.init(img))
+        keeps = true_guidance and self.guidance_every > 1
+        return Carry(img, self.solver.init(img), jnp.zeros_like(img) if keeps else ())
 
     def together(self, count: int) -> int:
         """The number of steps, of `count`, in which groups of pictures see each other."""
@@ -112,7 +120,9 @@ class Method:
         """The kind of a step by its number from 0, of `count` steps."""
         if step < self.together(count):
             return "shared"
-        return "guided" if true_guidance and step >= FIRST_STEP else "plain"
+        if not true_guidance or step < FIRST_STEP:
+            return "plain"
+        return "kept" if (step - FIRST_STEP) % self.guidance_every else "guided"
 
 
 def sample(
@@ -146,7 +156,7 @@ def _scan(take: Callable[[Carry, Own], Carry], carry: Carry, steps: Own) -> Carr
 def _moved(solver: Solver, velocity: Array, carry: Carry, now: Array, following: Array) -> Carry:
     img, memory = solver.step(velocity, carry.img, carry.memory, now, following)
     # Keep the sharding: XLA may choose another order of devices and recompile the next step.
-    return Carry(constrain(img, "batch", None, None), memory)
+    return carry._replace(img=constrain(img, "batch", None, None), memory=memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +233,21 @@ class Programs:
         if not guided:
             return carry.img
         steps = modulations[1], *part(times, first, count)
-        return _scan(self._taking("guided", state, inputs), carry, steps).img
+        guide, every = self._taking("guided", state, inputs), self.method.guidance_every
+        if every == 1:
+            return _scan(guide, carry, steps).img
+        keep = self._taking("kept", state, inputs)
+
+        def period(carry: Carry, own: PyTree) -> Carry:
+            carry = guide(carry, jax.tree.map(lambda x: x[0], own))
+            return _scan(keep, carry, jax.tree.map(lambda x: x[1:], own))
+
+        whole = (count - first) // every * every
+        periods = jax.tree.map(lambda x: x.reshape(-1, every, *x.shape[1:]), part(steps, 0, whole))
+        carry = _scan(period, carry, periods)
+        if whole < count - first:
+            carry = period(carry, part(steps, whole, count))
+        return carry.img
 
     def _taking(
         self, kind: Kind, state: nnx.State, inputs: SamplerInputs
@@ -237,17 +261,22 @@ class Programs:
         def of(inputs: FluxInputs) -> Callable[[Array, Modulations], Array]:
             return lambda img, own: model.velocity(img, own, inputs, self.canvas, panels)
 
-        def velocity(img: Array, own: Modulations) -> Array:
-            if kind != "guided":
-                return of(inputs.flux)(img, own)
+        def velocity(carry: Carry, own: Modulations) -> tuple[Array, Any]:
+            if kind in ("plain", "shared"):
+                return of(inputs.flux)(carry.img, own), carry.added
+            if kind == "kept":
+                single = jax.tree.map(lambda x: x[..., 2::3, :], own)  # of [u, v, c] only c
+                return of(inputs.flux)(carry.img, single) + carry.added, carry.added
             assert inputs.true_guidance is not None  # checked by the callers
             three = with_null(inputs.flux, inputs.true_guidance)
-            return guided(of(three), inputs.true_guidance)(img, own)
+            found, added = guided(of(three), inputs.true_guidance)(carry.img, own)
+            return found, () if self.method.guidance_every == 1 else added
 
         def take(carry: Carry, own: tuple[Modulations, Array, Array]) -> Carry:
             modulations, now, following = own
-            found = velocity(carry.img, modulations)
-            return _moved(self.method.solver, found, carry, now, following)
+            found, added = velocity(carry, modulations)
+            moved = _moved(self.method.solver, found, carry, now, following)
+            return moved._replace(added=added)
 
         return take
 
@@ -310,7 +339,7 @@ class Sampler:
         carry = method.start(img, true_guidance=guidance)
         for i in range(count):
             kind = method.kind(i, count, true_guidance=guidance)
-            phase = int(kind == "guided")
+            phase = int(kind in ("guided", "kept"))
             step = Step(jnp.int32(i - phase * FIRST_STEP), *map(jnp.float32, timesteps[i : i + 2]))
             carry = self._step(self.using, carry, inputs, modulations[phase], step, kind=kind)
             if callback(i + 1, count, carry.img):

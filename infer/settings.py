@@ -1,12 +1,14 @@
 """The settings of sampling, the same on the command line, in manifests and in Python."""
 
 import dataclasses
-from typing import TypedDict
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.frames import PATCH, check_size
+from dsd_jax.infer.arguments import check_choice
+from dsd_jax.infer.solvers import SolverName
 from dsd_jax.text.plain import check_text
 
 __all__ = ["MAX_PIXELS", "MAX_STEPS", "Settings", "SettingsDict", "check_seed"]
@@ -24,13 +26,19 @@ class Settings:
         guidance: Distilled guidance scale, an input of the model.
         i_guidance: True image guidance scale. Above 1 it turns true guidance on (three passes).
         t_guidance: True text guidance scale. It counts only when i_guidance is above 1.
-        steps: Number of Euler steps.
+        steps: Number of steps.
         height: Height of the canvas in pixels. Default: 512 with a reference, else 1024.
         width: Width of the canvas in pixels. With a reference it holds both frames side by side.
             Default: twice the height with a reference, else the height.
         negative_prompt: Text that true guidance leads away from.
         vae_sample: Sample the VAE posterior of the reference, as the released program does.
             Otherwise encode the reference by the mode of the posterior.
+        guidance_every: True guidance takes its three passes in every so many-th step. The steps
+            between take one pass and keep what it added. 3 makes 46 passes of 80.
+        solver: Solver of the flow. dpmpp_2m is of second order: DPM-Solver++(2M).
+
+    Raises:
+        UserError: an unknown `solver`.
     """
 
     guidance: float = 3.5
@@ -41,6 +49,11 @@ class Settings:
     width: int | None = None
     negative_prompt: str = ""
     vae_sample: bool = True
+    guidance_every: int = 1
+    solver: SolverName = "euler"
+
+    def __post_init__(self) -> None:
+        check_choice("solver", self.solver, get_args(SolverName))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,6 +88,10 @@ class Settings:
             raise UserError(f"{height}x{width} pixels are more than the {MAX_PIXELS:,} accepted")
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps must be from 1 to {MAX_STEPS}, got {self.steps}")
+        if not 1 <= self.guidance_every <= MAX_STEPS:
+            raise UserError(
+                f"guidance_every must be from 1 to {MAX_STEPS}, got {self.guidance_every}"
+            )
         for name in ("guidance", "i_guidance", "t_guidance"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value >= 0):
@@ -85,6 +102,18 @@ class Settings:
                 f"i_guidance={self.i_guidance} needs a reference image; give one, or leave it at 1"
             )
         return dataclasses.replace(self, height=height, width=width)
+
+    def stated(self) -> dict[str, Any]:
+        """The settings as JSON types, for the parameters of an image and for digests.
+
+        `guidance_every` and `solver` are left out at their defaults, so that settings mean the same
+        image as before these two existed.
+        """
+        stated, default = dataclasses.asdict(self), Settings()
+        for name in ("guidance_every", "solver"):
+            if stated[name] == getattr(default, name):
+                del stated[name]
+        return stated
 
 
 class SettingsDict(TypedDict, total=False):
@@ -98,6 +127,8 @@ class SettingsDict(TypedDict, total=False):
     width: int | None
     negative_prompt: str
     vae_sample: bool
+    guidance_every: int
+    solver: SolverName
 
 
 def check_seed(seed: int) -> int:

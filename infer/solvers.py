@@ -6,12 +6,16 @@ remembers earlier velocities, or a cache of features, is one more `Solver`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from dsd_jax.flow import euler_step
+import jax.numpy as jnp
+
+from dsd_jax.flow import euler_step, predict_x_0
 from dsd_jax.types import Array
 
-__all__ = ["EULER", "Solver"]
+__all__ = ["DPMPP_2M", "EULER", "SOLVERS", "Solver", "SolverName"]
+
+SolverName = Literal["euler", "dpmpp_2m"]
 
 
 class Solver(NamedTuple):
@@ -34,3 +38,29 @@ def _euler(
 
 
 EULER = Solver(init=lambda _: (), step=_euler)  # the released model's, and the default
+
+
+def _dpmpp_2m(
+    velocity: Array, img: Array, memory: tuple[Array, Array], t_cur: Array, t_next: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    before, t_before = memory
+    clean = predict_x_0(img, velocity, t_cur)
+    last, this = _log_snr(t_cur) - _log_snr(t_before), _log_snr(t_next) - _log_snr(t_cur)
+    # Infinite at t = 1 and t = 0, where the step is one of first order: Euler's.
+    finite = jnp.isfinite(last) & jnp.isfinite(this) & (last > 0)
+    weight = jnp.where(finite, this / (2 * last), 0)
+    ahead = clean + weight * (clean - before)
+    return img + (t_next / t_cur - 1) * (img - ahead), (clean, t_cur)
+
+
+def _log_snr(t: Array) -> Array:
+    """Half the logarithm of the ratio of signal to noise, `log((1 - t) / t)`."""
+    return jnp.log((1 - t) / t)
+
+
+# DPM-Solver++(2M) with the prediction of x_0, for alpha = 1 - t and sigma = t (Lu et al. 2022,
+# "DPM-Solver++", algorithm 2).
+DPMPP_2M = Solver(init=lambda img: (jnp.zeros_like(img), jnp.ones(())), step=_dpmpp_2m)
+
+SOLVERS: dict[SolverName, Solver] = {"euler": EULER, "dpmpp_2m": DPMPP_2M}
+"""Solvers by the names that settings use."""

@@ -94,7 +94,7 @@ def generate(
         "made_by": "generate",
         "program": f"dsd-jax {__version__}",
         "model": pipeline.identity,
-        "sampling": dataclasses.asdict(checked),
+        "sampling": checked.stated(),
         "seeds": None if making.seeds is None else list(making.seeds),
         "reference": making.reference,
         "prompts": _about(making.enriched),

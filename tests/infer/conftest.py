@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from dsd_jax.config import FLOAT32
@@ -12,6 +13,14 @@ from tests.random_flux import compile_once, picture, write_flux
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_programs(tmp_path_factory):
     compile_once(tmp_path_factory)
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Turns off the checks of annotations, which tests have and users have not."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

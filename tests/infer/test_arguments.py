@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -13,15 +12,8 @@ from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings
 from tests.random_flux import TEXT, picture
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SMALL: dict[str, Any] = {"height": 64, "width": 128, "steps": 2}
-
-
-@pytest.fixture(autouse=True)
-def _as_users_run_it():
-    """Turns off the checks of annotations, which tests have and users have not."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

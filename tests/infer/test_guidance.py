@@ -62,9 +62,10 @@ def test_formula_with_scales_per_image():
         seen.append((np.asarray(x), float(t)))
         return jnp.asarray(np.stack([u, v, c], 1).reshape(-1, TOKENS, CHANNELS))
 
-    out = guided(velocity, guidance(image, text))(jnp.asarray(img), jnp.float32(0.25))
+    out, added = guided(velocity, guidance(image, text))(jnp.asarray(img), jnp.float32(0.25))
     gi, gt = image[:, None, None], text[:, None, None]
     np.testing.assert_allclose(out, u + gi * (v - u) + gt * (c - v), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(added, (gi - 1) * (v - u) + (gt - 1) * (c - v), rtol=1e-5, atol=1e-5)
     ((passed, time),) = seen
     np.testing.assert_array_equal(passed, img.repeat(3, 0))
     assert time == 0.25
@@ -75,7 +76,7 @@ def test_formula_with_scales_per_image():
 )
 def test_special_scales(image, text, expected):
     u, v, c = (normal(seed, 1, TOKENS, CHANNELS) for seed in (1, 2, 3))
-    out = guided(
+    out, _ = guided(
         lambda x, t: jnp.asarray(np.concatenate([u, v, c])),
         guidance(image, text),
     )(jnp.asarray(normal(0, 1, TOKENS, CHANNELS)), jnp.float32(0.5))
@@ -87,7 +88,7 @@ def test_special_scales(image, text, expected):
 def test_the_combination_is_float32():
     three = np.stack([normal(seed, TOKENS, CHANNELS) for seed in (1, 2, 3)])
     low = jnp.asarray(three, jnp.bfloat16)
-    out = guided(lambda x, t: low, guidance(5.0, 7.0))(
+    out, _ = guided(lambda x, t: low, guidance(5.0, 7.0))(
         jnp.zeros((1, TOKENS, CHANNELS)), jnp.float32(0.5)
     )
     assert out.dtype == jnp.float32

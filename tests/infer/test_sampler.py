@@ -58,27 +58,30 @@ def timesteps(steps: int = STEPS) -> np.ndarray:
 
 
 def by_hand(
-    model: Flux, arrays: dict[str, Any], own: SamplerInputs, times: np.ndarray
+    model: Flux, arrays: dict[str, Any], own: SamplerInputs, times: np.ndarray, every: int = 1
 ) -> np.ndarray:
-    """Three separate passes from step 2 on, as in the released program; numpy combines them."""
+    """Three separate passes from step 2 on, as in the released program; numpy combines them.
+
+    With `every`, two of the passes are taken in every so many-th of these steps alone.
+    """
 
     @jax.jit
     def velocity(img, t, txt, vec, img_cond):
         return model(img, t, FluxInputs(txt, vec, own.flux.guidance, img_cond), CANVAS)
 
     img = np.asarray(arrays["img"])
-    full = own.flux
+    full, added = own.flux, np.zeros(())
     for i, (t_cur, t_next) in enumerate(itertools.pairwise(times)):
         t = jnp.full(len(img), t_cur)
         c = np.asarray(velocity(jnp.asarray(img), t, full.txt, full.vec, full.img_cond))
-        if own.true_guidance is not None and i >= 2:
+        if own.true_guidance is not None and i >= 2 and (i - 2) % every == 0:
             null_txt, null_vec, image_scale, text_scale = own.true_guidance
             zero = jnp.zeros(img.shape)
             u = np.asarray(velocity(jnp.asarray(img), t, null_txt, null_vec, zero))
             v = np.asarray(velocity(jnp.asarray(img), t, null_txt, null_vec, full.img_cond))
             gi, gt = (np.asarray(s)[:, None, None] for s in (image_scale, text_scale))
-            c = u + gi * (v - u) + gt * (c - v)
-        img = img + (t_next - t_cur) * c
+            added = (gi - 1) * (v - u) + (gt - 1) * (c - v)
+        img = img + (t_next - t_cur) * (c + added)
     return img
 
 
@@ -115,6 +118,19 @@ def test_modulations_of_all_steps_are_those_of_each(arrays, scan_layers):
             np.testing.assert_array_equal(one, of_all[i])
 
 
+@pytest.mark.parametrize("every", [2, 3])  # four guided steps: two periods; one, and one begun
+def test_guidance_is_kept_between_the_steps_that_compute_it(model, arrays, every):
+    own, times = inputs(arrays, guided=True), timesteps(6)
+    expected = by_hand(model, arrays, own, times, every)
+    always = by_hand(model, arrays, own, times)
+    sampler = Sampler(model, CANVAS, Method(guidance_every=every))
+    scale = np.abs(expected).max()
+    assert np.abs(expected - always).max() > 1e-4 * scale
+    for callback in (None, lambda *_: None):
+        made = sampler.run(jnp.array(arrays["img"]), own, times, callback)
+        np.testing.assert_allclose(made, expected, atol=1e-5 * scale)
+
+
 def test_the_first_two_steps_are_plain(sampler, arrays):
     runs = [
         sampler.run(jnp.array(arrays["img"]), inputs(arrays, guided=guided), timesteps(2))
@@ -123,9 +139,12 @@ def test_the_first_two_steps_are_plain(sampler, arrays):
     np.testing.assert_array_equal(*runs)
 
 
-@pytest.mark.parametrize(("guided", "passes"), [(True, 80), (False, 28)])
-def test_passes_are_counted(guided, passes):
-    kinds = [Method().kind(i, 28, true_guidance=guided) for i in range(28)]
+@pytest.mark.parametrize(
+    ("every", "guided", "passes"), [(1, True, 80), (3, True, 46), (28, True, 30), (3, False, 28)]
+)
+def test_passes_are_counted(every, guided, passes):
+    method = Method(guidance_every=every)
+    kinds = [method.kind(i, 28, true_guidance=guided) for i in range(28)]
     assert sum(3 if kind == "guided" else 1 for kind in kinds) == passes
 
 

@@ -102,7 +102,7 @@ def test_the_run_says_what_made_it(pipe, cases, tmp_path):
     settings = open_run(tmp_path / "run").settings
     assert settings["model"] == pipe.identity
     assert settings["seeds"] == [7, 9]
-    assert settings["sampling"] == dataclasses.asdict(pipe.check(DEFAULTS, two_frames=True))
+    assert settings["sampling"] == pipe.check(DEFAULTS, two_frames=True).stated()
     assert settings["reference"] is True
     weights = settings["weights"]
     assert isinstance(weights, dict)
@@ -133,7 +133,7 @@ def test_other_settings_make_all_images_again(pipe, cases, tmp_path):
     generate(pipe, cases, tmp_path / "run", OURS)
     other = dataclasses.replace(OURS, settings=dataclasses.replace(DEFAULTS, steps=3))
     assert generate(pipe, cases, tmp_path / "run", other).made == 5
-    expected = dataclasses.asdict(pipe.check(other.settings, two_frames=True))
+    expected = pipe.check(other.settings, two_frames=True).stated()
     assert open_run(tmp_path / "run").settings["sampling"] == expected
 
 
