@@ -48,6 +48,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "batch": Command(
             "Generate an image for every row of a manifest", "dsd_jax.infer.cli:batch"
         ),
+        "serve": Command(
+            "Serve images over HTTP, as OpenAI's interface has it", "dsd_jax.infer.serve.cli:serve"
+        ),
         "story draw": Command(
             "Paint the panels of a story and lay out its pages", "dsd_jax.infer.story.cli:draw"
         ),

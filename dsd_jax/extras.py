@@ -22,6 +22,7 @@ EXTRAS = {
     "parquet": Extra(("arro3.core", "arro3.io"), "reading Parquet tables"),
     "plan-gpu": Extra(("jax_cuda12_plugin", "nvidia.cudnn"), "asking the compiler for GPUs"),
     "plot": Extra(("matplotlib",), "drawing curves and statistics"),
+    "serve": Extra(("starlette", "uvicorn", "prometheus_client", "python_multipart"), "serving"),
     "tensorboard": Extra(("tensorboardX",), "writing event files for TensorBoard"),
     "torch": Extra(("torch", "diffusers", "peft"), "trying an export in PyTorch"),
     "tpu": Extra(("libtpu",), "computing on TPUs, or planning for them,"),

@@ -96,5 +96,11 @@ def euler_step(
     t_cur: float | Array,
     t_next: float | Array,
 ) -> Float32[Array, "*shape"]:
-    """One Euler step from `t_cur` to `t_next`; the state is float32 whatever the model runs in."""
-    return x_t + (t_next - t_cur) * velocity.astype(jnp.float32)
+    """One Euler step from `t_cur` to `t_next`; the state is float32 whatever the model runs in.
+
+    The times are scalars, or one for each item of the first axis.
+    """
+    length = t_next - t_cur
+    if jnp.ndim(length):
+        length = jnp.reshape(length, (-1, *[1] * (x_t.ndim - 1)))
+    return x_t + length * velocity.astype(jnp.float32)

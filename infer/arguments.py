@@ -9,9 +9,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from dsd_jax.errors import UserError, did_you_mean
 
-__all__ = ["check_choice", "check_count", "own_names", "structure"]
+__all__ = ["check_choice", "check_count", "given_once", "listed", "own_names", "structure"]
 
 # diffusers, and the released program's pipeline -> ours
 _SYNONYMS = {
@@ -21,6 +23,8 @@ _SYNONYMS = {
     "guidance_scale": "guidance",
     "guidance_scale_real_i": "i_guidance",
     "guidance_scale_real_t": "t_guidance",
+    "image_guidance_scale": "i_guidance",
+    "text_guidance_scale": "t_guidance",
 }
 # Their arguments that have another form here.
 _HINTS = {
@@ -33,6 +37,7 @@ _HINTS = {
     "device": "give mesh, or choose the device with JAX_PLATFORMS",
 }
 Instance = TypeVar("Instance")
+T = TypeVar("T")
 
 
 def own_names(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -132,3 +137,31 @@ def structure(kind: type[Instance], given: Mapping[str, Any], where: str) -> Ins
             hint = f"; {_HINTS[name]}" if name in _HINTS else ""
             raise UserError(f"{name} must be {words}, got {value!r}{hint}")
     return kind(**values)
+
+
+def listed(name: str, given: Any, words: str, kinds: tuple[type, ...]) -> list[Any]:
+    """A list of what was given alone or as a list; empty for None.
+
+    Raises:
+        UserError: it, or an item of it, is of another kind.
+    """
+    items = [given] if isinstance(given, kinds) else given
+    if items is None:
+        return []
+    wrong = [items]
+    if isinstance(items, list | tuple | np.ndarray):
+        wrong = [item for item in items if not isinstance(item, kinds)]
+    if wrong:
+        raise UserError(f"{name} must be {words}, got {wrong[0]!r}")
+    return list(items)
+
+
+def given_once(name: str, first: T | None, second: T | None) -> T | None:
+    """The value of an argument that has two names.
+
+    Raises:
+        UserError: it is given by both.
+    """
+    if first is not None and second is not None:
+        raise UserError(f"{name!r} is given twice, by two names; give one of them")
+    return second if first is None else first

@@ -6,6 +6,7 @@ import gc
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,12 @@ from flax import nnx
 from dsd_jax.config import FluxConfig
 from dsd_jax.encoders import Text, groups_of, in_groups
 from dsd_jax.flow import Schedule
-from dsd_jax.flux import Flux, Modulations, parted
+from dsd_jax.flux import Flux, Modulations
 from dsd_jax.frames import Canvas, FluxInputs, unpack_latents
 from dsd_jax.infer.guidance import TrueGuidance
 from dsd_jax.infer.options import LoadOptions
 from dsd_jax.infer.prepared import Prepared
 from dsd_jax.infer.sampler import Callback, Method, Sampler, SamplerInputs
-from dsd_jax.infer.settings import Settings
 from dsd_jax.infer.shown import Shown
 from dsd_jax.infer.solvers import SOLVERS
 from dsd_jax.infer.structure import SharedStructure
@@ -101,8 +101,7 @@ class Denoiser:
         graphdef, state = nnx.split(changed._model)
         for kind, sampler in self._samplers.items():
             if sampler.programs.graphdef == graphdef:
-                sampler.making, sampler.using = parted(state)
-                changed._samplers[kind] = sampler
+                changed._samplers[kind] = sampler.with_state(state)
         return changed
 
     def run(
@@ -133,19 +132,12 @@ class Denoiser:
         canvas, settings = start.canvas, prepared.settings
         group = batch_ways(self._options.mesh)
         timesteps = schedule.timesteps(settings.steps, canvas.tokens)
-        place = {prompt: i for i, prompt in enumerate(prepared.prompts)}
-        rows = np.asarray([place[text] for text in prepared.texts])
-        text = start.text
-        null = None
-        if settings.true_guidance:
-            null = Text(*(array[place[settings.negative_prompt]] for array in text))
-        arrays = [start.noise, text.txt[rows], text.vec[rows]]
-        if start.condition is not None:
-            arrays.append(start.condition)
+        inputs, form = jax.tree.flatten(start.inputs(prepared))
+        arrays = [start.noise, *inputs]
         if shared is not None:
             group = math.lcm(group, shared.panels)
         # Groups that occupy every device, and no more of them than there are images to fill.
-        count = len(rows)
+        count = len(prepared.texts)
         groups = min(-(-(batch_size or 1) // group), -(-count // group))
         batches = -(-count // (groups * group))
         with contextlib.ExitStack() as shown:
@@ -160,13 +152,11 @@ class Denoiser:
             elif show == "phases":
                 shown.enter_context(phase("compiling, and sampling the first images"))
 
-            def placed(
-                img: AnyArray, txt: AnyArray, vec: AnyArray, cond: AnyArray | None = None
-            ) -> tuple[jax.Array, SamplerInputs]:
-                inputs = jnp.asarray(img), _inputs(txt, vec, cond, null, settings)
+            def placed(img: AnyArray, *rows: AnyArray) -> tuple[jax.Array, SamplerInputs]:
+                given = jax.tree.map(jnp.asarray, (img, jax.tree.unflatten(form, rows)))
                 if self._options.mesh is not None:
-                    inputs = jax.device_put(inputs, batch_sharding(self._options.mesh))
-                return inputs
+                    given = jax.device_put(given, batch_sharding(self._options.mesh))
+                return given
 
             made: Iterator[list[Modulations] | None] = itertools.repeat(None)
             if not self._options.stays:  # the weights that make them then leave the device
@@ -212,34 +202,28 @@ class Start:
     text: Text
     condition: Float32[np.ndarray, "N L Cp"] | None
 
+    def inputs(self, prepared: Prepared) -> SamplerInputs:
+        """Inputs of the model for every image, arrays of NumPy with one row per image."""
+        settings = prepared.settings
+        place = {prompt: i for i, prompt in enumerate(prepared.prompts)}
+        rows = np.asarray([place[text] for text in prepared.texts])
 
-def _inputs(
-    txt: AnyArray,
-    vec: AnyArray,
-    condition: AnyArray | None,
-    null: Text | None,
-    settings: Settings,
-) -> SamplerInputs:
-    count = len(vec)
+        def scale(value: float) -> Any:
+            return np.full(len(rows), value, np.float32)
 
-    def scale(value: float) -> jax.Array:
-        return jnp.full(count, value, jnp.float32)
-
-    inputs = FluxInputs(
-        txt=jnp.asarray(txt),
-        vec=jnp.asarray(vec),
-        guidance=scale(settings.guidance),
-        img_cond=None if condition is None else jnp.asarray(condition),
-    )
-    if null is None:
-        return SamplerInputs(inputs)
-    guidance = TrueGuidance(
-        null_txt=jnp.broadcast_to(null.txt, txt.shape),
-        null_vec=jnp.broadcast_to(null.vec, vec.shape),
-        image_scale=scale(settings.i_guidance),
-        text_scale=scale(settings.t_guidance),
-    )
-    return SamplerInputs(inputs, guidance)
+        txt, vec = self.text
+        condition: Any = self.condition
+        inputs = FluxInputs(txt[rows], vec[rows], scale(settings.guidance), condition)
+        if not settings.true_guidance:
+            return SamplerInputs(inputs)
+        null = np.full(len(rows), place[settings.negative_prompt])
+        guidance = TrueGuidance(
+            null_txt=txt[null],
+            null_vec=vec[null],
+            image_scale=scale(settings.i_guidance),
+            text_scale=scale(settings.t_guidance),
+        )
+        return SamplerInputs(inputs, guidance)
 
 
 def _counting(advance: Advance, callback: Callback | None) -> Callback:

@@ -4,11 +4,12 @@ pipe = Pipeline.load("FLUX.1-dev/", model_path="dsd/transformer", lora_path="lor
 image = pipe(text="this character sitting on a chair", image=reference, seed=0)[0]
 """
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +23,12 @@ from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.frames import Canvas, pack_latents
 from dsd_jax.images import from_array
-from dsd_jax.infer.arguments import check_count, own_names, structure
+from dsd_jax.infer.arguments import check_count, given_once, listed, own_names, structure
 from dsd_jax.infer.denoiser import Denoiser, Start
 from dsd_jax.infer.generated import Generated
 from dsd_jax.infer.options import LoadOptions, LoadOptionsDict
 from dsd_jax.infer.prepared import Images, Prepared, Texts, open_frames, prepare, seeds_of
-from dsd_jax.infer.sampler import Callback, initial_noise
+from dsd_jax.infer.sampler import Callback, Sampler, initial_noise
 from dsd_jax.infer.settings import Settings, SettingsDict
 from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
 from dsd_jax.infer.structure import SharedStructure
@@ -39,7 +40,6 @@ from dsd_jax.types import Float32
 __all__ = ["Pipeline"]
 
 PathLike = str | Path
-T = TypeVar("T")
 _CALL = ("text", "image", "num_images")
 
 
@@ -93,12 +93,15 @@ class Pipeline:
         self._codec = Lazy(
             "VAE", lambda: ImageCodec.load(parts.autoencoder, **placed), keep=options.stays
         )
-        self._denoiser = Lazy(
-            "transformer",
-            lambda: Denoiser(parts.transformer, [*self._loras.values()], options),
-            keep=options.stays,
-        )
+        self._denoiser = self._lazy_denoiser()
         self._use_loras(dict(loras or {}))
+
+    def _lazy_denoiser(self) -> Lazy[Denoiser]:
+        return Lazy(
+            "transformer",
+            lambda: Denoiser(self.parts.transformer, [*self._loras.values()], self.options),
+            keep=self.options.stays,
+        )
 
     @classmethod
     def load(
@@ -128,7 +131,7 @@ class Pipeline:
         chosen = structure(LoadOptions, options, "Pipeline.load")
         parts = open_flux(base_path, model_path, max_sequence_length=max_sequence_length)
         pipeline = cls(parts, options=chosen)
-        files = _listed("lora_path", lora_path, "a path or a list of paths", (str, Path))
+        files = listed("lora_path", lora_path, "a path or a list of paths", (str, Path))
         adapters, notices = open_loras(files, lora_scale, parts.transformer.config)
         pipeline._use_loras(_named(adapters))
         pipeline.notices += notices
@@ -183,6 +186,30 @@ class Pipeline:
         self._lora(name)
         self._use_loras({own: lora for own, lora in self._loras.items() if own != name})
 
+    def scale_loras(self, scales: Mapping[str, float]) -> None:
+        """Changes the strengths of all LoRAs; one that is not named gets 0.
+
+        Raises:
+            UserError: no LoRA has such a name, or a strength is no number.
+        """
+        for name in scales:
+            self._lora(name)
+        self._use_loras(
+            {
+                name: (adapter, check_scale(scales.get(name, 0.0)))
+                for name, (adapter, _) in self._loras.items()
+            }
+        )
+
+    def scaled(self, scales: Mapping[str, float]) -> "Pipeline":
+        """A pipeline beside this one, whose LoRAs have other strengths; see `scale_loras`.
+
+        Both share the base weights and the programs that are compiled already.
+        """
+        other = copy.copy(self)
+        other.scale_loras(scales)
+        return other
+
     def _lora(self, name: str) -> ScaledAdapter:
         if name not in self._loras:
             held = ", ".join(map(repr, self._loras)) or "none"
@@ -191,9 +218,12 @@ class Pipeline:
         return self._loras[name]
 
     def _use_loras(self, loras: dict[str, ScaledAdapter]) -> None:
-        if self._denoiser.value is not None:
-            self._denoiser.value = self._denoiser.value.with_adapters([*loras.values()])
+        changed = self._denoiser.value
+        if changed is not None:
+            changed = changed.with_adapters([*loras.values()])
         self._loras = loras
+        self._denoiser = self._lazy_denoiser()  # not that of a pipeline that this is a copy of
+        self._denoiser.value = changed
         transformer = with_condition(self.parts.transformer, [*loras.values()])
         self.transformer_config = transformer.config
         weights = transformer.settle(self.options.weights)
@@ -219,6 +249,11 @@ class Pipeline:
         return digests | ({"lora": loras} if loras else {})
 
     # Sampling
+
+    def sampler(self, canvas: Canvas) -> Sampler:
+        """The sampler of a canvas, with the programs that it has compiled so far."""
+        with self._denoiser.use("nothing") as denoiser:
+            return denoiser.sampler(canvas)
 
     @property
     def group(self) -> int:
@@ -257,9 +292,9 @@ class Pipeline:
         """
         known = (*_CALL, *(field.name for field in dataclasses.fields(Settings)))
         given = own_names(settings, known, "a pipeline")
-        text = _one("text", text, given.pop("text", None))
+        text = given_once("text", text, given.pop("text", None))
         num_images = given.pop("num_images", num_images)
-        texts = _listed("text", text, "a text or a list of texts", (str,))
+        texts = listed("text", text, "a text or a list of texts", (str,))
         if not texts:
             raise UserError("there is no text; describe the image that is wanted")
         chosen = self.check(structure(Settings, given, "a pipeline"), two_frames=image is not None)
@@ -327,29 +362,67 @@ class Pipeline:
             batch_size = check_count("batch_size", batch_size)
         if shared is not None:
             shared.check(len(prepared.texts), prepared.settings)
+        start = self.start(prepared, latents=latents, show=show)
+        with on_mesh(self.mesh):
+            final = self._denoise(prepared, start, batch_size, callback, shared, show)
+        made = self.finish(prepared, final, show=show)
+        for parameters in made.parameters:
+            if latents is not None:
+                parameters["noise"] = "given"
+            if shared is not None:
+                parameters.update(dataclasses.asdict(shared))
+        return made
+
+    def start(
+        self, prepared: Prepared, *, latents: np.ndarray | None = None, show: Shown = "nothing"
+    ) -> Start:
+        """Encodes texts and references: the stages before sampling.
+
+        Args:
+            prepared, latents, show: as for `run`.
+
+        Raises:
+            UserError: latents that cannot be used, or weights that cannot be read.
+        """
         noise = self._noise(prepared, latents)
         with on_mesh(self.mesh):
             text = self._encode(prepared, show)
             condition = self._condition(prepared, show)
-            start = Start(self._canvas(prepared), noise, text, condition)
-            final = self._denoise(prepared, start, batch_size, callback, shared, show)
-            decoded = self._decode(final, show)
+        return Start(self._canvas(prepared), noise, text, condition)
+
+    def finish(
+        self,
+        prepared: Prepared,
+        latents: Float32[np.ndarray, "N h w C"],
+        *,
+        show: Shown = "nothing",
+    ) -> Generated:
+        """Decodes final latents: the stage after sampling.
+
+        Args:
+            prepared, show: as for `run`.
+            latents: normalised latents of every image.
+
+        Raises:
+            NotFiniteError: latents that decode to no picture.
+        """
+        with on_mesh(self.mesh):
+            decoded = self._decode(latents, show)
         left, right = decoded[:0], decoded
         if prepared.frames is not None:
             left, right = np.split(decoded, 2, axis=2)
         return Generated(
             images=[from_array(pixels) for pixels in right],
             references=[from_array(pixels) for pixels in left],
-            latents=final.transpose(0, 3, 1, 2),
+            latents=latents.transpose(0, 3, 1, 2),
             parameters=[
                 {
                     "program": f"dsd-jax {__version__}",
                     "text": text,
                     "seed": int(seed),
-                    "noise": "of the seed" if latents is None else "given",
+                    "noise": "of the seed",
                     **prepared.settings.stated(),
                     **self.identity,
-                    **({} if shared is None else dataclasses.asdict(shared)),
                 }
                 for text, seed in zip(prepared.texts, prepared.seeds, strict=True)
             ],
@@ -441,26 +514,3 @@ def _named(
         name = next(own for own in itertools.chain([stem], numbered) if own not in used)
         named[name] = (adapter, scale)
     return named
-
-
-def _listed(name: str, given: Any, words: str, kinds: tuple[type, ...]) -> list[Any]:
-    """A list of what was given alone or as a list; empty for None.
-
-    Raises:
-        UserError: it, or an item of it, is of another kind.
-    """
-    items = [given] if isinstance(given, kinds) else given
-    if items is None:
-        return []
-    wrong = [items]
-    if isinstance(items, list | tuple | np.ndarray):
-        wrong = [item for item in items if not isinstance(item, kinds)]
-    if wrong:
-        raise UserError(f"{name} must be {words}, got {wrong[0]!r}")
-    return list(items)
-
-
-def _one(name: str, first: T | None, second: T | None) -> T | None:
-    if first is not None and second is not None:
-        raise UserError(f"{name!r} is given twice, by two names; give one of them")
-    return second if first is None else first

@@ -55,6 +55,17 @@ class Prepared:
     ids: TextIds
     notices: list[list[str]]
 
+    def only(self, row: int) -> "Prepared":
+        """One of the images, alone."""
+        one = slice(row, row + 1)
+        return dataclasses.replace(
+            self,
+            texts=self.texts[one],
+            frames=None if self.frames is None else self.frames[one],
+            seeds=self.seeds[one],
+            notices=self.notices[one],
+        )
+
 
 def prepare(
     tokenizers: Tokenizers,

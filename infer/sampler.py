@@ -1,5 +1,6 @@
 """Samples packed latents: by a jitted step that can be watched, or by one program for the loop."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -203,7 +204,30 @@ class Programs:
     ) -> Carry:
         """Takes one step of the solver, with its modulations among those of its phase."""
         own = jax.tree.map(lambda x: x[step.number], modulations)
-        return self._taking(kind, state, inputs)(carry, (own, step.now, step.next))
+        return self.taking(kind, state, inputs)(carry, (own, step.now, step.next))
+
+    def apart(
+        self,
+        making: nnx.State,
+        using: nnx.State,
+        img: Array,
+        inputs: SamplerInputs,
+        times: tuple[Array, Array],
+    ) -> Array:
+        """Takes one Euler step with every image at times `[B]` of its own, now and next.
+
+        Modulations are computed in the step, since no two batches need to share their times.
+        """
+        now, following = times
+        kind: Kind = "plain" if inputs.true_guidance is None else "guided"
+        if inputs.true_guidance is None:
+            three, at = inputs.flux, now
+        else:
+            three, at = with_null(inputs.flux, inputs.true_guidance), jnp.repeat(now, 3)
+        modulations = nnx.merge(self.graphdef, making).modulations(at, three)
+        step = dataclasses.replace(self, method=Method()).taking(kind, using, inputs)
+        carry = Method().start(img, true_guidance=kind == "guided")
+        return step(carry, (modulations, now, following)).img
 
     def loop(
         self,
@@ -227,16 +251,16 @@ class Programs:
         leading: tuple[tuple[Kind, int, int], ...] = (("shared", 0, ends), ("plain", ends, first))
         for kind, start, stop in leading:
             if start < stop:
-                take = self._taking(kind, state, inputs)
+                take = self.taking(kind, state, inputs)
                 own = part((modulations[0], *times), start, stop)
                 carry = _scan(take, carry, own)
         if not guided:
             return carry.img
         steps = modulations[1], *part(times, first, count)
-        guide, every = self._taking("guided", state, inputs), self.method.guidance_every
+        guide, every = self.taking("guided", state, inputs), self.method.guidance_every
         if every == 1:
             return _scan(guide, carry, steps).img
-        keep = self._taking("kept", state, inputs)
+        keep = self.taking("kept", state, inputs)
 
         def period(carry: Carry, own: PyTree) -> Carry:
             carry = guide(carry, jax.tree.map(lambda x: x[0], own))
@@ -249,12 +273,11 @@ class Programs:
             carry = period(carry, part(steps, whole, count))
         return carry.img
 
-    def _taking(
+    def taking(
         self, kind: Kind, state: nnx.State, inputs: SamplerInputs
     ) -> Callable[[Carry, tuple[Modulations, Array, Array]], Carry]:
         """The function that takes a step: (carry, (modulations, time now, next time)) -> carry."""
         model = nnx.merge(self.graphdef, state)
-
         shared = self.method.shared
         panels = shared.panels if shared is not None and kind == "shared" else 1
 
@@ -301,6 +324,13 @@ class Sampler:
         self._modulations = jax.jit(self.programs.modulations)
         self._step = jax.jit(self.programs.step, static_argnames="kind", donate_argnames="carry")
         self._loop = jax.jit(self.programs.loop, donate_argnames="img")
+        self._apart = jax.jit(self.programs.apart, donate_argnames="img")
+
+    def with_state(self, state: nnx.State) -> "Sampler":
+        """A sampler with other weights and the same compiled programs."""
+        other = copy.copy(self)
+        other.making, other.using = parted(state)
+        return other
 
     def modulations(self, inputs: SamplerInputs, timesteps: np.ndarray) -> list[Modulations]:
         """Computes the modulations of all steps, see `Programs.modulations`."""
@@ -310,6 +340,21 @@ class Sampler:
         """Frees the weights that make modulations. From then on, `run` must be given these."""
         for array in jax.tree.leaves(self.making):
             array.delete()
+
+    def step(
+        self,
+        img: Float32[Array, "B L C"],
+        inputs: SamplerInputs,
+        times: tuple[Float32[np.ndarray, " B"], Float32[np.ndarray, " B"]],
+    ) -> Float32[Array, "B L C"]:
+        """Takes one Euler step with every image, each at a time of its own.
+
+        Args:
+            img: packed latents; donated.
+            inputs: text, condition and scales. With `true_guidance`, all images take three passes.
+            times: time now and next time of each image.
+        """
+        return self._apart(self.making, self.using, img, inputs, times)
 
     def run(
         self,

@@ -16,7 +16,7 @@ def declared() -> dict[str, Requirement]:
     """Requirements that `pip install '.[dev]'` has, without those of hardware and clouds."""
     extras = PROJECT["optional-dependencies"]
     lines = [*PROJECT["dependencies"]]
-    for name in ("c2pa", "parquet", "plot", "tensorboard", "torch", "dev"):
+    for name in ("c2pa", "parquet", "plot", "serve", "tensorboard", "torch", "dev"):
         lines += extras[name]
     found = [Requirement(line) for line in lines]
     return {canonicalize_name(one.name): one for one in found if one.name != "dsd-jax"}

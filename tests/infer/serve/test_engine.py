@@ -1,0 +1,70 @@
+"""The engine over a real pipeline: images that share steps equal those made alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dsd_jax.errors import UserError
+from dsd_jax.images import open_frame
+from dsd_jax.infer.guidance import FIRST_STEP
+from dsd_jax.infer.pipeline import Pipeline
+from dsd_jax.infer.serve.engine import PipelineEngine
+from dsd_jax.infer.serve.wire import ImageRequest
+from dsd_jax.infer.settings import Settings
+from tests.random_flux import TEXT, picture
+
+SIZE = 32, 32
+STEPS = 3
+
+
+def request(seed: int, text: str, guidance: float, i_guidance: float) -> ImageRequest:
+    settings = Settings(guidance, i_guidance, 1.5, steps=STEPS, height=32, width=64)
+    return ImageRequest(text, (seed,), SIZE, settings, {})
+
+
+def pixels(image) -> np.ndarray:
+    return np.asarray(image, np.int16)
+
+
+def test_images_that_share_steps_equal_those_made_alone(pipe: Pipeline):
+    engine = PipelineEngine(pipe, [SIZE], batch=2)
+    assert engine.batches == [1, 2]
+    engine.batches = [2]  # one number of images to compile for
+    wanted = [request(1, TEXT, 3.5, 2.0), request(2, "a dog", 1.0, 1.2)]
+    lanes = {engine.lane(each, edit=True) for each in wanted}
+    assert len(lanes) == 1
+    frames = [open_frame(picture(i), *SIZE) for i in range(2)]
+    [first], [second] = (
+        engine.open(each, frame, [0]) for each, frame in zip(wanted, frames, strict=True)
+    )
+    engine.step([first], guided=False)
+    preview = engine.preview(first)
+    engine.step([first, second], guided=False)  # the second joins, one step behind
+    engine.step([first], guided=True)
+    engine.step([second], guided=False)
+    engine.step([second], guided=True)
+    assert first.step == second.step == STEPS == FIRST_STEP + 1
+    for each, frame, state in zip(wanted, frames, (first, second), strict=True):
+        made = engine.finish(state)
+        settings = dataclasses.asdict(each.settings)
+        alone = pipe(each.prompt, frame.image, seed=each.seeds[0], **settings)
+        assert np.abs(pixels(made.image) - pixels(alone[0])).max() <= 1
+        assert made.parameters == alone.parameters[0]
+    assert preview.size == SIZE
+    assert np.abs(pixels(preview) - pixels(made.image)).max() > 1
+
+
+def test_what_cannot_be_served_is_refused_at_the_start(pipe: Pipeline, folder):
+    with pytest.raises(UserError, match=r"programs are kept for 4.*Give fewer sizes"):
+        PipelineEngine(pipe, [(16 * i, 16) for i in range(1, 5)], 1)
+    with pytest.raises(UserError, match="must be positive multiples of 16 pixels"):
+        PipelineEngine(pipe, [(30, 30)], 1)
+    swapped = Pipeline.load(folder / "flux", offload="model")
+    with pytest.raises(UserError, match="keeps its weights in memory; leave out --model_offload"):
+        PipelineEngine(swapped, [SIZE], 1)
+
+
+def test_a_model_without_condition_offers_no_edits(plain: Pipeline):
+    offer = PipelineEngine(plain, [SIZE, SIZE], 1).offer
+    assert (offer.edits, offer.true_guidance, offer.sizes) == (False, False, (SIZE,))

@@ -1,0 +1,81 @@
+"""A real server on this machine: a client that leaves, and a stop by SIGTERM."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import openai
+import pytest
+
+from dsd_jax.errors import UserError
+from dsd_jax.infer.serve.app import create_app
+from dsd_jax.infer.serve.guard import read_key
+from dsd_jax.infer.serve.runner import Runner
+from dsd_jax.infer.serve.server import listen, run
+
+
+def test_a_client_that_leaves_cancels_and_sigterm_answers_what_was_accepted(engine):
+    engine.gate = threading.Semaphore(0)
+    runner = Runner(engine)
+    ready = threading.Event()
+
+    def use(base: str):
+        ready.wait()
+        client = openai.OpenAI(base_url=base, api_key="none", max_retries=0)
+        stream = {"prompt": "a", "steps": 3, "stream": True}
+        with httpx2.stream("POST", f"{base}/images/generations", json=stream) as left:
+            engine.begun.acquire()
+        task = runner.task(left.headers["x-job-id"])
+        assert task is not None
+        while task.settled is None:
+            time.sleep(0.01)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(client.images.generate, prompt="b", extra_body={"steps": 2})
+            engine.gate.release(1)
+            engine.begun.acquire()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not runner.draining:
+                time.sleep(0.01)
+            with pytest.raises(openai.InternalServerError, match="the server is stopping"):
+                client.images.generate(prompt="c")
+            engine.gate.release(100)
+            return task.status, asked.result()
+
+    with listen("127.0.0.1", 0) as sock, ThreadPoolExecutor(1) as pool:
+        used = pool.submit(use, f"http://127.0.0.1:{sock.getsockname()[1]}/v1")
+        run(create_app(runner), runner, sock, ready.set)
+        status, answered = used.result()
+    assert status == "cancelled"
+    assert len(answered.data) == 1
+
+
+def test_an_address_in_use_is_told(engine):
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}: .* --port"):
+            listen("127.0.0.1", port)
+
+
+def test_a_failure_to_compile_ends_the_server(engine):
+    def warm_up(report):
+        raise UserError("these weights do not fit")
+
+    engine.warm_up = warm_up
+    runner = Runner(engine)
+    with listen("127.0.0.1", 0) as sock, pytest.raises(UserError, match="do not fit"):
+        run(create_app(runner), runner, sock, lambda: None)
+
+
+def test_the_key_comes_from_a_variable_or_a_file(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("from-the-file\n")
+    assert read_key("KEY", None, {}) is None
+    assert read_key("KEY", None, {"KEY": " from-the-variable "}) == "from-the-variable"
+    assert read_key("KEY", file, {"KEY": "from-the-variable"}) == "from-the-file"
+    for bad in ("short", "with a space", "ümlaut-key"):
+        with pytest.raises(UserError, match="must be 8 or more letters") as caught:
+            read_key("KEY", None, {"KEY": bad})
+        assert bad not in str(caught.value)
