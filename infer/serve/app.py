@@ -23,7 +23,14 @@ from dsd_jax.infer.serve.guard import Guard
 from dsd_jax.infer.serve.metrics import CONTENT_TYPE_LATEST
 from dsd_jax.infer.serve.runner import Event, Preview, Progress, Runner, Settled, Task
 from dsd_jax.infer.serve.scheduler import FullError
-from dsd_jax.infer.serve.uploads import Uploads, read_form, read_json
+from dsd_jax.infer.serve.uploads import (
+    FORM,
+    JSON,
+    Reader,
+    Uploads,
+    parse_fields,
+    parse_form,
+)
 from dsd_jax.infer.serve.wire import (
     FORMATS,
     ImageRequest,
@@ -49,8 +56,7 @@ class Service:
     """
 
     def __init__(self, runner: Runner[Any], uploads: Uploads = Uploads()) -> None:
-        self.runner, self._uploads = runner, uploads
-        self._reading = asyncio.Semaphore(uploads.at_once)
+        self.runner, self._reader = runner, Reader(uploads)
         self._decoding = asyncio.Semaphore(_DECODERS)
 
     async def edits(self, request: Request) -> Response:
@@ -110,13 +116,13 @@ class Service:
         self._check_open(edit=edit)
         offer = self.runner.offer
         frame = None
-        async with self._reading:
+        async with self._reader.body(request, FORM if edit else JSON) as given:
             if edit:
-                form = await read_form(request, self._uploads)
+                form = await parse_form(request.headers, given)
                 wanted = parse_request(form.fields, offer, edit=True)
                 frame = await self._frame(form.image, wanted)
             else:
-                wanted = parse_request(await read_json(request, self._uploads), offer, edit=False)
+                wanted = parse_request(parse_fields(given), offer, edit=False)
         events = _Events()
         try:
             task = self.runner.submit(wanted, frame, events.put)

@@ -1,12 +1,13 @@
 """Reads the body of a request within limits, and takes a form apart."""
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from http import HTTPStatus
 
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -14,8 +15,9 @@ from dsd_jax.errors import UserError
 from dsd_jax.infer.serve.wire import RefusedError
 from dsd_jax.structured import Limits, parse_json
 
-__all__ = ["Form", "Uploads", "read_form", "read_json"]
+__all__ = ["FORM", "JSON", "Form", "Reader", "Uploads", "parse_fields", "parse_form"]
 
+FORM, JSON = "multipart/form-data", "application/json"
 _JSON = Limits(size=1 << 17, depth=8)
 _FIELDS = 64
 _FIELD_BYTES = 1 << 17
@@ -29,14 +31,69 @@ class Uploads:
     """Limits of the bodies of requests.
 
     Attributes:
-        size: Bytes.
+        size: Bytes of a body.
         seconds: Time in which a body must arrive.
-        at_once: Bodies that are read at the same time; others wait unread.
+        together: Bytes of all bodies that are held at a time.
     """
 
     size: int = 32 << 20
     seconds: float = 60.0
-    at_once: int = 16
+    together: int = 512 << 20
+
+
+class Reader:
+    """Reads the bodies of requests within limits.
+
+    A slow upload holds only what has arrived of it, so it keeps no other request waiting.
+
+    Args:
+        uploads: The limits.
+    """
+
+    def __init__(self, uploads: Uploads = Uploads()) -> None:
+        self._uploads, self._held = uploads, 0
+
+    @contextlib.asynccontextmanager
+    async def body(self, request: Request, kind: str) -> AsyncIterator[bytes]:
+        """The body of a request; it counts as held until the end of the context.
+
+        Args:
+            request: The request.
+            kind: `FORM` or `JSON`, which its content type must state.
+
+        Raises:
+            RefusedError: It is of another kind, too large or too slow, or too much is held already.
+        """
+        _expect(request, kind)
+        most = self._uploads.size if kind == FORM else min(self._uploads.size, _JSON.size)
+        _check_length(request, most)
+        body = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(self._uploads.seconds):
+                    async for chunk in request.stream():
+                        self._check_room(len(body) + len(chunk), len(chunk), most)
+                        self._held += len(chunk)
+                        body += chunk
+            except TimeoutError:
+                raise RefusedError(
+                    f"the body took longer than {self._uploads.seconds:g} seconds to arrive",
+                    status=HTTPStatus.REQUEST_TIMEOUT,
+                ) from None
+            yield bytes(body)
+        finally:
+            self._held -= len(body)
+
+    def _check_room(self, size: int, added: int, most: int) -> None:
+        if size > most:
+            raise _too_large(most)
+        if self._held + added > self._uploads.together:
+            raise RefusedError(
+                "too many uploads arrive together; try again later",
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+                code="uploads_full",
+                retry_after=1.0,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,31 +104,30 @@ class Form:
     image: bytes
 
 
-async def read_json(request: Request, uploads: Uploads) -> dict[str, object]:
-    """The object that a request holds as JSON.
+def parse_fields(body: bytes) -> dict[str, object]:
+    """The object that a body holds as JSON.
 
     Raises:
-        RefusedError: It is of another kind, too large, too slow or damaged.
+        RefusedError: It is damaged.
     """
-    _expect(request, "application/json")
-    body = await _body(request, dataclasses.replace(uploads, size=min(uploads.size, _JSON.size)))
     try:
         return parse_json(body, "the body", dict, _JSON)
     except UserError as error:
         raise RefusedError(str(error)) from None
 
 
-async def read_form(request: Request, uploads: Uploads) -> Form:
-    """The fields and the reference that a request holds as a multipart form.
+async def parse_form(headers: Headers, body: bytes) -> Form:
+    """The fields and the reference that a body holds as a multipart form.
+
+    Args:
+        headers: Headers of the request, which state the boundary of the parts.
+        body: The body.
 
     Raises:
-        RefusedError: It is of another kind, too large, too slow or damaged, or has no reference, or
-            several.
+        RefusedError: It is damaged, or has no reference, or several.
     """
-    _expect(request, "multipart/form-data")
-    body = await _body(request, uploads)
     parser = MultiPartParser(
-        request.headers,
+        headers,
         _once(body),
         max_files=16,
         max_fields=_FIELDS,
@@ -128,30 +184,17 @@ def _expect(request: Request, kind: str) -> None:
         )
 
 
-async def _body(request: Request, uploads: Uploads) -> bytes:
+def _check_length(request: Request, most: int) -> None:
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdecimal()):
         raise RefusedError("content-length must be a number of bytes")
-    if len(length) > 20 or int(length) > uploads.size:
-        raise _too_large(uploads)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(uploads.seconds):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > uploads.size:
-                    raise _too_large(uploads)
-                body += chunk
-    except TimeoutError:
-        raise RefusedError(
-            f"the body took longer than {uploads.seconds:g} seconds to arrive",
-            status=HTTPStatus.REQUEST_TIMEOUT,
-        ) from None
-    return bytes(body)
+    if len(length) > 20 or int(length) > most:
+        raise _too_large(most)
 
 
-def _too_large(uploads: Uploads) -> RefusedError:
+def _too_large(most: int) -> RefusedError:
     return RefusedError(
-        f"the body is larger than {uploads.size:,} bytes; send a smaller image",
+        f"the body is larger than {most:,} bytes; send a smaller one",
         status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     )
 

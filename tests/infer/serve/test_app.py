@@ -321,6 +321,33 @@ def test_uploads_are_limited_before_they_are_read(runner, http, reference):
     assert "larger than 2,000 bytes" in answers[0].json()["error"]["message"]
 
 
+def test_slow_uploads_keep_nobody_waiting_and_all_together_are_limited(runner, http):
+    small = with_guard(runner, http, Guard(), Uploads(together=100, seconds=60))
+    url, kind = f"{BASE}/images/generations", {"content-type": "application/json"}
+
+    async def main():
+        arrived, more = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow():
+            yield b" " * 5
+            arrived.release()
+            await more.wait()
+            yield b'{"prompt": "a"}'
+
+        waiting = [asyncio.ensure_future(small.post(url, content=slow(), headers=kind))]
+        waiting += [asyncio.ensure_future(small.post(url, content=slow(), headers=kind))]
+        for _ in waiting:
+            await arrived.acquire()
+        quick = await small.post(url, json={"prompt": "a"})
+        large = await small.post(url, json={"prompt": "a" * 90})
+        more.set()
+        return [quick, large, *await asyncio.gather(*waiting)]
+
+    answers = asyncio.run(main())
+    assert [each.status_code for each in answers] == [200, 429, 200, 200]
+    assert "too many uploads arrive together" in answers[1].json()["error"]["message"]
+
+
 def test_an_edit_takes_exactly_one_uploaded_picture(http, reference):
     header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + reference[24:29]
     bomb = reference[:12] + header + struct.pack(">I", zlib.crc32(header)) + reference[33:]
