@@ -21,6 +21,7 @@ FOLDERS = {
     "speed": "Speed",
     "memory": "Memory",
     "kill": "Killed and restarted",
+    "serve": "Serving",
     "grids": "Grids",
     "drift": "Drift",
     "evaluation": "Evaluation",
