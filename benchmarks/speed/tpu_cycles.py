@@ -18,9 +18,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # the kernels are compiled in other processes
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,7 +36,7 @@ from benchmarks.results import save
 from dsd_jax.attention import attention, splash_blocks
 from dsd_jax.blocks import DoubleBlock, SingleBlock
 from dsd_jax.config import BFLOAT16, Execution, flux_dev
-from dsd_jax.cycles import PARTS, Cycles, operations, summed
+from dsd_jax.cycles import PARTS, Cycles, Part, operations, summed
 from dsd_jax.flux import parted
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.topology import CHIPS, Topology, devices_of
@@ -48,7 +49,13 @@ SECTIONS = {
         """The TPU compiler's estimates for one block, in millions of cycles a chip; nothing was run
 on a TPU. `attention` is counted from its kernel's instruction bundles. `at peak` charges everything
 but products and attention at the peak of the chip's memory. `share of floor` is the floor divided
-by `estimated` and by `at peak`.""",
+by `estimated` and by `at peak`. `all` is the 19 double and 38 single blocks of a step. Sampling
+makes the modulations before its first step, so no row holds them.""",
+    ),
+    "backward": (
+        "Cycles of FLUX's blocks on TPUs, with their gradients",
+        """The same for a block and its gradient by inputs and weights. The rows hold the
+modulations, which training makes in every pass.""",
     ),
 }
 
@@ -69,7 +76,8 @@ def block_cycles(kind: str, chip: str, batch: int, *, backward: bool = False) ->
         kind: "double" or "single".
         chip: one of `KINDS`.
         batch: canvases on the chip.
-        backward: take the gradient by inputs and weights, not the output.
+        backward: take the gradient by inputs and weights, not the output. The block then makes
+            its modulations, as it does in training; in sampling they are given.
     """
     config, sharding = flux_dev(), SingleDeviceSharding(devices_of(_topology(chip))[0])
     make = BLOCKS[kind]
@@ -82,27 +90,32 @@ def block_cycles(kind: str, chip: str, batch: int, *, backward: bool = False) ->
     def placed(tree: Any) -> Any:
         return jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), tree)
 
-    width = config.width
-    streams = (TXT + IMG,) if kind == "single" else (IMG, TXT)
-    modulations = jax.eval_shape(
-        lambda state, vec: nnx.merge(graphdef, state).modulations(vec), state, array(batch, width)
-    )
-    arguments = (
-        placed(parted(state)[1]),
-        tuple(array(batch, length, width) for length in streams),
-        placed(modulations),
-        array(2, TXT + IMG, config.head_dim, dtype=jnp.float32),
-    )
+    width, splash = config.width, functools.partial(attention, implementation="splash")
+    lengths = (TXT + IMG,) if kind == "single" else (IMG, TXT)
+    streams = tuple(array(batch, length, width) for length in lengths)
+    vec, pe = array(batch, width), array(2, TXT + IMG, config.head_dim, dtype=jnp.float32)
 
-    def run(state: Any, streams: Any, modulations: Any, pe: Any) -> Any:
-        splash = functools.partial(attention, implementation="splash")
+    def sampled(state: Any, streams: Any, modulations: Any, pe: Any) -> Any:
         return nnx.merge(graphdef, state)(*streams, modulations, pe, splash)
 
-    def gradient(state: Any, streams: Any, modulations: Any, pe: Any) -> Any:
-        out, back = jax.vjp(lambda *x: run(*x, pe), state, streams, modulations)
+    def modulations(state: Any, vec: Any) -> Any:
+        return nnx.merge(graphdef, state).modulations(vec)
+
+    def trained(state: Any, streams: Any, vec: Any, pe: Any) -> Any:
+        def run(*given: Any) -> Any:
+            state, streams, vec = given
+            return sampled(state, streams, modulations(state, vec), pe)
+
+        out, back = jax.vjp(run, state, streams, vec)
         return back(out)
 
-    compiled = jax.jit(gradient if backward else run).lower(*arguments).compile()
+    # Layers choose their form by JAX's backend, which is the CPU here.
+    with mock.patch.object(jax, "default_backend", return_value="tpu"):
+        if backward:
+            compiled = jax.jit(trained).lower(placed(state), streams, vec, pe).compile()
+        else:
+            using, made = parted(state)[1], jax.eval_shape(modulations, state, vec)
+            compiled = jax.jit(sampled).lower(placed(using), streams, placed(made), pe).compile()
     return summed(
         operations(compiled.as_text() or ""), CHIPS[chip].gb_per_s / CHIPS[chip].clock_ghz
     )
@@ -175,33 +188,47 @@ def _floor(chip: str, batch: int, *, backward: bool) -> float:
 
 
 def rows(chips: Sequence[str], batches: Sequence[int], *, backward: bool) -> list[dict[str, Any]]:
-    """A row for every chip, batch and kind of block."""
-    made = []
+    """A row for every chip, batch and kind of block, and one for all blocks of the model."""
+    config, made = flux_dev(), []
+    counts = {"double": config.double_depth, "single": config.single_depth}
     for chip in chips:
-        heads = flux_dev().num_heads
-        kernel = heads * kernel_cycles(chip, IMG + TXT, backward=backward)
+        kernel = config.num_heads * kernel_cycles(chip, IMG + TXT, backward=backward)
         for batch in batches:
             floor = _floor(chip, batch, backward=backward)
+            core: dict[Part, int] = {"attention": batch * kernel}
+            found = {}
             for kind in BLOCKS:
                 cycles = block_cycles(kind, chip, batch, backward=backward)
-                core = batch * kernel
-                estimated = sum(cycles.parts.values()) + core
-                peak = sum(cycles.at_peak.values()) + core
-                parts = cycles.parts | {"attention": core}
-                made.append(
-                    {
-                        "chip": chip,
-                        "block": kind + (" with gradient" if backward else ""),
-                        "batch": batch,
-                        "floor": _millions(floor),
-                        **{part: _millions(parts[part]) for part in PARTS},
-                        "estimated": _millions(estimated),
-                        "at peak": _millions(peak),
-                        "share of floor": f"{floor / estimated:.0%} to {floor / peak:.0%}",
-                    }
-                )
+                found[kind] = Cycles(cycles.parts | core, cycles.at_peak | core)
+            shown = [(kind, cycles, floor) for kind, cycles in found.items()]
+            shown.append(("all", _weighted(found, counts), floor * sum(counts.values())))
+            for name, cycles, least in shown:
+                block = name + (" with gradient" if backward else "")
+                made.append({"chip": chip, "block": block, "batch": batch, **_row(cycles, least)})
                 print(made[-1], flush=True)
     return made
+
+
+def _weighted(found: dict[str, Cycles], counts: dict[str, int]) -> Cycles:
+    """Adds up so many blocks of each kind."""
+
+    def total(of: Callable[[Cycles], dict[Part, int]]) -> dict[Part, int]:
+        return {
+            part: sum(n * of(found[kind])[part] for kind, n in counts.items()) for part in PARTS
+        }
+
+    return Cycles(total(lambda each: each.parts), total(lambda each: each.at_peak))
+
+
+def _row(cycles: Cycles, floor: float) -> dict[str, Any]:
+    estimated, peak = sum(cycles.parts.values()), sum(cycles.at_peak.values())
+    return {
+        "floor": _millions(floor),
+        **{part: _millions(cycles.parts[part]) for part in PARTS},
+        "estimated": _millions(estimated),
+        "at peak": _millions(peak),
+        "share of floor": f"{floor / estimated:.0%} to {floor / peak:.0%}",
+    }
 
 
 def step_rows(chips: Sequence[str]) -> list[dict[str, Any]]:
@@ -241,10 +268,9 @@ def main() -> None:
         chip, length, backward = given.kernel
         _compile_kernel(chip, int(length), backward=backward == "True")
         return
-    made = rows(given.chips, given.batches, backward=False)
+    save(__file__, rows(given.chips, given.batches, backward=False))
     if given.backward:
-        made += rows(given.chips, given.batches, backward=True)
-    save(__file__, made)
+        save(__file__, rows(given.chips, given.batches, backward=True), "backward")
     if given.step:
         save(__file__, step_rows(given.chips), "step")
 
