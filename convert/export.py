@@ -23,6 +23,7 @@ from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.lora.write import layers_of, write_lora
 from dsd_jax.convert.open import open_transformer, transformer_folder
 from dsd_jax.convert.readers import lora_notices, model_notices
+from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter
 from dsd_jax.parts import Component, with_condition
@@ -205,7 +206,14 @@ def _adapter_of(
         if ".lora_" in path
     }
     full = {path: tensor for path, tensor in trained.items() if path not in factors}
-    return Adapter(factors, full, name=f"step {run['step']} of {_run_folder(checkpoints).name}")
+    name = f"step {run['step']} of {_run_folder(checkpoints).name}"
+    return Adapter(factors, full, name, _distilled(run["config"]))
+
+
+def _distilled(config: Mapping[str, Any]) -> Distilled | None:
+    """The sampling that a run of this recipe distils for; runs from before know no distillation."""
+    teacher = config.get("distill")
+    return None if teacher is None else Distilled(config["flow"]["guidance"], **teacher)
 
 
 def _base_of(run: Mapping[str, Any], path: epath.PathLike) -> Component[FluxConfig]:

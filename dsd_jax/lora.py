@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 
 from dsd_jax.condition import CANVAS
+from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.layers import JoinedLinear, Linear, LoraParam
 from dsd_jax.quantise import kind_of
@@ -94,11 +95,13 @@ class Adapter:
         factors: per-layer path -> factor, with alpha / rank folded into B.
         full: per-layer path -> tensor that replaces a base parameter (the condition embedding).
         name: name for messages.
+        distilled: the sampling that it was distilled for, if it was.
     """
 
     factors: Mapping[str, np.ndarray]
     full: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     name: str = "adapter"
+    distilled: Distilled | None = None
 
     @property
     def ranks(self) -> dict[str, int]:

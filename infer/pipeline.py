@@ -326,13 +326,16 @@ class Pipeline:
 
         Raises:
             UserError: settings that cannot be used (see `Settings.checked`), or a reference for a
-                model that cannot take one.
+                model that cannot take one; or true guidance for a distilled LoRA.
         """
         if two_frames and not self.transformer_config.condition_embed:
             raise UserError(
                 "this transformer has no condition embedding, so it cannot take a reference image; "
                 "give the DSD transformer as model_path, or a LoRA file that carries c_embedder"
             )
+        for adapter, scale in self._loras.values():
+            if adapter.distilled is not None and scale:
+                adapter.distilled.check(adapter.name, i_guidance=settings.i_guidance)
         downscale = self.autoencoder_config.downscale
         return settings.checked(two_frames=two_frames, downscale=downscale)
 

@@ -20,6 +20,7 @@ from dsd_jax.tasks import task_named
 __all__ = [
     "BaseConfig",
     "DataConfig",
+    "DistillConfig",
     "DropoutConfig",
     "FlowConfig",
     "OptimizerConfig",
@@ -78,6 +79,35 @@ class DropoutConfig:
         shares = self.text, self.image, self.both
         if min(shares) < 0 or sum(shares) > 1:
             raise UserError(f"dropout shares must lie in [0, 1] and sum to at most 1; got {shares}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Teacher of a distillation: the model as the run begins, sampled with true guidance.
+
+    Attributes:
+        i_guidance: True image guidance scale of the teacher.
+        t_guidance: True text guidance scale of the teacher.
+        steps: Steps of the teacher's sampler, whose first two have no true guidance.
+    """
+
+    i_guidance: float = 1.5
+    t_guidance: float = 1.0
+    steps: int = 28
+
+    def __post_init__(self) -> None:
+        if not 1 < self.i_guidance < math.inf:
+            raise UserError(
+                f"distill.i_guidance must be a number above 1, got {self.i_guidance}: at 1 the "
+                "teacher has no true guidance to learn"
+            )
+        if not 0 <= self.t_guidance < math.inf:
+            raise UserError(f"distill.t_guidance must be a number from 0 up, got {self.t_guidance}")
+        if self.steps < 3:
+            raise UserError(
+                f"distill.steps must be at least 3, since true guidance begins with the third "
+                f"step; got {self.steps}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +189,7 @@ class TrainConfig:
         lora: The adapter; without one, every parameter is trained.
         flow: The loss.
         dropout: Samples trained without text or reference.
+        distill: Teacher whose velocity is learned instead of that of the data.
         optimizer: Optimiser and schedule.
         mesh: Devices along each axis. -1 takes all that the other axes leave.
         remat: Activations that are kept for the backward pass instead of computed again: none
@@ -184,6 +215,7 @@ class TrainConfig:
     lora: LoraConfig | None = dataclasses.field(default_factory=LoraConfig)
     flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
     dropout: DropoutConfig = dataclasses.field(default_factory=DropoutConfig)
+    distill: DistillConfig | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     remat: str = "full"
@@ -217,6 +249,17 @@ class TrainConfig:
             raise UserError("condition_init is for training with condition; leave it out")
         if self.tasks is not None and not task_shares(self.tasks):
             raise UserError("tasks needs a task such as relight=1, or None for all of the data")
+        if self.distill is not None:
+            self._check_distill()
+
+    def _check_distill(self) -> None:
+        if self.lora is None or not self.condition:
+            raise UserError("distill trains a LoRA of a model with a condition; leave both on")
+        if self.dropout != DropoutConfig(0, 0, 0):
+            raise UserError(
+                "distill trains every sample with text and reference; set dropout.text, "
+                "dropout.image and dropout.both to 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

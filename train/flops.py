@@ -15,9 +15,10 @@ from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
 from dsd_jax.stack import kernel_of_scale, without_layers
 from dsd_jax.topology import CHIPS
+from dsd_jax.train.config import TrainConfig
 from dsd_jax.types import Shape
 
-__all__ = ["StepFlops", "peak_tflops", "step_flops"]
+__all__ = ["StepFlops", "peak_tflops", "step_flops", "teacher_flops"]
 
 # Pattern of a parameter's path without layer numbers -> what its Linear runs over.
 _TEXT = re.compile(r"txt_in\..*|double_blocks\.txt_(attn|mlp)\..*")
@@ -80,6 +81,13 @@ def step_flops(
     blocks = config.double_depth + config.single_depth
     attention = blocks * 4 * (image + text) ** 2 * config.width
     return StepFlops(frozen=sums[False], trained=sums[True], attention=attention)
+
+
+def teacher_flops(config: TrainConfig, model: StepFlops) -> float:
+    """FLOPs of the teacher's passes of a recipe per sample, by those of the model; mostly none."""
+    if config.distill is None:
+        return 0.0
+    return 3 * (model.frozen + model.trained + model.attention)
 
 
 def peak_tflops(device_kind: str) -> float | None:

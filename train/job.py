@@ -23,7 +23,7 @@ from dsd_jax.lora import add_factors, select
 from dsd_jax.models import abstract, abstract_state
 from dsd_jax.sharding import activation_spec, batch_ways
 from dsd_jax.train.config import TrainConfig
-from dsd_jax.train.flops import step_flops
+from dsd_jax.train.flops import step_flops, teacher_flops
 from dsd_jax.train.model import train_state_shapes
 from dsd_jax.train.objective import EncodedBatch, method_of
 from dsd_jax.train.optimizer import make_optimizer
@@ -61,20 +61,23 @@ def train_job(config: TrainConfig, flux: FluxConfig, mesh: Mesh, *, encoded: boo
     objective = method_of(config)(config.flow, Schedule(), canvas_of(config))
     paths = frozenset(".".join(map(str, path)) for path, _ in nnx.to_flat_state(split.trained))
     flops = step_flops(param_shapes(model), paths, flux, batch.x_0.shape[1], batch.txt.shape[1])
+    teacher = None if config.distill is None else split.trained
     return Job(
         run=make_step(split.graphdef, optimizer, objective, config),
-        arguments=(state, split.frozen, batch),
+        arguments=(state, split.frozen, batch, teacher),
         kinds={
             "base": split.frozen,
-            "trained": (state.params, state.ema),
+            "trained": (state.params, state.ema, teacher),
             "moments": state.opt_state,
             "batch": batch,
             "encoders": () if encoded else _encoders(config, mesh),
         },
-        flops=flops.total * config.batch_size,
+        flops=(flops.total + teacher_flops(config, flops)) * config.batch_size,
         activations=_saved(config, flux, mesh),
-        # Gradients, as large as what is trained, and the block that is being computed again.
-        working=bytes_per_chip(state.params) + _WHOLE_BLOCK * _stream(config, flux, mesh),
+        # Gradients, as large as what is trained, and the block that is being computed again; or a
+        # block of the teacher, which takes the three passes of every sample at once.
+        working=bytes_per_chip(state.params)
+        + (1 if teacher is None else 3) * _WHOLE_BLOCK * _stream(config, flux, mesh),
         donate=(0,),
     )
 

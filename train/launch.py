@@ -67,7 +67,7 @@ def _launch(given: Launch, held: Callable[[], None]) -> Outcome:
             config,
             parts,
             mesh,
-            start=_start(given.base, parts),
+            start=_start(given.base, parts, config),
             null=source.null_text,
             options=StepOptions(
                 skip_bad=run.skip_bad_batches,
@@ -97,10 +97,12 @@ def _open(base: BaseConfig, config: TrainConfig) -> FluxParts:
     )
 
 
-def _start(base: BaseConfig, parts: FluxParts) -> Start:
+def _start(base: BaseConfig, parts: FluxParts, config: TrainConfig) -> Start:
     adapter = None
     if base.lora_path is not None:
         adapter, _ = read_lora(resolve(base.lora_path, kind="lora"), parts.transformer.config)
+        if config.distill is not None and adapter.distilled is not None:
+            adapter.distilled.check(adapter.name, i_guidance=config.distill.i_guidance)
     return Start(adapter, base.from_scratch)
 
 

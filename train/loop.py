@@ -27,7 +27,14 @@ from dsd_jax.progress import Advance, progress
 from dsd_jax.train.checkpoints import Checkpoints, Keep
 from dsd_jax.train.config import RunConfig
 from dsd_jax.train.metrics import Log
-from dsd_jax.train.record import Origin, Recipe, check_base, check_recipe, record
+from dsd_jax.train.record import (
+    Origin,
+    Recipe,
+    check_base,
+    check_recipe,
+    check_teacher,
+    record,
+)
 from dsd_jax.train.state import TrainState
 from dsd_jax.train.steplog import Counted, StepLog, StepMetrics
 from dsd_jax.train.validate import Validation
@@ -192,7 +199,8 @@ def _restore(
         saved = checkpoints.run_of(step)
         check_recipe(saved, trainer.config)
         source.check_resume(saved["data"])
-        check_base(saved, *trainer.origin)
+        check_base(saved, trainer.origin.path, trainer.origin.sha256)
+        check_teacher(saved, trainer.origin.teacher)
         if step > trainer.config.steps:
             raise UserError(f"the run is at step {step} already; give --steps above it to train on")
 

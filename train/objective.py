@@ -2,11 +2,13 @@
 
 `Customise` is the method (paper, section 3.2): reference and target lie on one canvas, are noised
 at one time and denoised together, given the condition. `Teach` is plain text-to-image training of
-a whole canvas, by which a teacher is made.
+a whole canvas, by which a teacher is made. `Distill` learns the velocity of another model.
 """
 
 import abc
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,13 +18,16 @@ from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule, interpolate, velocity
 from dsd_jax.flux import Flux
 from dsd_jax.frames import Canvas, FluxInputs
-from dsd_jax.train.config import FlowConfig, TrainConfig
+from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, guided, with_null
+from dsd_jax.train.config import DistillConfig, FlowConfig, TrainConfig
 from dsd_jax.types import Array, Bool, Float, Float32
 
 __all__ = [
     "Customise",
+    "Distill",
     "EncodedBatch",
     "Losses",
+    "MakeObjective",
     "Objective",
     "Teach",
     "frame_weights",
@@ -86,6 +91,10 @@ class Objective(abc.ABC):
         """Computes the losses of a batch with noise and times drawn from `key`."""
         return self.at(model, batch, *self.draw(key, batch.x_0))
 
+    def taught(self, teacher: Flux | None) -> "Objective":  # noqa: ARG002 - for `Distill`
+        """Returns this loss with the model that is learned from, if it learns from one."""
+        return self
+
     @abc.abstractmethod
     def at(
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
@@ -120,7 +129,10 @@ class Customise(Objective):
     def at(
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
     ) -> Losses:
-        error = self.error(model, batch, interpolate(batch.x_0, noise, t), noise, t)
+        return self.weighted(self.error(model, batch, interpolate(batch.x_0, noise, t), noise, t))
+
+    def weighted(self, error: Float32[Array, "B L"]) -> Losses:
+        """Computes the losses from the errors of tokens."""
         frames = (frame_weights(self.canvas) * error.mean(0, keepdims=True)).mean(-1)
         reference, target = frames
         shares = self.flow.reference_weight, self.flow.target_weight
@@ -138,8 +150,66 @@ class Teach(Objective):
         return Losses(loss, loss, loss)
 
 
-def method_of(config: TrainConfig) -> type[Objective]:
-    """Chooses the objective of a recipe: with or without a condition."""
+@dataclasses.dataclass(frozen=True)
+class Distill(Customise):
+    """The error of one pass against the velocity that a teacher's sampler makes of three.
+
+    The teacher has true guidance from the time of its third step on, as in sampling. The loss is
+    the first stage of Meng et al. 2023, "On Distillation of Guided Diffusion Models", for
+    velocities and at fixed scales.
+
+    Attributes:
+        distill: scales and steps of the teacher.
+        teacher: the teacher.
+    """
+
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    teacher: Flux | None = None
+
+    def taught(self, teacher: Flux | None) -> "Distill":
+        return dataclasses.replace(self, teacher=teacher)
+
+    def at(
+        self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
+    ) -> Losses:
+        x_t = interpolate(batch.x_0, noise, t)
+        predicted = model(x_t, t, batch.inputs(self.flow.guidance), self.canvas)
+        difference = predicted.astype(jnp.float32) - self.target(batch, x_t, t)
+        return self.weighted(jnp.square(difference).mean(-1))
+
+    def target(
+        self, batch: EncodedBatch, x_t: Float32[Array, "B L C"], t: Float32[Array, " B"]
+    ) -> Float32[Array, "B L C"]:
+        """Computes the velocity of the teacher with true guidance; no gradient goes through it."""
+        teacher = self.teacher
+        if teacher is None:
+            raise ValueError("a distillation needs its teacher; see `taught`")
+        first = self.schedule.timesteps(self.distill.steps, self.canvas.tokens)[FIRST_STEP]
+        guidance = TrueGuidance(
+            jnp.broadcast_to(batch.null_txt.astype(batch.txt.dtype), batch.txt.shape),
+            jnp.broadcast_to(batch.null_vec.astype(batch.vec.dtype), batch.vec.shape),
+            *(
+                jnp.where(t <= first, jnp.float32(scale), jnp.float32(1))
+                for scale in (self.distill.i_guidance, self.distill.t_guidance)
+            ),
+        )
+        inputs = with_null(batch.inputs(self.flow.guidance), guidance)
+
+        def of_three(img: Array, at: Array) -> Array:
+            return teacher(img, at, inputs, self.canvas)
+
+        found, _ = guided(of_three, guidance)(x_t, jnp.repeat(t, 3))
+        return jax.lax.stop_gradient(found)
+
+
+# An objective's class, or one whose further fields are filled in.
+MakeObjective = Callable[[FlowConfig, Schedule, Canvas], Objective]
+
+
+def method_of(config: TrainConfig) -> MakeObjective:
+    """Chooses the objective of a recipe."""
+    if config.distill is not None:
+        return functools.partial(Distill, distill=config.distill)
     return Customise if config.condition else Teach
 
 

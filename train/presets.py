@@ -10,7 +10,13 @@ from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.lora import LoraConfig
 from dsd_jax.sharding import MeshConfig
 from dsd_jax.tasks import DEPTH, RELIGHT, Task
-from dsd_jax.train.config import DropoutConfig, FlowConfig, OptimizerConfig, TrainConfig
+from dsd_jax.train.config import (
+    DistillConfig,
+    DropoutConfig,
+    FlowConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 __all__ = ["PRESETS", "preset"]
 
@@ -140,6 +146,24 @@ def full() -> TrainConfig:
     )
 
 
+def distill() -> TrainConfig:
+    """`paper` for a LoRA that makes in one pass what another makes in three, with true guidance.
+
+    `--lora_path` gives the LoRA to start from. Start and teacher are the same model, so 5k steps
+    with a small learning rate suffice. Times are spread as in sampling, and the distilled guidance
+    scale is the one that images are sampled with.
+    """
+    return _change(
+        paper(),
+        steps=5_000,
+        batch_size=64,
+        flow=FlowConfig(t_sampling="shifted", guidance=3.5),
+        dropout=DropoutConfig(text=0.0, image=0.0, both=0.0),
+        distill=DistillConfig(),
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup=100, ema=0.99),
+    )
+
+
 def tiny() -> TrainConfig:
     """A few steps of 64 px frames, to see that everything works."""
     return _change(
@@ -159,7 +183,8 @@ def tiny() -> TrainConfig:
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
-        paper, h200, v5e_64, v5p_64, v6e_64, depth, relight, multi, grid_teacher, full, tiny,
+        paper, h200, v5e_64, v5p_64, v6e_64, depth, relight, multi, grid_teacher, distill, full,
+        tiny,
     )
 }  # fmt: skip
 

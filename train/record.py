@@ -12,11 +12,11 @@ from dsd_jax import __version__
 from dsd_jax.errors import UserError
 from dsd_jax.processes import say
 
-__all__ = ["Origin", "Recipe", "check_base", "check_recipe", "record"]
+__all__ = ["Origin", "Recipe", "check_base", "check_recipe", "check_teacher", "record"]
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 # With another one of these, it would be another run that begins with this one's weights.
-_FIXED = ("seed", "batch_size", "height", "width", "condition", "lora", "dropout")
+_FIXED = ("seed", "batch_size", "height", "width", "condition", "lora", "dropout", "distill")
 
 
 @runtime_checkable
@@ -36,10 +36,12 @@ class Origin(NamedTuple):
     Attributes:
         path: A folder or a hub id.
         sha256: Digests by file name, empty where they are not known.
+        teacher: Digest of the adapter of a distillation's teacher, empty if it has none.
     """
 
     path: str
     sha256: Mapping[str, str]
+    teacher: str = ""
 
 
 def record(
@@ -58,6 +60,7 @@ def record(
         "config": dataclasses.asdict(config),
         "data": dict(data),
         "base": {"path": origin.path, "sha256": dict(origin.sha256)},
+        **({"teacher": origin.teacher} if origin.teacher else {}),
         "versions": {
             "dsd-jax": __version__,
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -105,6 +108,23 @@ def check_base(saved: Mapping[str, Any], path: str, given: Mapping[str, str]) ->
             f"the checkpoint was trained on other base weights: {name} had sha256 "
             f"{held.get(name, 'none')}, in {path} it has {given.get(name, 'none')}; give the "
             f"base that the run was begun with ({saved['base']['path']})"
+        )
+
+
+def check_teacher(saved: Mapping[str, Any], given: str) -> None:
+    """Refuses to resume a distillation with another teacher.
+
+    Args:
+        saved: `run.json`.
+        given: digest of the adapter of the teacher that is given now, empty if it has none.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if saved.get("teacher", "") != given:
+        raise UserError(
+            "the run was begun with another teacher; give the --lora_path that it was begun with, "
+            "or choose another output_dir"
         )
 
 

@@ -27,7 +27,9 @@ class Metrics(NamedTuple):
     param_norm: Array
 
 
-Step = Callable[[TrainState, nnx.State, EncodedBatch], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
+"""(state, frozen parameters, batch, and for a distillation the teacher's own parameters) -> (next
+state, metrics). The teacher's other parameters are the frozen ones."""
 
 
 def make_step(
@@ -44,27 +46,38 @@ def make_step(
     accumulate = config.optimizer.accumulate
 
     def loss_of(
-        params: nnx.State, frozen: nnx.State, batch: EncodedBatch, key: Array
+        params: nnx.State,
+        frozen: nnx.State,
+        teacher: nnx.State | None,
+        batch: EncodedBatch,
+        key: Array,
     ) -> tuple[Array, Losses]:
-        losses = objective(nnx.merge(graphdef, params, frozen), batch, key)
+        own = objective
+        if teacher is not None:
+            own = own.taught(nnx.merge(graphdef, teacher, frozen))
+        losses = own(nnx.merge(graphdef, params, frozen), batch, key)
         return losses.loss, losses
 
     gradient = jax.grad(loss_of, has_aux=True)
 
     def step(
-        state: TrainState, frozen: nnx.State, batch: EncodedBatch
+        state: TrainState,
+        frozen: nnx.State,
+        batch: EncodedBatch,
+        teacher: nnx.State | None = None,
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         if accumulate == 1:
-            grads, losses = gradient(state.params, frozen, batch, key)
+            grads, losses = gradient(state.params, frozen, teacher, batch, key)
         else:
 
             def one(carry: PyTree, index: Array) -> tuple[PyTree, None]:
                 part = _micro_batch(batch, index, accumulate)
-                new = gradient(state.params, frozen, part, jax.random.fold_in(key, index))
+                own_key = jax.random.fold_in(key, index)
+                new = gradient(state.params, frozen, teacher, part, own_key)
                 return jax.tree.map(lambda a, b: a + b / accumulate, carry, new), None
 
-            shapes = jax.eval_shape(gradient, state.params, frozen, batch, key)
+            shapes = jax.eval_shape(gradient, state.params, frozen, teacher, batch, key)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             (grads, losses), _ = jax.lax.scan(one, zeros, jnp.arange(accumulate))
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its counter
@@ -83,10 +96,8 @@ def make_step(
 def guarded(step: Step) -> Step:
     """Wraps a step so that a loss or gradient that is not finite changes only the counter."""
 
-    def run(
-        state: TrainState, frozen: nnx.State, batch: EncodedBatch
-    ) -> tuple[TrainState, Metrics]:
-        new, metrics = step(state, frozen, batch)
+    def run(state: TrainState, *rest: PyTree) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, *rest)
         good = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
         kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
         return kept._replace(step=new.step), metrics

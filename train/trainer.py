@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
-from dsd_jax.flow import Schedule
 from dsd_jax.frames import Canvas
 from dsd_jax.parts import FluxParts
 from dsd_jax.processes import busy
 from dsd_jax.sharding import replicated
-from dsd_jax.train.config import FlowConfig, TrainConfig
+from dsd_jax.train.config import TrainConfig
 from dsd_jax.train.encode import Encoder
-from dsd_jax.train.flops import step_flops
+from dsd_jax.train.flops import step_flops, teacher_flops
 from dsd_jax.train.model import BASE, Start, first_state, make_trainee, train_state_shapes
-from dsd_jax.train.objective import EncodedBatch, Objective, method_of
+from dsd_jax.train.objective import EncodedBatch, MakeObjective, Objective, method_of
 from dsd_jax.train.optimizer import learning_rate, make_optimizer
 from dsd_jax.train.record import Origin
 from dsd_jax.train.state import TrainState
@@ -30,10 +30,6 @@ from dsd_jax.train.step import Metrics, guarded, make_step
 __all__ = ["StepOptions", "Trainer"]
 
 Size = tuple[int, int]
-
-
-# An objective's class, or one whose further fields are filled in.
-MakeObjective = Callable[[FlowConfig, Schedule, Canvas], Objective]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Trainer:
         base: weights that training starts from.
         mesh: all devices of the run.
         start: start of the parameters.
-        objective: loss; by default `Customise`, or `Teach` without condition.
+        objective: loss; by default that of the recipe, see `method_of`.
         null: embedding of the empty prompt, if the data brings it.
         options: options of the step.
 
@@ -85,6 +81,11 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.trainee = make_trainee(config, base.transformer, mesh, start)
         self.frozen = self.trainee.split.frozen
+        # A distillation learns from the model as the run begins, also when the run is resumed.
+        self.teacher = (
+            jax.tree.map(jnp.copy, self.trainee.split.trained) if config.distill else None
+        )
+        self._teacher_sha256 = start.adapter.sha256() if config.distill and start.adapter else ""
         self.encoder = Encoder(
             base, config, mesh, null=null, compiler_options=dict(self.options.compiler)
         )
@@ -97,7 +98,8 @@ class Trainer:
     @property
     def origin(self) -> Origin:
         """The transformer that training starts from."""
-        return Origin(self.base.path, self.base.transformer.sha256())
+        digests = self.base.transformer.sha256()
+        return Origin(self.base.path, digests, self._teacher_sha256)
 
     @property
     def stacks(self) -> Mapping[str, int]:
@@ -135,7 +137,7 @@ class Trainer:
             self._compiled[shape] = self._compile(state, encoded, batch.size)
             self.compiled_in = time.perf_counter() - start
         with jax.transfer_guard("disallow"):
-            return self._compiled[shape](state, self.frozen, encoded)
+            return self._compiled[shape](state, self.frozen, encoded, self.teacher)
 
     def canvas(self, size: Size) -> Canvas:
         """Canvas for frames of `size` pixels."""
@@ -159,7 +161,8 @@ class Trainer:
         trained = frozenset(shapes["trained"])
         both = shapes["trained"] | shapes["frozen"]
         image = self.canvas(size).tokens
-        return step_flops(both, trained, self.trainee.config, image, self.text_tokens).total
+        found = step_flops(both, trained, self.trainee.config, image, self.text_tokens)
+        return found.total + teacher_flops(self.config, found)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of update `step + 1`."""
@@ -176,11 +179,11 @@ class Trainer:
         everywhere = replicated(self.mesh)
         jitted = jax.jit(
             guarded(step) if self.options.skip_bad else step,
-            in_shardings=(where(state), where(self.frozen), where(batch)),
+            in_shardings=(where(state), where(self.frozen), where(batch), where(self.teacher)),
             out_shardings=(where(state), everywhere),
             donate_argnums=0,
         )
-        lowered = jitted.lower(state, self.frozen, batch)
+        lowered = jitted.lower(state, self.frozen, batch, self.teacher)
         with busy(f"compiling the step for frames of {size[0]}x{size[1]}"):
             compiled = lowered.compile(dict(self.options.compiler))  # type: ignore[arg-type]
         if self.options.dump is not None and jax.process_index() == 0:

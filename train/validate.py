@@ -126,13 +126,21 @@ class HeldOut:
     def loss(self, state: TrainState) -> dict[str, float]:
         """Computes the loss for fixed noise and times, with averaged parameters if any."""
         params = state.params if state.ema is None else state.ema
-        means = self._program(params, self._trainer.frozen, self._batch)
+        trainer = self._trainer
+        means = self._program(params, trainer.frozen, self._batch, trainer.teacher)
         names = "eval/loss", "eval/loss_reference", "eval/loss_target"
         return dict(zip(names, map(float, means), strict=True))
 
     def _losses(
-        self, params: nnx.State, frozen: nnx.State, batch: EncodedBatch
+        self,
+        params: nnx.State,
+        frozen: nnx.State,
+        batch: EncodedBatch,
+        teacher: nnx.State | None,
     ) -> Float32[Array, " 3"]:
+        objective = self._objective
+        if teacher is not None:
+            objective = objective.taught(_model(self._trainer, teacher, frozen))
         model = _model(self._trainer, params, frozen)
         count = batch.x_0.shape[0]
 
@@ -140,7 +148,7 @@ class HeldOut:
             key = jax.random.fold_in(jax.random.key(_SEED), index)
             noise = jax.random.normal(key, batch.x_0.shape, jnp.float32)
             t = jnp.full(count, (index.astype(jnp.float32) + 0.5) / TIMES, jnp.float32)
-            return jnp.stack(self._objective.at(model, batch, noise, t))
+            return jnp.stack(objective.at(model, batch, noise, t))
 
         return lax.map(at, jnp.arange(TIMES)).mean(0)
 

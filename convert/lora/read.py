@@ -23,6 +23,7 @@ from dsd_jax.convert.lora.layout import Factors, Slot, common_dtype
 from dsd_jax.convert.lora.names import Vocabulary, vocabulary
 from dsd_jax.convert.lora.report import LETTERS, LoraReport, targets
 from dsd_jax.convert.lora.settings import PEFT_CONFIG, find_settings
+from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.lora import Adapter
 
@@ -62,6 +63,7 @@ def read_lora(
         held.refuse(file, config, other_size)
         slots, alphas = _read_factors(held, names, weights)
         pieces = {piece.ours: piece for piece in names.condition.values()}
+        distilled = Distilled.of_header(weights.metadata, file.name)
         full = {
             ours: pieces[ours].read(weights.read(name)) for ours, name in held.condition.items()
         }
@@ -75,6 +77,8 @@ def read_lora(
         notices.append(f"no {PEFT_CONFIG} beside {file.name}: alpha is taken to be the rank")
     if full:
         notices.append(f"the condition embedding comes from {origin}")
+    if distilled is not None:
+        notices.append(distilled.notice(file.name))
     report = LoraReport(
         dialect=" and ".join(sorted(held.dialects)),
         ranks=tuple(sorted({len(factors["lora_b"]) for factors in slots.values()})),
@@ -83,7 +87,7 @@ def read_lora(
         linears=len(slots),
         notices=tuple(notices),
     )
-    return Adapter(_assemble(slots), full, name=file.name), report
+    return Adapter(_assemble(slots), full, file.name, distilled), report
 
 
 def _read_factors(

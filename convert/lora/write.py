@@ -55,7 +55,8 @@ def write_lora(
             `pytorch_lora_weights.safetensors`. With PEFT names the folder also gets
             `adapter_model.safetensors` and `adapter_config.json`, which
             `PeftModel.from_pretrained` opens.
-        adapter: at scale 1. Rank components that are zero in both factors are left out.
+        adapter: at scale 1. Rank components that are zero in both factors are left out. The
+            header says what a distilled one was distilled for.
         config: size of the model it is for.
         layout: "peft", as diffusers writes it, or "kohya", as sd-scripts and ComfyUI do.
         dtype: dtype to cast to; by default factors keep their own.
@@ -81,11 +82,12 @@ def write_lora(
     ranks = {name: len(a) for name, (a, _) in pairs.items()}
     folder = None if Path(path).suffix == ".safetensors" else Path(path)
     file = Path(path) if folder is None else folder / DIFFUSERS_FILE
-    header = header_for(ranks, names.diffusers) if peft and ranks else {}
+    told = {} if adapter.distilled is None else adapter.distilled.header
+    header = told | (header_for(ranks, names.diffusers) if peft and ranks else {})
     _write(file, tensors, dtype, header, overwrite=overwrite)
     if peft and ranks and folder is not None:
         raw = _dotted(pairs, "base_model.model.")
-        _write(folder / PEFT_FILE, raw, dtype, {}, overwrite=overwrite)
+        _write(folder / PEFT_FILE, raw, dtype, told, overwrite=overwrite)
         write_file(folder / PEFT_CONFIG, config_text(ranks, names.diffusers))
     return file
 

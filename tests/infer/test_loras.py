@@ -1,5 +1,6 @@
 """LoRAs that come and go: the base stays in memory, and the numbers are those of a fresh load."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 
 from dsd_jax import models
 from dsd_jax.config import FLOAT32
+from dsd_jax.convert.lora.write import write_lora
+from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.infer import denoiser
 from dsd_jax.infer.pipeline import Pipeline
-from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
+from dsd_jax.infer.settings import Settings
+from tests.random_flux import CONDITIONAL, TEXT, picture, random_adapter, write_random_lora
 
 SIZE: dict[str, Any] = {"height": 64, "width": 128, "steps": 2}
 
@@ -78,6 +82,22 @@ def test_a_lora_can_bring_the_condition_and_take_it_away(folder, files):
     pipe.remove_lora("dsd")
     with pytest.raises(UserError, match="no condition embedding"):
         pipe(TEXT, picture(), **SIZE)
+
+
+def test_a_distilled_lora_takes_no_true_guidance(folder, tmp_path):
+    """Unless its scale is zero; loading it says how to sample."""
+    need = Distilled(guidance=3.5, i_guidance=1.5, t_guidance=1.0, steps=28)
+    own = dataclasses.replace(random_adapter(CONDITIONAL), distilled=need)
+    write_lora(tmp_path / "fast.safetensors", own, CONDITIONAL)
+    pipe = Pipeline.load(
+        folder / "flux", model_path=folder / "dsd", lora_path=tmp_path / "fast.safetensors"
+    )
+    assert need.notice("fast.safetensors") in pipe.notices
+    pipe.check(Settings(height=64), two_frames=True)
+    with pytest.raises(UserError, match=r"fast.safetensors is distilled: one pass holds"):
+        pipe.check(Settings(height=64, i_guidance=2.0), two_frames=True)
+    pipe.scale_lora("fast", 0.0)
+    pipe.check(Settings(height=64, i_guidance=2.0), two_frames=True)
 
 
 def test_a_change_of_scale_compiles_nothing(folder, files):

@@ -1,0 +1,84 @@
+"""The sampling that a distilled adapter was trained for, as its files tell it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dsd_jax.errors import UserError
+from dsd_jax.structured import parse_json
+
+__all__ = ["HEADER", "Distilled"]
+
+HEADER = "dsd_jax_distilled"
+"""Key of the JSON text in the header of a LoRA file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """The sampling that a distilled adapter was trained for: one pass, without true guidance.
+
+    Attributes:
+        guidance: Distilled guidance scale to sample with.
+        i_guidance, t_guidance: Scales of the true guidance that one pass holds already.
+        steps: Number of steps.
+    """
+
+    guidance: float
+    i_guidance: float
+    t_guidance: float
+    steps: int
+
+    @property
+    def header(self) -> dict[str, str]:
+        """The entry of the header of a LoRA file."""
+        return {HEADER: json.dumps(dataclasses.asdict(self), sort_keys=True)}
+
+    @classmethod
+    def of_header(cls, header: Mapping[str, str], where: str) -> "Distilled | None":
+        """Reads the entry of a file's header; None if it has none.
+
+        Args:
+            header: The header's strings.
+            where: Name of the file.
+
+        Raises:
+            UserError: The entry cannot be read.
+        """
+        if HEADER not in header:
+            return None
+        place = f"{HEADER} in the header of {where}"
+        given = parse_json(header[HEADER], place, dict)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if given.keys() != names or not all(map(_is_number, given.values())):
+            raise UserError(
+                f"{place} must hold the numbers {', '.join(sorted(names))}, got {header[HEADER]}; "
+                "export the LoRA again"
+            )
+        return cls(**{**given, "steps": int(given["steps"])})
+
+    def notice(self, name: str) -> str:
+        """Says how to sample with the adapter `name`."""
+        return (
+            f"{name} is distilled: one pass holds true guidance (i_guidance {self.i_guidance:g}, "
+            f"t_guidance {self.t_guidance:g}); sample with guidance {self.guidance:g} and steps "
+            f"{self.steps}, without i_guidance"
+        )
+
+    def check(self, name: str, *, i_guidance: float) -> None:
+        """Refuses settings that the adapter `name` is not for.
+
+        Raises:
+            UserError: There is true guidance.
+        """
+        if i_guidance > 1:
+            raise UserError(
+                f"{name} is distilled: one pass holds the guidance of i_guidance="
+                f"{self.i_guidance:g} already, got i_guidance={i_guidance:g} on top; leave it at "
+                "1, or take the LoRA that this one was distilled from"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
