@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "batch": Command(
             "Generate an image for every row of a manifest", "dsd_jax.infer.cli:batch"
         ),
+        "mask": Command("Find the steps that must run all blocks", "dsd_jax.infer.cli_mask:mask"),
         "serve": Command(
             "Serve images over HTTP, as OpenAI's interface has it", "dsd_jax.infer.serve.cli:serve"
         ),

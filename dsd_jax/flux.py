@@ -7,7 +7,7 @@ adds the condition token by token and leaves the sequence as long as it was.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from dsd_jax.frames import Canvas, FluxInputs, text_ids
 from dsd_jax.layers import Linear, MlpEmbedder, modulate, timestep_embedding
 from dsd_jax.rope import embed_positions
 from dsd_jax.sharding import constrain
-from dsd_jax.stack import build_stack, map_stack, run_stack
+from dsd_jax.stack import build_stack, map_stack, part_of_stack, run_stack
 from dsd_jax.types import Array, Float, PyTree
 
 __all__ = ["FinalLayer", "Flux", "Modulations", "parted"]
@@ -187,6 +187,60 @@ class Flux(nnx.Module):
             canvas: canvas on which the tokens of `img` lie.
             panels: as for the whole model.
         """
+        img, txt, step = self._entered(img, inputs, canvas, panels)
+        img, txt = run_stack(
+            self.double_blocks, step, (img, txt), self.execution, modulations.double
+        )
+        return self.final_layer(self._single(img, txt, step, modulations), modulations.final)
+
+    def velocity_and_residual(
+        self,
+        img: Float[Array, "B L C"],
+        modulations: Modulations,
+        inputs: FluxInputs,
+        canvas: Canvas,
+    ) -> tuple[Float[Array, "B L C_out"], Float[Array, "B L D"]]:
+        """Velocity, and what the blocks after the first have added to the image tokens.
+
+        Arguments as for `velocity`.
+        """
+        img, txt, step = self._entered(img, inputs, canvas)
+        is_first = jnp.arange(self.config.double_depth) == 0
+        of_block = list(is_first) if isinstance(self.double_blocks, nnx.List) else is_first
+
+        def noted(block: DoubleBlock, carry: PyTree, own: PyTree, is_first: Array) -> PyTree:
+            img, txt = step(block, carry[:2], own)
+            return img, txt, jnp.where(is_first, img, carry[2])
+
+        start = img, txt, jnp.zeros_like(img)
+        img, txt, first = run_stack(
+            self.double_blocks, noted, start, self.execution, modulations.double, of_block
+        )
+        img = self._single(img, txt, step, modulations)
+        return self.final_layer(img, modulations.final), img - first
+
+    def velocity_reusing(
+        self,
+        residual: Float[Array, "B L D"],
+        img: Float[Array, "B L C"],
+        modulations: Modulations,
+        inputs: FluxInputs,
+        canvas: Canvas,
+    ) -> Float[Array, "B L C_out"]:
+        """Velocity by the first block alone, to which another time's residual is added.
+
+        The other arguments are those of `velocity`.
+        """
+        img, txt, step = self._entered(img, inputs, canvas)
+        blocks, own = part_of_stack(self.double_blocks, 0, 1), modulations.double
+        own = own[:1] if isinstance(blocks, nnx.List) else jax.tree.map(lambda x: x[:1], own)
+        img, _ = run_stack(blocks, step, (img, txt), self.execution, own)
+        return self.final_layer(img + residual, modulations.final)
+
+    def _entered(
+        self, img: Float[Array, "B L C"], inputs: FluxInputs, canvas: Canvas, panels: int = 1
+    ) -> tuple[Array, Array, Callable[..., Any]]:
+        """Tokens of image and text before the first block, and the function that runs a block."""
         img = self.img_in(img)
         if inputs.img_cond is not None:
             if self.cond_in is None:
@@ -205,21 +259,24 @@ class Flux(nnx.Module):
                 panels=panels,
                 implementation=self.execution.attention,
             )
-        img, txt = run_stack(
-            self.double_blocks,
-            lambda block, carry, own: block(*carry, own, pe, attend),
-            (img, txt),
-            self.execution,
-            modulations.double,
-        )
+
+        def step(block: Callable[..., Any], carry: tuple[Array, ...], own: PyTree) -> Any:
+            return block(*carry, own, pe, attend)
+
+        return img, txt, step
+
+    def _single(
+        self, img: Array, txt: Array, step: Callable[..., Any], modulations: Modulations
+    ) -> Float[Array, "B L D"]:
+        """Image tokens after the single blocks."""
         x = run_stack(
             self.single_blocks,
-            lambda block, x, own: block(x, own, pe, attend),
+            lambda block, x, own: step(block, (x,), own),
             constrain(jnp.concatenate([txt, img], axis=1), "batch", "length", None),
             self.execution,
             modulations.single,
         )
-        return self.final_layer(x[:, txt.shape[1] :], modulations.final)
+        return x[:, txt.shape[1] :]
 
     def _conditioning(self, t: Float[Array, " B"], inputs: FluxInputs) -> Float[Array, "B D"]:
         """The vector that all modulations are made from."""

@@ -142,7 +142,13 @@ class Denoiser:
         batches = -(-count // (groups * group))
         with contextlib.ExitStack() as shown:
             sampler = self.sampler(
-                canvas, Method(SOLVERS[settings.solver], settings.guidance_every, shared)
+                canvas,
+                Method(
+                    SOLVERS[settings.solver],
+                    settings.guidance_every,
+                    shared,
+                    masked=settings.mask is not None,
+                ),
             )
             if show == "all":
                 advance = shown.enter_context(
@@ -169,7 +175,7 @@ class Denoiser:
                 sampler.free_making()
 
             def denoise(*rows: AnyArray) -> jax.Array:
-                return sampler.run(*placed(*rows), timesteps, callback, next(made))
+                return sampler.run(*placed(*rows), timesteps, callback, next(made), settings.mask)
 
             done = in_groups(denoise, arrays, groups * group)
         return np.asarray(unpack_latents(jnp.asarray(done), canvas))

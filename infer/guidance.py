@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from dsd_jax.frames import FluxInputs
 from dsd_jax.types import Array, Float
 
-__all__ = ["FIRST_STEP", "TrueGuidance", "guided", "with_null"]
+__all__ = ["FIRST_STEP", "TrueGuidance", "combined", "guided", "with_null"]
 
 At = TypeVar("At")
 
@@ -64,15 +64,23 @@ def guided(
 ) -> Callable[[Array, At], tuple[Array, Array]]:
     """Wraps a velocity function over the batch of `with_null` with true guidance.
 
-    Its second argument, such as the time, is passed on. The result is the velocity, and what
-    guidance has added to that of the single pass c.
+    Its second argument, such as the time, is passed on. The result is that of `combined`.
     """
-    image, text = (x[:, None, None] for x in (guidance.image_scale, guidance.text_scale))
 
     def velocity(img: Array, at: At) -> tuple[Array, Array]:
-        out = velocity_of_three(jnp.repeat(img, 3, axis=0), at).astype(jnp.float32)
-        u, v, c = jnp.moveaxis(out.reshape(-1, 3, *out.shape[1:]), 1, 0)
-        combined = u + image * (v - u) + text * (c - v)
-        return combined, combined - c
+        return combined(velocity_of_three(jnp.repeat(img, 3, axis=0), at), guidance)
 
     return velocity
+
+
+def combined(of_three: Float[Array, "B3 L C"], guidance: TrueGuidance) -> tuple[Array, Array]:
+    """Combines the velocities of the three passes, float32.
+
+    Returns:
+        The velocity, and what guidance has added to that of the single pass c.
+    """
+    image, text = (x[:, None, None] for x in (guidance.image_scale, guidance.text_scale))
+    out = of_three.astype(jnp.float32)
+    u, v, c = jnp.moveaxis(out.reshape(-1, 3, *out.shape[1:]), 1, 0)
+    found = u + image * (v - u) + text * (c - v)
+    return found, found - c

@@ -28,7 +28,7 @@ from dsd_jax.infer.denoiser import Denoiser, Start
 from dsd_jax.infer.generated import Generated
 from dsd_jax.infer.options import LoadOptions, LoadOptionsDict
 from dsd_jax.infer.prepared import Images, Prepared, Texts, open_frames, prepare, seeds_of
-from dsd_jax.infer.sampler import Callback, Sampler, initial_noise
+from dsd_jax.infer.sampler import Callback, Method, Sampler, initial_noise
 from dsd_jax.infer.settings import Settings, SettingsDict
 from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
 from dsd_jax.infer.structure import SharedStructure
@@ -250,10 +250,10 @@ class Pipeline:
 
     # Sampling
 
-    def sampler(self, canvas: Canvas) -> Sampler:
-        """The sampler of a canvas, with the programs that it has compiled so far."""
+    def sampler(self, canvas: Canvas, method: Method = Method()) -> Sampler:
+        """The sampler of a canvas and a method, with the programs that it has compiled so far."""
         with self._denoiser.use("nothing") as denoiser:
-            return denoiser.sampler(canvas)
+            return denoiser.sampler(canvas, method)
 
     @property
     def group(self) -> int:

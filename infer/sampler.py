@@ -14,7 +14,7 @@ from jax import lax
 
 from dsd_jax.flux import Flux, Modulations, parted
 from dsd_jax.frames import Canvas, FluxInputs
-from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, guided, with_null
+from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, combined, with_null
 from dsd_jax.infer.solvers import EULER, Solver
 from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.sharding import Axis, constrain
@@ -39,9 +39,11 @@ Own = TypeVar("Own")
 
 # (number of the step just done, from 1; number of steps; packed latents) -> True to stop here
 Callback = Callable[[int, int, Array], bool | None]
-# One pass; one in which groups of pictures see each other; three with true guidance; or one, to
-# which is added what guidance added before.
-Kind = Literal["plain", "shared", "guided", "kept"]
+# One pass; one in which groups of pictures see each other; three with true guidance; one, to which
+# is added what guidance added before; or the first block of it, to which is added what the other
+# blocks and guidance added before.
+Kind = Literal["plain", "shared", "guided", "kept", "reused"]
+Mask = Sequence[bool]  # for each step, whether it runs all blocks
 
 
 class SamplerInputs(NamedTuple):
@@ -79,11 +81,14 @@ class Carry(NamedTuple):
         memory: the solver's memory.
         added: what true guidance has added to the velocity when it was last computed; () where
             every step computes it.
+        residual: what the blocks after the first have added to the image tokens of a single pass
+            when they last ran; () where they run in every step.
     """
 
     img: Array
     memory: Any
     added: Any = ()
+    residual: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,34 +101,69 @@ class Method:
             between keep what it added, and take one pass.
         shared: groups of pictures with a structure in common, neighbours in the batch. They have no
             true guidance.
+        masked: a mask says which steps run all blocks. The others run the first one, and keep what
+            the rest of the blocks and true guidance added last.
     """
 
     solver: Solver = EULER
     guidance_every: int = 1
     shared: SharedStructure | None = None
+    masked: bool = False
+
+    def keeps(self, *, true_guidance: bool) -> bool:
+        """Whether a step may need what true guidance has added before."""
+        return true_guidance and (self.guidance_every > 1 or self.masked)
 
     def start(self, img: Array, *, true_guidance: bool) -> Carry:
         """Makes the carry of the first step.
 
         Raises:
-            ValueError: `shared` together with true guidance.
+            ValueError: `shared` together with true guidance or a mask.
         """
-        if self.shared is not None and true_guidance:
-            raise ValueError("pictures that share a structure have no true guidance")
-        keeps = true_guidance and self.guidance_every > 1
+        if self.shared is not None and (true_guidance or self.masked):
+            raise ValueError("pictures that share a structure have no true guidance and no mask")
+        keeps = self.keeps(true_guidance=true_guidance)
         return Carry(img, self.solver.init(img), jnp.zeros_like(img) if keeps else ())
 
     def together(self, count: int) -> int:
         """The number of steps, of `count`, in which groups of pictures see each other."""
         return 0 if self.shared is None else self.shared.steps(count)
 
-    def kind(self, step: int, count: int, *, true_guidance: bool) -> Kind:
-        """The kind of a step by its number from 0, of `count` steps."""
-        if step < self.together(count):
-            return "shared"
-        if not true_guidance or step < FIRST_STEP:
-            return "plain"
-        return "kept" if (step - FIRST_STEP) % self.guidance_every else "guided"
+    def kinds(self, count: int, *, true_guidance: bool, mask: Mask | None = None) -> list[Kind]:
+        """The kinds of `count` steps in order.
+
+        Args:
+            count: number of steps.
+            true_guidance: whether there is true guidance.
+            mask: for a method that is masked: whether each step runs all blocks, which the first
+                one must.
+
+        Raises:
+            ValueError: a mask for a method without, a missing one, or one that does not fit.
+        """
+        if (mask is not None) != self.masked:
+            raise ValueError("a masked method needs a mask, another one takes none")
+        if mask is not None and (len(mask) != count or not mask[0]):
+            raise ValueError(f"a mask of {count} steps is needed whose first step is computed")
+        together, full = self.together(count), 0
+        kinds: list[Kind] = []
+        for step in range(count):
+            if step < together:
+                kinds.append("shared")
+            elif mask is not None and not mask[step]:
+                kinds.append("reused")
+            elif not true_guidance or step < FIRST_STEP:
+                kinds.append("plain")
+            else:
+                kinds.append("kept" if full % self.guidance_every else "guided")
+                full += 1
+        return kinds
+
+    def choices(self, *, guided: bool) -> tuple[Kind, ...]:
+        """The kinds of steps with true guidance, or without it, of a method that is masked."""
+        if not guided:
+            return "plain", "reused"
+        return ("guided", *(("kept",) if self.guidance_every > 1 else ()), "reused")
 
 
 def sample(
@@ -152,6 +192,13 @@ def sample(
 
 def _scan(take: Callable[[Carry, Own], Carry], carry: Carry, steps: Own) -> Carry:
     return lax.scan(lambda carry, own: (take(carry, own), None), carry, steps)[0]
+
+
+def _switching(
+    takes: Sequence[Callable[[Carry, Own], Carry]],
+) -> Callable[[Carry, tuple[Array, Own]], Carry]:
+    """The function that takes a step by one of `takes`, whose place comes with the step."""
+    return lambda carry, own: lax.switch(own[0], takes, carry, own[1])
 
 
 def _moved(solver: Solver, velocity: Array, carry: Carry, now: Array, following: Array) -> Carry:
@@ -229,6 +276,16 @@ class Programs:
         carry = Method().start(img, true_guidance=kind == "guided")
         return step(carry, (modulations, now, following)).img
 
+    def start(self, state: nnx.State, img: Array, *, true_guidance: bool) -> Carry:
+        """Makes the carry of the first step."""
+        carry = self.method.start(img, true_guidance=true_guidance)
+        if not self.method.masked:
+            return carry
+        model = nnx.merge(self.graphdef, state)
+        shape = *img.shape[:2], model.config.width
+        residual = jnp.zeros(shape, model.precision.compute_dtype)
+        return carry._replace(residual=constrain(residual, "batch", "length", None))
+
     def loop(
         self,
         state: nnx.State,
@@ -236,16 +293,36 @@ class Programs:
         inputs: SamplerInputs,
         modulations: Sequence[Modulations],
         timesteps: Array,
+        chosen: Array | None = None,
     ) -> Array:
-        """Takes all steps, with true guidance from step `FIRST_STEP` on if there is any."""
+        """Takes all steps, with true guidance from step `FIRST_STEP` on if there is any.
+
+        Args:
+            state: weights that use the modulations.
+            img: packed noise.
+            inputs: text, condition and scales.
+            modulations: result of `modulations`.
+            timesteps: decreasing times.
+            chosen: with a mask, the place of every step's kind among `Method.choices`. It is an
+                array, so that masks share one program.
+        """
         guided = inputs.true_guidance is not None
-        carry = self.method.start(img, true_guidance=guided)
+        carry = self.start(state, img, true_guidance=guided)
         times = timesteps[:-1], timesteps[1:]
         count = len(timesteps) - 1
         first = min(FIRST_STEP, count) if guided else count
 
         def part(of: PyTree, start: int, stop: int) -> PyTree:
             return jax.tree.map(lambda x: x[start:stop], of)
+
+        if chosen is not None:
+            for phase, (start, stop) in enumerate(((0, first), (first, count))):
+                if start < stop:
+                    kinds = self.method.choices(guided=phase == 1)
+                    takes = [self.taking(kind, state, inputs) for kind in kinds]
+                    steps = modulations[phase], *part(times, start, stop)
+                    carry = _scan(_switching(takes), carry, (chosen[start:stop], steps))
+            return carry.img
 
         ends = self.method.together(count)
         leading: tuple[tuple[Kind, int, int], ...] = (("shared", 0, ends), ("plain", ends, first))
@@ -281,25 +358,38 @@ class Programs:
         shared = self.method.shared
         panels = shared.panels if shared is not None and kind == "shared" else 1
 
-        def of(inputs: FluxInputs) -> Callable[[Array, Modulations], Array]:
-            return lambda img, own: model.velocity(img, own, inputs, self.canvas, panels)
+        def full(img: Array, own: Modulations, inputs: FluxInputs) -> tuple[Array, Any]:
+            """The velocity of all blocks, and the residual if steps to come may need it."""
+            if self.method.masked:
+                return model.velocity_and_residual(img, own, inputs, self.canvas)
+            return model.velocity(img, own, inputs, self.canvas, panels), ()
 
-        def velocity(carry: Carry, own: Modulations) -> tuple[Array, Any]:
-            if kind in ("plain", "shared"):
-                return of(inputs.flux)(carry.img, own), carry.added
-            if kind == "kept":
-                single = jax.tree.map(lambda x: x[..., 2::3, :], own)  # of [u, v, c] only c
-                return of(inputs.flux)(carry.img, single) + carry.added, carry.added
-            assert inputs.true_guidance is not None  # checked by the callers
-            three = with_null(inputs.flux, inputs.true_guidance)
-            found, added = guided(of(three), inputs.true_guidance)(carry.img, own)
-            return found, () if self.method.guidance_every == 1 else added
+        def velocity(carry: Carry, own: Modulations) -> tuple[Array, Carry]:
+            """The velocity of this step, and the carry with what is kept of it."""
+            guidance, (img, _, added, residual) = inputs.true_guidance, carry
+            if kind == "guided":
+                assert guidance is not None  # checked by the callers
+                three = with_null(inputs.flux, guidance)
+                found, residual = full(jnp.repeat(img, 3, axis=0), own, three)
+                found, added = combined(found, guidance)
+                if not self.method.keeps(true_guidance=True):
+                    added = ()
+                residual = jax.tree.map(lambda x: x[2::3], residual)  # of [u, v, c] only c
+                return found, carry._replace(added=added, residual=residual)
+            if len(own.final[0]) > len(img):  # in a step with true guidance: likewise
+                own = jax.tree.map(lambda x: x[..., 2::3, :], own)
+            if kind == "reused":
+                found = model.velocity_reusing(residual, img, own, inputs.flux, self.canvas)
+            else:
+                found, residual = full(img, own, inputs.flux)
+            if kind in ("kept", "reused") and guidance is not None:
+                found = found + added
+            return found, carry._replace(residual=residual)
 
         def take(carry: Carry, own: tuple[Modulations, Array, Array]) -> Carry:
             modulations, now, following = own
-            found, added = velocity(carry, modulations)
-            moved = _moved(self.method.solver, found, carry, now, following)
-            return moved._replace(added=added)
+            found, carry = velocity(carry, modulations)
+            return _moved(self.method.solver, found, carry, now, following)
 
         return take
 
@@ -322,6 +412,9 @@ class Sampler:
         self.making, self.using = parted(state)
         self.programs = Programs(graphdef, canvas, method)
         self._modulations = jax.jit(self.programs.modulations)
+        self._start = jax.jit(
+            self.programs.start, static_argnames="true_guidance", donate_argnames="img"
+        )
         self._step = jax.jit(self.programs.step, static_argnames="kind", donate_argnames="carry")
         self._loop = jax.jit(self.programs.loop, donate_argnames="img")
         self._apart = jax.jit(self.programs.apart, donate_argnames="img")
@@ -363,6 +456,7 @@ class Sampler:
         timesteps: np.ndarray,
         callback: Callback | None = None,
         modulations: Sequence[Modulations] | None = None,
+        mask: Mask | None = None,
     ) -> Float32[Array, "B L C"]:
         """Samples a batch.
 
@@ -374,17 +468,25 @@ class Sampler:
                 are donated to the next step, so it must copy what it keeps. Without a callback,
                 the whole loop is a single program.
             modulations: result of `modulations`, which is called if there is none.
+            mask: for a method that is masked: whether each step runs all blocks.
         """
+        count, method = len(timesteps) - 1, self.programs.method
+        guidance = inputs.true_guidance is not None
+        kinds = method.kinds(count, true_guidance=guidance, mask=mask)
         if modulations is None:
             modulations = self.modulations(inputs, timesteps)
         if callback is None:
-            return self._loop(self.using, img, inputs, modulations, jnp.asarray(timesteps))
-        count, method = len(timesteps) - 1, self.programs.method
-        guidance = inputs.true_guidance is not None
-        carry = method.start(img, true_guidance=guidance)
-        for i in range(count):
-            kind = method.kind(i, count, true_guidance=guidance)
-            phase = int(kind in ("guided", "kept"))
+            chosen = None
+            if method.masked:
+                phases = (method.choices(guided=guidance and i >= FIRST_STEP) for i in range(count))
+                places = [own.index(kind) for own, kind in zip(phases, kinds, strict=True)]
+                chosen = jnp.asarray(places, jnp.int32)
+            times = jnp.asarray(timesteps)
+            return self._loop(self.using, img, inputs, modulations, times, chosen)
+        start = functools.partial(self._start, self.using) if method.masked else method.start
+        carry = start(img, true_guidance=guidance)
+        for i, kind in enumerate(kinds):
+            phase = int(guidance and i >= FIRST_STEP)
             step = Step(jnp.int32(i - phase * FIRST_STEP), *map(jnp.float32, timesteps[i : i + 2]))
             carry = self._step(self.using, carry, inputs, modulations[phase], step, kind=kind)
             if callback(i + 1, count, carry.img):

@@ -8,6 +8,7 @@ import numpy as np
 from dsd_jax.errors import UserError
 from dsd_jax.frames import PATCH, check_size
 from dsd_jax.infer.arguments import check_choice
+from dsd_jax.infer.mask import read_mask
 from dsd_jax.infer.solvers import SolverName
 from dsd_jax.text.plain import check_text
 
@@ -36,9 +37,11 @@ class Settings:
         guidance_every: True guidance takes its three passes in every so many-th step. The steps
             between take one pass and keep what it added. 3 makes 46 passes of 80.
         solver: Solver of the flow. dpmpp_2m is of second order: DPM-Solver++(2M).
+        step_mask: File of `dsd mask`, or the mask itself: 1 for a step that runs all blocks, 0 for
+            one that runs the first and keeps what the others added, such as 1101010.
 
     Raises:
-        UserError: an unknown `solver`.
+        UserError: an unknown `solver`, or a `step_mask` that cannot be read.
     """
 
     guidance: float = 3.5
@@ -51,9 +54,17 @@ class Settings:
     vae_sample: bool = True
     guidance_every: int = 1
     solver: SolverName = "euler"
+    step_mask: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, get_args(SolverName))
+        if self.step_mask is not None:  # a file is read at once: its name alone means no image
+            object.__setattr__(self, "step_mask", read_mask(self.step_mask))
+
+    @property
+    def mask(self) -> tuple[bool, ...] | None:
+        """Whether each step runs all blocks; None if all do."""
+        return None if self.step_mask is None else tuple(own == "1" for own in self.step_mask)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,6 +103,11 @@ class Settings:
             raise UserError(
                 f"guidance_every must be from 1 to {MAX_STEPS}, got {self.guidance_every}"
             )
+        if self.step_mask is not None and len(self.step_mask) != self.steps:
+            raise UserError(
+                f"the step_mask is for {len(self.step_mask)} steps, got steps={self.steps}; give "
+                f"{len(self.step_mask)} steps, or a mask that `dsd mask` finds for {self.steps}"
+            )
         for name in ("guidance", "i_guidance", "t_guidance"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value >= 0):
@@ -106,11 +122,11 @@ class Settings:
     def stated(self) -> dict[str, Any]:
         """The settings as JSON types, for the parameters of an image and for digests.
 
-        `guidance_every` and `solver` are left out at their defaults, so that settings mean the same
-        image as before these two existed.
+        `guidance_every`, `solver` and `step_mask` are left out at their defaults, so that settings
+        mean the same image as before these existed.
         """
         stated, default = dataclasses.asdict(self), Settings()
-        for name in ("guidance_every", "solver"):
+        for name in ("guidance_every", "solver", "step_mask"):
             if stated[name] == getattr(default, name):
                 del stated[name]
         return stated
@@ -129,6 +145,7 @@ class SettingsDict(TypedDict, total=False):
     vae_sample: bool
     guidance_every: int
     solver: SolverName
+    step_mask: str | None
 
 
 def check_seed(seed: int) -> int:

@@ -44,7 +44,7 @@ class SharedStructure:
             settings: Their settings.
 
         Raises:
-            UserError: The number is no multiple of `panels`, or there is true guidance.
+            UserError: The number is no multiple of `panels`, or there is true guidance or a mask.
         """
         if count % self.panels:
             raise UserError(
@@ -56,6 +56,8 @@ class SharedStructure:
                 f"images that share a structure have no true guidance, got i_guidance="
                 f"{settings.i_guidance}; leave it at 1"
             )
+        if settings.step_mask is not None:
+            raise UserError("images that share a structure take no step_mask; leave it out")
 
     def steps(self, count: int) -> int:
         """The number of steps, from the first on, that are taken together."""

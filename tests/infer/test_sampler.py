@@ -144,7 +144,7 @@ def test_the_first_two_steps_are_plain(sampler, arrays):
 )
 def test_passes_are_counted(every, guided, passes):
     method = Method(guidance_every=every)
-    kinds = [method.kind(i, 28, true_guidance=guided) for i in range(28)]
+    kinds = method.kinds(28, true_guidance=guided)
     assert sum(3 if kind == "guided" else 1 for kind in kinds) == passes
 
 
@@ -205,7 +205,7 @@ def shared(sharing, panels) -> np.ndarray:
 class TestSharedStructure:
     @pytest.mark.parametrize(("count", "together"), [(4, 2), (5, 2), (1, 0)])
     def test_first_steps_are_shared_and_the_others_are_not(self, count, together):
-        kinds = [Method(shared=SHARED).kind(i, count, true_guidance=False) for i in range(count)]
+        kinds = Method(shared=SHARED).kinds(count, true_guidance=False)
         assert kinds == ["shared"] * together + ["plain"] * (count - together)
 
     def test_the_loop_is_its_steps(self, sharing, panels, shared):
