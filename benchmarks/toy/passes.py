@@ -1,0 +1,201 @@
+"""Measures on the toy world what fewer passes of the transformer cost.
+
+    python -m benchmarks.toy.passes [--cases 300] [--steps 28] [--student FOLDER]
+        [--distilled FOLDER] [--trials 60]
+
+Every row sees the cases and the noise of `study.py`. The first is the released sampler: Euler, with
+true guidance from the third step on. `passes` counts passes of the whole transformer for an image;
+a step of a mask that runs the first block alone counts as the share of the blocks that it runs.
+`latent error` is the distance of the final latents, both frames, from those of the first row.
+Masks are searched on cases that are not scored. `--distilled` is the export of a run of `dsd train
+distill` from the student.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.results import save
+from benchmarks.toy.study import BATCH, intervals, load
+from dsd_jax.config import FluxConfig
+from dsd_jax.images import open_frame
+from dsd_jax.infer import Pipeline
+from dsd_jax.infer.find_mask import find_mask
+from dsd_jax.infer.prepared import Prepared, prepare
+from dsd_jax.infer.sampler import Method
+from dsd_jax.infer.settings import Settings
+from dsd_jax.quickstart.inputs import IMAGE_SCALE
+from dsd_jax.toy.folder import toy_lora_path
+from dsd_jax.toy.score import Case, Score, make_cases, score
+from dsd_jax.toy.world import PANEL
+
+SECTIONS = {
+    "": (
+        "Fewer passes on the toy world",
+        """The student that ships, with true guidance except where it is distilled. *Passes* of the
+whole transformer for an image, seconds for an image on this processor, distance of the final
+latents from those of the first row, and scores with 95 % bootstrap intervals over cases. A *mask*
+was searched on other cases. *Distilled*: one pass makes what guidance makes of three. The plot:
+[toy_passes.png](toy_passes.png).""",
+    ),
+}
+
+PLOT = Path(__file__).parents[2] / "docs" / "toy_passes.png"
+KEPT = 3  # guidance is computed in every third step
+SEARCHED = 8  # cases that masks are searched on
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A way of sampling.
+
+    Attributes:
+        name: Its name in the table.
+        settings: Its settings.
+        full: Steps that run all blocks, by a mask that is searched; 0 for all, without a mask.
+        distilled: Whether it samples with the distilled student.
+    """
+
+    name: str
+    settings: Settings
+    full: int = 0
+    distilled: bool = False
+
+
+def choices(steps: int, *, distilled: bool) -> Iterator[Choice]:
+    """Each choice alone, then stacks of them."""
+    base = Settings(height=PANEL, width=2 * PANEL, steps=steps, i_guidance=IMAGE_SCALE)
+    half, third = dataclasses.replace(base, steps=steps // 2), steps // 3
+    every = dataclasses.replace(base, guidance_every=KEPT)
+    second = dataclasses.replace(base, solver="dpmpp_2m", steps=third)
+    yield Choice("Euler", base)
+    yield Choice("Euler, fewer steps", half)
+    yield Choice("Euler, fewer steps", dataclasses.replace(base, steps=third))
+    yield Choice(f"guidance every {KEPT}", every)
+    yield Choice("DPM-Solver++", dataclasses.replace(second, steps=steps // 2))
+    yield Choice("DPM-Solver++", second)
+    yield Choice("mask", base, full=steps // 2)
+    yield Choice("mask", base, full=third)
+    yield Choice(f"mask, guidance every {KEPT}", every, full=third)
+    yield Choice(
+        f"DPM-Solver++, guidance every {KEPT}", dataclasses.replace(second, guidance_every=KEPT)
+    )
+    if distilled:
+        for own in (base, half, dataclasses.replace(base, steps=third)):
+            yield Choice("distilled", dataclasses.replace(own, i_guidance=1.0), distilled=True)
+        one = dataclasses.replace(second, i_guidance=1.0)
+        yield Choice("distilled, DPM-Solver++", one, distilled=True)
+        masked = dataclasses.replace(base, i_guidance=1.0)
+        yield Choice("distilled, mask", masked, full=third, distilled=True)
+
+
+def passes_of(settings: Settings, config: FluxConfig) -> float:
+    """Passes of the whole transformer for an image."""
+    method = Method(guidance_every=settings.guidance_every, masked=settings.mask is not None)
+    kinds = method.kinds(settings.steps, true_guidance=settings.true_guidance, mask=settings.mask)
+    first = 1 / (config.double_depth + config.single_depth)
+    costs = {"guided": 3.0, "reused": first}
+    return sum(costs.get(kind, 1.0) for kind in kinds)
+
+
+def prepared(pipe: Pipeline, cases: Sequence[Case], settings: Settings) -> Prepared:
+    """The images of cases."""
+    checked = pipe.check(settings, two_frames=True)
+    pictures = [Image.fromarray(case.reference()) for case in cases]
+    return prepare(
+        pipe.tokenizers,
+        [case.text for case in cases],
+        [open_frame(picture, PANEL, PANEL) for picture in pictures],
+        np.asarray([case.seed for case in cases], np.uint32),
+        checked,
+    )
+
+
+def paint(
+    pipe: Pipeline, cases: Sequence[Case], settings: Settings
+) -> tuple[np.ndarray, list[Score], float]:
+    """Final latents, scores, and seconds for an image once all is compiled."""
+    latents, scores, seconds = [], [], []
+    for start in range(0, len(cases), BATCH):
+        part = cases[start : start + BATCH]
+        began = time.perf_counter()
+        made = pipe.run(prepared(pipe, part, settings), batch_size=BATCH)
+        seconds.append((time.perf_counter() - began) / len(part))
+        latents.append(made.latents)
+        scores += [score(c, np.asarray(image)) for c, image in zip(part, made, strict=True)]
+    return np.concatenate(latents), scores, min(seconds)
+
+
+def masked(pipe: Pipeline, choice: Choice, trials: int) -> Settings:
+    """The settings of a choice, with a mask that is searched for them."""
+    if not choice.full:
+        return choice.settings
+    others = make_cases(SEARCHED, seed=1)
+    found = find_mask(pipe, prepared(pipe, others, choice.settings), choice.full, trials)
+    return dataclasses.replace(choice.settings, step_mask=found.mask)
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> None:
+    """Identity over passes, a line for each choice."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name in dict.fromkeys(row["choice"] for row in rows):
+        own = sorted((row["passes"], row["identity"]) for row in rows if row["choice"] == name)
+        values = [float(identity.split()[0]) for _, identity in own]
+        axes.plot([passes for passes, _ in own], values, "o-", alpha=0.7, label=name)
+    axes.set(xscale="log", xlabel="passes for an image", ylabel="identity", ylim=(0, 1.05))
+    axes.set_xticks(ticks := [4, 8, 16, 32, 80], [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.legend(fontsize=7)
+    figure.savefig(PLOT, dpi=120)
+
+
+def main() -> None:
+    """Samples, prints, saves and plots."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--trials", type=int, default=60, help="masks that each search tries")
+    parser.add_argument("--student", type=Path, default=None, help="default: the one that ships")
+    parser.add_argument("--distilled", type=Path, default=None, help="export of `train distill`")
+    parser.add_argument("--try", dest="trial", action="store_true", help="print, and save nothing")
+    given = parser.parse_args()
+    cases, rows = make_cases(given.cases), []
+    student = load(given.student or toy_lora_path())
+    other = load(given.distilled) if given.distilled else student
+    exact = np.zeros(0)
+    for choice in choices(given.steps, distilled=given.distilled is not None):
+        pipe = other if choice.distilled else student
+        settings = masked(pipe, choice, given.trials)
+        latents, scores, seconds = paint(pipe, cases, settings)
+        exact = exact if rows else latents
+        error = float(np.linalg.norm(latents - exact) / np.linalg.norm(exact))
+        rows.append(
+            {
+                "choice": choice.name,
+                "steps": settings.steps,
+                "passes": round(passes_of(settings, pipe.transformer_config), 1),
+                "seconds": f"{seconds:.3f}",
+                "latent error": f"{error:.4f}",
+                **intervals(scores),
+                "mask": settings.step_mask or "",
+            }
+        )
+        print(rows[-1], flush=True)
+    if not given.trial:
+        save(__file__, rows, cases=given.cases, image_guidance=IMAGE_SCALE)
+        plot(rows)
+
+
+if __name__ == "__main__":
+    main()
