@@ -213,7 +213,10 @@ def _adapter_of(
 def _distilled(config: Mapping[str, Any]) -> Distilled | None:
     """The sampling that a run of this recipe distils for; runs from before know no distillation."""
     teacher = config.get("distill")
-    return None if teacher is None else Distilled(config["flow"]["guidance"], **teacher)
+    if teacher is None:
+        return None
+    steps = len(teacher["mask"] or "") or teacher["steps"]
+    return Distilled(config["flow"]["guidance"], **{**teacher, "steps": steps})
 
 
 def _base_of(run: Mapping[str, Any], path: epath.PathLike) -> Component[FluxConfig]:

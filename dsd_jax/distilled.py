@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,12 +24,14 @@ class Distilled:
         guidance: Distilled guidance scale to sample with.
         i_guidance, t_guidance: Scales of the true guidance that one pass holds already.
         steps: Number of steps.
+        mask: Step mask that it is sampled with; None where every step runs all blocks.
     """
 
     guidance: float
     i_guidance: float
     t_guidance: float
     steps: int
+    mask: str | None = None
 
     @property
     def header(self) -> dict[str, str]:
@@ -50,33 +53,46 @@ class Distilled:
             return None
         place = f"{HEADER} in the header of {where}"
         given = parse_json(header[HEADER], place, dict)
-        names = {field.name for field in dataclasses.fields(cls)}
-        if given.keys() != names or not all(map(_is_number, given.values())):
+        mask, numbers = (
+            given.pop("mask", None),
+            sorted({f.name for f in dataclasses.fields(cls)} - {"mask"}),
+        )
+        fits = mask is None or (isinstance(mask, str) and re.fullmatch("1[01]*", mask))
+        if sorted(given) != numbers or not (fits and all(map(_is_number, given.values()))):
             raise UserError(
-                f"{place} must hold the numbers {', '.join(sorted(names))}, got {header[HEADER]}; "
-                "export the LoRA again"
+                f"{place} must hold the numbers {', '.join(numbers)} and perhaps a mask, got "
+                f"{header[HEADER]}; export the LoRA again"
             )
-        return cls(**{**given, "steps": int(given["steps"])})
+        return cls(**{**given, "steps": int(given["steps"])}, mask=mask)
 
     def notice(self, name: str) -> str:
         """Says how to sample with the adapter `name`."""
         return (
             f"{name} is distilled: one pass holds true guidance (i_guidance {self.i_guidance:g}, "
-            f"t_guidance {self.t_guidance:g}); sample with guidance {self.guidance:g} and steps "
-            f"{self.steps}, without i_guidance"
+            f"t_guidance {self.t_guidance:g}); sample with guidance {self.guidance:g} and "
+            f"{self._steps}, without i_guidance"
         )
 
-    def check(self, name: str, *, i_guidance: float) -> None:
+    @property
+    def _steps(self) -> str:
+        """The steps to sample with, in words."""
+        return f"steps {self.steps}" + (f" and step_mask {self.mask}" if self.mask else "")
+
+    def check(self, name: str, *, i_guidance: float, mask: str | None) -> None:
         """Refuses settings that the adapter `name` is not for.
 
         Raises:
-            UserError: There is true guidance.
+            UserError: There is true guidance, or not the step mask that it was trained with.
         """
         if i_guidance > 1:
             raise UserError(
                 f"{name} is distilled: one pass holds the guidance of i_guidance="
                 f"{self.i_guidance:g} already, got i_guidance={i_guidance:g} on top; leave it at "
                 "1, or take the LoRA that this one was distilled from"
+            )
+        if self.mask is not None and mask != self.mask:
+            raise UserError(
+                f"{name} is distilled for a step mask, got step_mask={mask}; give {self._steps}"
             )
 
 

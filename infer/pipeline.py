@@ -326,7 +326,7 @@ class Pipeline:
 
         Raises:
             UserError: settings that cannot be used (see `Settings.checked`), or a reference for a
-                model that cannot take one; or true guidance for a distilled LoRA.
+                model that cannot take one; or settings that a distilled LoRA is not for.
         """
         if two_frames and not self.transformer_config.condition_embed:
             raise UserError(
@@ -335,7 +335,9 @@ class Pipeline:
             )
         for adapter, scale in self._loras.values():
             if adapter.distilled is not None and scale:
-                adapter.distilled.check(adapter.name, i_guidance=settings.i_guidance)
+                adapter.distilled.check(
+                    adapter.name, i_guidance=settings.i_guidance, mask=settings.step_mask
+                )
         downscale = self.autoencoder_config.downscale
         return settings.checked(two_frames=two_frames, downscale=downscale)
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from dsd_jax.config import FLUX_DEV
 from dsd_jax.errors import UserError
+from dsd_jax.infer.mask import read_mask
 from dsd_jax.lora import LoraConfig
 from dsd_jax.quantise import WeightKind
 from dsd_jax.sharding import MeshConfig
@@ -89,13 +90,18 @@ class DistillConfig:
         i_guidance: True image guidance scale of the teacher.
         t_guidance: True text guidance scale of the teacher.
         steps: Steps of the teacher's sampler, whose first two have no true guidance.
+        mask: Step mask of the student (see `dsd mask`): a few steps that run all blocks, and what
+            it makes of them in the steps between. Without one it learns to take every step.
     """
 
     i_guidance: float = 1.5
     t_guidance: float = 1.0
     steps: int = 28
+    mask: str | None = None
 
     def __post_init__(self) -> None:
+        if self.mask is not None:
+            object.__setattr__(self, "mask", read_mask(self.mask))
         if not 1 < self.i_guidance < math.inf:
             raise UserError(
                 f"distill.i_guidance must be a number above 1, got {self.i_guidance}: at 1 the "

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_flux
+from dsd_jax.errors import UserError
 from dsd_jax.parts import FluxParts
 from dsd_jax.processes import busy, first_process, say
 from dsd_jax.sharding import make_mesh
@@ -102,7 +103,10 @@ def _start(base: BaseConfig, parts: FluxParts, config: TrainConfig) -> Start:
     if base.lora_path is not None:
         adapter, _ = read_lora(resolve(base.lora_path, kind="lora"), parts.transformer.config)
         if config.distill is not None and adapter.distilled is not None:
-            adapter.distilled.check(adapter.name, i_guidance=config.distill.i_guidance)
+            raise UserError(
+                f"{adapter.name} is distilled already; give the LoRA that it was distilled from as "
+                "--lora_path"
+            )
     return Start(adapter, base.from_scratch)
 
 

@@ -9,14 +9,15 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from dsd_jax.errors import UserError
-from dsd_jax.flow import Schedule, interpolate, velocity
-from dsd_jax.flux import Flux
+from dsd_jax.flow import Schedule, euler_step, interpolate, velocity
+from dsd_jax.flux import Flux, Modulations
 from dsd_jax.frames import Canvas, FluxInputs
 from dsd_jax.infer.guidance import FIRST_STEP, TrueGuidance, guided, with_null
 from dsd_jax.train.config import DistillConfig, FlowConfig, TrainConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Customise",
     "Distill",
     "EncodedBatch",
+    "Imitate",
     "Losses",
     "MakeObjective",
     "Objective",
@@ -202,6 +204,80 @@ class Distill(Customise):
         return jax.lax.stop_gradient(found)
 
 
+@dataclasses.dataclass(frozen=True)
+class Imitate(Distill):
+    """`Distill` for a student that runs all blocks in a few steps of a mask only.
+
+    Between them it follows the policy that its last full step has set: the first block, and what
+    the other blocks have added there. The student takes the steps of the mask from a noised pair
+    on, and its velocity is compared with the teacher's where its own steps have led it. That is the
+    imitation distillation of Chen et al. 2025, "pi-Flow" (arXiv 2510.14974), with a policy that
+    needs no further output layer.
+    """
+
+    def draw(
+        self, key: Array, x_0: Float[Array, "B L C"]
+    ) -> tuple[Float32[Array, "B L C"], Float32[Array, " B"]]:
+        """Draws noise, and for each sample a step: its place among all steps, from 0 to 1."""
+        step_key, noise_key = jax.random.split(key)
+        place = jax.random.uniform(step_key, (len(x_0),), jnp.float32)
+        return jax.random.normal(noise_key, x_0.shape, jnp.float32), place
+
+    def at(
+        self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
+    ) -> Losses:
+        """Computes the losses for given noise and steps, which `t` tells as `draw` does."""
+        steps = self.steps
+        number = jnp.clip((t * steps).astype(jnp.int32), 0, steps - 1)
+        predicted, x_t, times = self.step(model, batch, noise, number)
+        difference = predicted - self.target(batch, x_t, times)
+        return self.weighted(jnp.square(difference).mean(-1))
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the mask."""
+        return len(self.distill.mask or "1")
+
+    def step(
+        self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], number: Array
+    ) -> tuple[Float32[Array, "B L C"], Float32[Array, "B L C"], Float32[Array, " B"]]:
+        """Takes Euler steps from the last full step on to step `number` `[B]`.
+
+        Returns:
+            The velocity of that step, its latents, through which no gradient goes, and its time.
+        """
+        mask = self.distill.mask or "1"
+        schedule = jnp.asarray(self.schedule.timesteps(len(mask), self.canvas.tokens))
+        starts = [mask.rindex("1", 0, i + 1) for i in range(len(mask))]
+        start, inputs = jnp.asarray(starts)[number], batch.inputs(self.flow.guidance)
+        ahead = max(i - own for i, own in enumerate(starts))  # most steps after a full one
+        steps = jnp.minimum(start[None] + jnp.arange(ahead + 1)[:, None], number[None])
+        times = schedule[steps]
+        modulations = model.modulations(times, inputs)
+
+        def of_step(index: int | Array) -> Modulations:
+            return jax.tree.map(lambda x: x[index], modulations)
+
+        x_start = interpolate(batch.x_0, noise, times[0])
+        found, residual = model.velocity_and_residual(x_start, of_step(0), inputs, self.canvas)
+        # The way to the step has no gradient, and so keeps nothing for a backward pass.
+        graphdef, state = nnx.split(model)
+        still = jax.lax.stop_gradient((state, found, residual, modulations))
+
+        def walk(carry: tuple[Array, Array], own: tuple[Modulations, Array, Array]) -> Any:
+            (x_t, found), (following, now, then) = carry, own
+            x_t = euler_step(x_t, found, now, then)
+            guide = nnx.merge(graphdef, still[0])
+            found = guide.velocity_reusing(still[2], x_t, following, inputs, self.canvas)
+            return (x_t, found), None
+
+        # Samples whose step is reached stay there: their time does not change any more.
+        rest = jax.tree.map(lambda x: x[1:], still[3]), times[:-1], times[1:]
+        (x_t, _), _ = jax.lax.scan(walk, (x_start, still[1]), rest)
+        last = model.velocity_reusing(residual, x_t, of_step(-1), inputs, self.canvas)
+        return last.astype(jnp.float32), x_t, times[-1]
+
+
 # An objective's class, or one whose further fields are filled in.
 MakeObjective = Callable[[FlowConfig, Schedule, Canvas], Objective]
 
@@ -209,7 +285,8 @@ MakeObjective = Callable[[FlowConfig, Schedule, Canvas], Objective]
 def method_of(config: TrainConfig) -> MakeObjective:
     """Chooses the objective of a recipe."""
     if config.distill is not None:
-        return functools.partial(Distill, distill=config.distill)
+        loss = Distill if config.distill.mask is None else Imitate
+        return functools.partial(loss, distill=config.distill)
     return Customise if config.condition else Teach
 
 

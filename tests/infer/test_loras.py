@@ -96,6 +96,10 @@ def test_a_distilled_lora_takes_no_true_guidance(folder, tmp_path):
     pipe.check(Settings(height=64), two_frames=True)
     with pytest.raises(UserError, match=r"fast.safetensors is distilled: one pass holds"):
         pipe.check(Settings(height=64, i_guidance=2.0), two_frames=True)
+    masked = dataclasses.replace(need, steps=4, mask="1010")
+    with pytest.raises(UserError, match="got step_mask=None; give steps 4 and step_mask 1010"):
+        masked.check("fast", i_guidance=1.0, mask=None)
+    masked.check("fast", i_guidance=1.0, mask="1010")
     pipe.scale_lora("fast", 0.0)
     pipe.check(Settings(height=64, i_guidance=2.0), two_frames=True)
 

@@ -19,10 +19,10 @@ from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.frames import FluxInputs
 from dsd_jax.infer.guidance import TrueGuidance
-from dsd_jax.infer.sampler import Sampler, SamplerInputs
+from dsd_jax.infer.sampler import Method, Sampler, SamplerInputs
 from dsd_jax.train.config import DistillConfig, DropoutConfig, FlowConfig, TrainConfig
 from dsd_jax.train.model import first_state
-from dsd_jax.train.objective import Distill
+from dsd_jax.train.objective import Distill, Imitate, method_of
 from dsd_jax.train.optimizer import make_optimizer
 from dsd_jax.train.presets import preset
 from dsd_jax.train.record import Origin, check_recipe, check_teacher, record
@@ -67,10 +67,46 @@ def test_the_target_is_the_velocity_of_the_sampler():
         np.testing.assert_allclose(found, (there - here) / (following - now), atol=2e-4)
 
 
-def test_a_student_comes_nearer_to_its_teacher_which_stays():
+def test_a_step_of_the_mask_is_that_of_the_sampler():
+    """From noise, which is where a pair is at the first step, and from a noised pair."""
+    model, schedule = make_flux(SMALL, scan_layers=True), Schedule()
+    batch = make_batch(2, SMALL)._replace(
+        drop_image=jnp.zeros(2, bool), drop_text=jnp.zeros(2, bool)
+    )
+    loss = Imitate(FLOW, schedule, CANVAS, dataclasses.replace(TEACHER, mask="1001"))
+    times = schedule.timesteps(4, CANVAS.tokens)
+    inputs = FluxInputs(batch.txt, batch.vec, jnp.full(2, FLOW.guidance), batch.img_cond)
+    noise = jnp.flip(batch.x_0, 1)
+    path = [np.asarray(noise)]
+    Sampler(model, CANVAS, Method(masked=True)).run(
+        jnp.array(noise),
+        SamplerInputs(inputs),
+        times,
+        lambda _i, _n, img: path.append(np.asarray(img)),
+        mask=(True, False, False, True),
+    )
+    graphdef, state = nnx.split(model)
+    step = jax.jit(
+        lambda state, number: loss.step(nnx.merge(graphdef, state), batch, noise, number),
+        compiler_options=FAST_COMPILE,
+    )
+    for numbers in ([0, 2], [1, 3]):
+        velocity, x_t, t = step(state, jnp.int32(numbers))
+        np.testing.assert_array_equal(t, times[numbers])
+        for row, i in enumerate(numbers):
+            if i < 3:
+                np.testing.assert_allclose(x_t[row], path[i][row], atol=1e-4)
+                found = (path[i + 1] - path[i])[row] / (times[i + 1] - times[i])
+                np.testing.assert_allclose(velocity[row], found, atol=3e-4)
+    noised = (1 - times[3]) * batch.x_0 + times[3] * noise
+    np.testing.assert_allclose(x_t[1], noised[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, "100"])
+def test_a_student_comes_nearer_to_its_teacher_which_stays(mask: str | None):
     recipe = dataclasses.replace(
         RECIPE,
-        distill=TEACHER,
+        distill=dataclasses.replace(TEACHER, mask=mask),
         flow=FlowConfig(t_sampling="uniform"),
         dropout=DropoutConfig(0, 0, 0),
     )
@@ -78,7 +114,8 @@ def test_a_student_comes_nearer_to_its_teacher_which_stays():
     teacher = jax.tree.map(jnp.copy, split.trained)
     before = jax.tree.map(np.asarray, teacher)
     optimizer = make_optimizer(recipe.optimizer, recipe.steps)
-    loss = Distill(recipe.flow, Schedule(), CANVAS, TEACHER)
+    loss = method_of(recipe)(recipe.flow, Schedule(), CANVAS)
+    assert isinstance(loss, Imitate if mask else Distill)
     step = jax.jit(
         make_step(split.graphdef, optimizer, loss, recipe), compiler_options=FAST_COMPILE
     )
@@ -143,6 +180,11 @@ def test_an_export_tells_what_its_run_distilled():
     assert _distilled(dataclasses.asdict(recipe)) == NEED
     assert _distilled(dataclasses.asdict(preset("paper"))) is None
     assert _distilled({}) is None  # the recipe of an older run
+    few = dataclasses.replace(recipe, distill=dataclasses.replace(TEACHER, mask="10010"))
+    found = _distilled(dataclasses.asdict(few))
+    assert found == dataclasses.replace(NEED, steps=5, mask="10010")
+    assert Distilled.of_header(found.header, "a") == found
+    assert "guidance 3.5 and steps 5 and step_mask 10010, without" in found.notice("a")
 
 
 @pytest.mark.parametrize(("name", "layout"), [("out", "peft"), ("out.safetensors", "kohya")])
@@ -161,7 +203,14 @@ def test_files_of_a_distilled_lora_say_so(name: str, layout: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", json.dumps({**dataclasses.asdict(NEED), "steps": "many"})]
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        json.dumps({**dataclasses.asdict(NEED), "steps": "many"}),
+        json.dumps({**dataclasses.asdict(NEED), "mask": "0110"}),
+    ],
 )
 def test_a_header_that_cannot_be_read_is_refused(text: str):
     with pytest.raises(UserError, match=f"{HEADER} in the header of a.safetensors"):
@@ -169,10 +218,10 @@ def test_a_header_that_cannot_be_read_is_refused(text: str):
 
 
 def test_true_guidance_on_top_is_refused():
-    NEED.check("fast.safetensors", i_guidance=1.0)
+    NEED.check("fast.safetensors", i_guidance=1.0, mask=None)
     message = (
         "fast.safetensors is distilled: one pass holds the guidance of i_guidance=2.5 already, "
         "got i_guidance=2 on top; leave it at 1"
     )
     with pytest.raises(UserError, match=message):
-        NEED.check("fast.safetensors", i_guidance=2.0)
+        NEED.check("fast.safetensors", i_guidance=2.0, mask=None)
