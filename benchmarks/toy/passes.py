@@ -1,22 +1,29 @@
 """Measures on the toy world what fewer passes of the transformer cost.
 
-    python -m benchmarks.toy.passes [--cases 300] [--steps 28] [--student FOLDER]
-        [--distilled FOLDER] [--trials 60]
+    python -m benchmarks.toy.passes [--cases 300] [--steps 28] [--trials 60] [--student FOLDER]
+        [--distilled FOLDER] [--few_steps FOLDER]
 
 Every row sees the cases and the noise of `study.py`. The first is the released sampler: Euler, with
 true guidance from the third step on. `passes` counts passes of the whole transformer for an image;
 a step of a mask that runs the first block alone counts as the share of the blocks that it runs.
 `latent error` is the distance of the final latents, both frames, from those of the first row.
-Masks are searched on cases that are not scored. `--distilled` is the export of a run of `dsd train
-distill` from the student.
+Masks are searched on cases that are not scored. `--distilled` and `--few_steps` are exports of runs
+that distil the student, on pairs such as those of the quickstart:
+
+    dsd train distill --base_path toy --lora_path dsd_jax/toy/lora --data PAIRS --output_dir RUN
+        --lora.rank 32 --lora.targets all --height 32 --width 64 --batch_size 16 --steps 1500
+        --base_dtype float32 --remat none --no_scan_layers --max_sequence_length 16
+        --mesh.data -1 --mesh.fsdp 1 --distill.i_guidance 2 --optimizer.learning_rate 5e-4
+        --optimizer.schedule cosine [--distill.mask 10101010]
+    dsd convert lora RUN FOLDER
 """
 
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -24,6 +31,9 @@ from PIL import Image
 from benchmarks.results import save
 from benchmarks.toy.study import BATCH, intervals, load
 from dsd_jax.config import FluxConfig
+from dsd_jax.convert.lora.read import read_lora
+from dsd_jax.convert.open import open_transformer
+from dsd_jax.errors import UserError
 from dsd_jax.images import open_frame
 from dsd_jax.infer import Pipeline
 from dsd_jax.infer.find_mask import find_mask
@@ -31,7 +41,7 @@ from dsd_jax.infer.prepared import Prepared, prepare
 from dsd_jax.infer.sampler import Method
 from dsd_jax.infer.settings import Settings
 from dsd_jax.quickstart.inputs import IMAGE_SCALE
-from dsd_jax.toy.folder import toy_lora_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.score import Case, Score, make_cases, score
 from dsd_jax.toy.world import PANEL
 
@@ -51,6 +61,9 @@ KEPT = 3  # guidance is computed in every third step
 SEARCHED = 8  # cases that masks are searched on
 
 
+Model = Literal["student", "distilled", "few_steps"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A way of sampling.
@@ -59,17 +72,17 @@ class Choice:
         name: Its name in the table.
         settings: Its settings.
         full: Steps that run all blocks, by a mask that is searched; 0 for all, without a mask.
-        distilled: Whether it samples with the distilled student.
+        model: The model it samples with: the student, or what was distilled from it.
     """
 
     name: str
     settings: Settings
     full: int = 0
-    distilled: bool = False
+    model: Model = "student"
 
 
-def choices(steps: int, *, distilled: bool) -> Iterator[Choice]:
-    """Each choice alone, then stacks of them."""
+def choices(steps: int, folders: Mapping[Model, Path]) -> Iterator[Choice]:
+    """Each choice alone, then stacks of them, with the models that there are."""
     base = Settings(height=PANEL, width=2 * PANEL, steps=steps, i_guidance=IMAGE_SCALE)
     half, third = dataclasses.replace(base, steps=steps // 2), steps // 3
     every = dataclasses.replace(base, guidance_every=KEPT)
@@ -86,13 +99,21 @@ def choices(steps: int, *, distilled: bool) -> Iterator[Choice]:
     yield Choice(
         f"DPM-Solver++, guidance every {KEPT}", dataclasses.replace(second, guidance_every=KEPT)
     )
-    if distilled:
+    if "distilled" in folders:
         for own in (base, half, dataclasses.replace(base, steps=third)):
-            yield Choice("distilled", dataclasses.replace(own, i_guidance=1.0), distilled=True)
+            plain = dataclasses.replace(own, i_guidance=1.0)
+            yield Choice("distilled", plain, model="distilled")
         one = dataclasses.replace(second, i_guidance=1.0)
-        yield Choice("distilled, DPM-Solver++", one, distilled=True)
+        yield Choice("distilled, DPM-Solver++", one, model="distilled")
         masked = dataclasses.replace(base, i_guidance=1.0)
-        yield Choice("distilled, mask", masked, full=third, distilled=True)
+        yield Choice("distilled, mask", masked, full=third, model="distilled")
+    if "few_steps" in folders:
+        adapter, _ = read_lora(folders["few_steps"], open_transformer(toy_flux_path()).config)
+        need = adapter.distilled
+        if need is None or need.mask is None:
+            raise UserError(f"{folders['few_steps']} was not distilled with a step mask")
+        few = dataclasses.replace(base, i_guidance=1.0, steps=need.steps, step_mask=need.mask)
+        yield Choice("distilled to few steps", few, model="few_steps")
 
 
 def passes_of(settings: Settings, config: FluxConfig) -> float:
@@ -166,16 +187,19 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--trials", type=int, default=60, help="masks that each search tries")
-    parser.add_argument("--student", type=Path, default=None, help="default: the one that ships")
-    parser.add_argument("--distilled", type=Path, default=None, help="export of `train distill`")
+    parser.add_argument("--student", type=Path, default=toy_lora_path())
+    parser.add_argument("--distilled", type=Path, help="export of a distillation")
+    parser.add_argument("--few_steps", type=Path, help="export of one with a step mask")
     parser.add_argument("--try", dest="trial", action="store_true", help="print, and save nothing")
     given = parser.parse_args()
     cases, rows = make_cases(given.cases), []
-    student = load(given.student or toy_lora_path())
-    other = load(given.distilled) if given.distilled else student
+    folders: dict[Model, Path] = {
+        name: folder for name in get_args(Model) if (folder := getattr(given, name)) is not None
+    }
+    pipes = {name: load(folder) for name, folder in folders.items()}
     exact = np.zeros(0)
-    for choice in choices(given.steps, distilled=given.distilled is not None):
-        pipe = other if choice.distilled else student
+    for choice in choices(given.steps, folders):
+        pipe = pipes[choice.model]
         settings = masked(pipe, choice, given.trials)
         latents, scores, seconds = paint(pipe, cases, settings)
         exact = exact if rows else latents
