@@ -53,12 +53,10 @@ class Distilled:
             return None
         place = f"{HEADER} in the header of {where}"
         given = parse_json(header[HEADER], place, dict)
-        mask, numbers = (
-            given.pop("mask", None),
-            sorted({f.name for f in dataclasses.fields(cls)} - {"mask"}),
-        )
-        fits = mask is None or (isinstance(mask, str) and re.fullmatch("1[01]*", mask))
-        if sorted(given) != numbers or not (fits and all(map(_is_number, given.values()))):
+        mask = given.pop("mask", None)
+        numbers = [field.name for field in dataclasses.fields(cls) if field.name != "mask"]
+        fits = given.keys() == set(numbers) and all(map(_is_number, given.values()))
+        if not fits or not (mask is None or re.fullmatch("1[01]*", str(mask))):
             raise UserError(
                 f"{place} must hold the numbers {', '.join(numbers)} and perhaps a mask, got "
                 f"{header[HEADER]}; export the LoRA again"

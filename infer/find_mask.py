@@ -9,7 +9,7 @@ import numpy as np
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_frame
 from dsd_jax.infer.batch import Row
-from dsd_jax.infer.mask import Found, search_mask
+from dsd_jax.infer.mask import Found, mask_steps, search_mask
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import Prepared, prepare
 from dsd_jax.infer.sampler import Method
@@ -89,8 +89,9 @@ def find_mask(pipeline: Pipeline, prepared: Prepared, full: int, trials: int) ->
             noise = jnp.asarray(start.noise)
             if pipeline.mesh is not None:
                 noise = jax.device_put(noise, batch_sharding(pipeline.mesh))
-            chosen = [own == "1" for own in mask]
-            made = sampler.run(noise, inputs, timesteps, modulations=modulations, mask=chosen)
+            made = sampler.run(
+                noise, inputs, timesteps, modulations=modulations, mask=mask_steps(mask)
+            )
             return np.asarray(made)
 
         exact = sampled("1" * settings.steps)

@@ -17,7 +17,7 @@ import numpy as np
 from dsd_jax.errors import UserError
 from dsd_jax.structured import read_toml
 
-__all__ = ["Found", "mask_text", "read_mask", "search_mask"]
+__all__ = ["Found", "mask_steps", "mask_text", "read_mask", "search_mask"]
 
 _MASK = re.compile("1[01]*")
 
@@ -39,6 +39,11 @@ def read_mask(given: str) -> str:
     if not _MASK.fullmatch(text):
         raise UserError(f"the first step of a step_mask must be a 1, got {text}")
     return text
+
+
+def mask_steps(mask: str) -> tuple[bool, ...]:
+    """For each step of a mask, whether it runs all blocks."""
+    return tuple(step == "1" for step in mask)
 
 
 @dataclasses.dataclass(frozen=True)

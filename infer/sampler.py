@@ -165,6 +165,14 @@ class Method:
             return "plain", "reused"
         return ("guided", *(("kept",) if self.guidance_every > 1 else ()), "reused")
 
+    def places(self, kinds: Sequence[Kind], *, true_guidance: bool) -> Array | None:
+        """The place of every step's kind among `choices`; None for a method that is not masked."""
+        if not self.masked:
+            return None
+        phases = [self.choices(guided=true_guidance and i >= FIRST_STEP) for i in range(len(kinds))]
+        places = [own.index(kind) for own, kind in zip(phases, kinds, strict=True)]
+        return jnp.asarray(places, jnp.int32)
+
 
 def sample(
     solver: Solver,
@@ -303,8 +311,7 @@ class Programs:
             inputs: text, condition and scales.
             modulations: result of `modulations`.
             timesteps: decreasing times.
-            chosen: with a mask, the place of every step's kind among `Method.choices`. It is an
-                array, so that masks share one program.
+            chosen: with a mask, result of `Method.places`, an array so that masks share a program.
         """
         guided = inputs.true_guidance is not None
         carry = self.start(state, img, true_guidance=guided)
@@ -476,12 +483,7 @@ class Sampler:
         if modulations is None:
             modulations = self.modulations(inputs, timesteps)
         if callback is None:
-            chosen = None
-            if method.masked:
-                phases = (method.choices(guided=guidance and i >= FIRST_STEP) for i in range(count))
-                places = [own.index(kind) for own, kind in zip(phases, kinds, strict=True)]
-                chosen = jnp.asarray(places, jnp.int32)
-            times = jnp.asarray(timesteps)
+            times, chosen = jnp.asarray(timesteps), method.places(kinds, true_guidance=guidance)
             return self._loop(self.using, img, inputs, modulations, times, chosen)
         start = functools.partial(self._start, self.using) if method.masked else method.start
         carry = start(img, true_guidance=guidance)

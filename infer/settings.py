@@ -8,7 +8,7 @@ import numpy as np
 from dsd_jax.errors import UserError
 from dsd_jax.frames import PATCH, check_size
 from dsd_jax.infer.arguments import check_choice
-from dsd_jax.infer.mask import read_mask
+from dsd_jax.infer.mask import mask_steps, read_mask
 from dsd_jax.infer.solvers import SolverName
 from dsd_jax.text.plain import check_text
 
@@ -64,7 +64,7 @@ class Settings:
     @property
     def mask(self) -> tuple[bool, ...] | None:
         """Whether each step runs all blocks; None if all do."""
-        return None if self.step_mask is None else tuple(own == "1" for own in self.step_mask)
+        return None if self.step_mask is None else mask_steps(self.step_mask)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 A solver keeps what it needs between steps in a memory of its own, which `init` makes and `step`
 replaces; `dsd_jax.infer.sampler` carries it through the loop without looking inside. A solver that
-remembers earlier velocities, or a cache of features, is one more `Solver`.
+remembers earlier velocities is one more `Solver`.
 """
 
 from collections.abc import Callable

@@ -90,8 +90,8 @@ class DistillConfig:
         i_guidance: True image guidance scale of the teacher.
         t_guidance: True text guidance scale of the teacher.
         steps: Steps of the teacher's sampler, whose first two have no true guidance.
-        mask: Step mask of the student (see `dsd mask`): a few steps that run all blocks, and what
-            it makes of them in the steps between. Without one it learns to take every step.
+        mask: Step mask that the student samples with (see `dsd mask`): 1 for each of the few steps
+            that run all blocks, 0 for each step between them. Without one all steps run them.
     """
 
     i_guidance: float = 1.5

@@ -227,16 +227,18 @@ class Imitate(Distill):
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], t: Float[Array, " B"]
     ) -> Losses:
         """Computes the losses for given noise and steps, which `t` tells as `draw` does."""
-        steps = self.steps
+        steps = len(self.mask)
         number = jnp.clip((t * steps).astype(jnp.int32), 0, steps - 1)
         predicted, x_t, times = self.step(model, batch, noise, number)
         difference = predicted - self.target(batch, x_t, times)
         return self.weighted(jnp.square(difference).mean(-1))
 
     @property
-    def steps(self) -> int:
-        """Number of steps of the mask."""
-        return len(self.distill.mask or "1")
+    def mask(self) -> str:
+        """The step mask of the student."""
+        if self.distill.mask is None:
+            raise ValueError("a student of few steps needs its mask")
+        return self.distill.mask
 
     def step(
         self, model: Flux, batch: EncodedBatch, noise: Float[Array, "B L C"], number: Array
@@ -246,7 +248,7 @@ class Imitate(Distill):
         Returns:
             The velocity of that step, its latents, through which no gradient goes, and its time.
         """
-        mask = self.distill.mask or "1"
+        mask = self.mask
         schedule = jnp.asarray(self.schedule.timesteps(len(mask), self.canvas.tokens))
         starts = [mask.rindex("1", 0, i + 1) for i in range(len(mask))]
         start, inputs = jnp.asarray(starts)[number], batch.inputs(self.flow.guidance)
