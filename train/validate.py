@@ -13,7 +13,8 @@ from dsd_jax.autoencoder import unnormalize
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.flux import Flux
 from dsd_jax.frames import FluxInputs, pack_latents, unpack_latents
-from dsd_jax.infer.sampler import Programs, SamplerInputs, initial_noise
+from dsd_jax.infer.mask import mask_steps
+from dsd_jax.infer.sampler import Method, Programs, SamplerInputs, initial_noise
 from dsd_jax.infer.settings import Settings
 from dsd_jax.sharding import replicated
 from dsd_jax.train.objective import EncodedBatch
@@ -31,7 +32,8 @@ _SEED = 2**31 - 1  # seed of the noise; any seed but the run's own would do
 class SampleSheet:
     """Pictures that are sampled at every validation, always from the same noise.
 
-    They are sampled as `dsd generate` does without true guidance.
+    They are sampled as `dsd generate` does without true guidance, and with the step mask of a
+    distillation.
 
     Args:
         trainer: trainer of the run; its encoders encode the inputs and decode the samples.
@@ -97,10 +99,18 @@ class SampleSheet:
         guidance = jnp.full(len(self._seeds), Settings.guidance, jnp.float32)
         schedule = self._trainer.base.schedule
         own = SamplerInputs(FluxInputs(txt, vec, guidance, img_cond))
-        programs = Programs(graphdef, canvas)
-        times = jnp.asarray(schedule.timesteps(self._steps, canvas.tokens))
+        distill = self._trainer.config.distill
+        mask = None if distill is None else distill.mask
+        steps = self._steps if mask is None else len(mask)
+        method = Method(masked=mask is not None)
+        kinds = method.kinds(
+            steps, true_guidance=False, mask=None if mask is None else mask_steps(mask)
+        )
+        programs = Programs(graphdef, canvas, method)
+        times = jnp.asarray(schedule.timesteps(steps, canvas.tokens))
         modulations = programs.modulations(weights, own, times)
-        img = programs.loop(weights, pack_latents(noise), own, modulations, times)
+        chosen = method.places(kinds, true_guidance=False)
+        img = programs.loop(weights, pack_latents(noise), own, modulations, times, chosen)
         made = autoencoder.decode(unnormalize(unpack_latents(img, canvas), autoencoder.config))
         return (jnp.clip(made / 2 + 0.5, 0, 1) * 255).round().astype(jnp.uint8)
 

@@ -95,6 +95,16 @@ def test_eight_devices_equal_one(lora, on_one_device, sizes, guided):
         assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("callback", [None, lambda *_: None], ids=["loop", "steps"])
+def test_a_step_mask_on_eight_devices_equals_one(lora, callback):
+    settings = {**GUIDED, "steps": 5, "guidance_every": 2, "step_mask": "10101"}
+    one = load(lora)(TEXTS, picture(), **settings).latents
+    pipe = load(lora, mesh=make_mesh(MeshConfig(data=2, fsdp=2, context=2)))
+    made = pipe(TEXTS, picture(), callback=callback, **settings).latents
+    assert np.linalg.norm(made - one) / np.linalg.norm(one) < 1e-4
+
+
 def test_parameters_and_latents_lie_where_the_rules_say(lora, loaded):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     latents = []
