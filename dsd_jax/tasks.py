@@ -103,6 +103,7 @@ class Task:
         frame_weights: Weights of the two frames in the loss of a model trained on this task alone.
         metric: Name of the score, without a backbone, that compares models on this task. None where
             no score tells a good image from a bad one.
+        about: The task in a few words, for people who choose one.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Task:
     instruction: str = "instruction"
     frame_weights: FrameWeights = FrameWeights()
     metric: str | None = None
+    about: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -137,8 +139,12 @@ class Task:
         return self.question
 
 
-IDENTITY = Task("identity", grid="identity", metric="dino-others")
-"""The paper's: the same subject in another scene."""
+IDENTITY = Task(  # the paper's
+    "identity",
+    grid="identity",
+    metric="dino-others",
+    about="the same subject in another scene",
+)
 RELIGHT = Task(
     "relight",
     grid="relight",
@@ -152,18 +158,25 @@ RELIGHT = Task(
     max_drift=2.0,
     instruction="relight.instruction",
     metric="drift",
+    about="the same scene under another light",
 )
-"""The same scene under another light."""
-EXPRESSION = Task("expression", grid="expression", metric="dino-others")
-"""The same character in another mood."""
-FREE = Task("free", grid="free")
-"""Four panels that belong together in a way that the language model chooses."""
+EXPRESSION = Task(
+    "expression",
+    grid="expression",
+    metric="dino-others",
+    about="the same character in another mood",
+)
+FREE = Task(  # the language model chooses in which way the four panels belong together
+    "free", grid="free", about="another picture of the same series"
+)
 DEPTH = Task(
-    "depth", question=None, frame_weights=FrameWeights(reference=0.0), metric="depth-order"
+    "depth",
+    question=None,
+    frame_weights=FrameWeights(reference=0.0),  # the map is given, so only the target counts
+    metric="depth-order",
+    about="a photograph for a depth map",
 )
-"""A photograph for a depth map. The map is given, so only the target's frame is in the loss."""
-INSTRUCTION = Task("instruction")
-"""The picture that an instruction makes of the reference."""
+INSTRUCTION = Task("instruction", about="the picture that an instruction makes of the reference")
 
 TASKS = {task.name: task for task in (IDENTITY, RELIGHT, EXPRESSION, FREE, DEPTH, INSTRUCTION)}
 

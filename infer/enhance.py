@@ -88,6 +88,21 @@ class Enhancement(Enhancer):
     def mode(self) -> Mode:
         return "off" if self.disable_gemini_prompt else self.enhance_prompt
 
+    @property
+    def wanted(self) -> bool:
+        """Whether texts are enhanced: by --enhance_prompt, and for auto by the key.
+
+        Raises:
+            UserError: Enhancement was asked for, but there is no key.
+        """
+        if self.mode == "off":
+            return False
+        name = self.provider.key_env
+        if self.mode == "auto" and not (name and os.environ.get(name)):
+            return False
+        self.provider.key()  # a missing key is the user's mistake; later failures are not
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
@@ -115,17 +130,13 @@ def enhanced(text: str, image: Image.Image | None, settings: Enhancement) -> tup
     Raises:
         UserError: enhancement was asked for, but there is no reference or no key.
     """
-    if settings.mode == "off" or (settings.mode == "auto" and image is None):
-        return text, None
-    if image is None:
+    if image is None and settings.mode == "on":
         raise UserError(
             "--enhance_prompt on needs a reference to look at; give --image_path, or leave it out"
         )
-    provider = settings.provider
-    if settings.mode == "auto" and not (provider.key_env and os.environ.get(provider.key_env)):
+    if image is None or not settings.wanted:
         return text, None
-    provider.key()  # a missing key is the user's mistake; later failures are not
-    provider = dataclasses.replace(provider, max_calls=8)
+    provider = dataclasses.replace(settings.provider, max_calls=8)
     try:
         ((_, made),) = enhance_all([Plain("", text, image)], provider, None)
         if isinstance(made, NotEnhanced):

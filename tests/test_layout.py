@@ -21,7 +21,8 @@ PYTORCH = ("accelerate", "diffusers", "peft", "torch")
 # The oracle of the parity tests, which also checks an export where PyTorch is installed.
 ORACLE = "dsd_jax.quickstart.torch_reference"
 # What may name the toy besides itself: the table of commands, where weights are found by name, the
-# registry of providers, that of benchmarks, and the flag of the server that opens it.
+# registry of providers, that of benchmarks, the flag of the server that opens it, and what its page
+# offers to paint.
 TOY = (
     "dsd_jax.toy",
     "dsd_jax.quickstart",
@@ -31,6 +32,7 @@ TOY = (
     "dsd_jax.infer.evaluate.benches",
     "dsd_jax.infer.evaluate.truth",
     "dsd_jax.infer.serve.cli",
+    "dsd_jax.infer.serve.examples",
 )
 CATCH_ALL = ("base", "common", "helpers", "misc", "shared", "util", "utils")
 

@@ -79,6 +79,9 @@ class Service:
             "sizes": [shown_size(size) for size in offer.sizes],
             "loras": dict(offer.loras),
             "edits": offer.edits,
+            "true_guidance": offer.true_guidance,
+            "max_images": offer.images,
+            "max_steps": offer.steps,
         }
         return JSONResponse({"object": "list", "data": [model]})
 
@@ -197,7 +200,7 @@ class Service:
                         yield f": step {done} of {steps}\n\n"
                     case Preview(image, number, picture):
                         data = await _encoded(task.request, Painted(picture, {}))
-                        own = {"b64_json": data, "partial_image_index": number, "image": image}
+                        own = {**data, "partial_image_index": number, "image": image}
                         yield _event(f"{kind}.partial_image", common | own)
             try:
                 result: Any = await _result(task)
@@ -363,13 +366,17 @@ async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
         pass
 
 
-async def _encoded(request: ImageRequest, painted: Painted) -> str:
-    """An image in the format of its request, in base64."""
+async def _encoded(request: ImageRequest, painted: Painted) -> dict[str, str]:
+    """An image in the format of its request, in base64, and both frames if they are kept."""
     kind = FORMATS[request.output_format]
-    data = await asyncio.to_thread(
-        encode_image, painted.image, kind, painted.parameters, GENERATED, request.quality
-    )
-    return base64.b64encode(data).decode()
+    encoded = {}
+    for name, image in (("b64_json", painted.image), ("frames_b64_json", painted.frames)):
+        if image is not None:
+            data = await asyncio.to_thread(
+                encode_image, image, kind, painted.parameters, GENERATED, request.quality
+            )
+            encoded[name] = base64.b64encode(data).decode()
+    return encoded
 
 
 async def _result(task: Task) -> dict[str, object]:

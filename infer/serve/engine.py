@@ -11,7 +11,7 @@ from PIL import Image
 
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas, unpack_latents
-from dsd_jax.images import Frame
+from dsd_jax.images import Frame, beside
 from dsd_jax.infer.denoiser import MAX_CANVASES
 from dsd_jax.infer.guidance import FIRST_STEP
 from dsd_jax.infer.pipeline import Pipeline
@@ -29,10 +29,11 @@ _VARIANTS = 4  # scales of LoRAs whose factors stay on the device, besides the d
 
 
 class Painted(NamedTuple):
-    """A finished image, and the parameters that it was made with."""
+    """A finished image, the parameters that it was made with, and both frames if they are kept."""
 
     image: Image.Image
     parameters: dict[str, Any]
+    frames: Image.Image | None = None
 
 
 @runtime_checkable
@@ -79,6 +80,7 @@ class Sampling:
         before: Packed latents before the latest step.
         step: Steps taken.
         task: Name of the task, if the request has one.
+        save_frames: Keep both frames of the finished image.
     """
 
     pipeline: Pipeline
@@ -90,6 +92,7 @@ class Sampling:
     before: np.ndarray
     step: int = 0
     task: str | None = None
+    save_frames: bool = False
 
     def times(self) -> np.ndarray:
         """Time now and next time."""
@@ -214,6 +217,7 @@ class PipelineEngine:
                 img=start.noise[i],
                 before=start.noise[i],
                 task=request.task,
+                save_frames=request.save_frames,
             )
             for i in range(len(rows))
         ]
@@ -252,7 +256,8 @@ class PipelineEngine:
         latents = np.asarray(unpack_latents(jnp.asarray(img[None]), state.canvas))
         made = state.pipeline.finish(state.prepared, latents)
         task = {} if state.task is None else {"task": state.task}
-        return Painted(made.images[0], made.parameters[0] | task)
+        frames = beside([made.references[0], made.images[0]]) if state.save_frames else None
+        return Painted(made.images[0], made.parameters[0] | task, frames)
 
     def _with_loras(self, scales: Mapping[str, float]) -> Pipeline:
         if self._base.options.merge_lora or scales == self._base.loras:

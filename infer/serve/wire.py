@@ -20,6 +20,7 @@ __all__ = [
     "error_body",
     "images_body",
     "parse_request",
+    "prompt_of",
     "shown_size",
 ]
 
@@ -65,7 +66,7 @@ _SETTINGS = {
 }
 _OWN = (
     "prompt", "model", "n", "size", "output_format", "output_compression", "stream",
-    "partial_images", "seed", "lora", "task", "wait",
+    "partial_images", "save_frames", "seed", "lora", "task", "wait",
 )  # fmt: skip
 
 
@@ -141,6 +142,7 @@ class ImageRequest:
         quality: Quality of JPEG and WebP.
         stream: Answer with server-sent events.
         partial_images: Previews of each image in the stream.
+        save_frames: Also answer with both frames of each image, side by side.
         wait: Answer when the images are done; otherwise at once, with the job.
         task: Name of the task, which is stored with the images.
     """
@@ -154,6 +156,7 @@ class ImageRequest:
     quality: int = 95
     stream: bool = False
     partial_images: int = 0
+    save_frames: bool = False
     wait: bool = True
     task: str | None = None
 
@@ -197,9 +200,12 @@ def parse_request(fields: Fields, offer: Offer, *, edit: bool) -> ImageRequest:
     if stream and not wait:
         raise _wrong("wait", "must be true in a stream; leave out one of the two")
     previews = _of(given, "partial_images", _whole, 0, 0, 3)
+    save_frames = _of(given, "save_frames", _flag, False)
+    if save_frames and not edit:
+        raise _wrong("save_frames", "needs a reference; give one, or leave it out")
     width, height = size
     return ImageRequest(
-        prompt=_prompt(given),
+        prompt=prompt_of(given),
         seeds=_seeds(given, count),
         size=size,
         settings=_settings(given, offer, height, 2 * width if edit else width, edit=edit),
@@ -208,6 +214,7 @@ def parse_request(fields: Fields, offer: Offer, *, edit: bool) -> ImageRequest:
         quality=max(1, _of(given, "output_compression", _whole, 95, 0, 100)),
         stream=stream,
         partial_images=previews if stream else 0,
+        save_frames=save_frames,
         wait=wait,
         task=task,
     )
@@ -241,7 +248,8 @@ def _check_fixed(given: Fields, offer: Offer) -> None:
         raise _wrong("background", "must be opaque; this model paints no transparency")
 
 
-def _prompt(given: Fields) -> str:
+def prompt_of(given: Fields) -> str:
+    """The checked text of a request."""
     prompt = _of(given, "prompt", _text, "")
     if not prompt.strip():
         raise _wrong("prompt", "is missing or empty; describe the image that is wanted")
@@ -380,17 +388,14 @@ def _in_words(name: str, check: Callable[[], object]) -> None:
 
 
 def images_body(
-    request: ImageRequest, encoded: Sequence[str], job: str, created: int
+    request: ImageRequest, encoded: Sequence[Mapping[str, str]], job: str, created: int
 ) -> dict[str, object]:
-    """The answer with the images of a request, each in base64."""
+    """The answer with the images of a request, each as its fields in base64."""
     return {
         "created": created,
         "background": "opaque",
         "output_format": request.output_format,
         "size": shown_size(request.size),
-        "data": [
-            {"b64_json": data, "seed": seed}
-            for data, seed in zip(encoded, request.seeds, strict=True)
-        ],
+        "data": [{**data, "seed": seed} for data, seed in zip(encoded, request.seeds, strict=True)],
         "job": job,
     }

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from dsd_jax.errors import UserError
-from dsd_jax.images import Frame
+from dsd_jax.images import Frame, beside
 from dsd_jax.infer.serve.engine import Painted
 from dsd_jax.infer.serve.scheduler import Lane
 from dsd_jax.infer.serve.wire import ImageRequest, Offer
@@ -57,6 +57,7 @@ class FakeEngine:
     def finish(self, state: Any) -> Painted:
         request, seed = state
         shade = (seed % 256, 0, 0)
-        return Painted(
-            Image.new("RGB", request.size, shade), {"seed": seed, "text": request.prompt}
-        )
+        image = Image.new("RGB", request.size, shade)
+        frames = beside([Image.new("RGB", request.size, "blue"), image])
+        parameters = {"seed": seed, "text": request.prompt}
+        return Painted(image, parameters, frames if request.save_frames else None)

@@ -78,6 +78,19 @@ def test_an_edit_has_its_reference_and_its_extras(client, engine, reference):
     )
 
 
+def test_both_frames_come_beside_the_image(client, reference):
+    async def main():
+        extra = {"seed": 7, "steps": 2, "save_frames": True}
+        return await client.images.edit(image=reference, prompt="a cat", extra_body=extra)
+
+    [made] = asyncio.run(main()).data
+    frames = opened(made.frames_b64_json)
+    assert (frames.size, frames.getpixel((0, 0)), frames.getpixel((32, 0))) == (
+        (64, 32), (0, 0, 255), (7, 0, 0),
+    )  # fmt: skip
+    assert frames.info["parameters"] == opened(made.b64_json).info["parameters"]
+
+
 @pytest.mark.parametrize("edit", [True, False])
 def test_a_stream_has_previews_and_ends_with_the_image(client, reference, edit):
     async def main():
@@ -107,6 +120,7 @@ def test_models_and_probes_and_metrics(client, http):
     assert (model.id, model.sizes, model.loras) == (
         "dsd", ["32x32", "64x32"], {"light": 1.0, "style": 0.5},
     )  # fmt: skip
+    assert (model.true_guidance, model.max_images, model.max_steps) == (True, 10, 100)
     assert [probe.json() for probe in probes] == [{"status": "ok"}] * 2
     assert "dsd_images_total 1.0" in metrics
     assert "dsd_batch_images_count 3.0" in metrics

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsd_jax.errors import UserError
-from dsd_jax.images import open_frame
+from dsd_jax.images import beside, open_frame
 from dsd_jax.infer.guidance import FIRST_STEP
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.serve.engine import PipelineEngine
@@ -31,7 +31,10 @@ def test_images_that_share_steps_equal_those_made_alone(pipe: Pipeline):
     engine = PipelineEngine(pipe, [SIZE], batch=2)
     assert engine.batches == [1, 2]
     engine.batches = [2]  # one number of images to compile for
-    wanted = [request(1, TEXT, 3.5, 2.0), request(2, "a dog", 1.0, 1.2)]
+    wanted = [
+        dataclasses.replace(request(1, TEXT, 3.5, 2.0), save_frames=True),
+        request(2, "a dog", 1.0, 1.2),
+    ]
     lanes = {engine.lane(each, edit=True) for each in wanted}
     assert len(lanes) == 1
     frames = [open_frame(picture(i), *SIZE) for i in range(2)]
@@ -51,6 +54,10 @@ def test_images_that_share_steps_equal_those_made_alone(pipe: Pipeline):
         alone = pipe(each.prompt, frame.image, seed=each.seeds[0], **settings)
         assert np.abs(pixels(made.image) - pixels(alone[0])).max() <= 1
         assert made.parameters == alone.parameters[0]
+        assert (made.frames is not None) == each.save_frames
+        if made.frames is not None:
+            both = beside([alone.references[0], alone.images[0]])
+            assert np.abs(pixels(made.frames) - pixels(both)).max() <= 1
     assert preview.size == SIZE
     assert np.abs(pixels(preview) - pixels(made.image)).max() > 1
 

@@ -89,6 +89,7 @@ def test_previews_lie_evenly_over_the_steps():
         ({"stream": 2}, "stream", "must be true or false, got 2"),
         ({"stream": True, "wait": False}, "wait", "in a stream"),
         ({"partial_images": 4}, "partial_images", "from 0 to 3"),
+        ({"save_frames": True}, "save_frames", "needs a reference"),
         ({"lora": "stile"}, "lora", "did you mean 'style'"),
         ({"lora": {"style": "much"}}, "lora[style]", "from -10 to 10"),
         ({"lora": [3]}, "lora", "must be text, got 3"),
