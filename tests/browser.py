@@ -15,7 +15,7 @@ from typing import Any, Self
 
 __all__ = ["Browser", "Tab", "chromium"]
 
-_PATIENCE_S = 20.0  # for a machine that does ten other things
+_PATIENCE_S = 60.0  # for a machine that does ten other things
 
 
 def chromium() -> str | None:
@@ -56,6 +56,8 @@ class Browser:
         self._numbers = itertools.count(1)
         self._buffer = b""
         self.requests: list[str] = []
+        self.problems: list[str] = []
+        """What scripts, the console and the content security policy complain about."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,11 +81,19 @@ class Browser:
         os.write(self._out, json.dumps(command).encode() + b"\0")
         while True:
             message = self._receive()
-            if message.get("method") == "Network.requestWillBeSent":
-                self.requests.append(message["params"]["request"]["url"])
+            self._note(message)
             if message.get("id") == number:
                 assert "error" not in message, message["error"]
                 return message["result"]
+
+    def _note(self, message: Any) -> None:
+        match message:
+            case {"method": "Network.requestWillBeSent", "params": {"request": {"url": url}}}:
+                self.requests.append(url)
+            case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
+                self.problems.append(json.dumps(details))
+            case {"method": "Log.entryAdded", "params": {"entry": {"level": "error"} as entry}}:
+                self.problems.append(f"{entry['text']} {entry.get('url', '')}")
 
     def _receive(self) -> Any:
         while b"\0" not in self._buffer:
@@ -100,15 +110,9 @@ class Browser:
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
         found = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         tab = Tab(self, found["sessionId"])
-        tab.call("Network.enable")
-        tab.call("Page.enable")
-        tab.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
+        for domain in ("Network", "Page", "Runtime", "Log", "DOM"):
+            tab.call(f"{domain}.enable")
+        tab.look(width, height)
         tab.call("Emulation.setFocusEmulationEnabled", enabled=True)
         tab.open(url)
         return tab
@@ -138,7 +142,7 @@ class Tab:
     def wait(self, condition: str) -> None:
         """Waits until a condition of the page is true."""
         end = time.monotonic() + _PATIENCE_S
-        while not self.value(condition):
+        while not self.value(f"Boolean({condition})"):
             assert time.monotonic() < end, f"{condition} never came true"
             time.sleep(0.02)
 
@@ -160,14 +164,38 @@ class Tab:
                 clickCount=1,
             )
 
-    def press(self, key: str) -> None:
+    def type(self, selector: str, text: str) -> None:
+        """Replaces the contents of a field."""
+        field = f"document.querySelector({json.dumps(selector)})"
+        self.value(f"{field}.focus(), {field}.select()")
+        self.call("Input.insertText", text=text)
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Chooses a file in a field."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def press(self, key: str, *, ctrl: bool = False) -> None:
         """Presses a key: a digit, or one that has a name."""
-        codes = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowDown": 40}
+        codes = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowRight": 39, "ArrowDown": 40}
         code = codes.get(key) or ord(key)
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-        common = {"key": key, "windowsVirtualKeyCode": code}
+        common = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 * ctrl}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def look(self, width: int, height: int = 900, *, dark: bool = False) -> None:
+        """Sets the size of the window, and whether its owner likes it dark."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def screenshot(self, path: Path) -> None:
         """Writes a picture of the window as PNG."""

@@ -12,6 +12,7 @@ from dsd_jax.convert.hub import TOY
 from dsd_jax.errors import UserError
 from dsd_jax.extras import require
 from dsd_jax.infer.cli import ModelFlags
+from dsd_jax.infer.enhance import Enhancement
 from dsd_jax.sharding import MeshConfig
 
 __all__ = ["QueueFlags", "ServerFlags", "serve"]
@@ -62,8 +63,11 @@ def serve(
     server: Annotated[ServerFlags, _PLAIN] = ServerFlags(),
     queue: Annotated[QueueFlags, _PLAIN] = QueueFlags(),
     model: Annotated[ModelFlags, _PLAIN] = ModelFlags(mesh=MeshConfig(data=1)),
+    enhance: Annotated[Enhancement, _PLAIN] = Enhancement(),
 ) -> None:
-    """Serve images over HTTP, in the form of OpenAI's Images interface.
+    """Serve images over HTTP, in the form of OpenAI's Images interface, and a page to make them.
+
+    The page opens at the address that the command prints.
 
     Stop it with Ctrl-C or SIGTERM: it refuses new requests, and ends once the others are answered.
 
@@ -72,11 +76,15 @@ def serve(
         server: The address.
         queue: The queue.
         model: The model.
+        enhance: Whether a vision model enriches texts, for the page and `/v1/prompts/enhance`.
     """
     require("serve")
     from dsd_jax.infer.serve.app import create_app
+    from dsd_jax.infer.serve.catalogue import Catalogue
     from dsd_jax.infer.serve.engine import PipelineEngine
+    from dsd_jax.infer.serve.examples import FLUX, toy_examples
     from dsd_jax.infer.serve.guard import Guard, read_key
+    from dsd_jax.infer.serve.page import page_routes
     from dsd_jax.infer.serve.runner import Runner
     from dsd_jax.infer.serve.scheduler import Capacity
     from dsd_jax.infer.serve.server import listen, run
@@ -88,6 +96,7 @@ def serve(
     )
     sizes = [_size(text) for text in queue.sizes or ("32x32" if toy else "512x512",)]
     guard = Guard.of(read_key(server.api_key_env, server.api_key_file), server.host)
+    catalogue = Catalogue(toy_examples() if toy else FLUX, enhance)
     if toy:
         model = dataclasses.replace(model, base_path=TOY, lora_path=model.lora_path or (TOY,))
     with listen(server.host, server.port) as sock:
@@ -100,10 +109,10 @@ def serve(
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"listening at {address}; compiling {len(sizes)} sizes", flush=True)
         run(
-            create_app(runner, guard),
+            create_app(runner, guard, routes=(*page_routes(), *catalogue.routes())),
             runner,
             sock,
-            lambda: print(f"ready: {address}/v1; stop with Ctrl-C", flush=True),
+            lambda: print(f"ready: {address} and {address}/v1; stop with Ctrl-C", flush=True),
         )
     print("stopped; every accepted request is answered")
 

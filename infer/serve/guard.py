@@ -14,6 +14,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 
 from dsd_jax.errors import UserError
+from dsd_jax.infer.serve.page import is_page
 from dsd_jax.infer.serve.wire import RefusedError
 from dsd_jax.structured import read_bytes
 
@@ -68,7 +69,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
             raise _forbidden("requests from pages of other sites are refused")
-        if self.digest is None or path in _OPEN:
+        if self.digest is None or path in _OPEN or is_page(path):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         found = hashlib.sha256(given.strip().encode()).digest()
