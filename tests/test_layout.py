@@ -17,6 +17,7 @@ ROOMS = ("convert", "data", "infer", "train")
 # A file imports from its own rung and from those before it.
 LADDER = ("core", "convert", "infer", "data", "train", "top")
 TOP = ("dsd_jax.__main__", "dsd_jax.cli", "dsd_jax.quickstart", "dsd_jax.toy.making")
+NODES = "integrations.comfyui"  # copied into ComfyUI, which does not have this package
 PYTORCH = ("accelerate", "diffusers", "peft", "torch")
 # The oracle of the parity tests, which also checks an export where PyTorch is installed.
 ORACLE = "dsd_jax.quickstart.torch_reference"
@@ -74,7 +75,10 @@ def violations(module: str, source: str) -> list[str]:
     in_package = module.startswith("dsd_jax.")
     for name in imported(source):
         top = name.split(".")[0]
-        if name.startswith("."):
+        if within(module, NODES):
+            if top == "dsd_jax":
+                found.append(f"{name}: ComfyUI does not have it")
+        elif name.startswith("."):
             found.append(f"{name}: relative, write dsd_jax...")
         elif top in ROOMS:
             found.append(f"{name}: a second copy of dsd_jax.{name}")
@@ -103,7 +107,7 @@ def sources() -> dict[str, Path]:
     }
     rest = {
         path.relative_to(ROOT): path
-        for folder in ("benchmarks", "tests")
+        for folder in ("benchmarks", "integrations", "tests")
         for path in (ROOT / folder).rglob("*.py")
     }
     return {".".join(p.with_suffix("").parts): path for p, path in (core | rooms | rest).items()}
@@ -142,6 +146,7 @@ def test_the_checker_sees_every_climb_and_no_descent(high: str, low: str):
         ("dsd_jax.train.loop", "from dsd_jax.train.cli import x", "by command lines alone"),
         ("benchmarks.toy.study", "from dsd_jax.train.cli import x", "by command lines alone"),
         ("tests.tiny_run", "from dsd_jax.train.cli import x", "by command lines alone"),
+        ("integrations.comfyui.nodes", "from dsd_jax.lights import x", "ComfyUI does not have it"),
     ],
 )
 def test_the_checker_sees_a_wrong_import(module: str, line: str, complaint: str):
@@ -158,6 +163,7 @@ def test_the_checker_sees_a_wrong_import(module: str, line: str, complaint: str)
         ("dsd_jax.quickstart.run", "from dsd_jax.infer import cli"),
         ("tests.train.test_cli", "from dsd_jax.train import cli"),
         ("tests.parity.test_flux", "import torch"),
+        ("integrations.comfyui.nodes", "from .client import Server"),
     ],
 )
 def test_the_checker_lets_a_right_import_pass(module: str, line: str):
