@@ -7,7 +7,7 @@ more than a few tensors on the host.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -21,11 +21,20 @@ from dsd_jax.errors import UserError
 from dsd_jax.stack import layer_paths
 from dsd_jax.types import DTypeLike, Shape
 
-__all__ = ["Layered", "TensorSource", "WeightSource", "Zeros", "materialise", "param_shapes"]
+__all__ = [
+    "Layered",
+    "TensorSource",
+    "WeightSource",
+    "Zeros",
+    "empty",
+    "materialise",
+    "param_shapes",
+]
 
 Module = TypeVar("Module", bound=nnx.Module)
 Index = tuple[slice, ...]
 READERS = 4  # tensors in flight: enough to overlap reading, reordering and the copy to devices
+_ALIGNMENT = 64  # bytes
 
 
 @runtime_checkable
@@ -93,6 +102,15 @@ class Layered:
 
     def read(self, path: str, index: Index) -> np.ndarray:
         return self._owner[path].read(path, index)
+
+
+def empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """A new array, not yet filled, whose memory a CPU device takes over instead of copying it."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def param_shapes(module: nnx.Module) -> dict[str, Shape]:
@@ -163,7 +181,7 @@ def materialise(
                 return source.read(path, index).astype(dtype, copy=False)
             kept, rest = range(len(names))[index[0]], index[1:]
             sizes = [len(range(n)[s]) for n, s in zip(shape[1:], rest, strict=True)]
-            out = np.empty((len(kept), *sizes), dtype)
+            out = empty((len(kept), *sizes), dtype)
             for row, layer in zip(out, kept, strict=True):
                 row[...] = source.read(names[layer], rest)
             return out

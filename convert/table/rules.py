@@ -25,6 +25,7 @@ import functools
 import itertools
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -152,11 +153,12 @@ class Piece:
         array = np.flip(array, tuple(k for k, (axis, x) in enumerate(order) if x in axis.reversed))
         return array.reshape([side.stop - side.start for side in self.their_box])
 
-    def blocks(self, window: Box) -> Iterator[tuple[slice, Box]]:
+    def blocks(self, window: Box, most: int = sys.maxsize) -> Iterator[tuple[slice, Box]]:
         """Cuts a part of our box into blocks that each come from adjacent rows of their tensor.
 
         Args:
             window: the part, counted from the corner of our box.
+            most: most rows of a block.
 
         Yields:
             The rows of their tensor, and the block of our box that `take` makes of them.
@@ -169,8 +171,13 @@ class Piece:
         cut = [k for k, side in enumerate(sides) if side.stop - side.start < sizes[k]]
         # Rows are adjacent if the flattened axes before the last one cut stay at one index each.
         outer = cut[-1] if cut else 0
-        for fixed in itertools.product(*(range(side.start, side.stop) for side in sides[:outer])):
-            block = [*(slice(index, index + 1) for index in fixed), *sides[outer:]]
+        while math.prod(sizes[outer + 1 :]) > most:
+            outer += 1
+        step = most // math.prod(sizes[outer + 1 :])
+        ranges = [_cut(side, 1) for side in sides[:outer]]
+        ranges += [_cut(side, step) for side in sides[outer : outer + 1]]
+        for chosen in itertools.product(*ranges):
+            block = [*chosen, *sides[outer + 1 :]]
             first = last = 0
             for letter, size, side in zip(lead, sizes, block, strict=True):
                 theirs = _mirror(side, size) if letter in axes[0].reversed else side
@@ -203,6 +210,11 @@ class Piece:
         array = np.flip(array, tuple(flipped))
         array = array.transpose([order.index(word) for word in ours if not word.isdigit()])
         return array.reshape([side.stop - side.start for side in window])
+
+
+def _cut(side: slice, step: int) -> list[slice]:
+    starts = range(side.start, side.stop, step)
+    return [slice(start, min(start + step, side.stop)) for start in starts]
 
 
 def _mirror(side: slice, size: int) -> slice:

@@ -18,7 +18,7 @@ from dsd_jax.models import abstract, model_shardings
 from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.stack import layer_paths
 from dsd_jax.types import Shape
-from dsd_jax.weights import Index, Layered, TensorSource, WeightSource, Zeros, materialise
+from dsd_jax.weights import Index, Layered, TensorSource, WeightSource, Zeros, empty, materialise
 from tests.tiny_flux import TINY, abstract_flux, random_tensors
 
 MESHES = {
@@ -171,3 +171,14 @@ def test_earlier_sources_win() -> None:
     np.testing.assert_array_equal(layered.read("txt_in.bias", whole), tensors["txt_in.bias"])
     assert layered.dtypes["cond_in.kernel"] == ml_dtypes.bfloat16
     assert collections.Counter(layered.dtypes.values())[np.dtype(np.float32)] == len(tensors) - 1
+
+
+@pytest.mark.parametrize("shape", [(1000, 70), (), (0, 3)])
+def test_a_cpu_device_takes_over_the_memory_of_a_new_array(shape: tuple[int, ...]) -> None:
+    array = empty(shape, ml_dtypes.bfloat16)
+    array[...] = 1
+    held = jax.device_put(array, jax.devices("cpu")[0])
+    assert held.shape == shape
+    assert (np.asarray(held) == 1).all()
+    if array.size > 1:
+        assert held.unsafe_buffer_pointer() == array.ctypes.data

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from dsd_jax.convert.table import engine
 from dsd_jax.convert.table.engine import Table
 from dsd_jax.convert.table.rules import Rule, linear
 from dsd_jax.errors import UserError
@@ -97,8 +98,13 @@ def test_values_go_where_the_rules_say() -> None:
     np.testing.assert_array_equal(source.read("blocks.0.first.kernel"), expected)
 
 
-def test_large_transpositions_take_the_fast_path_correctly() -> None:
-    dims = {"n": 2, "h": 70, "d": 130, "m": 67}
+@pytest.mark.parametrize("by_xla", [True, False])
+def test_large_transpositions_take_the_fast_path_correctly(
+    by_xla: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not by_xla:  # JAX_PLATFORMS may leave the CPU out
+        monkeypatch.setattr(engine, "_cpu", lambda: None)
+    dims = {"n": 2, "h": 70, "d": 300, "m": 67}
     rules = [
         Rule("a", "q", "(n h + m) d -> d n h"),
         Rule("a", "mlp", "(n h + m) d -> d m"),
@@ -109,9 +115,9 @@ def test_large_transpositions_take_the_fast_path_correctly() -> None:
         theirs = random_tensors(table, dtype)
         source = table.check(Memory(theirs))
         a, b = theirs["a"], theirs["b"]
-        assert (source.read("q") == a[:140].reshape(2, 70, 130).transpose(2, 0, 1)).all()
+        assert (source.read("q") == a[:140].reshape(2, 70, 300).transpose(2, 0, 1)).all()
         assert (source.read("mlp") == a[140:].T).all()
-        assert (source.read("out") == b.reshape(130, 2, 70).transpose(1, 2, 0)).all()
+        assert (source.read("out") == b.reshape(300, 2, 70).transpose(1, 2, 0)).all()
         back = dict(table.iter_theirs(source.read))
         assert all(back[name].tobytes() == theirs[name].tobytes() for name in theirs)
 
