@@ -27,7 +27,8 @@ from dsd_jax.weights import Index
 
 __all__ = ["OrbaxSource", "is_checkpoint", "nest", "save_params", "tensor_digest"]
 
-BATCH_BYTES = 2**28  # bytes written at once; bounds the memory of a conversion
+# Bytes written at once, while the next ones are made; bounds the memory of a conversion.
+BATCH_BYTES = 2**28
 # Stored apart. Smaller chunks took three times as long to write, larger ones more memory.
 CHUNK_BYTES = 2**27
 _ITEM = "state"  # Orbax's name for the one tree of such a checkpoint
@@ -69,7 +70,7 @@ def save_params(
 
     Args:
         path: new folder, local or `gs://`.
-        tensors: any float dtype, each path once.
+        tensors: any float dtype, each path once. Nothing may change them before this returns.
         metadata: JSON that `OrbaxSource.metadata` gives back.
 
     Raises:
@@ -80,23 +81,27 @@ def save_params(
         raise UserError(f"{path} exists already; remove it or choose another destination")
     batch: dict[str, np.ndarray] = {}
     size = 0
+    writing: list[ocp.AsyncResponse[None]] = []  # the batch before
 
     def flush() -> None:
-        nonlocal size
-        if batch:
-            with _writing(root):
-                ocp.partial.save(root, nest(batch), custom_metadata=dict(metadata or {}))
-        batch.clear()
-        size = 0
+        nonlocal batch, size
+        with _writing(root):
+            if writing:
+                writing.pop().result()
+            if batch:
+                state, words = nest(batch), dict(metadata or {})
+                writing.append(ocp.partial.save_async(root, state, custom_metadata=words))
+        batch, size = {}, 0
 
     context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False  # bfloat16 weights hardly shrink
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     try:
         with _writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
             _remove_unfinished(root)  # the rest of a killed process, which Orbax would add to
-        with context:
+        with context, _silent():
             for name, tensor in tensors:
                 # Orbax wants plain arrays; a strided view is copied here at the latest.
                 batch[name] = np.asarray(tensor, order="C")
@@ -104,10 +109,14 @@ def save_params(
                 if size >= BATCH_BYTES:
                     flush()
             flush()
+            flush()  # waits for the last batch
             with _writing(root):
                 ocp.partial.finalize(root)
                 _forget_machine(root)
     except BaseException:
+        with contextlib.suppress(Exception), _silent():
+            for response in writing:
+                response.result()
         _remove_unfinished(root)
         raise
 
@@ -131,12 +140,22 @@ def _remove_unfinished(root: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(root: epath.Path) -> Iterator[None]:
-    """Turns a failure to write into a message."""
+def _silent() -> Iterator[None]:
+    """Keeps Orbax from logging a traceback for each of its threads; errors tell what it says."""
     log = logging.getLogger("absl")
-    was, log.disabled = log.disabled, True  # Orbax logs a traceback for each of its threads
+    was, log.disabled = log.disabled, True
     try:
         yield
+    finally:
+        log.disabled = was
+
+
+@contextlib.contextmanager
+def _writing(root: epath.Path) -> Iterator[None]:
+    """Turns a failure to write into a message."""
+    try:
+        with _silent():
+            yield
     except (OSError, ValueError) as error:  # TensorStore has only ValueError
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(code[1])) if code else str(error)
@@ -145,8 +164,6 @@ def _writing(root: epath.Path) -> Iterator[None]:
             held = next(parent for parent in Path(str(root)).parents if parent.is_dir())
             free = f" ({shutil.disk_usage(held).free / 1e9:.1f} GB free)"
         raise UserError(f"cannot write {root}: {reason}{free}; nothing was left behind") from error
-    finally:
-        log.disabled = was
 
 
 def tensor_digest(tensor: np.ndarray) -> str:
@@ -158,10 +175,9 @@ def tensor_digest(tensor: np.ndarray) -> str:
 @contextlib.contextmanager
 def _damage(root: epath.Path, what: str) -> Iterator[None]:
     """Turns the exceptions of Orbax and TensorStore about a damaged file into a message."""
-    log = logging.getLogger("absl")
-    was, log.disabled = log.disabled, True  # what Orbax logs is in the message
     try:
-        yield
+        with _silent():
+            yield
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
@@ -169,8 +185,6 @@ def _damage(root: epath.Path, what: str) -> Iterator[None]:
         raise UserError(
             f"{root} is damaged: {what} cannot be read ({reason}); copy or convert it again"
         ) from error
-    finally:
-        log.disabled = was
 
 
 class OrbaxSource:
