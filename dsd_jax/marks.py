@@ -72,6 +72,11 @@ class Signer:
         Image.new("RGB", (16, 16)).save(file, "PNG")
         try:
             signer.sign(file.getvalue(), "PNG")
+        except TypeError:  # from the reader of keys, which has no passphrase
+            raise UserError(
+                f"{key} is locked with a passphrase, which this program never asks for; give an "
+                f"unlocked copy: openssl pkey -in {key} -out UNLOCKED.pem"
+            ) from None
         except _refusals() as error:
             raise UserError(
                 f"cannot sign with {certificates} and {key} ({type(error).__name__.strip('_')}); "
@@ -207,4 +212,4 @@ def _refusals() -> tuple[type[Exception], ...]:
     import c2pa  # noqa: PLC0415 - of an extra
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
 
-    return c2pa.C2paError, UnsupportedAlgorithm, ValueError, TypeError, KeyError
+    return c2pa.C2paError, UnsupportedAlgorithm, ValueError, KeyError

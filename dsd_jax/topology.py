@@ -173,6 +173,8 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    # The compiler takes no TPU, so several processes may use it at a time.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(
             topologies.get_topology_desc(platform="tpu", topology_name=str(topology)).devices

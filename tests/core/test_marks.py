@@ -184,6 +184,19 @@ class TestSignatures:
         signer = Signer.read(files[0], tmp_path / "older.key")
         assert_signed(encode_image(picture(), "PNG", None, Mark(signer)), "PNG")
 
+    @pytest.mark.parametrize(
+        "form",
+        [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL],
+        ids=["newer form", "older form"],
+    )
+    def test_a_locked_key_is_told_with_the_way_to_unlock_it(self, tmp_path, files, form):
+        key = serialization.load_pem_private_key(files[1].read_bytes(), None)
+        lock = serialization.BestAvailableEncryption(b"secret")
+        locked = tmp_path / "k"
+        locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, lock))
+        with pytest.raises(UserError, match=r"k is locked with a passphrase.*openssl pkey -in"):
+            Signer.read(files[0], locked)
+
     def test_the_key_is_not_shown(self, files):
         secret = files[1].read_text().splitlines()[1]
         assert secret not in repr(Signer.read(*files))
