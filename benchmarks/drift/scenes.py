@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from benchmarks.grids.scenes import STYLES, scene
+from benchmarks.grids.scenes import STYLES, TUNED_ON, scene
 
 __all__ = [
     "LIGHTS",
@@ -29,8 +29,6 @@ MARGIN = 1.6  # what the source is larger by, so that motions bring in content a
 FINER = 2  # pixels of the source per pixel of what is looked at
 LIGHTS = ("gradient", "spots", "tint", "gamma", "shadow", "noise", "jpeg")
 TEXTURED = ("photo", "comic", "noisy", "photographs")  # not on plain ground
-TUNED_ON = ("backpack", "cat", "dog3", "fancy_boot", "teapot")
-"""Folders of photographs that the meter was tuned on."""
 
 
 def drawings(count: int, size: int, seed: int) -> Iterator[Source]:

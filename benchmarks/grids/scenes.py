@@ -1,23 +1,28 @@
-"""Drawn 2x2 grids with known faults, for measuring the check of grids.
+"""2x2 grids with known faults, for measuring the check of grids.
 
-One subject in four scenes of six styles (photograph, flat, comic, night, studio, noisy), laid out
-well or with one fault, blurred and made noisy as a decoder does it.
+One subject in four scenes of six styles (photograph, flat, comic, night, studio, noisy), or in four
+photographs, laid out well or with one fault, blurred and made noisy as a decoder does it.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["FAULTS", "GOOD", "STYLES", "Drawn", "draw", "scene"]
+__all__ = ["FAULTS", "GOOD", "STYLES", "TUNED_ON", "Drawn", "draw", "scene"]
 
 Rng = np.random.Generator
 Colour = tuple[int, int, int]
 Region = tuple[int, int, int, int]
 STYLES = ("photo", "flat", "comic", "night", "studio", "noisy")
-GOOD = ("gutter", "thin gutter", "touching", "framed", "slightly off")
+GOOD = ("gutter", "thin gutter", "touching", "framed", "slightly off", "paper")
+TUNED_ON = ("backpack", "cat", "dog3", "fancy_boot", "teapot")
+"""Folders of photographs that the drift meter and the check of grids were tuned on."""
+PAPER = [(255, 255, 255)] * 3 + [(0, 0, 0), (20, 20, 30), (240, 232, 210), (90, 90, 95)]
+"""Colours of the page. Some panels of the kind `paper` have it as their ground."""
 FAULTS = {
     "uneven": {"uneven"},
     "wide gutter": {"wide_gutter"},
@@ -33,28 +38,46 @@ FAULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A picture with the truth about it: its kind, and its panels if it is good."""
+    """A picture with the truth about it.
+
+    Attributes:
+        panels: the regions of the panels of a good picture.
+        limits: what each box may cover. A panel on the ground of the gutter reaches into it.
+    """
 
     image: Image.Image
     kind: str
     style: str
     panels: tuple[Region, ...]
+    limits: tuple[Region, ...]
 
 
-def draw(kind: str, style: str, size: int, rng: Rng) -> Drawn:
-    """A grid of a kind of `GOOD` or `FAULTS` in one of the styles, of about `size` pixels."""
+def draw(kind: str, style: str, size: int, rng: Rng, photos: Sequence[Image.Image] = ()) -> Drawn:
+    """A grid of a kind of `GOOD` or `FAULTS` in one of the styles, of about `size` pixels.
+
+    With photographs, which are four of one subject, `style` is their name.
+    """
     wide = size if size < 128 else round(size * rng.choice([1, 1, 1.25]))
     canvas, regions = _layout(kind, wide, size, rng)
     subject = _subject(rng)
     blank = int(rng.integers(4)) if kind == "blank panel" else -1
     hues = rng.permutation(8)
+    page, limits = canvas.getpixel((0, 0)), [*regions]
+    bare = rng.permutation(4)[: rng.integers(2, 5)] if kind == "paper" else []
     for number, region in enumerate(regions):
         left, top, right, bottom = region
-        scene = _scene(style, right - left, bottom - top, subject, int(hues[number % 8]), rng)
+        width, height = right - left, bottom - top
+        if photos:
+            scene = _crop(photos[number % len(photos)], width, height, rng)
+        else:
+            scene = _scene(style, width, height, subject, int(hues[number % 8]), rng)
         if number == blank:
-            scene = _blank(right - left, bottom - top, rng)
+            scene = _blank(width, height, rng)
+        if number in bare:
+            scene = _on_paper(scene, page, rng)
+            limits[number] = _grown(regions, number, canvas.size)
         canvas.paste(scene, (left, top))
-    if style == "comic" and kind in ("gutter", "thin gutter"):
+    if not photos and style == "comic" and kind in ("gutter", "thin gutter"):
         _balloons(canvas, rng)
     if kind == "tilted":
         canvas = _turned(canvas, rng)
@@ -62,7 +85,8 @@ def draw(kind: str, style: str, size: int, rng: Rng) -> Drawn:
         canvas = canvas.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.9))))
     noise = rng.normal(0, rng.uniform(0, 2.5 if size >= 128 else 1.0), (*canvas.size[::-1], 3))
     pixels = np.clip(np.asarray(canvas) + noise, 0, 255).astype(np.uint8)
-    return Drawn(Image.fromarray(pixels), kind, style, tuple(regions) if kind in GOOD else ())
+    found = (tuple(regions), tuple(limits)) if kind in GOOD else ((), ())
+    return Drawn(Image.fromarray(pixels), kind, style, *found)
 
 
 def scene(style: str, size: int, rng: Rng) -> Image.Image:
@@ -72,9 +96,7 @@ def scene(style: str, size: int, rng: Rng) -> Image.Image:
 
 def _layout(kind: str, width: int, height: int, rng: Rng) -> tuple[Image.Image, list[Region]]:
     """The page in the colour of its gutters, and the regions of its panels."""
-    colour = _pick(
-        rng, [(255, 255, 255)] * 3 + [(0, 0, 0), (20, 20, 30), (240, 232, 210), (90, 90, 95)]
-    )
+    colour = _pick(rng, PAPER)
     page = Image.new("RGB", (width, height), colour)
     small = width < 128
     gutter = {
@@ -83,7 +105,7 @@ def _layout(kind: str, width: int, height: int, rng: Rng) -> tuple[Image.Image, 
         "wide gutter": round(width * rng.uniform(0.11, 0.2)),
     }.get(kind, round(width * rng.uniform(0.012, 0.05)))
     if (
-        kind not in ("gutter", "thin gutter", "touching", "wide gutter", "framed")
+        kind not in ("gutter", "thin gutter", "touching", "wide gutter", "framed", "paper")
         and rng.random() < 0.4
     ):
         gutter = 0
@@ -212,6 +234,33 @@ def _paint(image: Image.Image, subject: _Subject, rng: Rng, *, outline: bool, di
         pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=mark)
 
 
+def _crop(photo: Image.Image, width: int, height: int, rng: Rng) -> Image.Image:
+    """A random part of a photograph, at most a fifth of which is cut off along each side."""
+    scale = min(photo.width / width, photo.height / height) * rng.uniform(0.8, 1)
+    own = round(width * scale), round(height * scale)
+    left, top = (int(rng.integers(a - b + 1)) for a, b in zip(photo.size, own, strict=True))
+    part = photo.crop((left, top, left + own[0], top + own[1]))
+    return part.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _on_paper(scene: Image.Image, colour: Colour, rng: Rng) -> Image.Image:
+    """An oval part of a scene, cut out and laid on the page."""
+    width, height = scene.size
+    across, down = (rng.uniform(0.25, 0.42) * side for side in scene.size)
+    x = rng.uniform(across + 0.06 * width, width * 0.94 - across)
+    y = rng.uniform(down + 0.06 * height, height * 0.94 - down)
+    mask = Image.new("L", scene.size)
+    ImageDraw.Draw(mask).ellipse((x - across, y - down, x + across, y + down), fill=255)
+    return Image.composite(scene, Image.new("RGB", scene.size, colour), mask)
+
+
+def _grown(cells: Sequence[Region], number: int, size: tuple[int, int]) -> Region:
+    """What a panel on paper may cover: up to its neighbours, as it has no borders of its own."""
+    right, down = number % 2, number // 2
+    left, top = cells[0][2] * right, cells[0][3] * down
+    return left, top, size[0] if right else cells[3][0], size[1] if down else cells[3][1]
+
+
 def _clouds(width: int, height: int, rng: Rng, octaves: int = 5) -> np.ndarray:
     """Noise of several sizes in [0, 1], [height, width]."""
     total = np.zeros((height, width))
@@ -272,7 +321,11 @@ def _night(width: int, height: int, hue: int, rng: Rng) -> Image.Image:
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(4, 14))):
-        x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.006, 0.03) * width
+        x, y, r = (
+            rng.uniform(0, width),
+            rng.uniform(0, height),
+            rng.uniform(0.006, 0.03) * width,
+        )
         pen.ellipse((x - r, y - r, x + r, y + r), fill=_colour(rng, 150, 255))
     return image
 
@@ -298,7 +351,10 @@ def _noisy(width: int, height: int, hue: int, rng: Rng) -> Image.Image:
 
 def _blank(width: int, height: int, rng: Rng) -> Image.Image:
     """One colour, or a gradient between two close ones."""
-    first, second = np.array(_colour(rng), float), rng.uniform(-30, 30, 3) * (rng.random() < 0.5)
+    first, second = (
+        np.array(_colour(rng), float),
+        rng.uniform(-30, 30, 3) * (rng.random() < 0.5),
+    )
     pixels = (
         first + second * np.linspace(0, 1, height)[:, None, None] + np.zeros((height, width, 3))
     )

@@ -4,13 +4,15 @@ import numpy as np
 
 from dsd_jax.data.make.grid_check import GridCheck
 
-__all__ = ["Lines"]
+__all__ = ["ENDS", "LEVELS", "Lines"]
 
 BINS = 32  # bins along half a separator, each the mean of its pixels
 ENDS = 0.05  # part of the side that is left out at both ends of a line and where separators cross
 NEAR = 5  # reduced pixels on each side that a step is compared with
 BROAD = 4  # columns whose mean is compared, for borders of patterns
 PLAIN = 0.8  # part of a gutter that has its colour; speech balloons may lie over it
+OTHERS = (*range(-8, -1), *range(2, 9))  # places of the steps that a step is ranked among
+FAINT = 1.0  # of 255; smaller steps are all alike
 LEVELS = 12.0  # of 255, by which one colour may vary in a gutter
 
 
@@ -31,17 +33,26 @@ class Lines:
         bins = [*halves[0], *halves[1]]
         self._places = np.array([(rows[0] + rows[-1]) / 2 / height - 0.5 for rows in bins])
         self._bins = np.stack([small[rows].sum(0) / len(rows) for rows in bins])
-        self._steps = _steps(self._bins, 1, check) | _steps(self._bins, BROAD, check)
+        clear = _steps(self._bins, 1, check) | _steps(self._bins, BROAD, check)
+        # Whole numbers, so that sums are exact.
+        self._weights = np.stack([clear * len(OTHERS), _ranks(self._bins)]).astype(np.int32)
 
     def support(self, tilt: int) -> np.ndarray:
         """[2, width + 1]: share of the upper and of the lower half that supports each line.
 
+        Counts the steps that stand out. Where contrast is low, the mean rank of all steps of the
+        half counts, if it is more: 1 if each is the largest of those around it, 0 by chance.
+
         Args:
             tilt: columns that the lines move by from the top to the bottom.
         """
-        columns = np.arange(self.width + 1) + np.rint(tilt * self._places).astype(int)[:, None]
-        found = np.take_along_axis(self._steps, columns.clip(0, self.width), 1)
-        return np.stack([found[: self._top].mean(0), found[self._top :].mean(0)])
+        moves = np.rint(tilt * self._places).astype(int)
+        far = int(np.abs(moves).max())
+        wide = np.pad(self._weights, ((0, 0), (0, 0), (far, far)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(wide, self.width + 1, 2)
+        found = windows[:, np.arange(len(moves)), far + moves]
+        halves = found[:, : self._top], found[:, self._top :]
+        return np.stack([own.sum(1).max(0) / (len(OTHERS) * own.shape[1]) for own in halves])
 
     def uniform(self, start: int, stop: int) -> bool:
         """Whether the columns from `start` to `stop` have one colour from top to bottom."""
@@ -86,3 +97,20 @@ def _steps(bins: np.ndarray, size: int, check: GridCheck) -> np.ndarray:
     if size > 1:
         found &= steps >= np.max([at(o) for o in range(-size, size + 1)], 0)
     return found
+
+
+def _ranks(bins: np.ndarray) -> np.ndarray:
+    """[bins, width + 1]: number of smaller steps around each step, less that of larger ones.
+
+    A rank does not depend on contrast. The border of two dark pictures has steps of few levels, but
+    they are larger than those beside them, all along its length.
+    """
+    steps = np.abs(np.diff(bins, axis=1, prepend=bins[:, :1], append=bins[:, -1:])).max(2)
+    steps = np.maximum(steps, FAINT)
+    count, reach = steps.shape[1], max(OTHERS)
+    around = np.pad(steps, ((0, 0), (reach, reach)), mode="reflect")
+    ranks = np.zeros(steps.shape, np.int32)
+    for offset in OTHERS:
+        beside = around[:, reach + offset : reach + offset + count]
+        ranks += (steps > beside).astype(np.int32) - (steps < beside)
+    return ranks

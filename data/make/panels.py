@@ -3,8 +3,10 @@
 A separator is a straight line from edge to edge across which the picture changes: one line where
 panels touch, two with one colour between them where there is a gutter. The picture is reduced until
 its longer side has at most 256 pixels. Then, for every line, we measure the part of its length
-along which the step across it stands out from the steps beside it; both panels beside a separator
-must agree. The arithmetic is exact up to divisions, so every machine finds the same boxes.
+along which the step across it stands out from the steps beside it or, where contrast is low, its
+mean rank among these; both panels beside a separator must agree. Panels whose ground has the colour
+of the gutter show no border; there, nothing may cross the middle. The arithmetic is exact up to
+divisions, so every machine finds the same boxes.
 """
 
 from typing import NamedTuple

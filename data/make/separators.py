@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dsd_jax.data.make.grid_check import STEEPEST, WIDEST, GridCheck
-from dsd_jax.data.make.lines import Lines
+from dsd_jax.data.make.lines import ENDS, LEVELS, Lines
 
 __all__ = ["Separator", "State", "find_separator"]
 
@@ -17,7 +17,10 @@ OFF_MIDDLE = 0.1  # part of the side; a line beyond it is not an uneven separato
 ALIKE = 0.08  # difference of support that does not count
 LEAN = 2  # columns beside a separator that tell whether it leans
 DOUBT = 0.2  # support that the mean of both halves needs beyond what the lesser half needs
+BLURRED = 0.75  # support of the neighbours of a blurred step, as a part of its own
 CLEAR = 0.75  # support along one half that cannot be content
+GREY = 40.0  # of 255, by which the channels of a ground that panels share may differ
+CROSSED = 0.01  # share of a column with another colour that is still no content
 RIM = 0.08  # largest width of a rim around the grid, as a part of the side
 
 
@@ -68,15 +71,25 @@ def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Sep
     off = {one: abs((one.start + one.stop) / 2 / width - 0.5) for one in [*touching, *gutters]}
     middle = {one: one.support - 2 * off[one] for one in off if off[one] <= OFF_MIDDLE}
     if not middle:
-        return Separator("uneven" if off else _fault(support, zone))
-    # A border of a gutter is a separator too, so a gutter may be seen a little less.
-    separator = max(middle, key=lambda one: middle[one] + 2 * ALIKE * (one in gutters))
+        faint = max((one.support for one in off), default=0) < CLEAR
+        ground = _ground(small, lines, check) if faint else None
+        return ground or Separator("uneven" if off else _fault(support, zone))
+    # A border of a gutter is a separator too, so a gutter may be seen a little less, unless it
+    # makes the panels less even than the border does.
+    even = {one for one in gutters if _unevenness(one, width) <= check.max_uneven}
+    separator = max(middle, key=lambda one: middle[one] + 2 * ALIKE * (one in even))
     if separator.width > check.max_gutter * width:
-        return Separator("wide")
+        faint = support[:, separator.start : separator.stop + 1].max() < CLEAR
+        ground = _ground(small, lines, check) if faint else None
+        return ground or Separator("wide")
     if _divided(separator, touching, gutters, width, upright=upright):
         return Separator("many")
     start, stop = separator.start, separator.stop
-    if separator in touching:  # one of its borders may be lost in a texture
+    half = abs((start + stop) / 2 - width / 2)
+    low, high = round(width / 2 - half), round(width / 2 + half)
+    if separator in touching and low < high and lines.uniform(low, high):
+        start, stop = min(start, low), max(stop, high)  # its other border is lost in a ground
+    elif separator in touching:  # one of its borders may be lost in a texture
         most = round(check.max_gutter * width)
         before, after = lines.plain(start - 1, -1, most), lines.plain(stop, 1, most)
         longer = abs((start - before) - (width - stop - after)) - abs(start - (width - stop))
@@ -101,7 +114,11 @@ def _tilt(supports: Mapping[int, np.ndarray], straight: int, check: GridCheck) -
     steep = {t: float(s[:, near].min(0).max()) for t, s in supports.items() if t not in means}
     steepest = max(steep, key=lambda t: steep[t])
     least = max(check.min_support, means[tilt] + ALIKE)
-    return steepest if steep[steepest] >= least else tilt
+    if steep[steepest] < least:
+        return tilt
+    # Halves may see one border each of a gutter, which looks like one tilted line.
+    apart = np.max([s[:, near].max(1) for t, s in supports.items() if t in means], 0)
+    return tilt if apart.min() >= steep[steepest] else steepest
 
 
 def _found(
@@ -150,7 +167,7 @@ def _narrowed(run: slice, lesser: np.ndarray, check: GridCheck) -> slice:
     peak = int(own.argmax())
     if own[peak] < 0.5 * check.min_support:
         return run
-    gaps = np.flatnonzero(own < 0.5 * check.min_support)
+    gaps = np.flatnonzero(own < max(0.5 * check.min_support, BLURRED * own[peak]))
     low = max((int(gap) + 1 for gap in gaps if gap < peak), default=0)
     high = min((int(gap) for gap in gaps if gap > peak), default=len(own))
     return slice(run.start + low, run.start + high)
@@ -166,6 +183,11 @@ def _lean(support: np.ndarray) -> int:
         if min(before, after) >= 0.25 and before + after >= 0.8:
             return sign
     return 0
+
+
+def _unevenness(one: _Found, width: int) -> float:
+    """Difference of the halves beside a separator, as a part of the larger one."""
+    return 1 - min(one.start, width - one.stop) / max(one.start, width - one.stop)
 
 
 def _divided(
@@ -188,16 +210,53 @@ def _divided(
 
 
 def _rim(lines: Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]:
-    """Inner borders of a rim of one colour around the grid; the picture's own if there is none."""
-    width, both = lines.width, support.min(0) >= check.min_support
-    widest = round(RIM * width)
-    left = [x for x in range(1, widest + 1) if both[x] and lines.uniform(0, x - (x > 2))]
-    right = [
+    """Inner borders of a rim of one colour around the grid; the picture's own if there is none.
+
+    A rim that only one side shows is as wide on the other, if it has one colour there.
+    """
+    width, seen = lines.width, support.max(0)
+    widest = range(1, round(RIM * width) + 1)
+    lefts = [x for x in widest if seen[x] >= check.min_support and lines.uniform(0, x - (x > 1))]
+    rights = [
         x
-        for x in range(width - widest, width)
-        if both[x] and lines.uniform(x + (x < width - 2), width)
+        for x in widest
+        if seen[width - x] >= check.min_support and lines.uniform(width - x + (x > 1), width)
     ]
-    return max(left, default=0), min(right, default=width)
+    left = max(lefts, default=0, key=lambda x: seen[x])
+    right = max(rights, default=0, key=lambda x: seen[width - x])
+    if right and not left and lines.uniform(0, right):
+        left = right
+    elif left and not right and lines.uniform(width - left, width):
+        right = left
+    return left, width - right
+
+
+def _ground(small: np.ndarray, lines: Lines, check: GridCheck) -> Separator | None:
+    """The gutter of panels whose ground has its colour, or None.
+
+    Such a gutter has no borders of its own, but nothing crosses the middle from edge to edge. A
+    border that one half shows counts on both sides of the middle. The ground must be white, grey or
+    black; any other colour is the background of a single picture.
+    """
+    support = lines.support(0)
+    height, width = small.shape[:2]
+    skip, middle = max(1, round(ENDS * height)), width // 2
+    rows = small[skip : height - skip]
+    colour = np.median(rows[:, middle - 1 : middle + 1], (0, 1))
+    if np.ptp(colour) > GREY:
+        return None
+    crossed = (np.abs(rows - colour).max(2) > LEVELS).mean(0) > CROSSED
+    left, right = crossed[middle - 1 :: -1], crossed[middle:]
+    widths = [int(side.argmax()) if side.any() else len(side) for side in (left, right)]
+    seen = [
+        own
+        for own, border in zip(widths, (middle - widths[0], middle + widths[1]), strict=True)
+        if own <= check.max_gutter / 2 * width and support[:, border].max() >= check.min_support
+    ]
+    if widths.count(0) > seen.count(0) or not any(widths):
+        return None
+    half = max(seen, default=0)
+    return Separator("good", middle - half, middle + half, *_rim(lines, support, check))
 
 
 def _fault(support: np.ndarray, zone: slice) -> State:

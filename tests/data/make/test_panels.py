@@ -48,7 +48,7 @@ def test_drawn_grids():
     good = [fits(found, picture) for picture, found in judged if picture.kind in GOOD]
     accepted = [picture.kind in GOOD for picture, found in judged if found.boxes]
     faults = [named_rightly(found, picture) for picture, found in judged if picture.kind in FAULTS]
-    assert len(good) == 120
+    assert len(good) == 144
     assert np.mean(good) >= 0.95
     assert np.mean(accepted) >= 0.98
     assert np.mean(faults) >= 0.9
@@ -124,6 +124,59 @@ class TestGood:
         assert found.boxes[1][0] >= 134
         assert found.boxes[1][3] <= 122
 
+    @pytest.mark.parametrize("page", ["white", "black", "#e8e4dc"])
+    @pytest.mark.parametrize("side", [64, 300])
+    def test_panels_on_the_ground_of_the_gutter(self, page, side):
+        """All four, and three of them: what crosses no middle is a grid."""
+        image = Image.new("RGB", (side, side), page)
+        pen = ImageDraw.Draw(image)
+        for x, y in itertools.product((side // 8, side * 5 // 8), repeat=2):
+            pen.ellipse((x, y, x + side // 4, y + side // 4), fill="#b03020")
+        boxes = find_panels(image).boxes
+        assert all(box[2] - box[0] >= 0.45 * side for box in boxes)
+        assert len(boxes) == 4
+        low, high = side // 2 - side // 32, side // 2 + side // 32
+        pen.rectangle((high, high, side, side), fill="#2060c0")
+        pen.rectangle((high + 8, high + 8, high + 16, high + 16), fill="#e8e0d0")
+        first, *_, last = find_panels(image).boxes
+        assert first[2] <= low
+        assert last[:2] >= (high, high)
+
+    def test_dark_panels_that_touch(self):
+        """Their border is fainter than a clear step, but there all along."""
+        rng = np.random.default_rng(0)
+        pixels, sides = np.zeros((192, 192, 3)), [(0, 96), (96, 192)]
+        for y, x in itertools.product((0, 96), repeat=2):
+            level = 9 + 2.5 * ((x > 0) == (y > 0))
+            pixels[y : y + 96, x : x + 96] = level + rng.normal(0, 0.8, (96, 96, 3))
+            pixels[y + 30 : y + 50, x + 30 : x + 50] = 90
+        found = find_panels(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+        for box, true in zip(found.boxes, cells(sides, sides), strict=True):
+            assert max(np.abs(np.subtract(box, true))) <= 2
+
+    def test_each_half_sees_another_border_of_the_gutter(self):
+        """Two panels have the ground of the gutter, diagonally; no line is tilted."""
+        image = grid(128, 128, cells([(0, 62), (66, 128)], [(0, 62), (66, 128)]))
+        pen = ImageDraw.Draw(image)
+        for x, y in ((0, 66), (66, 0)):
+            pen.rectangle((x, y, x + 61, y + 61), fill="white")
+            pen.ellipse((x + 15, y + 12, x + 45, y + 50), fill="#b03020")
+        found = find_panels(image)
+        assert found.boxes[0][2:] <= (62, 62)
+        assert found.boxes[3][:2] >= (66, 66)
+
+    def test_a_frame_that_half_of_the_panels_hide(self):
+        """The frame is as wide on all sides, though the lower panels have its colour."""
+        image = grid(256, 256, cells([(10, 123), (133, 246)], [(10, 123), (133, 246)]))
+        pen = ImageDraw.Draw(image)
+        pen.rectangle((0, 124, 256, 256), fill="white")
+        for x in (30, 150):
+            pen.ellipse((x, 150, x + 60, 220), fill="#2060c0")
+        found = find_panels(image)
+        assert found.boxes[0][0] >= 10
+        assert found.boxes[0][1] >= 10
+        assert found.boxes[1][2] <= 246
+
 
 class TestFaults:
     def reason(self, image: Image.Image, **changes) -> str:
@@ -157,6 +210,19 @@ class TestFaults:
             ImageDraw.Draw(marks).ellipse((x, y, x + 16, y + 16), fill=255)
         plain.paste(image, mask=marks)
         assert self.reason(plain) == "no_separator"
+
+    def test_one_subject_on_paper_is_no_grid(self):
+        for middle, radius in ((0.5, 0.06), (0.4, 0.15), (0.5, 0.3), (0.25, 0.1)):
+            image = Image.new("RGB", (200, 200), "white")
+            low, high = 200 * (middle - radius), 200 * (middle + radius)
+            ImageDraw.Draw(image).ellipse((low, low, high, high), fill="#b03020")
+            assert self.reason(image) in {"no_separator", "merged", "blank_panel"}
+
+    def test_a_wide_gutter_beside_a_faint_panel_is_too_wide(self):
+        image = grid(200, 200, cells([(0, 85), (115, 200)], [(0, 85), (115, 200)]), "#707070")
+        image.paste("#747474", (0, 0, 85, 85))
+        image.paste("#b03020", (20, 20, 40, 40))
+        assert self.reason(image) == "wide_gutter"
 
     def test_turned(self):
         h = 256
