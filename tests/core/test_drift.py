@@ -234,6 +234,10 @@ def test_what_the_command_refuses_or_remarks(tmp_path, capsys):
     (tmp_path / "text.png").write_text("no picture")
     assert said("text.png").startswith("2 ")
     assert "there is no image at" in said("nowhere.png")
+    picture.resize((128, 96)).save(tmp_path / "low.png")
+    shown = " ".join(said("low.png").split())
+    assert shown.startswith("2 ")
+    assert "drift is measured between pictures of one size, got 128x128 and 128x96 pixels" in shown
     BLANK.save(tmp_path / "blank.png")
     assert said("blank.png").startswith("0 cannot tell: there is too little texture")
     clear = picture.convert("RGBA")
