@@ -34,7 +34,7 @@ from dsd_jax.convert.hub import may_be_dataset_id
 from dsd_jax.data.make.captions import CaptionsConfig
 from dsd_jax.data.make.describe import CaptionConfig
 from dsd_jax.data.make.grids import GridsConfig
-from dsd_jax.data.make.judge import JudgeConfig
+from dsd_jax.data.make.judge import LIGHT, JudgeConfig
 from dsd_jax.data.make.pack import PackConfig
 from dsd_jax.data.make.pairs import PairsConfig
 from dsd_jax.data.make.prompts import PromptsConfig
@@ -134,7 +134,8 @@ class MakeConfig:
         Raises:
             UserError: `wordings` cannot be used.
         """
-        return load_wording(self.wordings, stage.name, self.prompts.tasks)
+        lit = [LIGHT] if stage is JUDGEMENTS and self.judge.light else []
+        return load_wording(self.wordings, stage.name, [*self.prompts.tasks, *lit])
 
     def settings(self, stage: Stage[StageRow]) -> dict[str, object]:
         """The settings that the rows of a stage depend on; paths and speeds are left out."""
@@ -153,6 +154,8 @@ class MakeConfig:
             settings["teacher"] = Path(self.base_path).name
             if lit and any(route.painted > 1 for route in self.relight.used):
                 settings["shared_steps"] = self.relight.shared_steps
+        if stage is JUDGEMENTS and not self.judge.light:
+            del settings["light"]  # a question that is not asked decides nothing
         if stage is PAIRS:
             bounds = {name: self.pairs.similarity(task_named(name)) for name in self.prompts.tasks}
             settings["min_similarity"] = _one({name: own.least for name, own in bounds.items()})

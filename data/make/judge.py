@@ -2,7 +2,8 @@
 
 Mode `steps` is the paper's: three turns of one conversation about one pair. `scores` asks once for
 a mark per aspect. `grid` asks once per grid which of its panels belong together, and `steps` judges
-a sample of its pairs as an audit. The task of a pair holds the questions.
+a sample of its pairs as an audit. The task of a pair holds the questions. Pairs that a setting asks
+it for are then asked about their lights: whether each picture shows the one that it was to have.
 """
 
 import asyncio
@@ -18,13 +19,28 @@ from dsd_jax.data.make.ids import PANELS, GridId, PairId
 from dsd_jax.data.make.stages import JUDGEMENTS, UNJUDGED, Judgement, Pair, Turn
 from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
+from dsd_jax.lights import Lights, load_lights
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
 from dsd_jax.llm.reading import LONGEST, json_of, problem_of
-from dsd_jax.tasks import Question, task_named
+from dsd_jax.tasks import TASKS, Question, task_named
 
-__all__ = ["Decision", "Judge", "JudgeConfig", "PairJudge", "unjudged", "verdict_of"]
+__all__ = [
+    "LIGHT",
+    "OTHER_LIGHT",
+    "Decision",
+    "Judge",
+    "JudgeConfig",
+    "PairJudge",
+    "unjudged",
+    "verdict_of",
+]
 
 MOST = 10  # highest mark of an aspect
+LIGHT = "light"
+"""Table of the question about lights in the wordings."""
+OTHER_LIGHT = "other_light"
+"""Reason of a pair that shows another light than the one that was asked for."""
+_LIT = ("first_light", "second_light")  # marks of the lights of a pair
 _WORD = re.compile(r"[^\W_]+")
 _ECHO = re.compile(r"\byes\W+(?:or|nor|and)\W+no\W*$", re.IGNORECASE)  # repeats the question
 
@@ -41,15 +57,15 @@ _GRID_SCHEMA = {
 }
 
 
-def _scores_schema(aspects: Sequence[str]) -> dict[str, Any]:
+def _scores_schema(aspects: Sequence[str], *texts: str) -> dict[str, Any]:
     """Marks without limits, which not all servers know; they are checked here."""
     return {
         "type": "object",
         "properties": {
             **{aspect: {"type": "integer"} for aspect in aspects},
-            "subject": {"type": "string"},
+            **{text: {"type": "string"} for text in texts},
         },
-        "required": [*aspects, "subject"],
+        "required": [*aspects, *texts],
         "additionalProperties": False,
     }
 
@@ -65,6 +81,8 @@ class JudgeConfig:
         audit: Share of pairs that are judged by steps as well (mode `grid`).
         temperature: Temperature of the model. None uses the model's default.
         max_tokens: Largest number of tokens of an answer, hidden reasoning included.
+        light: Smallest mark, of 10, for how well each picture shows the light that was asked for,
+            by task. Tasks that are not named are not asked about it.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -75,12 +93,22 @@ class JudgeConfig:
     audit: float = 0.1
     temperature: float | None = None
     max_tokens: int = 2048
+    light: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= MOST:
             raise UserError(f"least is a mark from 0 to {MOST}, got {self.least}")
         if not 0 <= self.audit <= 1:
             raise UserError(f"audit is a share from 0 to 1, got {self.audit}")
+        for name, least in self.light.items():
+            if not task_named(name).lit:
+                lit = ", ".join(task.name for task in TASKS.values() if task.lit)
+                raise UserError(
+                    f"light of {name}: no light is asked for in the pairs of this task, only in "
+                    f"those of {lit}; leave it out"
+                )
+            if not 0 <= least <= MOST:
+                raise UserError(f"light of {name} is a mark from 0 to {MOST}, got {least}")
 
 
 def verdict_of(text: str) -> Verdict | None:
@@ -185,7 +213,7 @@ class PairJudge:
             panels: Reference and target, PNG files.
             ask: Puts a question.
         """
-        schema = _scores_schema(question.aspects) if mode == "scores" else None
+        schema = _scores_schema(question.aspects, "subject") if mode == "scores" else None
         talk = self._talk(item, ask, schema)
         try:
             if mode == "scores":
@@ -236,15 +264,29 @@ class PairJudge:
         self, talk: _Talk, question: Question, panels: tuple[bytes, bytes]
     ) -> Decision:
         text = question.scores
-        answer = await talk.turn(text, self.wording(text), *self._shown(panels))
-        scores = _scores_of(answer, question.aspects)
+        decision = await self._marks(talk, text, self.wording(text), question.aspects, panels)
+        if decision.scores is None:
+            return decision
+        enough = min(decision.scores.values()) >= self.config.least
+        return dataclasses.replace(decision, verdict="yes" if enough else "no")
+
+    async def _marks(
+        self,
+        talk: _Talk,
+        name: str,
+        question: str,
+        aspects: Sequence[str],
+        panels: tuple[bytes, bytes],
+    ) -> Decision:
+        """Marks without a verdict, or the reason why there are none."""
+        answer = await talk.turn(name, question, *self._shown(panels))
+        scores = _scores_of(answer, aspects)
         if scores is None:
-            answer = await talk.once_more(text) or answer
-            scores = _scores_of(answer, question.aspects)
+            answer = await talk.once_more(name) or answer
+            scores = _scores_of(answer, aspects)
         if scores is None:
             return Decision(reason=problem_of(answer) or "no_valid_scores", model=answer.model)
-        enough = min(scores.values()) >= self.config.least
-        return Decision("yes" if enough else "no", model=answer.model, scores=scores)
+        return Decision(model=answer.model, scores=scores)
 
 
 def unjudged(pair: Pair, wording: Wording) -> Judgement:
@@ -259,20 +301,56 @@ class Judge(PairJudge):
     Attributes:
         pictures: Crops the panels of pairs.
         grid: Reads the whole picture of a grid, a PNG file.
+        lights: Vocabulary of the lights that pairs were asked for with.
     """
 
     pictures: Pictures
     grid: Callable[[GridId], bytes]
+    lights: Lights = dataclasses.field(default_factory=load_lights)
 
     async def __call__(self, pairs: Sequence[Pair], ask: Ask) -> list[Judgement]:
         """Rows for the pairs of one grid.
 
-        A row is `kept` (yes), `rejected` (no), `undecided` (anything but a plain yes or no, twice)
-        or `failed`.
+        A row is `kept` (yes), `rejected` (no, or another light), `undecided` (no plain answer,
+        twice) or `failed`.
         """
         if self.config.mode == "grid":
-            return await self._by_grid(pairs, ask)
-        return await self._by_pair(pairs, self.config.mode, ask)
+            rows = await self._by_grid(pairs, ask)
+        else:
+            rows = await self._by_pair(pairs, self.config.mode, ask)
+        work = (self._lit(pair, row, ask) for pair, row in zip(pairs, rows, strict=True))
+        return list(await asyncio.gather(*work))
+
+    async def _lit(self, pair: Pair, row: Judgement, ask: Ask) -> Judgement:
+        """The row after the question about lights; the verdict stays that about the scene."""
+        least = self.config.light.get(pair.task)
+        before, after = pair.reference_light, pair.target_light
+        if least is None or not row.kept or before is None or after is None:
+            return row
+        first, second = (self.lights.light(each).description for each in (before, after))
+        name = f"{LIGHT}.marks"
+        question = self.wording(name, first=first, second=second)
+        talk = self._talk(pair.id, ask, _scores_schema(_LIT))
+        try:
+            (panels,) = await asyncio.to_thread(self.pictures, [pair])
+            found = await self._marks(talk, name, question, _LIT, panels)
+        except Unanswered as error:
+            found = Decision(reason=UNANSWERED, detail=detail_of(error))
+        row = dataclasses.replace(
+            row,
+            turns=(*row.turns, *talk.turns),
+            reason=found.reason,
+            detail=found.detail,
+            model=found.model or row.model,
+            scores={**(row.scores or {}), **found.scores} if found.scores else row.scores,
+        )
+        if found.reason == UNANSWERED:
+            return dataclasses.replace(row, status="failed")
+        if found.scores is None:
+            return dataclasses.replace(row, status="undecided")
+        if min(found.scores.values()) < least:
+            return dataclasses.replace(row, status="rejected", reason=OTHER_LIGHT)
+        return row
 
     def _row(self, pair: Pair, mode: str, decision: Decision, turns: Sequence[Turn]) -> Judgement:
         row = Judgement(

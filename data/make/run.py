@@ -208,6 +208,7 @@ def _asking(config: MakeConfig, stage: Stage[StageRow], parts: Parts, tools: Too
             wording,
             panels_of(parts),
             lambda grid: parts.picture(grid).read_bytes(),
+            config.relight.vocabulary(),
         )
 
         def to_judge(part: int) -> tuple[list[Judgement], list[list[Pair]]]:

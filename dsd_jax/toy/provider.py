@@ -148,15 +148,17 @@ def _still(request: Request) -> bool:
 
 
 def _panel_lights(said: str) -> list[str]:
-    """The lights that the panels of a grid are to have; none for a single scene.
-
-    A panel whose light has no word of the toy world gets the light that goes unsaid.
-    """
+    """The lights that the panels of a grid are to have; none for a single scene."""
     told = [re.findall(rf"{panel} ([^;.]*)[;.]", said) for panel in PANELS]
     if not all(told):
         return []
-    words = (re.findall(r"\w+", clauses[-1]) for clauses in told)
-    return [next((word for word in own if word in LIGHTS), Scene.light) for own in words]
+    return [_told_light(clauses[-1]) for clauses in told]
+
+
+def _told_light(phrase: str) -> str:
+    """The light that a phrase names; without a word of the toy world, the one that goes unsaid."""
+    words = re.findall(r"\w+", phrase)
+    return next((word for word in words if word in LIGHTS), Scene.light)
 
 
 # What it sees
@@ -226,6 +228,10 @@ def _judgement(request: Request) -> str:
     if "groups" in wanted:
         return _groups(request)
     first, second = _pictures(request, 2)
+    if "first_light" in wanted:
+        told = re.findall(r'"([^"]*)"', _said(request))
+        lights = zip(wanted, (first, second), told, strict=False)
+        return json.dumps({n: _MARKS * (seen.light == _told_light(t)) for n, seen, t in lights})
     differences = _differences(first, second, still=_still(request))
     if "subject" in wanted:
         return _scores(first, second, [name for name in wanted if name != "subject"])

@@ -135,6 +135,20 @@ def test_scores_and_groups_follow_their_schemas():
     assert groups == [[1, 2, 4], [3]]
 
 
+def test_marks_of_lights_say_whether_the_light_is_the_one_that_was_named():
+    schema: dict[str, Any] = {"properties": {"first_light": {}, "second_light": {}}}
+    pictures = (picture(render(CAT, SNOW)), picture(render(CAT, SEA)))
+
+    def marks(first: str, second: str) -> list[int]:
+        question = f'the first was to be "{first}", the second "{second}"; "first_light"?'
+        return list(
+            json.loads(answer(request("judge", (*pictures, question), schema=schema))).values()
+        )
+
+    assert marks("lit by the sun at noon", "at night by a lamp") == [10, 10]
+    assert marks("at night", "lit by the sun at noon") == [0, 0]
+
+
 def test_a_panel_of_another_size_is_read_all_the_same():
     pixels = Image.fromarray(render(CAT, SNOW)).resize((64, 64), Image.Resampling.BICUBIC)
     assert answer(request("caption", (picture(np.asarray(pixels)), "describe it"))) == (

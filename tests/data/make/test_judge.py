@@ -1,14 +1,16 @@
 """The judge: what counts as a verdict, and what becomes of everything else."""
 
+import dataclasses
 import json
 
 import pytest
 
 from dsd_jax.data.make.ids import CaptionId, GridId, PromptId
 from dsd_jax.data.make.judge import Judge, JudgeConfig, verdict_of
-from dsd_jax.data.make.stages import Judgement
+from dsd_jax.data.make.stages import Judgement, Pair
 from dsd_jax.data.make.wording import load_wording
 from dsd_jax.errors import UserError
+from dsd_jax.lights import load_lights
 from dsd_jax.llm.messages import Answer, Picture, Request, Unanswered
 from dsd_jax.tasks import task_named
 from tests.data.make.scripted import (
@@ -132,6 +134,65 @@ def test_a_question_that_cannot_be_answered_keeps_the_turns_before_it():
     assert [turn.answer for turn in row.turns] == ["a fox"]
 
 
+NIGHT, LAMP = {"time": "night"}, {"direction": "left"}
+LIT = dataclasses.replace(
+    pair("12"), task="relight", reference_light=NIGHT, target_light=LAMP, route="grid"
+)
+
+
+def judge_lit(ask: Scripted, one: Pair = LIT, **settings: object) -> Judgement:
+    config = JudgeConfig("viewer", **settings)  # type: ignore[arg-type]
+    wording = load_wording(None, "judge", ["relight", "light"])
+    (row,) = do(Judge(config, wording, panels, lambda grid: b"png")([one], ask))
+    return row
+
+
+def marks(first: object, second: object) -> str:
+    return json.dumps({"first_light": first, "second_light": second})
+
+
+def test_a_pair_of_one_scene_is_asked_about_its_lights():
+    ask = in_turn("a", "b", "yes", marks(9, 6))
+    row = judge_lit(ask, light={"relight": 6})
+    assert (row.status, row.verdict, row.reason) == ("kept", "yes", None)
+    assert row.scores == {"first_light": 9, "second_light": 6}
+    assert [turn.step for turn in row.turns][-1] == "light.marks"
+    question = question_of(ask.asked[-1])
+    for light in (NIGHT, LAMP):
+        assert f'"{load_lights().light(light).description}"' in question
+    shown = [part for part in ask.asked[-1].messages[0].parts if isinstance(part, Picture)]
+    assert [picture.data for picture in shown] == [b"png 1", b"png 2"]
+
+
+def test_a_pair_in_another_light_is_rejected_for_it():
+    row = judge_lit(in_turn("a", "b", "yes", marks(9, 5)), light={"relight": 6})
+    assert (row.status, row.verdict, row.reason) == ("rejected", "yes", "other_light")
+    assert row.scores == {"first_light": 9, "second_light": 5}
+
+
+def test_marks_of_lights_that_are_no_marks_are_asked_for_again():
+    row = judge_lit(in_turn("a", "b", "yes", marks("much", 9), marks(9, 9)), light={"relight": 6})
+    assert (row.status, len(row.turns)) == ("kept", 5)
+    row = judge_lit(in_turn("a", "b", "yes", marks(11, 9), "none"), light={"relight": 6})
+    assert (row.status, row.reason) == ("undecided", "no_valid_scores")
+
+    def answer(request: Request) -> str:
+        if request.schema:
+            raise Unanswered("refused")
+        return "yes"
+
+    row = judge_lit(Scripted(answer), light={"relight": 6})
+    assert (row.status, row.reason, len(row.turns)) == ("failed", "unanswered", 3)
+
+
+def test_lights_are_not_asked_about_where_nothing_hangs_on_the_answer():
+    """No threshold for the task, a no about the scene, or a pair without lights."""
+    assert len(judge_lit(in_turn("a", "b", "yes")).turns) == 3
+    assert len(judge_lit(in_turn("a", "b", "no"), light={"relight": 6}).turns) == 3
+    unlit = dataclasses.replace(LIT, target_light=None)
+    assert len(judge_lit(in_turn("a", "b", "yes"), unlit, light={"relight": 6}).turns) == 3
+
+
 def scores(**changed: object) -> str:
     return json.dumps({**dict.fromkeys(ASPECTS, 9), "subject": "a fox", **changed})
 
@@ -217,3 +278,11 @@ def test_wrong_settings_are_refused():
         JudgeConfig("viewer", least=11)
     with pytest.raises(UserError, match="audit is a share from 0 to 1, got 5"):
         JudgeConfig("viewer", audit=5)
+    with pytest.raises(UserError, match="light of relight is a mark from 0 to 10, got 60"):
+        JudgeConfig("viewer", light={"relight": 60})
+    with pytest.raises(
+        UserError, match=r"light of identity: no light is asked .* of relight; leave"
+    ):
+        JudgeConfig("viewer", light={"identity": 6})
+    with pytest.raises(UserError, match="there is no task 'relite'"):
+        JudgeConfig("viewer", light={"relite": 6})

@@ -338,6 +338,17 @@ def test_a_route_that_moves_nothing_needs_no_judge_and_no_captioner(tmp_path: Pa
     assert "model" not in config.settings(JUDGEMENTS)
 
 
+def test_the_question_about_lights_is_a_setting_of_the_judge(tmp_path: Path):
+    """A work folder that was begun without it stays as it is."""
+    without = load_config(write_config(tmp_path))
+    asked = '[judge]\nlight = { relight = 6 }\nprovider = "toy"'
+    with_it = load_config(write_config(tmp_path, ('[judge]\nprovider = "toy"', asked)))
+    assert "light" not in without.settings(JUDGEMENTS)
+    assert with_it.settings(JUDGEMENTS)["light"] == {"relight": 6}
+    assert without.wording(JUDGEMENTS).id != with_it.wording(JUDGEMENTS).id
+    assert "light.marks" not in without.wording(JUDGEMENTS).texts
+
+
 def test_a_vocabulary_that_is_not_there_is_named(tmp_path: Path):
     config = write_config(tmp_path, ('"lights.toml"', '"lihgts.toml"'))
     with pytest.raises(UserError, match=r"lihgts\.toml: No such file"):
