@@ -7,7 +7,7 @@ import tyro
 
 from dsd_jax.infer.cli import ModelFlags
 from dsd_jax.infer.settings import Settings
-from dsd_jax.infer.story.draw import bind, check_words, paint
+from dsd_jax.infer.story.draw import bind, check, paint
 from dsd_jax.infer.story.layout import load_layout
 from dsd_jax.infer.story.letters import FONT, Letters
 from dsd_jax.infer.story.script import read_story, write_story
@@ -44,7 +44,7 @@ def draw(
     layout, letters = load_layout(story.layout, layouts), Letters(font or FONT)
     if redo is not None:
         story = story.with_new_seed(redo)
-    check_words(story, layout, letters)
+    check(story, folder, layout, letters)
     mark = marks.open()
     pipeline = model.load()
     if redo is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from dsd_jax.errors import UserError
+from dsd_jax.images import open_frame
 from dsd_jax.infer.batch import Row, run_batch
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings
@@ -20,18 +21,19 @@ from dsd_jax.infer.story.page import Picture, draw_pages
 from dsd_jax.infer.story.script import Story
 from dsd_jax.marks import Mark
 
-__all__ = ["PANELS", "bind", "check_words", "paint"]
+__all__ = ["PANELS", "bind", "check", "paint"]
 
 PANELS = "panels"
 """Folder of the painted panels within the folder of a story."""
 
 
-def check_words(story: Story, layout: Layout, letters: Letters) -> None:
-    """Sets all texts of a story on blank panels, before anything is painted.
+def check(story: Story, folder: Path, layout: Layout, letters: Letters) -> None:
+    """Reads the reference and sets all texts on blank panels, before anything is painted.
 
     Raises:
-        UserError: a text that cannot be set.
+        UserError: a reference that cannot be read, or a text that cannot be set.
     """
+    open_frame(folder / story.reference, 1, 1)
     blank = Image.new("RGB", (64, 64), "white")
     draw_pages(
         [Picture(blank, panel.words, panel.subject) for panel in story.panels], layout, letters

@@ -103,7 +103,19 @@ def read_story(folder: Path) -> Story:
     path = folder / STORY
     if not path.exists():
         raise UserError(f"there is no {path}; docs/stories.md shows one")
-    return build(Story, read_json(path, dict), str(path))
+    table = read_json(path, dict)
+    panels = table.get("panels")
+    if isinstance(panels, list):  # here, since a message names a panel by its number from 1
+        table["panels"] = [
+            _panel(each, f"{path}: panel {number}") for number, each in enumerate(panels, start=1)
+        ]
+    return build(Story, table, str(path))
+
+
+def _panel(value: object, where: str) -> Panel:
+    if not isinstance(value, dict):
+        raise UserError(f'{where} must be an object such as {{"prompt": "a cat on a roof"}}')
+    return build(Panel, value, where)
 
 
 def write_story(folder: Path, story: Story) -> None:

@@ -11,8 +11,10 @@ from PIL import Image
 from benchmarks.story.letters import run
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_image
+from dsd_jax.infer.cli import ModelFlags
 from dsd_jax.infer.story.book import write_book
-from dsd_jax.infer.story.draw import bind, check_words
+from dsd_jax.infer.story.cli import draw
+from dsd_jax.infer.story.draw import bind
 from dsd_jax.infer.story.layout import Box, Layout, load_layout
 from dsd_jax.infer.story.letters import Letters
 from dsd_jax.infer.story.page import Picture, letter
@@ -182,9 +184,22 @@ class TestBooks:
         with pytest.raises(UserError, match=r"there is no .*panel-02\.png; paint the panels"):
             bind(story(), painted, self.layout, Letters(), None)
 
-    def test_texts_are_tried_before_anything_is_painted(self):
-        with pytest.raises(UserError, match=r"letters do not fit in panel 1"):
-            check_words(Story("a", (Panel("c", "word " * 900),)), self.layout, Letters())
+    def test_texts_and_the_reference_are_tried_before_the_model_is_loaded(
+        self, tmp_path, monkeypatch
+    ):
+        def loaded(flags: ModelFlags) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(ModelFlags, "load", loaded)
+        long = Panel("a cat", "word " * 900)
+        for told, panel in (
+            (r"there is no image at .*reference\.png", Panel("a cat")),
+            ("letters do not fit in panel 2", long),
+        ):
+            write_story(tmp_path, Story("a", (Panel("a cat"), panel)))
+            with pytest.raises(UserError, match=told):
+                draw(tmp_path)
+            picture().save(tmp_path / "reference.png")
 
 
 class TestStoryFiles:
@@ -201,10 +216,15 @@ class TestStoryFiles:
         ("change", "message"),
         [
             ({"panels": []}, "a story needs at least one panel"),
-            ({"panels": [{"caption": "a"}]}, "`panels.0.prompt` is missing"),
-            ({"panels": [{"prompt": " "}]}, "prompt is empty; describe all that the panel shows"),
+            ({"panels": [{"prompt": "a"}, {"caption": "b"}]}, "panel 2: `prompt` is missing"),
+            ({"panels": [{"prompt": " "}]}, "panel 1: prompt is empty; describe all that the"),
+            ({"panels": ["a cat"]}, "panel 1 must be an object such as"),
+            ({"panels": "a cat"}, "`panels`: "),
             ({"title": "a\u0000b"}, r"title must be one line of printable text, got 'a\\x00b'"),
-            ({"panels": [{"prompt": "a", "subject": [0.5, 0, 0.2, 1]}]}, "from 0 to 1, got 0.5"),
+            (
+                {"panels": [{"prompt": "a", "subject": [0.5, 0, 0.2, 1]}]},
+                "panel 1: .*from 0 to 1, got",
+            ),
             ({"panels": [{"prompt": "a", "seed": -1}]}, "a seed must be from 0"),
             ({"panel": 3}, "unknown key `panel`; did you mean 'panels'"),
         ],
