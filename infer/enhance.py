@@ -18,6 +18,7 @@ from PIL import Image
 from dsd_jax.errors import UserError
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
+from dsd_jax.llm.providers import KINDS
 from dsd_jax.llm.reading import problem_of
 from dsd_jax.llm.session import Session
 from dsd_jax.structured import read_toml
@@ -35,7 +36,6 @@ __all__ = [
 Mode = Literal["auto", "on", "off"]
 Kind = Literal["gemini", "openai"]
 
-_MODELS: dict[Kind, str] = {"gemini": "gemini-3.8-flash", "openai": "gpt-5.4-mini-2026-03-17"}
 _TOKENS = 2048  # models that think first need more than the answer
 _QUOTES = "\"'`“”‘’"
 _FENCE = re.compile(r"^```\w*\s*|\s*```$")
@@ -63,7 +63,7 @@ class Enhancer:
         """The provider to ask."""
         return ProviderConfig(
             self.enhance_provider,
-            self.enhance_model or _MODELS[self.enhance_provider],
+            self.enhance_model or KINDS[self.enhance_provider].model,
             base_url=self.enhance_base_url,
             api_key_env=self.enhance_key_env,
             retries=2,

@@ -15,14 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from dsd_jax.data.make.answers import UNANSWERED
 from dsd_jax.data.make.crops import panels_of
 from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.judge import Decision, PairJudge
 from dsd_jax.data.make.judge import JudgeConfig as CurationConfig
 from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import JUDGEMENTS, PAIRS, UNJUDGED, Judgement, Pair
-from dsd_jax.data.make.wording import Wording, load_wording
+from dsd_jax.data.make.wording import load_wording
 from dsd_jax.data.pairs.record import png_bytes
 from dsd_jax.errors import UserError
 from dsd_jax.files import file_sha256, write_file
@@ -33,8 +32,10 @@ from dsd_jax.infer.evaluate.judge import ledger_of
 from dsd_jax.infer.evaluate.queries import JudgeConfig
 from dsd_jax.infer.evaluate.ratings import Rating, State, add_ratings, read_ratings
 from dsd_jax.infer.evaluate.runs import Image, Run, write_run
+from dsd_jax.llm.answers import UNANSWERED
 from dsd_jax.llm.messages import Ask
 from dsd_jax.llm.session import Session
+from dsd_jax.llm.wording import Wording
 from dsd_jax.progress import progress
 from dsd_jax.tasks import IDENTITY
 

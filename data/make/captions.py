@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from dsd_jax.data.make.answers import UNANSWERED, detail_of, user
 from dsd_jax.data.make.ids import CaptionId
 from dsd_jax.data.make.near import NearTexts
 from dsd_jax.data.make.parts import Parts, part_of
 from dsd_jax.data.make.sources import read_captions
 from dsd_jax.data.make.stages import CAPTIONS, Caption, Source, from_json, to_json
-from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
+from dsd_jax.llm.answers import UNANSWERED, detail_of, user
 from dsd_jax.llm.messages import Answer, Ask, Message, Request, Unanswered
 from dsd_jax.llm.reading import json_of, problem_of
+from dsd_jax.llm.wording import Wording
 from dsd_jax.structured import parse_json
 from dsd_jax.text.plain import text_fault
 

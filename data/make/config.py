@@ -49,9 +49,10 @@ from dsd_jax.data.make.stages import (
     Stage,
     StageRow,
 )
-from dsd_jax.data.make.wording import Wording, load_wording
+from dsd_jax.data.make.wording import load_wording
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.llm.config import ProviderConfig
+from dsd_jax.llm.wording import Wording
 from dsd_jax.structured import build, json_value, placed, read_toml
 from dsd_jax.tasks import task_named
 

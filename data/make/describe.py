@@ -7,7 +7,13 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from dsd_jax.data.make.answers import (
+from dsd_jax.data.make.crops import Pictures
+from dsd_jax.data.make.ids import Id, PairId, PanelId
+from dsd_jax.data.make.routes import lights_in, lit_prompt, route_named
+from dsd_jax.data.make.stages import DESCRIPTIONS, Description, Pair, Prompt, Words
+from dsd_jax.errors import UserError
+from dsd_jax.lights import Light, Lights, load_lights
+from dsd_jax.llm.answers import (
     Check,
     Fault,
     Written,
@@ -16,14 +22,8 @@ from dsd_jax.data.make.answers import (
     user,
     written,
 )
-from dsd_jax.data.make.crops import Pictures
-from dsd_jax.data.make.ids import Id, PairId, PanelId
-from dsd_jax.data.make.routes import lights_in, lit_prompt, route_named
-from dsd_jax.data.make.stages import DESCRIPTIONS, Description, Pair, Prompt, Words
-from dsd_jax.data.make.wording import Wording
-from dsd_jax.errors import UserError
-from dsd_jax.lights import Light, Lights, load_lights
 from dsd_jax.llm.messages import Ask, Picture, Request
+from dsd_jax.llm.wording import Wording
 from dsd_jax.tasks import task_named
 
 __all__ = ["CaptionConfig", "Describer", "lights_of", "told_by_prompts"]
@@ -62,7 +62,7 @@ class CaptionConfig:
             raise UserError(f"retries must not be negative, got {self.retries}")
 
 
-_Work = Callable[[], Awaitable[Written]]
+_Work = Callable[[], Awaitable[Written[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Describer:
         results = dict(zip(wanted, texts, strict=True))
         return [self._row(pair.id, results) for pair in pairs]
 
-    def _row(self, pair: PairId, results: Mapping[Id, Written]) -> Description:
+    def _row(self, pair: PairId, results: Mapping[Id, Written[str]]) -> Description:
         forward = _words(pair, results)
         reverse = _words(pair.flipped(), results) if self.config.both_ways else None
         row = Description(
@@ -114,7 +114,7 @@ class Describer:
             models = {model for way in ways for model in (way.caption_model, way.instruction_model)}
             return dataclasses.replace(row, model=", ".join(sorted(filter(None, models))))
         reason = forward.no_caption or forward.no_instruction
-        return dataclasses.replace(row, status=Written(reason=reason).status, reason=reason)
+        return dataclasses.replace(row, status=Written[str](reason=reason).status, reason=reason)
 
     def _request(self, item: Id, *parts: str | Picture) -> Request:
         return Request(
@@ -146,7 +146,7 @@ class Describer:
         request = self._request(item, first, pictures[0], second, pictures[1], asked)
         return functools.partial(self._written, request, _check_instruction, ask)
 
-    async def _written(self, request: Request, check: Check, ask: Ask) -> Written:
+    async def _written(self, request: Request, check: Check[str], ask: Ask) -> Written[str]:
         def again(faults: str) -> str:
             return self.wording("again", faults=faults)
 
@@ -199,15 +199,16 @@ def _check_instruction(answer: str) -> tuple[str, list[Fault]]:
     return text, faults
 
 
-def _words(way: PairId, results: Mapping[Id, Written]) -> Words:
+def _words(way: PairId, results: Mapping[Id, Written[str]]) -> Words:
     """The texts of one direction, or the reasons why they are missing."""
+    nothing = Written[str]()
     _, end = way.panels
-    caption, instruction = results.get(end, Written()), results.get(way, Written())
+    caption, instruction = results.get(end, nothing), results.get(way, nothing)
     return Words(
-        caption=caption.text,
+        caption=caption.value,
         no_caption=caption.reason,
         caption_model=caption.model,
-        instruction=instruction.text,
+        instruction=instruction.value,
         no_instruction=instruction.reason,
         instruction_model=instruction.model,
         detail=instruction.detail or caption.detail,

@@ -13,15 +13,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from dsd_jax.data.make.answers import UNANSWERED, detail_of, user
 from dsd_jax.data.make.crops import Pictures
 from dsd_jax.data.make.ids import PANELS, GridId, PairId
 from dsd_jax.data.make.stages import JUDGEMENTS, UNJUDGED, Judgement, Pair, Turn
-from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError
 from dsd_jax.lights import Lights, load_lights
+from dsd_jax.llm.answers import UNANSWERED, detail_of, user
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
 from dsd_jax.llm.reading import LONGEST, json_of, problem_of
+from dsd_jax.llm.wording import Wording
 from dsd_jax.tasks import TASKS, Question, task_named
 
 __all__ = [

@@ -9,15 +9,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from dsd_jax.data.make.answers import Fault, clip_faults, one_line, user, written
 from dsd_jax.data.make.ids import CaptionId, PromptId
 from dsd_jax.data.make.routes import GRID, RelightConfig, Route, lit_prompt, panel_prompts
 from dsd_jax.data.make.stages import PROMPTS, Caption, Prompt
 from dsd_jax.data.make.weights import check_weights, chosen
-from dsd_jax.data.make.wording import Wording
 from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.lights import Light
+from dsd_jax.llm.answers import Fault, clip_faults, one_line, user, written
 from dsd_jax.llm.messages import Ask, Message, Request
+from dsd_jax.llm.wording import Wording
 from dsd_jax.tasks import TASKS, Task
 
 __all__ = ["PromptWriter", "PromptsConfig", "subject_of", "task_of"]
@@ -145,14 +145,14 @@ class PromptWriter:
             route=route.name if task.lit else None,
             lights=tuple(light.named for light in lights) or None,
         )
-        if result.text is None:
+        if result.value is None:
             return row
-        painted = panel_prompts(route, result.text, lights)
+        painted = panel_prompts(route, result.value, lights)
         return dataclasses.replace(
             row,
-            prompt=result.text,
+            prompt=result.value,
             tokens=max(map(self.count_tokens, painted)),
-            subject=caption.subject or ("" if route.of_scene else subject_of(result.text)),
+            subject=caption.subject or ("" if route.of_scene else subject_of(result.value)),
         )
 
     def _messages(

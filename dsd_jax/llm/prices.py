@@ -9,7 +9,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.llm.messages import Request, Usage
 from dsd_jax.structured import build, read_toml
 
-__all__ = ["Price", "Prices", "expected_tokens", "load_prices"]
+__all__ = ["Price", "Prices", "expected_tokens", "load_prices", "usd"]
 
 _MILLION = 1e6
 _TOKENS_OF_PICTURE = 2000  # more than the providers count for a picture of a million pixels
@@ -72,6 +72,11 @@ def load_prices(path: Path | None = None) -> Prices:
     """
     path = path or Path(__file__).with_name("prices.toml")
     return build(Prices, read_toml(path), str(path))
+
+
+def usd(cost: float | None) -> str:
+    """Dollars in words; None means that there is no price."""
+    return "no price" if cost is None else f"${cost:,.4f}" if cost < 1 else f"${cost:,.2f}"
 
 
 def expected_tokens(request: Request) -> Usage:

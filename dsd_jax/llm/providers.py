@@ -17,6 +17,7 @@ class Kind:
     Attributes:
         url: Address, unless a `base_url` is given; empty if nothing leaves the process.
         key_env: Environment variable of its key; empty if it needs none.
+        model: Model with vision that is asked where the user names none.
         modes: For each mode, "module:class" of its `Transport` or `BatchTransport`, which is called
             with the settings of the provider and its `Access`. It is imported when it is needed,
             since the clients of providers are slow to load.
@@ -24,6 +25,7 @@ class Kind:
 
     url: str
     key_env: str
+    model: str
     modes: Mapping[str, str]
 
 
@@ -31,6 +33,7 @@ KINDS: Mapping[str, Kind] = {
     "openai": Kind(
         "https://api.openai.com/v1",
         "OPENAI_API_KEY",
+        "gpt-5.4-mini-2026-03-17",
         {
             "online": "dsd_jax.llm.openai:OpenAITransport",
             "batch": "dsd_jax.llm.openai_batches:OpenAIBatches",
@@ -40,12 +43,13 @@ KINDS: Mapping[str, Kind] = {
     "gemini": Kind(
         "https://generativelanguage.googleapis.com",
         "GEMINI_API_KEY",
+        "gemini-3.8-flash",
         {
             "online": "dsd_jax.llm.gemini:GeminiTransport",
             "batch": "dsd_jax.llm.gemini_batches:GeminiBatches",
         },
     ),
-    "toy": Kind("", "", {"online": "dsd_jax.toy.provider:ToyTransport"}),
+    "toy": Kind("", "", "toy", {"online": "dsd_jax.toy.provider:ToyTransport"}),
 }
 
 

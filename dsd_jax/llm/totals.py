@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsd_jax.errors import UserError
+from dsd_jax.llm.prices import usd
 
 __all__ = [
     "Asked",
@@ -39,6 +40,9 @@ class Spent:
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(self.calls + other.calls, self.tokens + other.tokens, self.cost + other.cost)
+
+    def __str__(self) -> str:
+        return f"{self.calls:,} calls, {self.tokens:,} tokens, {usd(self.cost or None)}"
 
 
 @dataclasses.dataclass(frozen=True)

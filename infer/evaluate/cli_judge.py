@@ -29,6 +29,7 @@ from dsd_jax.infer.evaluate.queries import JudgeConfig, load_judge, open_queries
 from dsd_jax.infer.evaluate.ratings import State
 from dsd_jax.infer.evaluate.runs import open_runs
 from dsd_jax.infer.evaluate.sampling import stratified
+from dsd_jax.llm.prices import usd
 from dsd_jax.terminal import table_text
 
 __all__ = ["calibrate", "judge"]
@@ -146,8 +147,7 @@ def judge(
         }
         print(_tally_table(chosen, counts))
         spent = spent_on(opened)
-        counted = f"{spent.calls:,} calls, {spent.tokens:,} tokens, {_usd(spent.cost or None)}"
-        print(f"all judging of these runs: {counted}")
+        print(f"all judging of these runs: {spent}")
 
 
 def calibrate(
@@ -205,10 +205,6 @@ def _agreement_table(made: Calibration) -> str:
     return table_text(columns, rows, title=f"{made.judge} on archived images of DreamBench++")
 
 
-def _usd(cost: float | None) -> str:
-    return "no price" if cost is None else f"${cost:,.4f}" if cost < 1 else f"${cost:,.2f}"
-
-
 def _estimate_table(judge: JudgeConfig, found: Mapping[str, Estimate]) -> str:
     columns = ("protocol", "calls", "tokens in", "tokens out", "cost", "at most")
     rows = [
@@ -217,8 +213,8 @@ def _estimate_table(judge: JudgeConfig, found: Mapping[str, Estimate]) -> str:
             f"{each.calls:,}",
             f"{each.input:,}",
             f"{each.output:,}",
-            _usd(each.cost),
-            _usd(each.most),
+            usd(each.cost),
+            usd(each.most),
         )
         for name, each in found.items()
     ]
@@ -244,7 +240,7 @@ def _tally_table(judge: JudgeConfig, counts: Mapping[str, Mapping[tuple[str, str
                     f"{tally.asked:,}",
                     *(f"{tally.states.get(state, 0):,}" for state in states),
                     "" if tally.mean is None else f"{tally.mean:.3f}",
-                    _usd(tally.cost),
+                    usd(tally.cost),
                 )
 
     return table_text(columns, rows(), title=f"ratings by {judge.name}")

@@ -1,9 +1,9 @@
-"""Reads answers: a text that obeys rules, a JSON object, or the reason why there is neither."""
+"""Asks until an answer obeys rules, or tells the reason why none does."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Generic, Literal, TypeVar
 
-from dsd_jax.data.make.stages import Status
 from dsd_jax.llm.messages import Ask, Message, Picture, Request, Unanswered
 from dsd_jax.llm.reading import problem_of
 
@@ -20,12 +20,14 @@ __all__ = [
     "written",
 ]
 
+T = TypeVar("T")
+
 _WRAPPED = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "“": "”", "‘": "’", "«": "»"}
 CLIP_TOKENS = 77
 """Tokens that CLIP reads of a prompt, start and end included."""
 UNANSWERED = "unanswered"
 """Reason of a row whose question cannot be answered."""
-_MAX_SHOWN = 2_000  # characters of a faulty answer that go back into the conversation
+_SHOWN = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,32 +43,34 @@ class Fault:
     told: str
 
 
-Check = Callable[[str], tuple[str, list[Fault]]]
-"""Finds the text in a raw answer, and its faults."""
+Check = Callable[[str], tuple[T, list[Fault]]]
+"""Finds the text, or another value, in a raw answer, and its faults."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """A text that obeys the rules, or the reason why there is none.
+class Written(Generic[T]):
+    """A text, or another value, that obeys the rules; or the reason why there is none.
 
     Attributes:
-        text: The text, or None.
+        value: The text or value, or None.
         reason: Reason why there is none.
         asked: Number of questions that were put.
         model: Model that answered last.
         detail: More about the reason.
+        faults: Faults of the last answer.
     """
 
-    text: str | None = None
+    value: T | None = None
     reason: str | None = None
     asked: int | None = None
     model: str | None = None
     detail: str | None = None
+    faults: tuple[Fault, ...] = ()
 
     @property
-    def status(self) -> Status:
+    def status(self) -> Literal["kept", "rejected", "failed"]:
         """Status of a row with this text."""
-        if self.text is not None:
+        if self.value is not None:
             return "kept"
         return "failed" if self.reason == UNANSWERED else "rejected"
 
@@ -107,44 +111,53 @@ def clip_faults(tokens: int) -> list[Fault]:
 async def written(
     ask: Ask,
     request: Request,
-    check: Check,
+    check: Check[T],
     again: Callable[[str], str],
     retries: int,
-) -> Written:
+    *,
+    shown: int = _SHOWN,
+) -> Written[T]:
     """Asks for a text until it obeys the rules, in one conversation.
 
     Args:
         ask: Puts a question.
         request: The first question.
-        check: Finds the text in an answer.
+        check: Finds the text in an answer, with its faults.
         again: Makes the next question from the faults of the last answer.
         retries: Number of further questions at most.
+        shown: Characters of a faulty answer that go back into the conversation.
     """
     try:
-        return await _written(ask, request, check, again, retries)
+        return await _written(ask, request, check, again, retries, shown)
     except Unanswered as error:
         return Written(reason=UNANSWERED, detail=detail_of(error))
 
 
 async def _written(
-    ask: Ask, request: Request, check: Check, again: Callable[[str], str], retries: int
-) -> Written:
+    ask: Ask,
+    request: Request,
+    check: Check[T],
+    again: Callable[[str], str],
+    retries: int,
+    shown: int,
+) -> Written[T]:
     reason = model = None
+    faults: list[Fault] = []
     for asked in range(1, retries + 2):
         answer = await ask(request)
         model = answer.model
         problem = problem_of(answer)
         if problem:
-            reason = problem  # such an answer needs no reply: the same question is asked again
+            reason, faults = problem, []  # it needs no reply: the same question is asked again
             request = dataclasses.replace(request, sample=request.sample + 1)
             continue
-        text, faults = check(answer.text)
+        value, faults = check(answer.text)
         if not faults:
-            return Written(text, None, asked, model)
+            return Written(value, None, asked, model)
         reason = faults[0].reason
         turns = (
-            Message("assistant", (answer.text[:_MAX_SHOWN],)),
+            Message("assistant", (answer.text[:shown],)),
             user(again("; ".join(fault.told for fault in faults))),
         )
         request = dataclasses.replace(request, messages=request.messages + turns)
-    return Written(None, reason, retries + 1, model)
+    return Written(None, reason, retries + 1, model, faults=tuple(faults))
