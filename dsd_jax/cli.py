@@ -52,6 +52,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "serve": Command(
             "Serve images over HTTP, as OpenAI's interface has it", "dsd_jax.infer.serve.cli:serve"
         ),
+        "story write": Command(
+            "Write a story about the hero of a picture", "dsd_jax.infer.story.cli:write"
+        ),
         "story draw": Command(
             "Paint the panels of a story and lay out its pages", "dsd_jax.infer.story.cli:draw"
         ),

@@ -43,8 +43,8 @@ class Fault:
     told: str
 
 
-Check = Callable[[str], tuple[T, list[Fault]]]
-"""Finds the text, or another value, in a raw answer, and its faults."""
+Check = Callable[[str], tuple[T | None, list[Fault]]]
+"""Finds the text, or another value, in a raw answer, and its faults. None needs a fault."""
 
 
 @dataclasses.dataclass(frozen=True)

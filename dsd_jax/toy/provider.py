@@ -1,4 +1,4 @@
-"""Answers the questions of `dsd data` and `dsd evaluate` offline, about the toy world alone.
+"""Answers the questions of `dsd data`, `evaluate` and `story` offline, about the toy world alone.
 
 It answers in words, by the same interface as real models. As a language model it knows the toy
 world's grammar; as a vision model it measures pixels with the pixel judge. It answers only for a
@@ -19,7 +19,7 @@ from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Answer, Picture, Request
 from dsd_jax.llm.reading import answer_of, parsed_body
 from dsd_jax.llm.transport import Access, Failed, Raw
-from dsd_jax.toy import rater
+from dsd_jax.toy import rater, writer
 from dsd_jax.toy.judge import SUBJECT, Seen, judge
 from dsd_jax.toy.words import (
     OPENINGS,
@@ -100,6 +100,8 @@ def answer(request: Request) -> str:
             return _caption(request)
         case rater.STAGE:
             return _rating(request)
+        case writer.STAGE:
+            return _story(request)
     raise Failed("invalid", f"the toy model knows nothing of the stage {request.stage!r}")
 
 
@@ -302,3 +304,14 @@ def _rating(request: Request) -> str:
     seen = _pictures(request, max(1, len(_shown(request))))
     texts = _texts(request)
     return rater.rate(request, seen, texts[-1] if texts else "", request.key(MODEL))
+
+
+# The writer of stories
+
+
+def _story(request: Request) -> str:
+    wanted = next(iter((request.schema or {}).get("properties", {})), "")
+    if wanted == "hero":
+        (seen,) = _pictures(request, 1)
+        return json.dumps({"hero": f"a {_subject_words(seen)}", "scene": _scene_words(seen)})
+    return writer.tell(_said(request), wanted, request.key(MODEL))

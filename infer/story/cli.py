@@ -1,4 +1,4 @@
-"""`dsd story draw`."""
+"""`dsd story write` and `dsd story draw`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +10,46 @@ from dsd_jax.infer.settings import Settings
 from dsd_jax.infer.story.draw import bind, check, paint
 from dsd_jax.infer.story.layout import load_layout
 from dsd_jax.infer.story.letters import FONT, Letters
-from dsd_jax.infer.story.script import read_story, write_story
+from dsd_jax.infer.story.script import STORY, read_story, write_story
+from dsd_jax.infer.story.write import Plot, Writer, load_questions, spent_on, tell
 from dsd_jax.marks import MarkFlags
 
-__all__ = ["draw"]
+__all__ = ["draw", "write"]
 
 _PLAIN = tyro.conf.arg(name="")
+
+
+def write(
+    reference: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Path],
+    wanted: Annotated[Plot, _PLAIN] = Plot(),
+    writer: Annotated[Writer, _PLAIN] = Writer(),
+    layouts: Path | None = None,
+    font: Path | None = None,
+    wordings: Path | None = None,
+) -> None:
+    """Write a story about the hero of a picture. If it was stopped, start it again to resume.
+
+    A vision model names the hero, tells a story in panels, and words each panel as a prompt that
+    stands alone. What was paid for is never asked again.
+
+    Args:
+        reference: Picture of the hero. It is copied into the folder.
+        folder: Folder that gets story.json for dsd story draw.
+        wanted: The story that is wanted.
+        writer: The vision model that writes.
+        layouts: TOML file with more layouts.
+        font: Font (.ttf or .otf) that the texts will be set in.
+        wordings: TOML file with texts of the questions that replace ours.
+    """
+    layout, letters = load_layout(wanted.layout, layouts), Letters(font or FONT)
+    try:
+        story = tell(reference, folder, wanted, writer, layout, letters, load_questions(wordings))
+    finally:
+        if (spent := spent_on(folder)).calls:
+            print(f"writing this story: {spent}")
+    print(f"{story.title}: {len(story.panels)} panels")
+    print(f"wrote {folder / STORY}")
 
 
 def draw(

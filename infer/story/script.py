@@ -102,7 +102,7 @@ def read_story(folder: Path) -> Story:
     """
     path = folder / STORY
     if not path.exists():
-        raise UserError(f"there is no {path}; docs/stories.md shows one")
+        raise UserError(f"there is no {path}; write one with dsd story write")
     table = read_json(path, dict)
     panels = table.get("panels")
     if isinstance(panels, list):  # here, since a message names a panel by its number from 1

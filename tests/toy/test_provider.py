@@ -11,11 +11,20 @@ import pytest
 from PIL import Image
 
 from dsd_jax.errors import UserError
+from dsd_jax.infer.story.layout import load_layout
+from dsd_jax.infer.story.write import Plot, Writer, tell
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Message, Picture, Request
 from dsd_jax.llm.transport import Failed, Raw, Transport
 from dsd_jax.toy.provider import ToyTransport, answer
-from dsd_jax.toy.words import PANELS, describe, describe_subject, parse_grid, parse_scene
+from dsd_jax.toy.words import (
+    PANELS,
+    describe,
+    describe_subject,
+    parse_grid,
+    parse_scene,
+    parse_subject,
+)
 from dsd_jax.toy.world import Scene, Subject, render
 
 CAT = Subject("cat", "red", "white", "dots")
@@ -177,3 +186,18 @@ def test_other_questions_are_never_answered(asked: Request, message: str):
     with pytest.raises(Failed, match=message) as error:
         answer(asked)
     assert error.value.kind == "invalid"
+
+
+def test_the_toy_tells_offline_of_a_hero_it_sees_in_other_scenes(tmp_path):
+    Image.fromarray(render(CAT, SNOW)).save(tmp_path / "hero.png")
+    toy, wanted = Writer("toy"), Plot("It leaves the snow for the sea.", panels=9)
+    story = tell(tmp_path / "hero.png", tmp_path / "a", wanted, toy, load_layout("2x4"))
+    scenes = [scene for panel in story.panels if (scene := parse_scene(panel.prompt))]
+    assert len(scenes) == 9
+    assert {parse_subject(panel.prompt) for panel in story.panels} == {CAT}
+    assert scenes[0].background == SEA.background
+    assert len({scene.background for scene in scenes}) == 7
+    assert SNOW.background not in {scene.background for scene in scenes}
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "none.png")
+    with pytest.raises(UserError, match="toy wrote no"):
+        tell(tmp_path / "none.png", tmp_path / "b", Plot(), toy, load_layout("2x4"))
