@@ -40,7 +40,10 @@ _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _PRONOUN = re.compile(
     r"\b(?:he|she|it|they|him|her|hers|his|its|them|their|theirs|this|these)\b", re.IGNORECASE
 )
-_POINTING = re.compile(r"\b(?:the same|as before|previous(?:ly)?|panels?)\b", re.IGNORECASE)
+_POINTING = re.compile(
+    r"\b(?:the same|as before|(?:first|last|next|other|previous) (?:panels?|pictures?))\b",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)

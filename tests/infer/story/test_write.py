@@ -244,7 +244,8 @@ class TestRules:
         ("prompt", "told"),
         [
             ("A RED FOX runs; it smiles at its friends", ""),
-            ("the big red fox\nin rain", ""),
+            ("the big red fox\nbefore solar panels", ""),
+            ("a red fox as in the last panel", 'prompt 1 says "last panel", which points'),
             ("a fox in rain", 'prompt 1 does not name the hero in the words "red fox"'),
             ("when it rains, a red fox runs", 'prompt 1 says "it" before it names the hero'),
             ("a red fox in the same wood", 'prompt 1 says "the same", which points to other'),
