@@ -33,7 +33,8 @@ def without(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_extras_are_those_of_the_package():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extras.EXTRAS) == set(declared["optional-dependencies"]) - {"cuda", "dev"}
+    named = set(declared["optional-dependencies"])
+    assert set(extras.EXTRAS) == named - {"cuda", "dev", "app"}  # app is another name of serve
 
 
 def test_plain_packages_need_no_extra():

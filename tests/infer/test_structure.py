@@ -24,7 +24,7 @@ def test_batches_hold_whole_groups(plain, monkeypatch):
     methods: list[Method] = []
 
     class Noise:
-        def run(self, img, inputs, timesteps, callback, modulations):
+        def run(self, img, inputs, timesteps, callback, modulations, mask):
             calls.append(len(img))
             return img
 

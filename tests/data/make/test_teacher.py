@@ -188,6 +188,7 @@ class Unfinite(Pipeline):
         self.identity = {"model": "broken"}
         self.autoencoder_config = SimpleNamespace(downscale=8)  # type: ignore[assignment]
         self.tokenizers = Tokenizers.load(toy_flux_path())
+        self._loras = {}
         self.sizes: list[int] = []
 
     def run(self, prepared: Prepared, **rest: Any) -> Any:
