@@ -69,8 +69,8 @@ class Schedule:
 
 
 def interpolate(
-    x_0: Float[Array, "B *shape"], noise: Float[Array, "B *shape"], t: Float32[Array, " B"]
-) -> Float32[Array, "B *shape"]:
+    x_0: Float[Array, " B *shape"], noise: Float[Array, " B *shape"], t: Float32[Array, " B"]
+) -> Float32[Array, " B *shape"]:
     """`x_t = (1 - t) * x_0 + t * noise`, one time per batch element, in float32."""
     t = t.reshape(t.shape + (1,) * (x_0.ndim - 1))
     return (1 - t) * x_0.astype(jnp.float32) + t * noise.astype(jnp.float32)

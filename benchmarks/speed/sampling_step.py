@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
+from flax import nnx
 
 from benchmarks.results import measure, save
 from dsd_jax.config import PRECISIONS, Execution, FluxConfig, default_execution

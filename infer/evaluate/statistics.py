@@ -48,7 +48,7 @@ class Means:
     """
 
     estimate: Float[np.ndarray, " *columns"]
-    draws: Float[np.ndarray, "draws *columns"]
+    draws: Float[np.ndarray, " draws *columns"]
     confidence: float
 
     def interval(self, statistic: Statistic = np.squeeze) -> Interval:
@@ -69,7 +69,7 @@ class Means:
 
 
 def bootstrap(
-    values: Float[np.ndarray, "rows *columns"], resampling: Resampling = Resampling()
+    values: Float[np.ndarray, " rows *columns"], resampling: Resampling = Resampling()
 ) -> Means:
     """Draws the means of all columns of a table.
 
@@ -115,8 +115,8 @@ class Difference:
 
 
 def paired_difference(
-    first: Float[np.ndarray, "rows *columns"],
-    second: Float[np.ndarray, "rows *columns"],
+    first: Float[np.ndarray, " rows *columns"],
+    second: Float[np.ndarray, " rows *columns"],
     resampling: Resampling = Resampling(),
     statistic: Statistic = np.squeeze,
 ) -> Difference:
