@@ -256,7 +256,7 @@ def serve_failing(every: int) -> None:
     engine = Failing(Pipeline.load(NAME, precision=FLOAT32), [(32, 32)], 4, true_guidance=False)
     runner = Runner(engine)
     with listen("127.0.0.1", 0) as sock:
-        address = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
+        address = f"http://127.0.0.1:{sock.getsockname()[1]}"
         run(create_app(runner), runner, sock, lambda: print(f"ready: {address}", flush=True))
 
 

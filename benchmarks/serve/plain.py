@@ -53,7 +53,7 @@ def main() -> None:
     """Serves until it is killed."""
     app = create_app(sys.argv[1])
     sock = socket.create_server(("127.0.0.1", 0), backlog=512)
-    print(f"ready: http://127.0.0.1:{sock.getsockname()[1]}/v1", flush=True)
+    print(f"ready: http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([sock])
 
 

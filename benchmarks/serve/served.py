@@ -69,7 +69,7 @@ def serving(command: Sequence[str]) -> Iterator[Served]:
             assert process.stdout is not None
             for line in process.stdout:
                 if found := re.match(r"ready: (http://\S+?);?(\s|$)", line):
-                    yield Served(process, found[1])
+                    yield Served(process, f"{found[1]}/v1")
                     return
             log.seek(0)
             raise SystemExit(f"the server did not start: {log.read()[-2000:]}")
