@@ -157,11 +157,11 @@ def _counts(db: sqlite3.Connection, column: Literal["model", "finish"]) -> dict[
 
 
 def spent_of(path: Path) -> Spent:
-    """The spending in a ledger that may be in use."""
+    """The spending in a ledger that may be in use; nothing without a ledger."""
     try:
         with contextlib.closing(_reader(path)) as db:
             return Spent(*db.execute("SELECT calls, tokens, cost FROM spent").fetchone())
-    except (sqlite3.Error, TypeError):  # another process is just creating it
+    except (sqlite3.Error, TypeError, UserError):  # another process may be just creating it
         return Spent()
 
 

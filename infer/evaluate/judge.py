@@ -100,8 +100,7 @@ def ledger_of(run: Run) -> Path:
 
 def spent_on(runs: Iterable[Run]) -> Spent:
     """Calls, tokens and dollars that judging these runs has cost so far."""
-    paths = (ledger_of(run) for run in runs)
-    return sum((spent_of(path) for path in paths if path.exists()), Spent())
+    return sum((spent_of(ledger_of(run)) for run in runs), Spent())
 
 
 def judge_runs(todo: Sequence[tuple[Run, Sequence[Query]]], judge: JudgeConfig) -> None:

@@ -180,6 +180,13 @@ class TestPaying:
         assert "The sea: 2 panels\n" in said.out
         assert "story.json is there already; paint it with dsd story draw" in said.err
 
+    def test_the_command_names_the_fault_where_nothing_was_asked_yet(self, cat, capsys):
+        words = ["story", "write", str(cat.with_name("none.png")), str(cat.parent / "story")]
+        assert main(words) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("error: there is no image at ")
+        assert said.out == ""
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
