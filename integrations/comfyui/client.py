@@ -83,8 +83,8 @@ class Server:
             Without such a variable, no key is sent.
 
     Raises:
-        ServerError: The address or the name is none, or the address is another machine's and not
-            listed or not encrypted.
+        ServerError: The address or the name is malformed, or the address is another machine's and
+            is not listed or not encrypted.
     """
 
     address: str = dataclasses.field(default_factory=default_address)
@@ -106,13 +106,13 @@ class Server:
                 )
             if found[1] != "https":
                 raise ServerError(
-                    f"{self.address} would get pictures and key unencrypted; use https, or reach "
-                    "the server through `ssh -L 8000:127.0.0.1:8000 HOST`"
+                    f"{self.address} would get pictures and the key unencrypted; use https, or "
+                    "reach the server through `ssh -L 8000:127.0.0.1:8000 HOST`"
                 )
         if not _KEY_NAME.fullmatch(self.key_env):
             raise ServerError(
-                "the key is named by an environment variable such as DSD_API_KEY; this is no name "
-                "that begins with DSD_. Never put the key itself into a workflow"
+                "key_env must name the environment variable that holds the key, and the name "
+                "begins with DSD_, such as DSD_API_KEY; never put the key itself into a workflow"
             )
 
     def connection(self, seconds: float) -> http.client.HTTPConnection:
@@ -126,7 +126,7 @@ class Server:
         """Headers of every request.
 
         Raises:
-            ServerError: What the variable holds is no key. The message does not repeat it.
+            ServerError: The variable holds no valid key. The message does not repeat it.
         """
         key = os.environ.get(self.key_env, "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", key):
@@ -137,7 +137,7 @@ class Server:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def error(self, response: http.client.HTTPResponse) -> ServerError:
-        """The words of an answer that is no success."""
+        """The error for an answer that is no success."""
         body = response.read(1 << 16)
         try:
             message = json.loads(body)["error"]["message"]
@@ -152,7 +152,7 @@ class Server:
         return ServerError(text)
 
     def away(self, error: Exception) -> ServerError:
-        """The words for a server that does not answer."""
+        """The error for a server that does not answer."""
         return ServerError(
             f"no answer from {self.address} ({type(error).__name__}: {error}); is `dsd serve` "
             "running there?"
@@ -160,6 +160,7 @@ class Server:
 
 
 def _is_loopback(host: str) -> bool:
+    # The same as `dsd_jax.llm.config.is_loopback`, since ComfyUI has no dsd_jax.
     if host == "localhost":
         return True
     try:
@@ -357,7 +358,7 @@ def _events(server: Server, response: http.client.HTTPResponse) -> Iterator[Even
                 yield _event(json.loads(line[len(b"data: ") :]))
             except (ValueError, LookupError, TypeError, binascii.Error):
                 raise ServerError(
-                    f"the server at {server.address} sent an event that is none; is it `dsd serve`?"
+                    f"the server at {server.address} sent a damaged event; is it `dsd serve`?"
                 ) from None
 
 

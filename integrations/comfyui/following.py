@@ -61,7 +61,8 @@ def _seen(over: "asyncio.Future[Any]") -> None:
 async def made_all(server: Server, requests: list[Request], watcher: Watcher) -> list[Made]:
     """The images of several requests, which the server makes at the same time, in order.
 
-    If one fails, or the user interrupts, all are cancelled on the server.
+    While the server is busy, a request waits and is sent again. If one fails, or the user
+    interrupts, all are cancelled on the server.
 
     Raises:
         ServerError: The server refused a request, or failed.
@@ -75,7 +76,13 @@ async def made_all(server: Server, requests: list[Request], watcher: Watcher) ->
                 done[number] = event.done
             await watcher.show(sum(done), total, event)
 
-        return await _made(server, request, show, watcher.check)
+        while True:
+            try:
+                return await _made(server, request, show, watcher.check)
+            except BusyError as busy:
+                for _ in range(max(1, round(busy.seconds / _POLL))):
+                    watcher.check()
+                    await asyncio.sleep(_POLL)
 
     tasks = [asyncio.ensure_future(one(i, request)) for i, request in enumerate(requests)]
     try:
@@ -92,22 +99,7 @@ async def _made(
     show: Callable[[Event], Awaitable[None]],
     check: Callable[[], None],
 ) -> list[Made]:
-    """The images of one request; waits while the server is busy."""
-    while True:
-        try:
-            return await _tried(server, request, show, check)
-        except BusyError as busy:
-            for _ in range(max(1, round(busy.seconds / _POLL))):
-                check()
-                await asyncio.sleep(_POLL)
-
-
-async def _tried(
-    server: Server,
-    request: Request,
-    show: Callable[[Event], Awaitable[None]],
-    check: Callable[[], None],
-) -> list[Made]:
+    """The images of one request."""
     stream = Stream(server, request.fields, request.reference)
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event] = asyncio.Queue()

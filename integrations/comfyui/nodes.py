@@ -80,7 +80,7 @@ def _model_input() -> io.Input:
         "dsd_model",
         display_name="model",
         optional=True,
-        tooltip="A DSD Server. Without one, that of this machine, or the first of DSD_SERVERS.",
+        tooltip="A DSD Server. Without one: the first of DSD_SERVERS, or else this machine.",
     )
 
 
@@ -91,7 +91,7 @@ def _settings() -> list[io.Input]:
             "negative_prompt",
             default="",
             multiline=True,
-            tooltip="What to keep out. Works if the image guidance scale is above 1.",
+            tooltip="What images must not show. Needs an image guidance scale above 1.",
         ),
         io.Int.Input(
             "seed",
@@ -110,19 +110,25 @@ def _settings() -> list[io.Input]:
         _scale(
             "text_guidance_scale",
             1.0,
-            "How much the text counts if the image guidance scale is above 1.",
+            "How closely to follow the text if the image guidance scale is above 1.",
         ),
-        io.Int.Input("num_inference_steps", default=28, min=1, max=100),
+        io.Int.Input(
+            "num_inference_steps",
+            default=28,
+            min=1,
+            max=100,
+            tooltip="More steps take longer and give finer images.",
+        ),
         io.String.Input(
             "size",
             default="auto",
-            tooltip="Width x height, such as 512x512: one of the server's sizes. auto: its first.",
+            tooltip="One of the server's sizes, such as 512x512; auto takes its first.",
         ),
         io.String.Input(
             "loras",
             default="",
-            tooltip="LoRAs of the server with scales, such as style:0.8, light:1. Empty: as the "
-            "server was started.",
+            tooltip="LoRAs of the server with their scales, such as style:0.8, light:1. Empty "
+            "keeps the server's own scales.",
             advanced=True,
         ),
         _model_input(),
@@ -139,8 +145,13 @@ def _text(name: str, tooltip: str, default: str = "") -> io.Input:
     return io.String.Input(name, default=default, multiline=True, tooltip=tooltip)
 
 
+def _image_input(what: str) -> io.Input:
+    tooltip = f"{what}. The server crops it to the shape of the images."
+    return io.Image.Input("image", tooltip=tooltip)
+
+
 def _images_input() -> io.Input:
-    return io.Int.Input("images", default=1, min=1, max=10)
+    return io.Int.Input("images", default=1, min=1, max=10, tooltip="How many images to make.")
 
 
 def _schema(node: str, description: str, inputs: list[io.Input]) -> io.Schema:
@@ -224,10 +235,7 @@ class Customise(io.ComfyNode):
             "Customise",
             "Makes images of the subject of a reference in a scene that you describe.",
             [
-                io.Image.Input(
-                    "image",
-                    tooltip="The reference; its margins are cut to the shape of the images.",
-                ),
+                _image_input("The reference"),
                 _text("prompt", "The image that you want: this character playing football."),
                 _images_input(),
             ],
@@ -250,13 +258,16 @@ class Relight(io.ComfyNode):
         return _schema(
             "Relight",
             "Shows the scene of a picture under another light. The server needs a "
-            "model for relighting, or a LoRA of the name relight.",
+            "model for relighting, or a LoRA with the name relight.",
             [
-                io.Image.Input(
-                    "image", tooltip="The picture; its margins are cut to the shape of the images."
-                ),
+                _image_input("The picture"),
                 *(
-                    io.Combo.Input(aspect, options=[_ANY, *values], default=_ANY)
+                    io.Combo.Input(
+                        aspect,
+                        options=[_ANY, *values],
+                        default=_ANY,
+                        tooltip=f"The {aspect} of the light; '{_ANY}' says nothing about it.",
+                    )
                     for aspect, values in LIGHTS.items()
                 ),
                 _text("scene", "What the picture shows. May be empty."),
@@ -271,7 +282,7 @@ class Relight(io.ComfyNode):
         light = {aspect: widgets.pop(aspect) for aspect in LIGHTS}
         light = {aspect: value for aspect, value in light.items() if value != _ANY}
         if not light:
-            raise ValueError(f"say something about the light: {', '.join(LIGHTS)}")
+            raise ValueError(f"say something about the light: choose one of {', '.join(LIGHTS)}")
         settings = Settings(**widgets)  # type: ignore[arg-type]
         words = Question.light(settings.dsd_model, light)
         instruction, description = await answered(words, _WATCHER)
@@ -287,13 +298,10 @@ class Depth(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return _schema(
             "Depth",
-            "Makes images with the depth of a map, near parts bright. The server "
-            "needs a model for depth, or a LoRA of the name depth.",
+            "Makes images of a depth map, whose near parts are bright. The server "
+            "needs a model for depth, or a LoRA with the name depth.",
             [
-                io.Image.Input(
-                    "image",
-                    tooltip="The depth map; its margins are cut to the shape of the images.",
-                ),
+                _image_input("The depth map"),
                 _text("prompt", "The image that you want."),
                 _images_input(),
             ],
@@ -345,9 +353,7 @@ class Story(io.ComfyNode):
             "Makes one image for each line, all of the subject of the reference. The "
             "server makes them at the same time.",
             [
-                io.Image.Input(
-                    "image", tooltip="The hero; its margins are cut to the shape of the images."
-                ),
+                _image_input("The hero"),
                 _text("panels", f"One panel on each line, {_PANELS} at most."),
                 io.String.Input("style", default="", tooltip="Words for the end of each line."),
             ],

@@ -96,6 +96,7 @@ def test_a_request_that_was_cancelled_before_it_began_makes_nothing(serve, engin
         stream.cancel()
         with pytest.raises(ServerError, match="was cancelled"):
             [*stream.events()]
+    assert engine.requests == []
 
 
 def test_the_words_of_a_refusal_arrive(serve, reference):
@@ -142,7 +143,7 @@ def test_an_address_is_a_host_and_a_port(address):
 )
 def test_this_machine_is_always_allowed(address, monkeypatch):
     monkeypatch.delenv("DSD_SERVERS", raising=False)
-    Server(address)
+    assert Server(address).address == address
 
 
 def test_other_machines_are_those_that_the_owner_of_comfyui_lists(monkeypatch):
@@ -194,8 +195,11 @@ def test_a_redirect_is_not_followed(reference):
         b'data: {"type": "a.completed", "image": 0, "seed": 1, "b64_json": "%%"}\n\n',
     ],
 )  # fmt: skip
-def test_a_stream_that_is_none_is_told(body, reference):
-    with answering(200, body) as (address, _), pytest.raises(ServerError, match="that is none"):
+def test_a_damaged_stream_is_told(body, reference):
+    with (
+        answering(200, body) as (address, _),
+        pytest.raises(ServerError, match="sent a damaged event"),
+    ):
         [*Stream(Server(address), {"prompt": "a"}, reference).events()]
 
 
