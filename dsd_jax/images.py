@@ -89,7 +89,12 @@ def open_still(source: Source) -> Frame:
     """
     with _opened(source, MIN_SIDE) as (name, image):
         # A photograph with a preview (MPO) also counts two frames, of which the first is meant.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        try:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        except _UNREADABLE as error:
+            raise UserError(
+                f"cannot read the frames of {name}: {_reason(error)}; the file is damaged"
+            ) from None
         if frames > 1:
             raise UserError(f"{name} has {frames} frames; give a picture of one frame")
         notices: tuple[str, ...] = ()

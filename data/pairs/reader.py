@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
 from dsd_jax.data.pairs.writer import SHARD_BYTES
 from dsd_jax.errors import UserError, and_more, did_you_mean
-from dsd_jax.images import open_image
+from dsd_jax.images import open_still
 from dsd_jax.inside import OutsideError, read_inside
 from dsd_jax.rows import Row, Table, lookup, plain_path, plain_text
 from dsd_jax.structured import MalformedError, parse_json
@@ -305,7 +305,7 @@ def _item(value: object, column: str | None) -> str:
 def _panels(data: bytes, padding: int) -> tuple[bytes, bytes]:
     """Cuts out left and right panel; `padding` lies around both, and once between them."""
     try:
-        image = open_image(data)
+        image = open_still(data).image
     except UserError as error:
         raise UserError(f"image: {error}") from None
     spare = image.width - 3 * padding

@@ -11,7 +11,7 @@ import msgpack
 from PIL import Image
 
 from dsd_jax.errors import UserError
-from dsd_jax.images import open_image
+from dsd_jax.images import open_still
 from dsd_jax.text.plain import check_text, text_fault
 
 __all__ = ["PairRecord", "checked_image", "png_bytes"]
@@ -87,11 +87,12 @@ class PairRecord:
 
         Args:
             id, caption, instruction, subject, task, provenance: as the attributes.
-            reference, target: any format that `open_image` reads. A file that is neither PNG, JPEG
+            reference, target: any format that `open_still` reads. A file that is neither PNG, JPEG
                 nor WebP is stored as PNG.
 
         Raises:
-            UserError: an image is damaged, too small or too large, or an attribute is not valid.
+            UserError: an image is damaged, animated, too small or too large, or an attribute is not
+                valid.
         """
         reference, reference_size = checked_image(reference, "reference")
         target, target_size = checked_image(target, "target")
@@ -151,7 +152,7 @@ def checked_image(data: bytes, role: str) -> tuple[bytes, Size]:
         UserError: it cannot be used; the message begins with `role`.
     """
     try:
-        image = open_image(data)
+        image = open_still(data).image
     except UserError as error:
         raise UserError(f"{role}: {error}") from None
     return data if data.startswith(_KEPT_FORMATS) else png_bytes(image), (image.height, image.width)

@@ -18,6 +18,7 @@ from dsd_jax.images import (
     from_array,
     open_frame,
     open_image,
+    open_still,
     read_parameters,
     save_image,
     to_array,
@@ -244,6 +245,12 @@ class TestDecoding:
         red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
         data = encoded(red, "GIF", save_all=True, append_images=[blue])
         assert open_image(data).getpixel((5, 5)) == (255, 0, 0)
+
+    def test_a_damaged_frame_behind_the_first_is_a_message(self):
+        file, page = io.BytesIO(), Image.new("RGB", (48, 64))
+        page.save(file, "TIFF", save_all=True, append_images=[page])
+        with pytest.raises(UserError, match=r"cannot read the frames of the image: .* is damaged"):
+            open_still(file.getvalue()[: file.tell() // 2])
 
     def test_bytes_path_and_text_agree(self, tmp_path):
         path = tmp_path / "a.png"

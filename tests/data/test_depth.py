@@ -50,7 +50,7 @@ def ramp(height: int, width: int) -> Image.Image:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Four good images of two sizes, and three that cannot be used."""
+    """Four good images of two sizes, and four that cannot be used."""
     folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for name, size in {"a.png": (20, 40), "b.png": (32, 24), "more/c.jpg": (20, 40)}.items():
@@ -59,6 +59,9 @@ def images(tmp_path: Path) -> Path:
     (folder / "a.txt").write_text("a grey ramp\n")
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
     ramp(16, 90).save(folder / "long.png")
+    ramp(20, 40).save(
+        folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", (40, 20))]
+    )
     Image.new("RGB", (20, 20), "red").save(folder / "plain.png")
     return folder
 
@@ -74,7 +77,7 @@ def contents(target: Path) -> dict[str, bytes]:
 
 def test_every_image_becomes_a_pair_with_its_map(tmp_path: Path, images: Path):
     done = made(images, tmp_path / "depth", Bright(), batch=2)
-    assert done == Imported(4, 3, 0)
+    assert done == Imported(4, 4, 0)
     store = PairStore.open(tmp_path / "depth" / DATASET)
     assert [pair.id for pair in store] == ["a.png", "b.png", "d.png", "more/c.jpg"]
     first, second, third = store[0], store[1], store[2]
@@ -89,12 +92,13 @@ def test_every_image_becomes_a_pair_with_its_map(tmp_path: Path, images: Path):
     assert (near[1][:, 0].min(), near[1][:, -1].max()) == (255, 0)
     lines = (tmp_path / "depth" / DATASET / "rejected.jsonl").read_text().splitlines()
     reasons = {row["id"]: row["reason"] for row in map(json.loads, lines)}
-    assert list(reasons) == ["broken.png", "long.png", "plain.png"]
+    assert list(reasons) == ["broken.png", "long.png", "moving.gif", "plain.png"]
     assert re.search("truncated|cannot|damaged", reasons["broken.png"])
     assert reasons["long.png"] == (
         "90x16 pixels (width x height): the longer side is more than 4 times the shorter one; crop "
         "the picture"
     )
+    assert reasons["moving.gif"] == "the image has 2 frames; give a picture of one frame"
     assert reasons["plain.png"] == "all points are equally near to the depth model"
     assert not (tmp_path / "depth" / "maps").exists()
 
@@ -102,21 +106,21 @@ def test_every_image_becomes_a_pair_with_its_map(tmp_path: Path, images: Path):
 def test_any_number_of_workers_and_stops_make_the_same_files(tmp_path: Path, images: Path):
     made(images, tmp_path / "one", Bright(), batch=2)
     assert made(images, tmp_path / "two", Bright(), share=WorkerShare(1, 2)) is None
-    assert made(images, tmp_path / "two", Bright(), share=WorkerShare(0, 2)) == Imported(4, 3, 0)
+    assert made(images, tmp_path / "two", Bright(), share=WorkerShare(0, 2)) == Imported(4, 4, 0)
     with pytest.raises(KeyboardInterrupt):
         made(images, tmp_path / "three", Bright(stop_after=2))
     rest = Bright()
-    assert made(images, tmp_path / "three", rest) == Imported(4, 3, 0)
+    assert made(images, tmp_path / "three", rest) == Imported(4, 4, 0)
     assert rest.calls == 3  # of five images that the model sees
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
     again = Bright()
-    assert made(images, tmp_path / "three", again) == Imported(4, 3, 4)
+    assert made(images, tmp_path / "three", again) == Imported(4, 4, 4)
     assert again.calls == 0
 
 
 def test_a_table_without_images_beside_them_is_left_alone(tmp_path: Path, images: Path):
     (images / "prices.csv").write_text("thing,price\na,1\n")
-    assert made(images, tmp_path / "depth", Bright()) == Imported(4, 3, 0)
+    assert made(images, tmp_path / "depth", Bright()) == Imported(4, 4, 0)
     settings = DepthSettings(image_column="picture")
     with pytest.raises(UserError, match=r"prices.csv has no column 'picture'.*--image_column"):
         make_depth_pairs(images, tmp_path / "other", Bright(), settings)
@@ -176,7 +180,7 @@ def test_the_command_makes_a_dataset(
     assert main([*words, "--weights", str(weights)]) == 0
     folder = tmp_path / "depth" / DATASET
     assert capsys.readouterr().out.splitlines() == [
-        f"3 pairs in {folder}; 2 images rejected",
+        f"3 pairs in {folder}; 3 images rejected",
         f"{folder / 'rejected.jsonl'} says why",
     ]
     assert PairStore.open(folder)[0].reference_size == (20, 40)

@@ -88,7 +88,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path):
 
 def test_rows_that_cannot_be_used_are_listed(tmp_path: Path):
     source = tmp_path / "source"
-    rows: list[Any] = [dict(row) for row in write_table(source, 12)]
+    rows: list[Any] = [dict(row) for row in write_table(source, 13)]
     bomb = Image.new("1", (20_000, 20_000))
     bomb.save(source / "bomb.png")
     (source / "cut.jpg").write_bytes(image_bytes(1, 300, 300, "JPEG")[:9_000])
@@ -103,13 +103,16 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path: Path):
     rows[8]["id"] = "row-0"
     rows[9]["caption"] = ["a", "list"]
     rows[10]["target"] = None
+    frames = [Image.new("RGB", (30, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(source / "moving.gif", save_all=True, append_images=frames[1:])
+    rows[12]["target"] = "moving.gif"
     rows.append("no object")
     write_rows(source / "pairs.jsonl", rows)
     done = import_pairs(source, tmp_path / "pairs")
-    assert (done.pairs, done.rejected) == (2, 11)
+    assert (done.pairs, done.rejected) == (2, 12)
     assert [pair.id for pair in PairStore.open(tmp_path / "pairs")] == ["row-0", "row-11"]
     lines = rejected(tmp_path / "pairs")
-    assert [line["row"] for line in lines] == [*range(2, 12), 13]
+    assert [line["row"] for line in lines] == [*range(2, 12), 13, 14]
     assert lines[0] == {
         "file": "pairs.jsonl",
         "row": 2,
@@ -126,6 +129,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path: Path):
         "the id 'row-0' is there already",
         "column caption must hold text, got list; name an item of the list, as caption.0",
         "column target holds no image",
+        "target: the image has 2 frames; give a picture of one frame",
         "not a JSON object",
     ]
     assert "cannot decode the image" in lines[4]["reason"]
@@ -333,13 +337,15 @@ def composite(seed: int, side: int = 40, padding: int = 16) -> tuple[bytes, np.n
 
 def test_two_panels_in_one_image_both_ways(tmp_path: Path):
     images = [composite(10 * i) for i in range(3)]
-    odd = image_bytes(99, 60, 61)
+    odd, moving = image_bytes(99, 60, 61), io.BytesIO()
+    first, second = (open_image(image) for image, _, _ in images[:2])
+    first.save(moving, "WEBP", save_all=True, append_images=[second])
     write_parquet(
         tmp_path / "pairs.parquet",
-        image=[*(image for image, _, _ in images), odd],
+        image=[*(image for image, _, _ in images), odd, moving.getvalue()],
         description=[
             {"item": "cup", "description_0": f"left {i}", "description_1": f"right {i}"}
-            for i in range(4)
+            for i in range(5)
         ],
     )
     settings = ImportSettings(
@@ -349,11 +355,13 @@ def test_two_panels_in_one_image_both_ways(tmp_path: Path):
         subject_column="description.item",
     )
     done = import_pairs(tmp_path / "pairs.parquet", tmp_path / "pairs", settings)
-    assert (done.pairs, done.rejected) == (6, 1)
-    assert rejected(tmp_path / "pairs")[0]["reason"] == (
+    assert (done.pairs, done.rejected) == (6, 2)
+    unequal, moves = [line["reason"] for line in rejected(tmp_path / "pairs")]
+    assert unequal == (
         "a picture of 61x60 pixels (width x height) does not hold two equal panels with a padding "
         "of 16"
     )
+    assert moves == "image: the image has 2 frames; give a picture of one frame"
     there, back = PairStore.open(tmp_path / "pairs")[2], PairStore.open(tmp_path / "pairs")[3]
     assert (there.caption, back.caption, there.subject) == ("right 1", "left 1", "cup")
     assert back.id == f"{there.id}-reverse"
