@@ -49,7 +49,6 @@ function fail(error) {
   const words = error instanceof Refused ? form.worded(error.message, error.param) : "The page made a mistake; reload it.";
   showError(titleOf(error), sentence(words), error.status === 409 ? null : run);
   if (error.param) form.wrong(error.param);
-  if (error.status === 0 || error.status === 503) waitUntilReady();
 }
 
 async function enhancedPrompt(prompt, signal) {
@@ -114,6 +113,7 @@ async function run() {
     show(entry);
     say("");
     byId("stage").focus({ preventScroll: true });
+    byId("stage").scrollIntoView();
   } catch (error) {
     fail(stop.signal.aborted ? new Refused(409, { message: "Nothing was made." }) : error);
   } finally {

@@ -44,7 +44,7 @@ export class Running {
     this.words = element("p");
     this.cards = Array.from({ length: count }, (_, number) =>
       element("figure", { className: "waiting" }, element("figcaption", {}, `image ${number + 1}`)));
-    this.prompt = element("p", { className: "prompt" }, prompt);
+    this.prompt = element("p", { className: "prompt", dir: "auto" }, prompt);
     const grid = element("div", { className: "previews" }, ...this.cards);
     grid.style.setProperty("--ratio", `${width} / ${height}`);
     byId("stage").replaceChildren(element("div", { className: "running" },

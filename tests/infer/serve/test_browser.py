@@ -113,6 +113,7 @@ def test_from_an_upload_to_images_a_download_and_their_settings_again(
     tab.wait("document.querySelectorAll('.previews img').length === 2")
     engine.gate.release(100)
     tab.wait(DONE)
+    assert tab.value("document.querySelector('#stage').getBoundingClientRect().top") < 100
     [request] = engine.requests
     assert request.prompt == "this cat on a chair, lit from the right by a warm lamp"
     assert (request.seeds, request.task, request.settings.i_guidance) == ((5, 6), "relight", 1.5)
