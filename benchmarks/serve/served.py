@@ -68,7 +68,7 @@ def serving(command: Sequence[str]) -> Iterator[Served]:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                if found := re.match(r"ready: (http://\S+?);?(\s|$)", line):
+                if found := re.match(r"ready: (http://\S+)", line):
                     yield Served(process, f"{found[1]}/v1")
                     return
             log.seek(0)

@@ -101,14 +101,12 @@ class Service:
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 while the process can work."""
         del request
-        return _probe(self.runner.healthy, "the device fails")
+        return _probe(None if self.runner.healthy else "the device fails")
 
     async def ready(self, request: Request) -> Response:
         """`GET /ready`: 200 while requests are taken, after all programs are compiled."""
         del request
-        runner = self.runner
-        taking = runner.ready and runner.healthy and not runner.draining
-        return _probe(taking, "stopping" if runner.draining else "compiling")
+        return _probe(self.runner.unavailable)
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`: the counters."""
@@ -150,10 +148,9 @@ class Service:
     def _check_open(self, *, edit: bool) -> None:
         """Refuses a request before its body is read."""
         runner = self.runner
-        if runner.draining or not runner.ready or not runner.healthy:
-            reason = "stopping" if runner.draining else "compiling its programs"
+        if (reason := runner.unavailable) is not None:
             raise RefusedError(
-                f"the server is {reason if runner.healthy else 'out of order'}; try again later",
+                f"the server is {reason}; try again later",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
                 code="unavailable",
                 retry_after=10,
@@ -263,10 +260,12 @@ class _Events:
 
 
 class _Guarded:
-    """An application behind a guard."""
+    """An application behind a guard; `refused` makes the answer to a request that it refuses."""
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
-        self._app, self._guard = app, guard
+    def __init__(
+        self, app: ASGIApp, guard: Guard, refused: Callable[[Request, Exception], Response]
+    ) -> None:
+        self._app, self._guard, self._refused = app, guard, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -274,7 +273,7 @@ class _Guarded:
             try:
                 self._guard.check(request.url.path, request.headers)
             except RefusedError as error:
-                await _error_response(error)(scope, receive, send)
+                await self._refused(request, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -296,8 +295,7 @@ def create_app(
     service = Service(runner, uploads)
 
     def refused(request: Request, error: Exception) -> Response:
-        del request
-        shown = _as_refused(error)
+        shown = _as_refused(request, error)
         runner.metrics.refused.labels(str(int(shown.status))).inc()
         return _error_response(shown)
 
@@ -322,15 +320,19 @@ def create_app(
         ],
         exception_handlers=dict.fromkeys(handled, refused),
     )
-    return _Guarded(app, guard)
+    return _Guarded(app, guard, refused)
 
 
-def _as_refused(error: Exception) -> RefusedError:
+def _as_refused(request: Request, error: Exception) -> RefusedError:
     match error:
         case RefusedError():
             return error
         case HTTPException():
-            return RefusedError(error.detail, status=HTTPStatus(error.status_code))
+            asked = f"{request.method} {request.url.path}"
+            return RefusedError(
+                f"this server has no {asked:.80}; docs/serving.md lists what it has",
+                status=HTTPStatus(error.status_code),
+            )
         case ClientDisconnect():
             return RefusedError("the client left", status=HTTPStatus.BAD_REQUEST)
         case _:
@@ -355,9 +357,9 @@ def _full(message: str, seconds: float) -> RefusedError:
     )
 
 
-def _probe(good: bool, reason: str) -> Response:
-    status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-    return JSONResponse({"status": "ok" if good else reason}, status)
+def _probe(trouble: str | None) -> Response:
+    status = HTTPStatus.OK if trouble is None else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({"status": trouble or "ok"}, status)
 
 
 async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:

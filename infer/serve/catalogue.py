@@ -1,4 +1,4 @@
-"""What people choose from: tasks, lights and examples; and better words for what they wrote."""
+"""Tasks, lights and examples that people choose from, and texts enhanced by a vision model."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ _AT_ONCE = 2  # texts that are enhanced at the same time; the others wait
 
 
 class Catalogue:
-    """What a server offers people beside its model.
+    """The choices that a server offers people beside its model.
 
     Args:
         examples: Examples.

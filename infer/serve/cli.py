@@ -1,6 +1,7 @@
 """`dsd serve`."""
 
 import dataclasses
+import math
 import re
 import sys
 from pathlib import Path
@@ -92,7 +93,7 @@ def serve(
     capacity = Capacity(
         queue=_count("max_queue", queue.max_queue),
         batch=_count("max_batch", queue.max_batch),
-        delay=max(0.0, queue.max_delay_ms) / 1000,
+        delay=_delay(queue.max_delay_ms) / 1000,
     )
     sizes = [_size(text) for text in queue.sizes or ("32x32" if toy else "512x512",)]
     guard = Guard.of(read_key(server.api_key_env, server.api_key_file), server.host)
@@ -107,7 +108,7 @@ def serve(
         runner = Runner(engine, capacity, report=_report)
         host, port = sock.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        print(f"listening at {address}; compiling {len(sizes)} sizes", flush=True)
+        print(f"listening at {address}; compiling the programs", flush=True)
         run(
             create_app(runner, guard, routes=(*page_routes(), *catalogue.routes())),
             runner,
@@ -125,6 +126,12 @@ def _count(name: str, value: int) -> int:
     if not 1 <= value <= _MOST:
         raise UserError(f"{name} must be from 1 to {_MOST}, got {value}")
     return value
+
+
+def _delay(ms: float) -> float:
+    if not (ms >= 0 and math.isfinite(ms)):
+        raise UserError(f"max_delay_ms must be 0 or more milliseconds, got {ms:g}")
+    return ms
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -147,24 +147,23 @@ class PipelineEngine:
 
     def _kinds(self) -> list[tuple[Size, bool]]:
         return [
-            (size, edit) for size in self.offer.sizes for edit in (False, True)[: 1 + self.edits]
+            (size, edit)
+            for size in self.offer.sizes
+            for edit in (False, True)[: 1 + self.offer.edits]
         ]
-
-    @property
-    def edits(self) -> bool:
-        """Whether requests may have a reference."""
-        return self.offer.edits
 
     def _checked(self, size: Size, *, edit: bool) -> Settings:
         width, height = size
         settings = Settings(height=height, width=2 * width if edit else width)
-        return self._base.check(settings, two_frames=edit)
+        try:
+            return self._base.check(settings, two_frames=edit)
+        except UserError as error:
+            raise UserError(f"size {shown_size(size)}: {error}") from None
 
     def lane(self, request: ImageRequest, *, edit: bool) -> Lane:
         """The lane of a request's images; raises a UserError if they cannot be made."""
         checked = self._base.check(request.settings, two_frames=edit)
-        kind = f"{shown_size(request.size)} {'edits' if edit else 'generations'}"
-        return Lane((kind, checked.size, edit), tuple(sorted(request.lora.items())))
+        return Lane((checked.size, edit), tuple(sorted(request.lora.items())))
 
     def warm_up(self, report: Callable[[str], None]) -> None:
         """Compiles every program, and reports each."""

@@ -23,7 +23,7 @@ Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 _KEPT = 64  # finished jobs whose result can still be asked for
 _KEPT_SECONDS = 600.0
 _GRACE = 10.0  # seconds in which a stopping server still hands out the result of a job
-_FAILURES = 3  # steps that fail in a row, after which the device counts as broken
+_FAILURES = 3  # failures of the device without a good step between, after which it is broken
 _LOG = logging.getLogger(__name__)
 
 
@@ -100,10 +100,10 @@ class Runner(Generic[State]):
     Args:
         engine: The engine.
         capacity: Limits of queue and batches.
-        metrics: Counters to keep.
         report: Called with a line about the progress of compiling.
 
     Attributes:
+        metrics: Counters.
         ready: Whether all programs are compiled.
         draining: Whether new requests are refused.
         failure: What ended the thread, if anything did.
@@ -113,11 +113,10 @@ class Runner(Generic[State]):
         self,
         engine: Engine[State],
         capacity: Capacity = Capacity(),
-        metrics: Metrics | None = None,
         report: Callable[[str], None] = _LOG.info,
     ) -> None:
         self.engine, self.offer = engine, engine.offer
-        self.metrics = Metrics() if metrics is None else metrics
+        self.metrics = Metrics()
         self.ready = self.draining = False
         self.failure: BaseException | None = None
         self._report = report
@@ -203,8 +202,17 @@ class Runner(Generic[State]):
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread lives and the device's latest steps did not all fail."""
+        """Whether the thread lives and the device has not failed several times in a row."""
         return self.failure is None and self._failures < _FAILURES
+
+    @property
+    def unavailable(self) -> str | None:
+        """The reason why no requests are taken; None if they are."""
+        if not self.healthy:
+            return "out of order"
+        if self.draining:
+            return "stopping"
+        return None if self.ready else "compiling its programs"
 
     def close(self, seconds: float = 5.0) -> bool:
         """Ends the thread after its current step; returns whether it has ended in time."""
@@ -277,7 +285,6 @@ class Runner(Generic[State]):
         try:
             self.engine.step(states, guided=batch.guided)
         except Exception as error:  # noqa: BLE001 - a device's error ends these requests, no others
-            self._failures += 1
             self._fail([task for task, _ in under_way], error)
             return
         self._failures = 0
@@ -311,6 +318,7 @@ class Runner(Generic[State]):
         ours = not isinstance(error, UserError)
         message = "the device failed while it made this image; try again" if ours else str(error)
         if ours:
+            self._failures += 1
             _LOG.error("a request failed", exc_info=error)
         with self._changed:
             for task in tasks:

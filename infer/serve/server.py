@@ -18,6 +18,7 @@ from dsd_jax.interrupt import Stop, leave
 __all__ = ["listen", "run"]
 
 _POLL = 0.1
+_LAST_PORT = 65_535
 _CONNECTIONS = 512
 
 
@@ -27,13 +28,15 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: The address cannot be used.
     """
+    if not 0 <= port <= _LAST_PORT:
+        raise UserError(f"port must be from 0 to {_LAST_PORT}, got {port}")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise UserError(
-            f"cannot listen on {host}:{port}: {reason}; choose another --port"
+            f"cannot listen on {host}:{port}: {reason}; choose another --port or --host"
         ) from None
 
 

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from dsd_jax.errors import UserError
-from dsd_jax.infer.serve.wire import RefusedError
+from dsd_jax.infer.serve.wire import CANNOT, RefusedError
 from dsd_jax.structured import Limits, parse_json
 
 __all__ = ["FORM", "JSON", "Form", "Reader", "Uploads", "parse_fields", "parse_form"]
@@ -151,7 +151,8 @@ async def _sorted(form: FormData) -> Form:
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name not in _IMAGES:
-                raise RefusedError(f"{name:.80} must not be a file", param=name[:80])
+                message = CANNOT.get(name, f"{name:.80} must not be a file")
+                raise RefusedError(message, param=name[:80])
             images.append(await value.read())
         elif name in _REPEATED:
             fields[name] = [*_listed(fields.get(name)), value]

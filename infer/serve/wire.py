@@ -12,6 +12,7 @@ from dsd_jax.tasks import task_named
 from dsd_jax.text.plain import check_text
 
 __all__ = [
+    "CANNOT",
     "FORMATS",
     "ImageRequest",
     "Offer",
@@ -42,7 +43,7 @@ _IGNORED = (
     "background", "complexity", "input_fidelity", "moderation", "quality", "response_format",
     "safety_identifier", "style", "user",
 )  # fmt: skip
-_CANNOT = {
+CANNOT = {
     "mask": "this model edits the whole image; leave the mask out",
     "markup": "this model reads no markup; leave it out",
     "svg": "images are pixels; leave svg out",
@@ -51,6 +52,7 @@ _CANNOT = {
     "image": "give the image as a file of a multipart request to /v1/images/edits; no path and no "
     "address is opened",
 }
+"""Parameters of OpenAI's that ask for something else, and the message that refuses each."""
 # Names of settings on the wire: OpenAI-compatible servers', diffusers' and ours.
 _SETTINGS = {
     "steps": "steps",
@@ -107,7 +109,7 @@ def error_body(error: RefusedError) -> dict[str, object]:
 
 @dataclasses.dataclass(frozen=True)
 class Offer:
-    """What a server offers.
+    """The model, sizes and limits of a server.
 
     Attributes:
         model: Name of its model.
@@ -223,8 +225,8 @@ def parse_request(fields: Fields, offer: Offer, *, edit: bool) -> ImageRequest:
 def _check_names(given: Fields) -> None:
     known = [*_OWN, *_SETTINGS, *_IGNORED]
     for name in given:
-        if name in _CANNOT:
-            raise RefusedError(_CANNOT[name], param=name)
+        if name in CANNOT:
+            raise RefusedError(CANNOT[name], param=name)
         if name not in known:
             shown = name[:80]
             raise RefusedError(

@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import threading
+import time
 import zlib
 
 import httpx2
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from dsd_jax.errors import UserError
+from dsd_jax.infer.serve import app
 from dsd_jax.infer.serve.app import create_app
 from dsd_jax.infer.serve.guard import Guard
 from dsd_jax.infer.serve.uploads import Uploads
@@ -145,14 +147,19 @@ def test_requests_under_way_share_their_steps(client, engine, runner):
 def test_a_full_queue_says_when_to_come_back(client, http, engine):
     engine.gate = threading.Semaphore(0)
 
+    async def body():
+        yield pytest.fail("the body was read")
+
     async def main():
         extra = {"wait": False, "n": 2}
         jobs = [await http.post(f"{BASE}/images/generations", json=TEXT | extra)]
         await asyncio.to_thread(engine.begun.acquire)
         jobs += [await http.post(f"{BASE}/images/generations", json=TEXT | extra) for _ in range(3)]
-        return jobs
+        kind = {"content-type": "application/json"}
+        return [*jobs, await http.post(f"{BASE}/images/generations", content=body(), headers=kind)]
 
-    *taken, refused = asyncio.run(main())
+    *taken, refused, unread = asyncio.run(main())
+    assert unread.status_code == 429
     assert [job.status_code for job in taken] == [202] * 3
     assert [job.json()["position"] for job in taken] == [0, 0, 2]
     assert refused.status_code == 429
@@ -204,6 +211,71 @@ def test_a_cancelled_job_frees_its_place_within_a_step(client, http, engine, run
     assert cancelled["status"] == "cancelled"
     assert engine.batches == [(7, 8), (50,), (50,)]
     assert unknown.status_code == 404
+
+
+def test_results_are_forgotten_after_ten_minutes_or_64_newer_jobs(http, runner, monkeypatch):
+    async def main():
+        url = f"{BASE}/images/generations"
+        short = TEXT | {"steps": 1}
+        old = (await http.post(url, json=short)).json()["job"]
+        for _ in range(64):
+            await http.post(url, json=short)
+        newest = runner.tasks[-1]
+        kept = [runner.task(old), runner.task(newest.id)]
+        newest.settled -= 601
+        return kept, newest, runner.task(newest.id)
+
+    kept, newest, late = asyncio.run(main())
+    assert kept == [None, newest]
+    assert late is None
+
+
+def test_two_pictures_are_decoded_at_a_time(http, reference, monkeypatch):
+    inside, most = [], []
+    decode = app.open_frame
+
+    def counting(*given):
+        inside.append(given)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return decode(*given)
+
+    monkeypatch.setattr(app, "open_frame", counting)
+
+    async def main():
+        asked = {"data": TEXT | {"wait": "false"}, "files": {"image": reference}}
+        posts = (http.post(f"{BASE}/images/edits", **asked) for _ in range(4))
+        return await asyncio.gather(*posts)
+
+    assert [each.status_code for each in asyncio.run(main())] == [202] * 4
+    assert len(most) == 4
+    assert max(most) <= 2
+
+
+@pytest.mark.parametrize("at", ["open", "step"])
+def test_a_device_that_fails_three_times_in_a_row_is_out_of_order(
+    client, http, engine, monkeypatch, at
+):
+    def failing(*args, **kw):
+        raise failure
+
+    monkeypatch.setattr(engine, at, failing)
+
+    async def main():
+        with pytest.raises((openai.InternalServerError, openai.BadRequestError)) as caught:
+            await ask(client)
+        probes = [await http.get(f"http://127.0.0.1/{name}") for name in ("health", "ready")]
+        return str(caught.value), [probe.status_code for probe in probes], probes[1].json()
+
+    failure: Exception = UserError("values that are not finite")
+    for _ in range(3):  # the request's fault
+        assert asyncio.run(main())[1] == [200, 200]
+    failure = RuntimeError("no device")
+    seen = [asyncio.run(main()) for _ in range(4)]
+    assert [status for _, status, _ in seen] == [[200, 200]] * 2 + [[503, 503]] * 2
+    assert seen[3][0].endswith("the server is out of order; try again later")
+    assert seen[3][2] == {"status": "out of order"}
 
 
 def test_a_client_that_leaves_cancels_its_request(client, engine, runner):
@@ -296,6 +368,7 @@ def test_another_host_needs_a_key(runner, http):
 
     models, health = asyncio.run(main())
     assert [each.status_code for each in models] == [401, 401, 200]
+    assert b'dsd_refusals_total{status="401"} 2.0' in runner.metrics.text()
     assert models[0].json()["error"]["code"] == "invalid_api_key"
     assert health.status_code == 200
 
@@ -388,7 +461,7 @@ def test_an_edit_takes_exactly_one_uploaded_picture(http, reference):
             "2 images were given; this model takes exactly one reference",
             "not a picture that can be read",
             "pixels",
-            "mask must not be a file",
+            "this model edits the whole image; leave the mask out",
             "multipart/form-data",
         ),
         said,
@@ -443,5 +516,7 @@ def test_other_addresses_are_refused_in_the_same_form(http):
 
     answers = asyncio.run(main())
     assert [each.status_code for each in answers] == [404, 405]
-    for answer in answers:
-        error_of(answer)
+    said = [error_of(answer)["message"] for answer in answers]
+    assert [words.partition(";")[0] for words in said] == [
+        "this server has no GET /v1/chat", "this server has no GET /v1/images/edits",
+    ]  # fmt: skip

@@ -10,6 +10,7 @@ import httpx2
 import openai
 import pytest
 
+from dsd_jax.cli import main
 from dsd_jax.errors import UserError
 from dsd_jax.infer.serve.app import create_app
 from dsd_jax.infer.serve.guard import read_key
@@ -55,8 +56,18 @@ def test_a_client_that_leaves_cancels_and_sigterm_answers_what_was_accepted(engi
 def test_an_address_in_use_is_told(engine):
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}: .* --port"):
+        with pytest.raises(
+            UserError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use; .* --port"
+        ):
             listen("127.0.0.1", port)
+    with pytest.raises(UserError, match="port must be from 0 to 65535, got 65536"):
+        listen("127.0.0.1", 65536)
+
+
+@pytest.mark.parametrize("given", ["-1", "nan", "inf"])
+def test_a_delay_that_is_no_time_is_refused(given, capsys):
+    assert main(["serve", "--toy", "--max_delay_ms", given]) != 0
+    assert "max_delay_ms must be 0 or more milliseconds" in capsys.readouterr().err
 
 
 def test_a_failure_to_compile_ends_the_server(engine):
