@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from dsd_jax.distilled import Distilled
 from dsd_jax.structured import json_lines
 
 __all__ = ["Card", "last_scores", "public_name"]
@@ -68,6 +69,7 @@ class Card:
         run: `run.json` of the training, or empty for converted files.
         scores: results by name.
         adapters: adapters that were merged, with their scales.
+        distilled: the sampling that the weights were distilled for.
     """
 
     title: str
@@ -76,6 +78,7 @@ class Card:
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     adapters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    distilled: Distilled | None = None
 
     def write(self, folder: epath.PathLike) -> None:
         """Writes `README.md`, with the digests of the weights, into a complete folder."""
@@ -114,6 +117,7 @@ class Card:
         flags += ["--lora_path ./pytorch_lora_weights.safetensors"] if lora else []
         if not flags:
             flags = ["--model_path ."]
+        flags += [] if self.distilled is None else [self.distilled.flags]
         words = '--image_path subject.png --text "this subject in the snow" --output_path out.png'
         return f"## Use\n\n```bash\ndsd generate {' '.join(flags)} \\\n    {words}\n```" + (
             "\n\nThe authors' `generate.py` and ComfyUI's DSD nodes take the same two paths."

@@ -81,7 +81,8 @@ def convert_lora(
     config = flux_dev() if base is None else open_transformer(epath.Path(base)).config
     advice = "give that model as --base_path" if base is None else ""
     adapter, report = read_lora(source, config, other_size=advice)
-    told = Card(Path(target).name, _command(source, target, form))
+    command = _command(source, target, form)
+    told = Card(Path(target).name, command, distilled=adapter.distilled)
     written = _write(adapter, target, form, config, base, told)
     return dataclasses.replace(written, notices=(*report.notices, str(report), *written.notices))
 
@@ -127,6 +128,7 @@ def export_run(
         run["base"]["path"],
         run,
         last_scores(_run_folder(checkpoints)),
+        distilled=adapter.distilled,
     )
     if merge or whole:
         if target.endswith(".safetensors"):
@@ -164,7 +166,10 @@ def export_weights(
             f"dsd convert to-torch {public_name(source)} {Path(target).name} --lora_path {names} "
             f"--lora_scale {scales}"
         )
-        Card(Path(target).name, command, source, adapters=merged).write(target)
+        needs = (own.distilled for own, scale in adapters if isinstance(own, Adapter) and scale)
+        distilled = next(filter(None, needs), None)
+        told = Card(Path(target).name, command, source, adapters=merged, distilled=distilled)
+        told.write(target)
     return Exported((target,), tuple(notices))
 
 

@@ -72,6 +72,12 @@ class Distilled:
         )
 
     @property
+    def flags(self) -> str:
+        """The flags of `dsd generate` to sample with."""
+        mask = f" --step_mask {self.mask}" if self.mask else ""
+        return f"--guidance {self.guidance:g} --steps {self.steps}{mask}"
+
+    @property
     def _steps(self) -> str:
         """The steps to sample with, in words."""
         return f"steps {self.steps}" + (f" and step_mask {self.mask}" if self.mask else "")

@@ -28,7 +28,7 @@ __all__ = ["FinalLayer", "Flux", "Modulations", "parted"]
 
 TIME_WIDTH = 256  # sinusoids of the time and guidance embeddings, in every published FLUX
 
-# What depends on time, guidance and pooled text alone: 3.25 of FLUX.1's 11.9 billion parameters.
+# They need time, guidance and pooled text alone: 3.25 of FLUX.1's 11.9 billion parameters.
 _MODULATING = {"time_in", "vector_in", "guidance_in", "img_mod", "txt_mod", "modulation"}
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_frame
+from dsd_jax.infer.arguments import check_count
 from dsd_jax.infer.batch import Row
-from dsd_jax.infer.mask import Found, mask_steps, search_mask
+from dsd_jax.infer.mask import Found, check_search, mask_steps, search_mask
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import Prepared, prepare
 from dsd_jax.infer.sampler import Method
@@ -30,8 +31,9 @@ def prepare_rows(pipeline: Pipeline, rows: list[Row], count: int) -> Prepared:
         count: number of images; every device that shares the batch gets as many.
 
     Raises:
-        UserError: a row that cannot be used, rows that differ, or too few of them.
+        UserError: a row that cannot be used, rows that differ, or too few of them; or no images.
     """
+    count = check_count("images", count)
     count = max(count // pipeline.group, 1) * pipeline.group
     own = rows[:count]
     if len(own) < count:
@@ -73,6 +75,7 @@ def find_mask(pipeline: Pipeline, prepared: Prepared, full: int, trials: int) ->
     settings = prepared.settings
     if settings.step_mask is not None:
         raise UserError("the search finds a mask and takes none; leave out step_mask")
+    check_search(settings.steps, full, trials)  # before weights are read and programs compiled
     start = pipeline.start(prepared)
     method = Method(SOLVERS[settings.solver], settings.guidance_every, masked=True)
     sampler = pipeline.sampler(start.canvas, method)

@@ -11,13 +11,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from dsd_jax.errors import UserError
 from dsd_jax.structured import read_toml
 
-__all__ = ["Found", "mask_steps", "mask_text", "read_mask", "search_mask"]
+__all__ = ["Found", "check_search", "mask_steps", "mask_text", "read_mask", "search_mask"]
 
 _MASK = re.compile("1[01]*")
 
@@ -26,10 +27,15 @@ def read_mask(given: str) -> str:
     """Returns a mask of a 0 or 1 for each step, given as such or as a file.
 
     Raises:
-        UserError: the file cannot be read or holds no mask, or the first step is a 0.
+        UserError: the file is not there, cannot be read or holds no mask; or the first step is a 0.
     """
     text = given
     if not re.fullmatch("[01]+", given):
+        if "://" not in given and not Path(given).is_file():
+            raise UserError(
+                f"step_mask must be a 0 or 1 for each step, such as 1101, or a file of `dsd mask`; "
+                f"there is no file {given!r}"
+            )
         held = read_toml(given).get("mask")
         if not isinstance(held, str) or not re.fullmatch("[01]+", held):
             raise UserError(
@@ -63,6 +69,18 @@ class Found:
     trials: int
 
 
+def check_search(steps: int, full: int, trials: int) -> None:
+    """Refuses a search that is out of reach; arguments as for `search_mask`.
+
+    Raises:
+        UserError: there are too few or too many full steps, or no trials.
+    """
+    if not 1 <= full <= steps:
+        raise UserError(f"full must be from 1 to the number of steps, {steps}; got {full}")
+    if trials < 1:
+        raise UserError(f"trials must be at least 1, got {trials}")
+
+
 def search_mask(
     error: Callable[[str], float], steps: int, full: int, trials: int, seed: int = 0
 ) -> Found:
@@ -81,10 +99,7 @@ def search_mask(
     Raises:
         UserError: `full` or `trials` is not in reach.
     """
-    if not 1 <= full <= steps:
-        raise UserError(f"full must be from 1 to the number of steps, {steps}; got {full}")
-    if trials < 1:
-        raise UserError(f"trials must be at least 1, got {trials}")
+    check_search(steps, full, trials)
     rng = np.random.default_rng(seed)
     current = np.zeros(steps, bool)
     current[np.arange(full) * steps // full] = True

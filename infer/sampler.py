@@ -74,7 +74,7 @@ class Step(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What one step leaves for the next.
+    """State that one step leaves for the next.
 
     Attributes:
         img: packed latents.

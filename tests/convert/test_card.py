@@ -1,5 +1,6 @@
 """The card of an export, what it keeps to itself, and the upload."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from dsd_jax.cli import main
 from dsd_jax.convert.card import Card, last_scores, public_name
+from dsd_jax.convert.export import export_weights
 from dsd_jax.convert.publish import Publisher
+from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
-from tests.random_flux import CONDITIONAL, write_random_lora
+from tests.random_flux import CONDITIONAL, random_adapter, write_random_lora
 
 RUN = {
     "preset": "paper",
@@ -78,6 +81,20 @@ def test_a_card_says_how_the_weights_were_made(tmp_path: Path) -> None:
     ):
         assert line in text.splitlines(), line
     assert "/home" not in text
+
+
+def test_a_card_of_distilled_weights_says_how_to_sample(tmp_path: Path) -> None:
+    need = Distilled(guidance=3.5, i_guidance=1.5, t_guidance=1.0, steps=4, mask="1010")
+    Card("fast", "dsd convert lora run fast", distilled=need).write(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "dsd generate --model_path . --guidance 3.5 --steps 4 --step_mask 1010 \\" in text
+
+
+def test_weights_with_a_distilled_lora_merged_say_so(models: Path) -> None:
+    need = Distilled(guidance=3.5, i_guidance=1.5, t_guidance=1.0, steps=6)
+    own = dataclasses.replace(random_adapter(CONDITIONAL), distilled=need)
+    export_weights(models / "base", str(models / "merged"), adapters=[(own, 1.0)])
+    assert need.flags in (models / "merged" / "README.md").read_text()
 
 
 def test_the_licence_of_a_base_comes_from_its_card(tmp_path: Path) -> None:

@@ -159,6 +159,13 @@ def test_files_without_a_mask_are_refused(text, message, tmp_path: Path):
         Settings(step_mask=str(tmp_path / "mask.toml"))
 
 
+@pytest.mark.parametrize("given", ["maybe", "", "12"])
+def test_what_is_neither_a_mask_nor_a_file_is_refused(given):
+    message = f"such as 1101, or a file of `dsd mask`; there is no file '{given}'"
+    with pytest.raises(UserError, match=message):
+        Settings(step_mask=given)
+
+
 def test_a_mask_for_another_number_of_steps_is_refused():
     message = "the step_mask is for 4 steps, got steps=28; give 4 steps, or a mask that `dsd mask`"
     with pytest.raises(UserError, match=message):
@@ -180,6 +187,8 @@ def test_rows_that_make_no_batch_are_refused(pipe, here):
             prepare_rows(pipe, [rows[0], changed], 2)
     with pytest.raises(UserError, match="4 images are needed for the search, the manifest has 2"):
         prepare_rows(pipe, rows, 4)
+    with pytest.raises(UserError, match="images must be at least 1, got 0"):
+        prepare_rows(pipe, rows, 0)
 
 
 def test_a_pipeline_samples_with_the_mask_that_it_found(pipe, here, monkeypatch):
@@ -193,6 +202,8 @@ def test_a_pipeline_samples_with_the_mask_that_it_found(pipe, here, monkeypatch)
         return Found("110", tried["110"], tried["100"], trials)
 
     monkeypatch.setattr(finding, "search_mask", search)
+    with pytest.raises(UserError, match="full must be from 1"):  # before anything is compiled
+        finding.find_mask(pipe, prepared, 4, 3)
     found = finding.find_mask(pipe, prepared, 2, 3)
     assert tried["111"] == 0 < tried["110"] < tried["100"]
     every, masked = (

@@ -22,6 +22,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.images import NotFiniteError, read_parameters
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import Prepared
+from dsd_jax.infer.settings import Settings
 from dsd_jax.text.tokenize import Tokenizers
 from dsd_jax.toy.folder import toy_flux_path
 from tests.data.make.painted import grid_picture, tree, write_prompts
@@ -186,10 +187,11 @@ class Unfinite(Pipeline):
     def __init__(self) -> None:
         self.mesh = None
         self.identity = {"model": "broken"}
-        self.autoencoder_config = SimpleNamespace(downscale=8)  # type: ignore[assignment]
         self.tokenizers = Tokenizers.load(toy_flux_path())
-        self._loras = {}
         self.sizes: list[int] = []
+
+    def check(self, settings: Settings, *, two_frames: bool) -> Settings:
+        return settings.checked(two_frames=two_frames, downscale=8)
 
     def run(self, prepared: Prepared, **rest: Any) -> Any:
         self.sizes.append(len(prepared.texts))
