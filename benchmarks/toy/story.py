@@ -2,7 +2,7 @@
 
     python -m benchmarks.toy.story [--stories 25] [--panels 8] [--steps 16] [--lora FOLDER]
 
-It fails if the heroes of the first row miss a goal.
+It fails if the panels that are painted from the hero's picture miss a goal.
 """
 
 import argparse
@@ -37,8 +37,9 @@ picture and writes the panels, with the offline writer; all panels are painted f
 *Hero*: shape, both colours and the marking are right; *scene*: background and place are those of
 the prompt; *copied*: those of the hero's picture. Means over panels with 95 % bootstrap intervals
 over stories, since panels of a story share their hero. *This thing*: the prompts do not name the
-hero, so the picture alone tells it. *Words alone*: the prompts as written, without the picture.
-Goals for stories as written: hero right in 0.85 of the panels, at most 0.05 copied.""",
+hero, so the picture alone tells it. *Words alone*: the prompts as written, without the picture,
+by the teacher. Goals for both rows with the picture: hero right in 0.85 of the panels, at most 0.05
+copied.""",
     ),
 }
 
@@ -131,9 +132,13 @@ def main() -> None:
     print(*rows, sep="\n")
     if given.lora is None:
         save(__file__, rows, stories=given.stories, panels=given.panels, steps=given.steps)
-    hero, copied = found["as written"]["hero"], found["as written"]["copied"]
-    if hero.value < HERO or copied.value > COPIED:
-        sys.exit(f"goal missed: hero {hero} (at least {HERO}), copied {copied} (at most {COPIED})")
+    for prompts in ("as written", "this thing"):
+        hero, copied = found[prompts]["hero"], found[prompts]["copied"]
+        if hero.value < HERO or copied.value > COPIED:
+            sys.exit(
+                f"goal missed by prompts {prompts}: hero {hero} (at least {HERO}), copied {copied} "
+                f"(at most {COPIED})"
+            )
 
 
 if __name__ == "__main__":
