@@ -6,22 +6,23 @@ words.
 
 import dataclasses
 import functools
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 
 from dsd_jax.errors import UserError
+from dsd_jax.images import encode_image
+from dsd_jax.llm.answers import user
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Answer, Ask, Message, Picture, Request, Unanswered
 from dsd_jax.llm.providers import KINDS
 from dsd_jax.llm.reading import problem_of
 from dsd_jax.llm.session import Session
-from dsd_jax.structured import read_toml
+from dsd_jax.llm.wording import Wording, load_wording
 
 __all__ = [
     "Enhancement",
@@ -161,20 +162,17 @@ def enhance_all(
     Raises:
         UserError: Nothing can be asked; see `Session.run`.
     """
-    texts = _wording()
 
     async def work(item: Plain, ask: Ask) -> str | NotEnhanced:
         words = _line(item.text)
         try:
-            file = io.BytesIO()
-            item.image.save(file, "PNG")
-            question = _request("caption", texts["caption"]["user"], Picture(file.getvalue()))
-            caption = _line(_usable(await ask(question)))
+            shown = Picture(encode_image(item.image, "PNG"))
+            described = _request("caption", _wording("caption")("user"), shown)
+            caption = _line(_usable(await ask(described)))
             if not caption:
                 return NotEnhanced("the description of the reference is empty")
-            fields = {"text": words, "caption": caption}
-            user = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], texts["merge"]["user"])
-            merged = _line(_usable(await ask(_request("merge", user))))
+            asked = _wording("merge")("user", text=words, caption=caption)
+            merged = _line(_usable(await ask(_request("merge", asked))))
         except Unanswered as error:
             return NotEnhanced(str(error))
         except NotEnhanced as error:
@@ -188,19 +186,19 @@ def enhance_all(
 
 def wording_name() -> str:
     """Name of the texts that ask for an enriched prompt."""
-    return str(_wording()["name"])
+    return _wording("caption").name
 
 
 @functools.cache
-def _wording() -> dict[str, Any]:
-    """The texts of the questions, with their `name`."""
-    return read_toml(Path(__file__).with_name("enhance.toml"))
+def _wording(question: str) -> Wording:
+    """The texts of a question."""
+    return load_wording(Path(__file__).with_name("enhance.toml"), None, question)
 
 
 def _request(question: str, *parts: str | Picture) -> Request:
-    texts = _wording()
-    turns = Message("system", (texts[question]["system"],)), Message("user", parts)
-    return Request("enhance", question, turns, texts["name"], max_tokens=_TOKENS)
+    texts = _wording(question)
+    turns = Message("system", (texts("system"),)), user(*parts)
+    return Request("enhance", question, turns, texts.name, max_tokens=_TOKENS)
 
 
 def _usable(answer: Answer) -> str:

@@ -35,7 +35,7 @@ class Wording:
         canonical = json.dumps(self.texts, sort_keys=True, ensure_ascii=False)
         return f"{self.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
-    def __call__(self, text: str, **values: str) -> str:
+    def __call__(self, text: str, /, **values: str) -> str:
         """A text with its fields filled in; values keep their braces."""
         return _FIELD.sub(lambda field: values[field[1]], self.texts[text])
 
