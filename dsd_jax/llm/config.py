@@ -14,7 +14,7 @@ from dsd_jax.llm.messages import Finish
 from dsd_jax.llm.providers import kind_of
 from dsd_jax.structured import read_bytes
 
-__all__ = ["ProviderConfig"]
+__all__ = ["ProviderConfig", "is_loopback"]
 
 _LONGEST_KEY = 10_000
 
@@ -199,7 +199,7 @@ def _check_url(url: str) -> None:
         )
     if not host:
         raise UserError(f"base_url must look like https://host/v1, got {url}")
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)):
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)):
         return
     raise UserError(
         f"base_url {url} is neither https nor of this machine, so the key could be read on the "
@@ -207,7 +207,8 @@ def _check_url(url: str) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host."""
     if host == "localhost":
         return True
     try:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
 import urllib.parse
@@ -16,9 +15,10 @@ from starlette.datastructures import Headers
 from dsd_jax.errors import UserError
 from dsd_jax.infer.serve.page import is_page
 from dsd_jax.infer.serve.wire import RefusedError
+from dsd_jax.llm.config import is_loopback
 from dsd_jax.structured import read_bytes
 
-__all__ = ["Guard", "is_loopback", "read_key"]
+__all__ = ["Guard", "read_key"]
 
 _OPEN = ("/health", "/ready")  # what probes ask, which have no key
 _LONGEST_KEY = 10_000
@@ -90,16 +90,6 @@ def _name_of(address: str) -> str:
         return urllib.parse.urlsplit(address).hostname or ""
     except ValueError:
         return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def read_key(
