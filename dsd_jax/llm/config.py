@@ -1,7 +1,6 @@
 """The settings of one provider: the model, its pace and its budget."""
 
 import dataclasses
-import ipaddress
 import os
 import re
 import urllib.parse
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dsd_jax.errors import UserError
+from dsd_jax.keys import checked_key, is_loopback, key_of_file
 from dsd_jax.llm.messages import Finish
 from dsd_jax.llm.providers import kind_of
-from dsd_jax.structured import read_bytes
 
-__all__ = ["ProviderConfig", "is_loopback"]
-
-_LONGEST_KEY = 10_000
+__all__ = ["ProviderConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,18 +149,7 @@ class ProviderConfig:
             UserError: The variable is not set, the file cannot be read, or what is there is no key.
         """
         if self.api_key_file is not None:
-            if not os.path.exists(self.api_key_file):  # noqa: PTH110 - also of what can be no path
-                # What was given may be the key itself: it is not repeated.
-                raise UserError("api_key_file must be the path of a file, which is not there")
-            try:
-                found = read_bytes(self.api_key_file, _LONGEST_KEY).decode().strip()
-            except UserError as error:
-                raise UserError(f"api_key_file: {error}") from None
-            except UnicodeDecodeError:
-                raise UserError(f"api_key_file: {self.api_key_file} is not text") from None
-            if not found or "\n" in found:
-                raise UserError(f"{self.api_key_file} must hold the key alone, on one line")
-            return _checked(found, str(self.api_key_file))
+            return key_of_file(self.api_key_file)
         if self.key_env is None:
             return None
         if not (found := environment.get(self.key_env, "").strip()):
@@ -171,16 +157,7 @@ class ProviderConfig:
                 f"the environment variable {self.key_env} is not set; set it to the key of "
                 f"{self.url or self.kind}, or give api_key_env or api_key_file"
             )
-        return _checked(found, f"the environment variable {self.key_env}")
-
-
-def _checked(key: str, where: str) -> str:
-    """A key that a header can hold; the message does not repeat it."""
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise UserError(
-            f"the key in {where} holds spaces or letters that no key has; copy it again"
-        )
-    return key
+        return checked_key(found, f"the environment variable {self.key_env}")
 
 
 def _check_url(url: str) -> None:
@@ -205,13 +182,3 @@ def _check_url(url: str) -> None:
         f"base_url {url} is neither https nor of this machine, so the key could be read on the "
         "way; use https, or a tunnel to http://127.0.0.1"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import hmac
 import os
-import re
 import urllib.parse
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -15,13 +14,11 @@ from starlette.datastructures import Headers
 from dsd_jax.errors import UserError
 from dsd_jax.infer.serve.page import is_page
 from dsd_jax.infer.serve.wire import RefusedError
-from dsd_jax.llm.config import is_loopback
-from dsd_jax.structured import read_bytes
+from dsd_jax.keys import checked_key, is_loopback, key_of_file
 
 __all__ = ["Guard", "read_key"]
 
 _OPEN = ("/health", "/ready")  # what probes ask, which have no key
-_LONGEST_KEY = 10_000
 _SHORTEST_KEY = 8
 
 
@@ -101,18 +98,12 @@ def read_key(
         UserError: The file cannot be read, or what is there is no key.
     """
     if file is not None:
-        try:
-            key = read_bytes(file, _LONGEST_KEY).decode().strip()
-        except UnicodeDecodeError:
-            raise UserError(f"api_key_file: {file} is not text") from None
-        where = str(file)
+        key, where = key_of_file(file), str(file)
     else:
         key, where = environment.get(variable, "").strip(), f"the environment variable {variable}"
         if not key:
             return None
-    if not re.fullmatch(r"[\x21-\x7e]+", key) or len(key) < _SHORTEST_KEY:
-        raise UserError(
-            f"the key in {where} must be {_SHORTEST_KEY} or more letters, digits and marks without "
-            "spaces"
-        )
+        checked_key(key, where)
+    if len(key) < _SHORTEST_KEY:
+        raise UserError(f"the key in {where} must have {_SHORTEST_KEY} or more characters")
     return key

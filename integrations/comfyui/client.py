@@ -160,7 +160,7 @@ class Server:
 
 
 def _is_loopback(host: str) -> bool:
-    # The same as `dsd_jax.llm.config.is_loopback`, since ComfyUI has no dsd_jax.
+    # The same as `dsd_jax.keys.is_loopback`, since ComfyUI has no dsd_jax.
     if host == "localhost":
         return True
     try:

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import openai
@@ -86,7 +87,14 @@ def test_the_key_comes_from_a_variable_or_a_file(tmp_path):
     assert read_key("KEY", None, {}) is None
     assert read_key("KEY", None, {"KEY": " from-the-variable "}) == "from-the-variable"
     assert read_key("KEY", file, {"KEY": "from-the-variable"}) == "from-the-file"
-    for bad in ("short", "with a space", "ümlaut-key"):
-        with pytest.raises(UserError, match="must be 8 or more letters") as caught:
+    letters = "holds spaces or letters that no key has"
+    for bad, said in (
+        ("short", "must have 8 or more characters"), ("with a space", letters),
+        ("ümlaut-key", letters),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said) as caught:
             read_key("KEY", None, {"KEY": bad})
         assert bad not in str(caught.value)
+    with pytest.raises(UserError, match="api_key_file must be the path of a file") as caught:
+        read_key("KEY", Path("the-key-itself"), {})
+    assert "the-key-itself" not in str(caught.value)
