@@ -1,7 +1,7 @@
 // The page: from a form to images, and back.
 
 import { ask, blobOf, events, json, LOST, Refused } from "./api.js";
-import { byId, element, picture, release } from "./dom.js";
+import { byId, element, picture } from "./dom.js";
 import { Form } from "./form.js";
 import { Running, say, showEntry, showError, showIdle } from "./stage.js";
 import { Store } from "./store.js";
@@ -140,7 +140,6 @@ const actions = {
   },
   async remove(entry) {
     await store.remove(entry);
-    for (const { blob, frames } of entry.images) { release(blob); if (frames) release(frames); }
     show(null);
   },
 };

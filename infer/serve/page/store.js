@@ -1,5 +1,7 @@
 // The history, in this browser's database; in memory alone where the browser has none.
 
+import { release } from "./dom.js";
+
 const MOST = 60; // entries; the oldest go first
 const TABLE = "entries";
 
@@ -20,6 +22,10 @@ async function opened() {
   }
 }
 
+function forget(entry) {
+  for (const { blob, frames } of entry.images) [blob, frames].forEach(release);
+}
+
 export class Store {
   entries = []; // the newest first
   #database = null;
@@ -38,10 +44,12 @@ export class Store {
 
   async remove(entry) {
     this.entries = this.entries.filter((other) => other !== entry);
+    forget(entry);
     await this.#run("readwrite", (table) => table.delete(entry.id));
   }
 
   async clear() {
+    this.entries.forEach(forget);
     this.entries = [];
     await this.#run("readwrite", (table) => table.clear());
   }
