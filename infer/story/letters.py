@@ -22,6 +22,7 @@ FONT = Path(__file__).parent / "font" / "Comfortaa-Bold.ttf"
 
 _LEADING = 1.2  # of a line, of the size
 _MISSING = "\uffff"  # no font has it
+_PROBED = 16  # pixels; the size at which a font shows whether it can be read, and its letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,15 @@ class Letters:
 
     Attributes:
         path: TrueType or OpenType file.
+
+    Raises:
+        UserError: The file is no font.
     """
 
     path: Path = FONT
+
+    def __post_init__(self) -> None:
+        self._font(_PROBED)  # before a model is asked for texts, or a panel is painted
 
     def check(self, text: str, what: str) -> str:
         """Returns the text on one line.
@@ -137,5 +144,5 @@ def _ink(path: Path, line: str, size: int) -> Box:
 
 @functools.lru_cache(maxsize=4096)
 def _drawn(path: Path, letter: str) -> tuple[tuple[int, int], bytes]:
-    mask = _font(path, 16).getmask(letter)
+    mask = _font(path, _PROBED).getmask(letter)
     return mask.size, bytes(mask)

@@ -132,7 +132,7 @@ class TestLetters:
     def test_a_font_that_is_none(self, tmp_path):
         (tmp_path / "a.ttf").write_text("text")
         with pytest.raises(UserError, match=r"a\.ttf is no font that can be read"):
-            Letters(tmp_path / "a.ttf").check("a", "the text")
+            Letters(tmp_path / "a.ttf")
 
 
 def story(count: int = 3, **more) -> Story:

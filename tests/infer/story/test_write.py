@@ -180,11 +180,21 @@ class TestPaying:
         assert "The sea: 2 panels\n" in said.out
         assert "story.json is there already; paint it with dsd story draw" in said.err
 
-    def test_the_command_names_the_fault_where_nothing_was_asked_yet(self, cat, capsys):
-        words = ["story", "write", str(cat.with_name("none.png")), str(cat.parent / "story")]
-        assert main(words) == 2
+    @pytest.mark.parametrize(
+        ("name", "flags", "message"),
+        [
+            ("none.png", [], "there is no image at "),
+            ("cat.png", ["--font", "none.ttf"], "none.ttf is no font that can be read"),
+        ],
+    )
+    def test_the_command_names_the_fault_before_it_asks(self, cat, capsys, name, flags, message):
+        words = ["story", "write", str(cat.with_name(name)), str(cat.parent / "story"), *flags]
+        with Asked() as server:
+            provider = ["--provider", "openai", "--model", "m", "--base_url", server.openai]
+            assert main([*words, *provider]) == 2
+            assert server.received == 0
         said = capsys.readouterr()
-        assert said.err.startswith("error: there is no image at ")
+        assert said.err.startswith(f"error: {message}")
         assert said.out == ""
 
 
