@@ -39,7 +39,9 @@ from dsd_jax.weights import TensorSource
 SECTIONS = {
     "cpu": (
         "The sampling step on a CPU",
-        "Width 1024, 4 + 8 blocks, 2,048 + 512 tokens, float32, against diffusers in the same run.",
+        """Width 1024, 4 + 8 blocks, 2,048 + 512 tokens, float32, against diffusers in the same run.
+`mfu` divides by the rate of one product, measured before the rows: it passes 1 if the machine was
+slower at that moment.""",
     ),
     "day": (
         "The sampling step on a GPU, in a quarter of an hour",

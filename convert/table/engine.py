@@ -283,8 +283,8 @@ def _move(target: np.ndarray, source: np.ndarray) -> None:
     """Copies between any two memory orders.
 
     Works on plain integers, so that no bit changes, not even of a NaN. XLA puts axes into another
-    order with vector instructions, twice as fast as numpy, which moves one element at a time. It
-    gets strips whose results fit in the cache, and in memory that is used again for the next.
+    order with vector instructions; numpy moves one element at a time. XLA gets strips whose results
+    fit in the cache, so that their memory serves the next strip again.
     """
     if target.dtype != source.dtype:
         raise ValueError(f"parts of one tensor have dtypes {target.dtype} and {source.dtype}")
