@@ -42,9 +42,9 @@ def behind_the_first(
     return first, x[:, txt.shape[1] :], own.final
 
 
-@pytest.mark.parametrize("callback", [None, lambda *_: None], ids=["loop", "steps"])
-def test_a_step_of_the_mask_runs_the_first_block_and_keeps_the_rest(callback):
-    """With true guidance, which is kept too; against blocks that are called one by one."""
+@pytest.fixture(scope="module")
+def by_hand() -> tuple[Array, SamplerInputs, np.ndarray, np.ndarray]:
+    """Noise, inputs, times, and the latents of `KINDS` by blocks that are called one by one."""
     arrays = flux_inputs(CONFIG)
     own: FluxInputs = arrays["inputs"]
     scales = jnp.float32([1.5, 3.0]), jnp.float32([2.0, 0.5])
@@ -73,16 +73,20 @@ def test_a_step_of_the_mask_runs_the_first_block_and_keeps_the_rest(callback):
             gi, gt = (np.asarray(scale)[:, None, None] for scale in scales)
             added = (gi - 1) * (v - u) + (gt - 1) * (c - v)
         img = img + (following - now) * (c + added)
+    return arrays["img"], SamplerInputs(own, guidance), times, img
 
+
+@pytest.mark.parametrize("callback", [None, lambda *_: None], ids=["loop", "steps"])
+def test_a_step_of_the_mask_runs_the_first_block_and_keeps_the_rest(by_hand, callback):
+    """With true guidance, which is kept too."""
+    noise, inputs, times, expected = by_hand
     sampler = Sampler(
         make_flux(CONFIG, scan_layers=callback is None),
         CANVAS,
         Method(guidance_every=2, masked=True),
     )
-    made = sampler.run(
-        jnp.array(arrays["img"]), SamplerInputs(own, guidance), times, callback, mask=MASK
-    )
-    np.testing.assert_allclose(made, img, atol=2e-5 * np.abs(img).max())
+    made = sampler.run(jnp.array(noise), inputs, times, callback, mask=MASK)
+    np.testing.assert_allclose(made, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_kinds_of_the_steps_follow_the_mask():

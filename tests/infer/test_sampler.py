@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,10 +25,11 @@ from dsd_jax.infer.sampler import (
 )
 from dsd_jax.infer.solvers import EULER, Solver
 from dsd_jax.infer.structure import SharedStructure
-from tests.tiny_flux import CANVAS, TINY, flux_inputs, make_flux
+from tests.tiny_flux import CANVAS, QUICK, TINY, flux_inputs, make_flux
 
 CONFIG = dataclasses.replace(TINY, condition_embed=True, double_depth=1, single_depth=1)
 STEPS = 4
+Velocity = Callable[[jax.Array, jax.Array, FluxInputs], jax.Array]
 
 
 @pytest.fixture(scope="module")
@@ -57,28 +59,29 @@ def timesteps(steps: int = STEPS) -> np.ndarray:
     return Schedule().timesteps(steps, CANVAS.tokens)
 
 
+@pytest.fixture(scope="module")
+def velocity(model) -> Velocity:
+    """One pass of the model, compiled once for all tests."""
+    return jax.jit(lambda img, t, own: model(img, t, own, CANVAS), compiler_options=QUICK)
+
+
 def by_hand(
-    model: Flux, arrays: dict[str, Any], own: SamplerInputs, times: np.ndarray, every: int = 1
+    velocity: Velocity, img: np.ndarray, own: SamplerInputs, times: np.ndarray, every: int = 1
 ) -> np.ndarray:
     """Three separate passes from step 2 on, as in the released program; numpy combines them.
 
     With `every`, two of the passes are taken in every so many-th of these steps alone.
     """
-
-    @jax.jit
-    def velocity(img, t, txt, vec, img_cond):
-        return model(img, t, FluxInputs(txt, vec, own.flux.guidance, img_cond), CANVAS)
-
-    img = np.asarray(arrays["img"])
     full, added = own.flux, np.zeros(())
     for i, (t_cur, t_next) in enumerate(itertools.pairwise(times)):
         t = jnp.full(len(img), t_cur)
-        c = np.asarray(velocity(jnp.asarray(img), t, full.txt, full.vec, full.img_cond))
+        c = np.asarray(velocity(jnp.asarray(img), t, full))
         if own.true_guidance is not None and i >= 2 and (i - 2) % every == 0:
             null_txt, null_vec, image_scale, text_scale = own.true_guidance
-            zero = jnp.zeros(img.shape)
-            u = np.asarray(velocity(jnp.asarray(img), t, null_txt, null_vec, zero))
-            v = np.asarray(velocity(jnp.asarray(img), t, null_txt, null_vec, full.img_cond))
+            empty = full._replace(txt=null_txt, vec=null_vec)
+            zero = empty._replace(img_cond=jnp.zeros(img.shape))
+            u = np.asarray(velocity(jnp.asarray(img), t, zero))
+            v = np.asarray(velocity(jnp.asarray(img), t, empty))
             gi, gt = (np.asarray(s)[:, None, None] for s in (image_scale, text_scale))
             added = (gi - 1) * (v - u) + (gt - 1) * (c - v)
         img = img + (t_next - t_cur) * (c + added)
@@ -86,9 +89,9 @@ def by_hand(
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_loop_and_steps_equal_separate_passes(model, sampler, arrays, guided):
+def test_loop_and_steps_equal_separate_passes(velocity, sampler, arrays, guided):
     own = inputs(arrays, guided=guided)
-    expected = by_hand(model, arrays, own, timesteps())
+    expected = by_hand(velocity, np.asarray(arrays["img"]), own, timesteps())
     looped = sampler.run(jnp.array(arrays["img"]), own, timesteps())
     seen = []
     stepped = sampler.run(
@@ -118,16 +121,25 @@ def test_modulations_of_all_steps_are_those_of_each(arrays, scan_layers):
             np.testing.assert_array_equal(one, of_all[i])
 
 
-@pytest.mark.parametrize("every", [2, 3])  # four guided steps: two periods; one, and one begun
-def test_guidance_is_kept_between_the_steps_that_compute_it(model, arrays, every):
-    own, times = inputs(arrays, guided=True), timesteps(6)
-    expected = by_hand(model, arrays, own, times, every)
-    always = by_hand(model, arrays, own, times)
-    sampler = Sampler(model, CANVAS, Method(guidance_every=every))
+@pytest.fixture(scope="module")
+def keeping(model) -> Sampler:
+    return Sampler(model, CANVAS, Method(guidance_every=3))
+
+
+@pytest.mark.parametrize(
+    ("steps", "callbacks"),
+    [(8, [None]), (10, [None, lambda *_: None])],
+    ids=["two-periods", "two-periods-and-one-begun"],
+)
+def test_guidance_is_kept_between_the_steps_that_compute_it(
+    velocity, keeping, arrays, steps, callbacks
+):
+    img, own, times = np.asarray(arrays["img"]), inputs(arrays, guided=True), timesteps(steps)
+    expected = by_hand(velocity, img, own, times, every=3)
     scale = np.abs(expected).max()
-    assert np.abs(expected - always).max() > 1e-4 * scale
-    for callback in (None, lambda *_: None):
-        made = sampler.run(jnp.array(arrays["img"]), own, times, callback)
+    assert np.abs(expected - by_hand(velocity, img, own, times)).max() > 1e-4 * scale
+    for callback in callbacks:
+        made = keeping.run(jnp.array(arrays["img"]), own, times, callback)
         np.testing.assert_allclose(made, expected, atol=1e-5 * scale)
 
 
