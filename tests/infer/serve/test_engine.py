@@ -14,12 +14,13 @@ from dsd_jax.infer.serve.wire import ImageRequest
 from dsd_jax.infer.settings import Settings
 from tests.random_flux import TEXT, picture
 
-SIZE = 32, 32
+SIZE = 64, 64  # as in test_pipeline.py, whose programs of text and pictures serve here, too
 STEPS = 3
 
 
 def request(seed: int, text: str, guidance: float, i_guidance: float) -> ImageRequest:
-    settings = Settings(guidance, i_guidance, 1.5, steps=STEPS, height=32, width=64)
+    width, height = SIZE
+    settings = Settings(guidance, i_guidance, 1.5, steps=STEPS, height=height, width=2 * width)
     return ImageRequest(text, (seed,), SIZE, settings, {})
 
 
