@@ -39,7 +39,7 @@ on other seeds.""",
     ),
     "sources": (
         "The check of grids on drawings and on photographs",
-        """The same kinds, drawn and of photographs of subjects that the check was not tuned on.
+        """The same kinds, drawn and of photographs (`--photos`) that the check was not tuned on.
 *Cut rightly* is the share of good grids that are accepted with each box inside its panel; *accepted
 falsely* is the share of grids with a fault that pass. Rows of shared ground hold the kind *paper*
 alone, which is good. A panel of a grid of 64 pixels has 32, too few for most photographs. Brackets
