@@ -10,6 +10,7 @@ shapes, and reading them would fill exactly our modules.
 import dataclasses
 import math
 import re
+from typing import Any
 
 import torch
 import transformers
@@ -66,7 +67,7 @@ VISION = {
 
 def vision_reference(config: VisionConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes that transformers writes for a vision transformer."""
-    json = config_to_json(config)
+    json: dict[str, Any] = config_to_json(config)
     (architecture,) = json.pop("architectures")
     options = {"add_pooling_layer": False} if architecture == "ViTModel" else {}
     with torch.device("meta"):

@@ -98,7 +98,7 @@ def batch_of(step: int, mesh: Mesh) -> EncodedBatch:
     )
 
     def place(name: str, shape: tuple[int, ...]) -> jax.Array:
-        value = rng.standard_normal(shape, np.float32)
+        value: np.ndarray = rng.standard_normal(shape, np.float32)
         value = value > 1 if name.startswith("drop") else value
         rows = None if name.startswith("null") else LOGICAL_TO_MESH["batch"]
         spec = PartitionSpec() if rows is None else PartitionSpec(rows)

@@ -308,8 +308,9 @@ def _comic(width: int, height: int, hue: int, rng: Rng) -> Image.Image:
         for x in range((y // step % 2) * step // 2, width, step):
             pen.ellipse((x, y, x + step / 3, y + step / 3), fill=_hue(hue + 1, rng, 0.9))
     for _ in range(int(rng.integers(0, 3))):
-        x, y = rng.uniform(0.1, 0.7) * width, rng.uniform(0.02, 0.2) * height
-        balloon = (x, y, x + width * rng.uniform(0.2, 0.35), y + height * rng.uniform(0.1, 0.2))
+        left, top = rng.uniform(0.1, 0.7) * width, rng.uniform(0.02, 0.2) * height
+        right, bottom = left + width * rng.uniform(0.2, 0.35), top + height * rng.uniform(0.1, 0.2)
+        balloon = (left, top, right, bottom)
         pen.ellipse(balloon, fill=(255, 255, 255), outline=(0, 0, 0), width=line)
     return image
 

@@ -180,17 +180,16 @@ class Answers:
 
     def __call__(self, question: Question) -> str | Reply | Status | Drop | BadJson:
         if self._rng.random() < FAULTY:
-            fault = self._rng.choice(
-                [
-                    Status(429, headers={"Retry-After": "0.2"}),
-                    Status(429),
-                    Status(500),
-                    Status(503),
-                    Drop(),
-                    Drop(60),
-                    BadJson(),
-                ]
-            )
+            faults: list[Status | Drop | BadJson] = [
+                Status(429, headers={"Retry-After": "0.2"}),
+                Status(429),
+                Status(500),
+                Status(503),
+                Drop(),
+                Drop(60),
+                BadJson(),
+            ]
+            fault = self._rng.choice(faults)
             self.faults[f"{type(fault).__name__} {getattr(fault, 'code', '')}".strip()] += 1
             return fault
         chance = chance_of(question)

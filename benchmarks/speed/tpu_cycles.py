@@ -99,7 +99,8 @@ def block_cycles(kind: str, chip: str, batch: int, *, backward: bool = False) ->
         return nnx.merge(graphdef, state)(*streams, modulations, pe, splash)
 
     def modulations(state: Any, vec: Any) -> Any:
-        return nnx.merge(graphdef, state).modulations(vec)
+        model: Any = nnx.merge(graphdef, state)
+        return model.modulations(vec)
 
     def trained(state: Any, streams: Any, vec: Any, pe: Any) -> Any:
         def run(*given: Any) -> Any:
@@ -150,6 +151,8 @@ def kernel_cycles(chip: str, length: int, *, backward: bool = False) -> int:
                 if dkv
                 else (blocks.block_q, blocks.block_kv)
             )
+            assert q is not None  # `splash_blocks` sets all sizes
+            assert kv is not None
             total += _bundles(path) * (length // q) * (length // kv)
         return total
 
