@@ -20,12 +20,13 @@ from dsd_jax.config import FLUX_DEV
 from dsd_jax.convert.card import public_name
 from dsd_jax.convert.open import open_flux, open_loras
 from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
-from dsd_jax.errors import UserError, did_you_mean
+from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas, pack_latents
 from dsd_jax.images import from_array
 from dsd_jax.infer.arguments import check_count, given_once, listed, own_names, structure
 from dsd_jax.infer.denoiser import Denoiser, Start
 from dsd_jax.infer.generated import Generated
+from dsd_jax.infer.loras import check_distilled, lora_named, named, rescaled
 from dsd_jax.infer.options import LoadOptions, LoadOptionsDict
 from dsd_jax.infer.prepared import Images, Prepared, Texts, open_frames, prepare, seeds_of
 from dsd_jax.infer.sampler import Callback, Method, Sampler, initial_noise
@@ -133,7 +134,7 @@ class Pipeline:
         pipeline = cls(parts, options=chosen)
         files = listed("lora_path", lora_path, "a path or a list of paths", (str, Path))
         adapters, notices = open_loras(files, lora_scale, parts.transformer.config)
-        pipeline._use_loras(_named(adapters))
+        pipeline._use_loras(named(adapters))
         pipeline.notices += notices
         return pipeline
 
@@ -161,7 +162,7 @@ class Pipeline:
             UserError: it cannot be read or does not fit, or the name is in use.
         """
         [added], notices = open_loras([path], scale, self.parts.transformer.config)
-        [own] = _named([added], taken=self._loras) if name is None else [name]
+        [own] = named([added], taken=self._loras) if name is None else [name]
         if own in self._loras:
             raise UserError(f"a LoRA named {own!r} is in use; give another name, or remove it")
         self._use_loras(self._loras | {own: added})
@@ -174,7 +175,7 @@ class Pipeline:
         Raises:
             UserError: no LoRA has this name, or the strength is no number.
         """
-        adapter, _ = self._lora(name)
+        adapter, _ = lora_named(self._loras, name)
         self._use_loras(self._loras | {name: (adapter, check_scale(scale))})
 
     def remove_lora(self, name: str) -> None:
@@ -183,7 +184,7 @@ class Pipeline:
         Raises:
             UserError: no LoRA has this name.
         """
-        self._lora(name)
+        lora_named(self._loras, name)
         self._use_loras({own: lora for own, lora in self._loras.items() if own != name})
 
     def scale_loras(self, scales: Mapping[str, float]) -> None:
@@ -192,14 +193,7 @@ class Pipeline:
         Raises:
             UserError: no LoRA has such a name, or a strength is no number.
         """
-        for name in scales:
-            self._lora(name)
-        self._use_loras(
-            {
-                name: (adapter, check_scale(scales.get(name, 0.0)))
-                for name, (adapter, _) in self._loras.items()
-            }
-        )
+        self._use_loras(rescaled(self._loras, scales))
 
     def scaled(self, scales: Mapping[str, float]) -> "Pipeline":
         """A pipeline beside this one, whose LoRAs have other strengths; see `scale_loras`.
@@ -209,13 +203,6 @@ class Pipeline:
         other = copy.copy(self)
         other.scale_loras(scales)
         return other
-
-    def _lora(self, name: str) -> ScaledAdapter:
-        if name not in self._loras:
-            held = ", ".join(map(repr, self._loras)) or "none"
-            hint = did_you_mean(str(name), self._loras) or f"; in use: {held}"
-            raise UserError(f"no LoRA named {name!r} is in use{hint}")
-        return self._loras[name]
 
     def _use_loras(self, loras: dict[str, ScaledAdapter]) -> None:
         changed = self._denoiser.value
@@ -333,11 +320,7 @@ class Pipeline:
                 "this transformer has no condition embedding, so it cannot take a reference image; "
                 "give the DSD transformer as model_path, or a LoRA file that carries c_embedder"
             )
-        for adapter, scale in self._loras.values():
-            if adapter.distilled is not None and scale:
-                adapter.distilled.check(
-                    adapter.name, i_guidance=settings.i_guidance, mask=settings.step_mask
-                )
+        check_distilled(self._loras, settings)
         downscale = self.autoencoder_config.downscale
         return settings.checked(two_frames=two_frames, downscale=downscale)
 
@@ -506,16 +489,3 @@ def _public_model(path: str) -> str:
     if (root.parent / "model_index.json").exists():
         return f"{public_name(root.parent)}/{root.name}"
     return public_name(path)
-
-
-def _named(
-    adapters: Sequence[ScaledAdapter], taken: Mapping[str, ScaledAdapter] | None = None
-) -> dict[str, ScaledAdapter]:
-    """LoRAs by the names of their files, numbered where a name is taken."""
-    named: dict[str, ScaledAdapter] = {}
-    for adapter, scale in adapters:
-        used, stem = {*named, *(taken or {})}, Path(adapter.name).stem
-        numbered = (f"{stem}-{number}" for number in itertools.count(2))
-        name = next(own for own in itertools.chain([stem], numbered) if own not in used)
-        named[name] = (adapter, scale)
-    return named
