@@ -7,9 +7,9 @@ again. All answers are kept, so a stopped run goes on and nothing is paid for tw
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
@@ -28,7 +28,7 @@ from dsd_jax.infer.story.answers import (
 from dsd_jax.infer.story.layout import Layout
 from dsd_jax.infer.story.letters import Letters
 from dsd_jax.infer.story.script import STORY, Panel, Story, write_story
-from dsd_jax.llm.answers import Check, user, written
+from dsd_jax.llm.answers import Fault, user, written
 from dsd_jax.llm.config import ProviderConfig
 from dsd_jax.llm.messages import Ask, Message, Picture, Request
 from dsd_jax.llm.providers import kind_of
@@ -198,29 +198,25 @@ class _Questions:
     async def __call__(self, reference: str, ask: Ask) -> Story:
         wanted, words = self.wanted, self.wording
         count = wanted.panels or self.layout.panels
-        heroes = reader(Hero, faults_of_hero)
-        hero = await self._answer(ask, "hero", FORMS[Hero], heroes, self.shown, words("hero"))
+        hero = await self._answer(ask, "hero", Hero, faults_of_hero, self.shown, words("hero"))
         known = {"hero": hero.words, "scene": " ".join(hero.scene.split()), "count": str(count)}
         plot = " ".join((wanted.plot or "").split())
-        rules_of_story = functools.partial(
-            faults_of_story, count=count, layout=self.layout, letters=self.letters
-        )
-        stories = reader(Told, rules_of_story)
         told = await self._answer(
             ask,
             f"story {wanted.seed}",
-            FORMS[Told],
-            stories,
+            Told,
+            functools.partial(
+                faults_of_story, count=count, layout=self.layout, letters=self.letters
+            ),
             words("panels", **known, plot=words("told", plot=plot) if plot else words("untold")),
         )
         shows = (" ".join(panel.shows.split()) for panel in told.panels)
         listed = "\n".join(f"{number}. {each}" for number, each in enumerate(shows, start=1))
-        texts = reader(Prompts, functools.partial(faults_of_prompts, count=count, hero=hero))
         made = await self._answer(
             ask,
             f"prompts {wanted.seed}",
-            FORMS[Prompts],
-            texts,
+            Prompts,
+            functools.partial(faults_of_prompts, count=count, hero=hero),
             words("prompts", **known, panels=listed),
         )
         panels = tuple(
@@ -230,27 +226,33 @@ class _Questions:
         return Story(" ".join(told.title.split()), panels, reference, wanted.layout)
 
     async def _answer(
-        self, ask: Ask, item: str, form: Mapping[str, Any], check: Check[T], *parts: str | Picture
+        self,
+        ask: Ask,
+        item: str,
+        kind: type[T],
+        rules: Callable[[T], Iterable[Fault]],
+        *parts: str | Picture,
     ) -> T:
         """The answer to a question, which obeys its rules.
 
         Args:
             ask: Puts a question.
             item: What is asked for; with the seed where another seed gets another answer.
-            form: JSON schema of the answer.
-            check: Reads an answer and finds its faults.
+            kind: Kind of the answer.
+            rules: Lists the rules that an answer breaks.
             parts: The question.
 
         Raises:
             UserError: No answer can be used.
         """
+        check = reader(kind, rules)
         request = Request(
             stage=STAGE,
             item=item,
             messages=(Message("system", (self.wording("system"),)), user(*parts)),
             wording=self.wording.id,
             max_tokens=_TOKENS,
-            schema=form,
+            schema=FORMS[kind],
         )
         result = await written(
             ask,
