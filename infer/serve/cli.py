@@ -108,7 +108,8 @@ def serve(
         runner = Runner(engine, capacity, report=_report)
         host, port = sock.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        print(f"listening at {address}; compiling the programs", flush=True)
+        asked = "no key" if guard.digest is None else "a key"
+        print(f"listening at {address}, asks for {asked}; compiling the programs", flush=True)
         run(
             create_app(runner, guard, routes=(*page_routes(), *catalogue.routes())),
             runner,
