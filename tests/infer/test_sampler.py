@@ -253,7 +253,7 @@ def test_sample_integrates():
     np.testing.assert_allclose(out, 2.0, atol=0.01)
 
 
-def test_a_solver_keeps_its_memory_through_true_guidance(model, arrays):
+def test_a_solver_keeps_its_memory_through_true_guidance(model, sampler, arrays):
     """A second-order multistep solver, added without an edit; the loop and the steps agree."""
 
     def step(velocity, img, memory, t_cur, t_next):
@@ -263,10 +263,10 @@ def test_a_solver_keeps_its_memory_through_true_guidance(model, arrays):
         return img + (t_next - t_cur) * (now + weight * (now - before)), (count + 1, now)
 
     solver = Solver(lambda img: (jnp.zeros((), jnp.int32), jnp.zeros_like(img)), step)
-    sampler, own = Sampler(model, CANVAS, Method(solver)), inputs(arrays, guided=True)
-    looped = sampler.run(jnp.array(arrays["img"]), own, timesteps())
-    stepped = sampler.run(jnp.array(arrays["img"]), own, timesteps(), lambda *_: None)
-    euler = Sampler(model, CANVAS).run(jnp.array(arrays["img"]), own, timesteps())
+    added, own = Sampler(model, CANVAS, Method(solver)), inputs(arrays, guided=True)
+    looped = added.run(jnp.array(arrays["img"]), own, timesteps())
+    stepped = added.run(jnp.array(arrays["img"]), own, timesteps(), lambda *_: None)
+    euler = sampler.run(jnp.array(arrays["img"]), own, timesteps())
     np.testing.assert_allclose(looped, stepped, atol=1e-5 * np.abs(looped).max())
     assert np.abs(looped - euler).max() > 1e-3 * np.abs(euler).max()
 
