@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from dsd_jax.errors import UserError
-from dsd_jax.stack import layer_paths
+from dsd_jax.stack import SCALE, layer_paths
 from dsd_jax.types import DTypeLike, Shape
 
 __all__ = [
@@ -198,11 +198,16 @@ def materialise(
         sharding = shardings[path] if isinstance(shardings, Mapping) else shardings
         return jax.make_array_from_callback(shape, sharding, read_once)
 
-    # Large parameters first: they take longest, and scales are known once their kernels are read.
+    # Large parameters first: they take longest. Scales follow when all kernels are there, because a
+    # source that quantises knows them from then on and need not read a kernel twice.
     items = list(zip(paths, flat, strict=True))
     order = sorted(range(len(items)), key=lambda i: -math.prod(items[i][1][1].shape))
+    scales = [i for i in order if paths[i].endswith(SCALE)]
+    kernels = [i for i in order if not paths[i].endswith(SCALE)]
+    loaded: dict[int, jax.Array] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        loaded = dict(zip(order, pool.map(load, (items[i] for i in order)), strict=True))
+        for some in (kernels, scales):
+            loaded |= zip(some, pool.map(load, (items[i] for i in some)), strict=True)
     arrays = [loaded[i] for i in range(len(items))]
     filled = [
         (path, variable.replace(array))
