@@ -6,6 +6,7 @@ described by what it does.
 """
 
 import dataclasses
+import functools
 import inspect
 import re
 import shutil
@@ -26,6 +27,8 @@ from tyro.constructors import (
     StructTypeInfo,
     UnsupportedTypeAnnotationError,
 )
+
+from dsd_jax.errors import UserError
 
 __all__ = ["call"]
 
@@ -54,17 +57,29 @@ def call(
 
     Raises:
         SystemExit: The status is 0 after help, and 2 for a wrong flag.
+        UserError: A dataclass refuses the values of its fields.
     """
-    return tyro.cli(
-        command,
-        args=words,
-        prog=prog,
-        description=_description(command),
-        use_underscores=True,
-        config=(tyro.conf.AvoidSubcommands,) if pairs else (tyro.conf.FlagCreatePairsOff,),
-        registry=_Rules(pairs=pairs).registry,
-        default=default,
-    )
+    try:
+        return tyro.cli(
+            command,
+            args=words,
+            prog=prog,
+            description=_description(command),
+            use_underscores=True,
+            config=(tyro.conf.AvoidSubcommands,) if pairs else (tyro.conf.FlagCreatePairsOff,),
+            registry=_Rules(pairs=pairs).registry,
+            default=default,
+        )
+    except _RefusedError as refused:
+        raise refused.error from None
+
+
+class _RefusedError(Exception):
+    """Carries a `UserError` through tyro, which would show any `ValueError` in a box."""
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _description(command: Callable[..., Any]) -> str:
@@ -123,7 +138,8 @@ class _Rules:
             self._asking_tyro = False
         if not isinstance(spec, StructConstructorSpec):
             return None
-        return dataclasses.replace(spec, fields=tuple(map(self._worded, spec.fields)))
+        fields = tuple(map(self._worded, spec.fields))
+        return StructConstructorSpec(_carrying(spec.instantiate), fields)
 
     def _parameters(self, function: Callable[..., Any]) -> typing.Iterator[StructFieldSpec]:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -165,6 +181,19 @@ def _by_name(function: Callable[..., T]) -> Callable[..., T]:
     def called(**arguments: Any) -> T:
         by_position = [arguments.pop(name) for name in names]
         return function(*by_position, **arguments)
+
+    return called
+
+
+def _carrying(make: Callable[..., T]) -> Callable[..., T]:
+    """Wraps a dataclass so that the values that it refuses raise a `_RefusedError`."""
+
+    @functools.wraps(make, updated=())  # its docstring heads the group in the help
+    def called(**arguments: Any) -> T:
+        try:
+            return make(**arguments)
+        except UserError as error:
+            raise _RefusedError(error) from None
 
     return called
 

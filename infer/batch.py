@@ -129,7 +129,7 @@ def read_manifest(
     table = open_table(find_table(path), split)
     rows = [dataclasses.replace(_row(read, defaults), ending=ending) for read in table.rows()]
     if not rows:
-        raise UserError(f"the manifest {path} has no rows")
+        raise UserError(f"the manifest {path} has no rows; give one for each image")
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:

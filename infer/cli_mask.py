@@ -10,6 +10,7 @@ from dsd_jax.infer.batch import read_manifest
 from dsd_jax.infer.cli import ModelFlags
 from dsd_jax.infer.find_mask import find_mask, prepare_rows
 from dsd_jax.infer.mask import mask_text
+from dsd_jax.infer.outputs import check_place
 from dsd_jax.infer.settings import Settings
 
 __all__ = ["mask"]
@@ -37,6 +38,7 @@ def mask(
         model: The model.
         settings: Settings of sampling, which the mask is for.
     """
+    check_place(output_path)
     rows = read_manifest(manifest, settings)
     pipeline = model.load()
     prepared = prepare_rows(pipeline, rows, images)

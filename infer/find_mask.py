@@ -37,7 +37,10 @@ def prepare_rows(pipeline: Pipeline, rows: list[Row], count: int) -> Prepared:
     count = max(count // pipeline.group, 1) * pipeline.group
     own = rows[:count]
     if len(own) < count:
-        raise UserError(f"{count} images are needed for the search, the manifest has {len(own)}")
+        raise UserError(
+            f"{count} images are needed for the search, the manifest has {len(own)}; add rows, or "
+            "give a smaller --images"
+        )
     for row in own:
         if row.error:
             raise UserError(f"row {row.id}: {row.error}")

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from dsd_jax.convert.hub import check_scheme
 from dsd_jax.errors import UserError
-from dsd_jax.structured import read_toml
+from dsd_jax.structured import MalformedError, read_toml
 
 __all__ = ["Found", "check_search", "mask_steps", "mask_text", "read_mask", "search_mask"]
 
 _MASK = re.compile("1[01]*")
+_EXPECTED = "step_mask must be a 0 or 1 for each step, such as 1101, or a file of `dsd mask`"
 
 
 def read_mask(given: str) -> str:
@@ -32,11 +34,12 @@ def read_mask(given: str) -> str:
     text = given
     if not re.fullmatch("[01]+", given):
         if "://" not in given and not Path(given).is_file():
-            raise UserError(
-                f"step_mask must be a 0 or 1 for each step, such as 1101, or a file of `dsd mask`; "
-                f"there is no file {given!r}"
-            )
-        held = read_toml(given).get("mask")
+            raise UserError(f"{_EXPECTED}; there is no file {given!r}")
+        check_scheme(given)
+        try:
+            held = read_toml(given).get("mask")
+        except MalformedError as error:
+            raise UserError(f"{_EXPECTED}; {error}") from None
         if not isinstance(held, str) or not re.fullmatch("[01]+", held):
             raise UserError(
                 f'{given} holds no step mask, such as mask = "1101"; write one with `dsd mask`'

@@ -45,7 +45,7 @@ class Outputs:
             raise UserError(f"{self.output_latents} must end in .npy")
         wanted = Places(*self._images(self.output_path, count), self.output_latents)
         for path in wanted.files:
-            _check_place(path)
+            check_place(path)
         if self.overwrite:
             return wanted
         numbered = (self._images(path, count) for path in _numbered(self.output_path))
@@ -115,7 +115,7 @@ def _any_exists(*groups: list[Path]) -> bool:
     return any(path.exists() for group in groups for path in group)
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file name")
     parent = next(parent for parent in path.parents if parent.exists())

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import tyro
 
+from dsd_jax.errors import UserError
 from dsd_jax.flags import call
 
 
@@ -141,6 +142,39 @@ def test_a_wrong_line_is_refused(words: tuple[str, ...], capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="2"):
         run(*words)
     assert capsys.readouterr().err
+
+
+def test_values_that_a_dataclass_refuses_are_told_without_a_box(
+    capsys: pytest.CaptureFixture[str],
+):
+    @dataclasses.dataclass(frozen=True)
+    class Grid:
+        """A grid.
+
+        Attributes:
+            rows: Number of rows.
+        """
+
+        rows: int = 2
+
+        def __post_init__(self) -> None:
+            if self.rows < 1:
+                raise UserError(f"rows must be at least 1, got {self.rows}")
+
+    def draw(grid: Grid = Grid(), other: Grid | None = None) -> tuple[Grid, Grid | None]:
+        """Draw a grid.
+
+        Args:
+            grid: The grid.
+            other: Another one.
+        """
+        return grid, other
+
+    assert call(draw, ["--grid.rows", "3"], "dsd draw") == (Grid(3), None)
+    for words in (["--grid.rows", "0"], ["other:grid", "--other.rows", "0"]):
+        with pytest.raises(UserError, match=r"^rows must be at least 1, got 0$"):
+            call(draw, words, "dsd draw")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_positional_choice_lists_its_choices(capsys: pytest.CaptureFixture[str]):

@@ -208,6 +208,15 @@ class TestMistakes:
             ("--text '  '", "text 0 is empty; describe the image that is wanted"),
             ("--text 'a cat' --height 100", "height and width must be positive multiples of 16"),
             ("--text 'a cat' --steps 0", "steps must be from 1 to 1000, got 0"),
+            (
+                "--text 'a cat' --steps 4 --step_mask 110",
+                "the step_mask is for 3 steps, got steps=4",
+            ),
+            ("--text 'a cat' --step_mask none.toml", "`dsd mask`; there is no file 'none.toml'"),
+            (
+                "--text 'a cat' --step_mask cat.png",
+                "or a file of `dsd mask`; cat.png: byte 1 (0x89",
+            ),
             ("--text 'a cat' --guidance nan", "guidance must be a number from 0 up, got nan"),
             ("--text 'a cat' --guidance -1", "guidance must be a number from 0 up, got -1.0"),
             ("--text 'a cat' --i_guidance 2", "i_guidance=2.0 needs a reference image"),
@@ -388,3 +397,31 @@ class TestBatch:
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
         assert dsd("batch rows.jsonl --output_dir o --base_path FLUX --mesh.data 1")[0] == 0
         assert seen == [WorkerShare(7, 8)]
+
+
+class TestMask:
+    @pytest.mark.parametrize(
+        ("flags", "complaint"),
+        [
+            ("none.csv", "there is no file or folder none.csv"),
+            ("empty.csv", "the manifest empty.csv has no rows; give one for each image"),
+            ("rows.csv", "8 images are needed for the search, the manifest has 1; add rows, or"),
+            ("rows.csv --images 0", "images must be at least 1, got 0"),
+            ("rows.csv --images 1 --trials 0", "trials must be at least 1, got 0"),
+            ("rows.csv --images 1 --step_mask 10", "the search finds a mask and takes none; leave"),
+            ("rows.csv --images 1 --steps 1", "full must be from 1 to the number of steps, 1; got"),
+            ("rows.csv --output_path f/m.toml", "cannot write f/m.toml: f is not a folder"),
+        ],
+    )
+    def test_mistakes(self, dsd, tmp_path, no_sampling, flags, complaint):
+        (tmp_path / "f").write_text("a file")
+        (tmp_path / "empty.csv").write_text("text\n")
+        (tmp_path / "rows.csv").write_text("text\na cat\n")
+        before = names(tmp_path)
+        place = "" if "--output_path" in flags else "--output_path m.toml"
+        size = SMALL if "--steps" not in flags else "--height 64 --width 128"
+        status, out, err = dsd(f"mask {flags} {place} --full 2 --base_path FLUX {size}")
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1].startswith(f"error: {complaint}")
+        assert "Traceback" not in err
+        assert names(tmp_path) == before

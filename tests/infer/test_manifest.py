@@ -86,7 +86,7 @@ class TestManifest:
         ("name", "content", "complaint"),
         [
             ("rows.jsonl", b"", r"rows\.jsonl has no rows: expected one JSON object a line"),
-            ("rows.csv", b"text,image\n", r"the manifest .*rows\.csv has no rows"),
+            ("rows.csv", b"text,image\n", r"the manifest .*rows\.csv has no rows; give one for"),
             (
                 "rows.jsonl",
                 b'{"id": 1, "text": "a"}\n{"id": "1"}',

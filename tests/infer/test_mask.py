@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsd_jax import extras
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
@@ -154,13 +155,21 @@ def test_a_file_and_a_mask_mean_the_same(tmp_path: Path):
         ('mask = "12"', "holds no step mask, such as"),
         ("mask = 11", "holds no step mask, such as"),
         ("steps = 4", "holds no step mask, such as"),
-        ("mask", "mask.toml"),
+        ("text,image", r"such as 1101, or a file of `dsd mask`; .*mask.toml: not TOML: expected"),
     ],
 )
 def test_files_without_a_mask_are_refused(text, message, tmp_path: Path):
     (tmp_path / "mask.toml").write_text(text)
     with pytest.raises(UserError, match=message):
         Settings(step_mask=str(tmp_path / "mask.toml"))
+
+
+def test_a_mask_in_a_bucket_needs_the_library_for_it(monkeypatch):
+    monkeypatch.setattr(extras, "_installed", lambda module: False)
+    with pytest.raises(UserError, match="gs:// paths needs gcsfs; install it with: pip install"):
+        Settings(step_mask="gs://bucket/mask.toml")
+    with pytest.raises(UserError, match=r"https://a.test/mask is not a path; give a folder"):
+        Settings(step_mask="https://a.test/mask")
 
 
 @pytest.mark.parametrize("given", ["maybe", "", "12"])
@@ -189,7 +198,7 @@ def test_rows_that_make_no_batch_are_refused(pipe, here):
     ):
         with pytest.raises(UserError, match=message):
             prepare_rows(pipe, [rows[0], changed], 2)
-    with pytest.raises(UserError, match="4 images are needed for the search, the manifest has 2"):
+    with pytest.raises(UserError, match=r"4 images are needed .* has 2; add rows, or give a smal"):
         prepare_rows(pipe, rows, 4)
     with pytest.raises(UserError, match="images must be at least 1, got 0"):
         prepare_rows(pipe, rows, 0)

@@ -184,13 +184,29 @@ def test_flags_that_cannot_be_used(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ):
-    try:
-        err = refused(
-            ["train", "tiny", *flags, "--output_dir", str(tmp_path / "run"), *words], capsys
-        )
-    except SystemExit:  # tyro's own refusal of a value, with its reason in a box
-        err = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert message in err
+    words = ["train", "tiny", *flags, "--output_dir", str(tmp_path / "run"), *words]
+    assert message in refused(words, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("mask", "0110", "error: the first step of a step_mask must be a 1, got 0110"),
+        ("mask", "none.toml", "or a file of `dsd mask`; there is no file 'none.toml'"),
+        (
+            "i_guidance",
+            "1",
+            "error: distill.i_guidance must be a number above 1, got 1.0: at 1 the",
+        ),
+        ("steps", "2", "error: distill.steps must be at least 3, since true guidance begins with"),
+    ],
+)
+def test_a_distillation_that_cannot_be_is_refused_at_once(
+    flag: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--data", "pairs", "--output_dir", str(tmp_path / "run"), f"--distill.{flag}", value]
+    assert message in refused(["train", "distill", *words], capsys)
     assert not (tmp_path / "run").exists()
 
 
