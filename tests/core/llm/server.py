@@ -51,6 +51,7 @@ class Server:
         polls: looks at a batch before it is done.
         expire_at: lines of the first batch that are answered before it expires.
         lose_submission: the connection breaks after the first batch is made.
+        held: questions that arrive from now on are answered when it is set.
     """
 
     def __init__(self, answer: Answerer = lambda question: "yes", delay: float = 0.0) -> None:
@@ -63,6 +64,7 @@ class Server:
         self.polls = 1
         self.expire_at: int | None = None
         self.lose_submission = False
+        self.held: threading.Event | None = None
         self.port = 0
         self._seen: collections.Counter[str] = collections.Counter()
         self._ready = threading.Event()
@@ -80,7 +82,7 @@ class Server:
 
     def __enter__(self) -> "Server":  # noqa: PYI034 - Self stumbles over the checks at run time
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(
@@ -92,7 +94,7 @@ class Server:
         assert self._loop is not None
         assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     async def serve(self, port: int = 0) -> None:
         """Serves until it is stopped."""
@@ -160,8 +162,11 @@ class Server:
         if isinstance(result, Status):
             headers = {"Content-Type": "application/json", **result.headers}
             return result.code, headers, result.body.encode()
+        held = self.held
         if delay:
             await asyncio.sleep(delay)
+        while held is not None and not held.is_set():
+            await asyncio.sleep(0.01)
         self._pay(question)
         fault = result
         if isinstance(result, Drop | BadJson):

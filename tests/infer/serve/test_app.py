@@ -382,7 +382,8 @@ def test_pages_of_other_sites_cannot_ask(http):
 
 
 def test_uploads_are_limited_before_they_are_read(runner, http, reference):
-    small = with_guard(runner, http, Guard(), Uploads(size=2_000, seconds=0.05))
+    small = with_guard(runner, http, Guard(), Uploads(size=2_000))
+    hasty = with_guard(runner, http, Guard(), Uploads(seconds=0.05))
 
     async def slow():
         yield b"{"
@@ -398,7 +399,7 @@ def test_uploads_are_limited_before_they_are_read(runner, http, reference):
         return [
             await small.post(url, content=b"x" * 2_001, headers=kind),
             await small.post(url, content=long(), headers=kind),
-            await small.post(url, content=slow(), headers=kind),
+            await hasty.post(url, content=slow(), headers=kind),
             await small.post(url, content=b"", headers=kind | {"content-length": "-1"}),
             await small.post(url, content=b"{}", headers={"content-type": "text/plain"}),
         ]

@@ -28,7 +28,7 @@ def test_a_client_that_leaves_cancels_and_sigterm_answers_what_was_accepted(engi
         ready.wait()
         client = openai.OpenAI(base_url=base, api_key="none", max_retries=0)
         stream = {"prompt": "a", "steps": 3, "stream": True}
-        with httpx2.stream("POST", f"{base}/images/generations", json=stream) as left:
+        with httpx2.stream("POST", f"{base}/images/generations", json=stream, timeout=60) as left:
             engine.begun.acquire()
         task = runner.task(left.headers["x-job-id"])
         assert task is not None
