@@ -37,9 +37,10 @@ def prepare_rows(pipeline: Pipeline, rows: list[Row], count: int) -> Prepared:
     count = max(count // pipeline.group, 1) * pipeline.group
     own = rows[:count]
     if len(own) < count:
+        fewer = "a smaller --images" if count > pipeline.group else "--mesh.data 1"
         raise UserError(
             f"{count} images are needed for the search, the manifest has {len(own)}; add rows, or "
-            "give a smaller --images"
+            f"give {fewer}"
         )
     for row in own:
         if row.error:

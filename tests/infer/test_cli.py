@@ -405,7 +405,8 @@ class TestMask:
         [
             ("none.csv", "there is no file or folder none.csv"),
             ("empty.csv", "the manifest empty.csv has no rows; give one for each image"),
-            ("rows.csv", "8 images are needed for the search, the manifest has 1; add rows, or"),
+            ("rows.csv --images 3", "3 images are needed for the search, the manifest has 1; add"),
+            ("rows.csv --images 1 --mesh.data 2", "2 images are needed for the search, the manif"),
             ("rows.csv --images 0", "images must be at least 1, got 0"),
             ("rows.csv --images 1 --trials 0", "trials must be at least 1, got 0"),
             ("rows.csv --images 1 --step_mask 10", "the search finds a mask and takes none; leave"),
@@ -420,8 +421,10 @@ class TestMask:
         before = names(tmp_path)
         place = "" if "--output_path" in flags else "--output_path m.toml"
         size = SMALL if "--steps" not in flags else "--height 64 --width 128"
-        status, out, err = dsd(f"mask {flags} {place} --full 2 --base_path FLUX {size}")
+        mesh = "" if "--mesh" in flags else "--mesh.data 1"
+        status, out, err = dsd(f"mask {flags} {place} --full 2 --base_path FLUX {size} {mesh}")
         assert (status, out) == (2, "")
         assert err.splitlines()[-1].startswith(f"error: {complaint}")
+        assert ("give --mesh.data 1" in err) == ("--mesh" in flags)
         assert "Traceback" not in err
         assert names(tmp_path) == before
