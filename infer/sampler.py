@@ -64,7 +64,7 @@ class Step(NamedTuple):
     """A step of sampling.
 
     Attributes:
-        number: how many steps of its phase (with or without true guidance) come before it.
+        number: number of earlier steps in its phase, with or without true guidance.
         now, next: the times that it leads from and to.
     """
 
@@ -79,10 +79,10 @@ class Carry(NamedTuple):
     Attributes:
         img: packed latents.
         memory: the solver's memory.
-        added: what true guidance has added to the velocity when it was last computed; () where
-            every step computes it.
-        residual: what the blocks after the first have added to the image tokens of a single pass
-            when they last ran; () where they run in every step.
+        added: share of true guidance in the velocity when it was last computed; () where every
+            step computes it.
+        residual: sum that the blocks after the first have added to the image tokens of a single
+            pass when they last ran; () where they run in every step.
     """
 
     img: Array
