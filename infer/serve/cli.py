@@ -1,25 +1,20 @@
 """`dsd serve`."""
 
 import dataclasses
-import math
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dsd_jax.convert.hub import TOY
-from dsd_jax.errors import UserError
 from dsd_jax.extras import require
 from dsd_jax.infer.cli import ModelFlags
 from dsd_jax.infer.enhance import Enhancement
 from dsd_jax.sharding import MeshConfig
 
-__all__ = ["QueueFlags", "ServerFlags", "serve"]
+__all__ = ["QueueFlags", "ServeFlags", "ServerFlags", "serve"]
 
 _PLAIN = tyro.conf.arg(name="")
-_MOST = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +54,28 @@ class QueueFlags:
     true_guidance: bool = True
 
 
-def serve(
-    toy: bool = False,
-    server: Annotated[ServerFlags, _PLAIN] = ServerFlags(),
-    queue: Annotated[QueueFlags, _PLAIN] = QueueFlags(),
-    model: Annotated[ModelFlags, _PLAIN] = ModelFlags(mesh=MeshConfig(data=1)),
-    enhance: Annotated[Enhancement, _PLAIN] = Enhancement(),
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class ServeFlags:
+    """All flags of `dsd serve`.
+
+    Attributes:
+        toy: Serve the toy weights that ship with the package.
+        server: The address.
+        queue: The queue.
+        model: The model.
+        enhance: Whether a vision model enriches texts, for the page and `/v1/prompts/enhance`.
+    """
+
+    toy: bool = False
+    server: Annotated[ServerFlags, _PLAIN] = ServerFlags()
+    queue: Annotated[QueueFlags, _PLAIN] = QueueFlags()
+    model: Annotated[ModelFlags, _PLAIN] = dataclasses.field(
+        default_factory=lambda: ModelFlags(mesh=MeshConfig(data=1))
+    )
+    enhance: Annotated[Enhancement, _PLAIN] = dataclasses.field(default_factory=Enhancement)
+
+
+def serve(flags: Annotated[ServeFlags, _PLAIN] = ServeFlags()) -> None:
     """Serve images over HTTP, in the form of OpenAI's Images interface, and a page to make them.
 
     The page opens at the address that the command prints.
@@ -73,70 +83,26 @@ def serve(
     Stop it with Ctrl-C or SIGTERM: it refuses new requests, and ends once the others are answered.
 
     Args:
-        toy: Serve the toy weights that ship with the package.
-        server: The address.
-        queue: The queue.
-        model: The model.
-        enhance: Whether a vision model enriches texts, for the page and `/v1/prompts/enhance`.
+        flags: All flags.
     """
     require("serve")
-    from dsd_jax.infer.serve.app import create_app
-    from dsd_jax.infer.serve.catalogue import Catalogue
-    from dsd_jax.infer.serve.engine import PipelineEngine
-    from dsd_jax.infer.serve.examples import FLUX, toy_examples
-    from dsd_jax.infer.serve.guard import Guard, read_key
-    from dsd_jax.infer.serve.page import page_routes
-    from dsd_jax.infer.serve.runner import Runner
-    from dsd_jax.infer.serve.scheduler import Capacity
+    from dsd_jax.infer.serve.cli_assembly import Assembly
     from dsd_jax.infer.serve.server import listen, run
 
-    capacity = Capacity(
-        queue=_count("max_queue", queue.max_queue),
-        batch=_count("max_batch", queue.max_batch),
-        delay=_delay(queue.max_delay_ms) / 1000,
-    )
-    sizes = [_size(text) for text in queue.sizes or ("32x32" if toy else "512x512",)]
-    guard = Guard.of(read_key(server.api_key_env, server.api_key_file), server.host)
-    catalogue = Catalogue(toy_examples() if toy else FLUX, enhance)
-    if toy:
-        model = dataclasses.replace(model, base_path=TOY, lora_path=model.lora_path or (TOY,))
-    with listen(server.host, server.port) as sock:
-        pipeline = model.load()
+    assembly = Assembly(flags)
+    with listen(flags.server.host, flags.server.port) as sock:
+        pipeline = assembly.model.load()
         for notice in pipeline.notices:
             print(f"note: {notice}")
-        engine = PipelineEngine(pipeline, sizes, capacity.batch, true_guidance=queue.true_guidance)
-        runner = Runner(engine, capacity, report=_report)
+        runner, app = assembly.around(pipeline, _report)
         host, port = sock.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        asked = "no key" if guard.digest is None else "a key"
+        asked = "no key" if assembly.guard.digest is None else "a key"
         print(f"listening at {address}, asks for {asked}; compiling the programs", flush=True)
-        run(
-            create_app(runner, guard, routes=(*page_routes(), *catalogue.routes())),
-            runner,
-            sock,
-            lambda: print(f"ready: {address} and {address}/v1; stop with Ctrl-C", flush=True),
-        )
+        ready = f"ready: {address} and {address}/v1; stop with Ctrl-C"
+        run(app, runner, sock, lambda: print(ready, flush=True))
     print("stopped; every accepted request is answered")
 
 
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _count(name: str, value: int) -> int:
-    if not 1 <= value <= _MOST:
-        raise UserError(f"{name} must be from 1 to {_MOST}, got {value}")
-    return value
-
-
-def _delay(ms: float) -> float:
-    if not (ms >= 0 and math.isfinite(ms)):
-        raise UserError(f"max_delay_ms must be 0 or more milliseconds, got {ms:g}")
-    return ms
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
-    if found is None:
-        raise UserError(f"a size must look like 512x512 (WIDTHxHEIGHT), got {text!r}")
-    return int(found[1]), int(found[2])
