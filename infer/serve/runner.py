@@ -19,11 +19,12 @@ from dsd_jax.infer.serve.wire import ImageRequest
 
 __all__ = ["Event", "Preview", "Progress", "Runner", "Settled", "Status", "Task"]
 
+Work = Literal["encode", "step", "decode"]
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 _KEPT = 64  # finished jobs whose result can still be asked for
 _KEPT_SECONDS = 600.0
 _GRACE = 10.0  # seconds in which a stopping server still hands out the result of a job
-_FAILURES = 3  # failures of the device without a good step between, after which it is broken
+_FAILURES = 3  # failures of the same work in a row, after which the device is broken
 _LOG = logging.getLogger(__name__)
 
 
@@ -123,7 +124,7 @@ class Runner(Generic[State]):
         self._scheduler = Scheduler(capacity)
         self._tasks: dict[str, Task] = {}
         self._under_way: dict[Row, tuple[Task, State]] = {}
-        self._failures = 0
+        self._failures: dict[Work, int] = {}  # in a row, without success of the same work between
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._main, name="device", daemon=True)
@@ -202,8 +203,8 @@ class Runner(Generic[State]):
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread lives and the device has not failed several times in a row."""
-        return self.failure is None and self._failures < _FAILURES
+        """Whether the thread lives and no work of the device has failed several times in a row."""
+        return self.failure is None and max(self._failures.values(), default=0) < _FAILURES
 
     @property
     def unavailable(self) -> str | None:
@@ -271,8 +272,9 @@ class Runner(Generic[State]):
             try:
                 states = self.engine.open(task.request, task.frame, [row.index for row in own])
             except Exception as error:  # noqa: BLE001 - one request's failure ends that request
-                self._fail([task], error)
+                self._fail([task], error, "encode")
                 continue
+            self._failures.pop("encode", None)
             with self._changed:
                 if task.settled is None:
                     self._under_way |= {
@@ -285,9 +287,9 @@ class Runner(Generic[State]):
         try:
             self.engine.step(states, guided=batch.guided)
         except Exception as error:  # noqa: BLE001 - a device's error ends these requests, no others
-            self._fail([task for task, _ in under_way], error)
+            self._fail([task for task, _ in under_way], error, "step")
             return
-        self._failures = 0
+        self._failures.pop("step", None)
         seconds = time.monotonic() - began
         self.metrics.stepped(len(states), seconds)
         with self._changed:
@@ -304,6 +306,7 @@ class Runner(Generic[State]):
             if row.step == job.steps:
                 self._under_way.pop(row, None)
                 task.painted[row.index] = self.engine.finish(state)
+                self._failures.pop("decode", None)
                 self.metrics.images.inc()
                 if len(task.painted) == len(job.rows):
                     with self._changed:
@@ -312,13 +315,13 @@ class Runner(Generic[State]):
                 number = steps.index(row.step)
                 task.listener(Preview(row.index, number, self.engine.preview(state)))
         except Exception as error:  # noqa: BLE001 - as above
-            self._fail([task], error)
+            self._fail([task], error, "decode")
 
-    def _fail(self, tasks: list[Task], error: Exception) -> None:
+    def _fail(self, tasks: list[Task], error: Exception, work: Work) -> None:
         ours = not isinstance(error, UserError)
         message = "the device failed while it made this image; try again" if ours else str(error)
         if ours:
-            self._failures += 1
+            self._failures[work] = self._failures.get(work, 0) + 1
             _LOG.error("a request failed", exc_info=error)
         with self._changed:
             for task in tasks:

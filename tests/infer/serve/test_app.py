@@ -253,7 +253,7 @@ def test_two_pictures_are_decoded_at_a_time(http, reference, monkeypatch):
     assert max(most) <= 2
 
 
-@pytest.mark.parametrize("at", ["open", "step"])
+@pytest.mark.parametrize("at", ["open", "step", "finish"])
 def test_a_device_that_fails_three_times_in_a_row_is_out_of_order(
     client, http, engine, monkeypatch, at
 ):
