@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from dsd_jax.errors import UserError
 
-__all__ = ["OutsideError", "open_inside", "open_regular", "read_inside"]
+__all__ = ["OutsideError", "open_inside", "open_regular", "read_inside", "real_inside"]
 
 
 class OutsideError(UserError):
@@ -41,8 +41,8 @@ def open_regular(path: str | Path, name: str | Path | None = None) -> BinaryIO:
         raise
 
 
-def open_inside(folder: Path, path: str | Path) -> BinaryIO:
-    """Opens a regular file that lies in a folder, with all links resolved.
+def real_inside(folder: Path, path: str | Path) -> Path:
+    """The real path of a file that lies in a folder, with all links resolved; it may be missing.
 
     Files of a snapshot in the Hugging Face cache are links into the `blobs` folder beside it, which
     counts as inside.
@@ -53,13 +53,22 @@ def open_inside(folder: Path, path: str | Path) -> BinaryIO:
 
     Raises:
         OutsideError: the file lies elsewhere.
-        UserError: it is not a regular file.
-        OSError: it cannot be opened.
     """
     real = Path(os.path.realpath(folder / str(path).replace("\0", "")))
     if not any(real.is_relative_to(allowed) for allowed in _allowed(folder)):
         raise OutsideError(f"{path} is outside of the folder {folder}")
-    return open_regular(real, path)
+    return real
+
+
+def open_inside(folder: Path, path: str | Path) -> BinaryIO:
+    """Opens a regular file that lies in a folder (see `real_inside`).
+
+    Raises:
+        OutsideError: the file lies elsewhere.
+        UserError: it is not a regular file.
+        OSError: it cannot be opened.
+    """
+    return open_regular(real_inside(folder, path), path)
 
 
 def read_inside(folder: Path, path: str | Path, most: int) -> bytes:

@@ -18,7 +18,8 @@ from dsd_jax.infer.story.book import write_book
 from dsd_jax.infer.story.layout import Layout
 from dsd_jax.infer.story.letters import Letters
 from dsd_jax.infer.story.page import Picture, draw_pages
-from dsd_jax.infer.story.script import Story
+from dsd_jax.infer.story.script import STORY, Story
+from dsd_jax.inside import OutsideError, real_inside
 from dsd_jax.marks import Mark
 
 __all__ = ["PANELS", "bind", "check", "paint"]
@@ -31,8 +32,16 @@ def check(story: Story, folder: Path, layout: Layout, letters: Letters) -> None:
     """Reads the reference and sets all texts on blank panels, before anything is painted.
 
     Raises:
-        UserError: a reference that cannot be read, or a text that cannot be set.
+        UserError: a reference that cannot be read or lies outside the folder, or a text that
+            cannot be set.
     """
+    try:
+        real_inside(folder, story.reference)
+    except OutsideError:  # the story may be from elsewhere; pages would show a private picture
+        raise UserError(
+            f"{folder / STORY}: the reference {story.reference} is outside of the story's folder; "
+            "copy the picture into it and give its new name"
+        ) from None
     open_frame(folder / story.reference, 1, 1)
     blank = Image.new("RGB", (64, 64), "white")
     draw_pages(

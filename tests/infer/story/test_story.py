@@ -14,7 +14,7 @@ from dsd_jax.images import open_image
 from dsd_jax.infer.cli import ModelFlags
 from dsd_jax.infer.story.book import write_book
 from dsd_jax.infer.story.cli import draw
-from dsd_jax.infer.story.draw import bind
+from dsd_jax.infer.story.draw import bind, check
 from dsd_jax.infer.story.layout import Box, Layout, load_layout
 from dsd_jax.infer.story.letters import Letters
 from dsd_jax.infer.story.page import Picture, letter
@@ -200,6 +200,16 @@ class TestBooks:
             with pytest.raises(UserError, match=told):
                 draw(tmp_path)
             picture().save(tmp_path / "reference.png")
+
+    def test_a_reference_outside_of_the_folder_is_not_read(self, tmp_path):
+        picture().save(tmp_path / "private.png")
+        folder = tmp_path / "story"
+        folder.mkdir()
+        (folder / "link.png").symlink_to(tmp_path / "private.png")
+        for outside in ("../private.png", str(tmp_path / "private.png"), "link.png"):
+            told = Story("a", (Panel("a cat"),), reference=outside)
+            with pytest.raises(UserError, match="outside of the story's folder; copy the picture"):
+                check(told, folder, self.layout, Letters())
 
 
 class TestStoryFiles:
