@@ -98,7 +98,7 @@ class ProviderConfig:
             _check_url(self.base_url)
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
             raise UserError(  # the value may be the key itself, so it is not repeated
-                "api_key_env must be the name of an environment variable in capital letters, such "
+                "the place of a key must be the name of an environment variable in capitals, such "
                 "as OPENAI_API_KEY, never the key itself"
             )
         if self.api_key_env is not None and self.api_key_file is not None:
@@ -155,7 +155,7 @@ class ProviderConfig:
         if not (found := environment.get(self.key_env, "").strip()):
             raise UserError(
                 f"the environment variable {self.key_env} is not set; set it to the key of "
-                f"{self.url or self.kind}, or give api_key_env or api_key_file"
+                f"{self.url or self.kind}, or name the variable that holds it"
             )
         return checked_key(found, f"the environment variable {self.key_env}")
 
@@ -169,10 +169,13 @@ def _check_url(url: str) -> None:
     except ValueError:
         raise UserError(f"base_url must look like https://host/v1, got {url}") from None
     if parts.username or parts.password:
-        raise UserError("base_url must not hold a name or password; give the key by api_key_env")
+        raise UserError(
+            "base_url must not hold a name or password; put the key into an environment variable"
+        )
     if parts.query or parts.fragment:  # it may be the key: it is not repeated
         raise UserError(
-            "base_url must end with its path, without `?` or `#`; give the key by api_key_env"
+            "base_url must end with its path, without `?` or `#`; put the key into an environment "
+            "variable"
         )
     if not host:
         raise UserError(f"base_url must look like https://host/v1, got {url}")

@@ -61,8 +61,8 @@ def kind_of(name: str, mode: str) -> Kind:
     """
     if (kind := KINDS.get(name)) is None:
         raise UserError(
-            f"there is no kind {name!r} of provider{did_you_mean(name, KINDS)}; expected "
-            f"{and_more(list(KINDS))}"
+            f"there is no kind {name!r} of provider; expected {and_more(list(KINDS))}"
+            f"{did_you_mean(name, KINDS)}"
         )
     if mode not in kind.modes:
         raise UserError(

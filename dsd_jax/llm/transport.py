@@ -175,7 +175,9 @@ def failure_of(status: int, body: bytes | str, headers: Mapping[str, str]) -> Fa
         where = _printable(headers.get("location", "elsewhere"))
         return Failed("fatal", f"the server redirects to {where}; give that host as base_url")
     if status in {401, 403} or any(each in text for each in _BAD_KEY):
-        return Failed("fatal", f"the key was refused, {said}; check api_key_env or api_key_file")
+        return Failed(
+            "fatal", f"the key was refused, {said}; check the variable or file of the key"
+        )
     if status == 404:
         return Failed("fatal", f"no such model or address, {said}; check model and base_url")
     if status in {402, 429} and (status == 402 or any(each in text for each in _SPENT)):

@@ -97,8 +97,8 @@ def _of_table(path: Path, places: Collection[Place]) -> list[Label]:
     for column in table.columns:
         if column not in _COLUMNS:
             raise UserError(
-                f"{path} has the unknown column {column!r}{did_you_mean(column, _COLUMNS)}; the "
-                f"columns of labels are {', '.join(_COLUMNS)}"
+                f"{path} has the unknown column {column!r}; the columns of labels are "
+                f"{', '.join(_COLUMNS)}{did_you_mean(column, _COLUMNS)}"
             )
     methods = {place.method for place in places}
     method = methods.pop() if len(methods) == 1 else ""

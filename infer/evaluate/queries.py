@@ -121,8 +121,8 @@ def queries(
     for aspect in aspects:
         if aspect not in known:
             raise UserError(
-                f"no protocol asks about {aspect!r}{did_you_mean(aspect, known)}; expected "
-                f"{and_more(known)}"
+                f"no protocol asks about {aspect!r}; expected {and_more(known)}"
+                f"{did_you_mean(aspect, known)}"
             )
     if rounds < 1:
         raise UserError(f"rounds must be at least 1, got {rounds}")

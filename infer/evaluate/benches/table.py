@@ -45,8 +45,8 @@ def read_table(source: Source) -> list[Case]:
     for column in table.columns:
         if column.partition(".")[0] not in known:
             raise UserError(
-                f"{table.files[0]} has the unknown column {column!r}{did_you_mean(column, known)}; "
-                f"the columns of a table of cases are {', '.join(known)}"
+                f"{table.files[0]} has the unknown column {column!r}; the columns of a table of "
+                f"cases are {', '.join(known)}{did_you_mean(column, known)}"
             )
     prompts: Counter[str] = Counter()
     pictures: dict[tuple[Path, Path | None], Picture] = {}

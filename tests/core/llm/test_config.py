@@ -47,7 +47,7 @@ def test_a_table():
         ('kind = "openai"', "run.toml: `model` is missing"),
         (
             'kind = "openapi"\nmodel = "m"',
-            "run.toml: there is no kind 'openapi' of provider; did you mean 'openai'?; expected ",
+            "no kind 'openapi' of provider; expected openai, gemini, toy; did you mean 'openai'?",
         ),
         (
             'kind = "openai"\nmodel = "m"\nmax_in_fligth = 3',

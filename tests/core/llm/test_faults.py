@@ -104,7 +104,10 @@ class TestOneByOne:
     @pytest.mark.parametrize(
         ("fault", "message"),
         [
-            (Status(401), "the key was refused, status 401: made up; check api_key_env"),
+            (
+                Status(401),
+                "the key was refused, status 401: made up; check the variable or file of",
+            ),
             (Status(403), "the key was refused, status 403"),
             (Status(404), "no such model or address, status 404: made up; check model"),
             (

@@ -300,7 +300,7 @@ class TestLabels:
             ("id,rater,label\na,anna,maybe\n", "row 1: label is yes, no or unsure, got 'maybe'"),
             ("id,rater,label\na,,yes\n", "row 1 has no rater"),
             ("id,rater,label,sample\na,anna,yes,-1\n", "sample is the number of an image"),
-            ("id,rater,lable\na,anna,yes\n", "unknown column 'lable'; did you mean"),
+            ("id,rater,lable\na,anna,yes\n", "column 'lable'; .* did you mean 'label'[?]$"),
             ("id,rater,label\n", "no labels|no rows|empty"),
         ],
     )  # fmt: skip

@@ -236,9 +236,9 @@ class TestRefusals:
     def test_nothing_is_asked_for_files_that_cannot_be_used(self, cat, monkeypatch):
         monkeypatch.delenv("GEMINI_API_KEY", raising=False)
         folder = cat.parent / "story"
-        with pytest.raises(UserError, match="GEMINI_API_KEY is not set"):
+        with pytest.raises(UserError, match=r"GEMINI_API_KEY is not set; .* name the variable"):
             tell(cat, folder, Plot(), Writer(), STRIP)
-        with pytest.raises(UserError, match=r"no kind 'gemni' of provider; did you mean 'gemini'"):
+        with pytest.raises(UserError, match=r"no kind 'gemni' of .*; did you mean 'gemini'"):
             tell(cat, folder, Plot(), Writer("gemni"), STRIP)
         with Asked() as server:
             with pytest.raises(UserError, match=r"there is no image at .*none\.png"):
