@@ -33,6 +33,7 @@ __all__ = ["IMPLEMENTATIONS", "Attend", "attention", "shared_attention", "splash
 Attend: TypeAlias = Callable[[Array, Array, Array], Array]
 """Attention of queries `[B, L, N, H]` to keys and values `[B, M, N, H]`, text tokens first."""
 
+KEPT = "attention"  # name in `dsd_jax.stack.REMAT_POLICIES`
 QUERY_BLOCK = 256  # queries of one head at a time in `mapped`: 2.4 MB of weights at 2,304 keys
 FEW_WEIGHTS = 2**22  # elements of all heads: this many stay in a CPU's cache and need no loop
 # Blocks of splash attention. More of any of these does not fit into a core's fast memory at some
@@ -40,7 +41,7 @@ FEW_WEIGHTS = 2**22  # elements of all heads: this many stay in a CPU's cache an
 SPLASH_TILE = 128
 SPLASH_KEYS, SPLASH_KEYS_AT_ONCE = 5632, 1536
 SPLASH_QUERIES, SPLASH_WEIGHTS = 640, 900_000  # weights: queries times keys at once
-SPLASH_GRADIENT = 1024
+SPLASH_GRADIENT_KEYS, SPLASH_GRADIENT = 2560, 1024
 
 
 def _precision(x: Array) -> str:
@@ -104,7 +105,8 @@ def splash_blocks(queries: int, keys: int) -> "BlockSizes":
 
     The largest block of keys that fits comes first: with all keys in one block, the kernel need not
     rescale what it has summed, which saves a fifth to a third of its cycles
-    (`benchmarks/speed/tpu_cycles.py`).
+    (`benchmarks/speed/tpu_cycles.py`). The kernel of the gradient writes a gradient of all queries
+    for every block of keys, to be added up afterwards; with one block there is nothing to add.
 
     Args:
         queries, keys: Tokens, multiples of `SPLASH_TILE`.
@@ -118,13 +120,14 @@ def splash_blocks(queries: int, keys: int) -> "BlockSizes":
         return max(tile for tile in tiles if size % tile == 0)
 
     at_once = block(keys_block := block(keys, SPLASH_KEYS), SPLASH_KEYS_AT_ONCE)
+    gradient_at_once = block(keys, SPLASH_GRADIENT)
     return splash_attention_kernel.BlockSizes(
         block_q=block(queries, min(SPLASH_QUERIES, SPLASH_WEIGHTS // at_once)),
         block_kv=keys_block,
         block_kv_compute=at_once,
         block_q_dkv=block(queries, SPLASH_GRADIENT),
-        block_kv_dkv=block(keys, SPLASH_GRADIENT),
-        block_kv_dkv_compute=block(keys, SPLASH_GRADIENT),
+        block_kv_dkv=keys if keys <= SPLASH_GRADIENT_KEYS else gradient_at_once,
+        block_kv_dkv_compute=gradient_at_once,
         use_fused_bwd_kernel=True,
     )
 
@@ -147,15 +150,21 @@ def _splash(q: Array, k: Array, v: Array) -> Array:
         block_sizes=splash_blocks(length, k.shape[1]),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=KEPT,  # the kernel's gradient also needs the sums of its rows
     )
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
 
+def _kept(run: Attend) -> Attend:
+    """Names the output of an implementation whose gradient needs nothing else of it."""
+    return lambda q, k, v: checkpoint_name(run(q, k, v), KEPT)
+
+
 IMPLEMENTATIONS: dict[str, Attend] = {
-    "xla": _xla,
-    "mapped": _mapped,
+    "xla": _kept(_xla),
+    "mapped": _kept(_mapped),
     "cudnn": _cudnn,
     "splash": _splash,
 }
@@ -195,7 +204,7 @@ def attention(
     if mesh is not None:
         spec = activation_spec(mesh, q.shape, ("batch", None, "attention_heads", None))
         run = jax.shard_map(run, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
-    return checkpoint_name(run(q, k, v), "attention")
+    return run(q, k, v)
 
 
 def shared_attention(

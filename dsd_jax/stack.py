@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.extend.core import Primitive
 
 from dsd_jax.config import Execution
 from dsd_jax.errors import UserError
@@ -37,13 +38,29 @@ Carry = TypeVar("Carry")
 Out = TypeVar("Out")
 
 _POLICIES = jax.checkpoint_policies
+_CUDNN = "dot_product_attention_fwd_wrapper"
+
+
+def _keeping(*names: str) -> Callable[..., Any]:
+    """Keeps arrays of these names, and what cuDNN's attention returns, which bears no name.
+
+    The gradient of a kernel needs the kernel's output and the sums of its rows. If one of them is
+    missing, the kernel runs again.
+    """
+
+    def by_cudnn(primitive: Primitive, *_: object, **__: object) -> bool:
+        return primitive.name == _CUDNN
+
+    return _POLICIES.save_from_both_policies(_POLICIES.save_only_these_names(*names), by_cudnn)
+
+
 # "none" keeps everything; the others name what survives to the backward pass.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": _POLICIES.nothing_saveable,
     "dots": _POLICIES.dots_with_no_batch_dims_saveable,
-    "attention": _POLICIES.save_only_these_names("attention"),
-    "attention+qkv": _POLICIES.save_only_these_names("attention", "qkv"),
+    "attention": _keeping("attention"),
+    "attention+qkv": _keeping("attention", "qkv"),
 }
 
 

@@ -52,11 +52,13 @@ def v5e_64() -> TrainConfig:
     """`paper` on a v5e-64 slice, 16 GB a chip.
 
     160 samples are 5 for each of 32 pairs of chips: a pair shares the tokens of a canvas. The base
-    is sharded eightfold, and all 5 samples go at once, so that it is gathered once per pass.
+    is sharded eightfold, and all 5 samples go at once, so that it is gathered once per pass. The
+    outputs of attention are kept, so that they are not computed again.
     """
     return _change(
         paper(),
         mesh=MeshConfig(data=4, fsdp=8, context=2),
+        remat="attention",
     )
 
 
@@ -64,18 +66,13 @@ def v5p_64() -> TrainConfig:
     """`v5e_64` on 64 chips of v5p, 95 GB each, without sharding the base.
 
     Every chip holds the base, so no weight is gathered in a step.
-
-    There is room for the outputs of attention too, which are not computed again.
     """
-    return _change(v5e_64(), mesh=MeshConfig(data=32, fsdp=1, context=2), remat="attention")
+    return _change(v5e_64(), mesh=MeshConfig(data=32, fsdp=1, context=2))
 
 
 def v6e_64() -> TrainConfig:
-    """`v5e_64` on a v6e-64 slice, 32 GB a chip.
-
-    The outputs of attention are kept, so that they are not computed again.
-    """
-    return _change(v5e_64(), remat="attention")
+    """`v5e_64` on a v6e-64 slice, 32 GB a chip."""
+    return v5e_64()
 
 
 def depth() -> TrainConfig:

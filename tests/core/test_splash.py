@@ -21,7 +21,10 @@ def test_splash_equals_plain_attention(qkv):
     assert_close(ours, attention(*qkv, implementation="xla"), 1e-5, "splash")
 
 
-def test_splash_gradient_equals_plain_gradient(qkv):
+@pytest.mark.parametrize("at_once", [256, 128])
+def test_splash_gradient_equals_plain_gradient(qkv, at_once, monkeypatch):
+    monkeypatch.setattr(module, "SPLASH_GRADIENT", at_once)
+
     def loss(q, implementation):
         return jnp.sum(jnp.square(attention(q, *qkv[1:], implementation=implementation)))
 
@@ -50,3 +53,13 @@ def test_splash_with_several_blocks_of_keys_equals_plain_attention(qkv, monkeypa
 def test_all_keys_are_one_block_where_they_fit(tokens, queries, keys, at_once):
     blocks = splash_blocks(tokens, tokens)
     assert (blocks.block_q, blocks.block_kv, blocks.block_kv_compute) == (queries, keys, at_once)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keys", "at_once"),
+    [(1280, 1280, 640), (2560, 2560, 640), (4608, 768, 768), (8704, 512, 512)],
+)
+def test_the_gradient_takes_all_keys_as_one_block_where_they_fit(tokens, keys, at_once):
+    blocks = splash_blocks(tokens, tokens)
+    assert (blocks.block_kv_dkv, blocks.block_kv_dkv_compute) == (keys, at_once)
+    assert blocks.block_q_dkv == at_once

@@ -1,6 +1,7 @@
 """Scanned or unrolled, rematerialised or not: the same numbers."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 
 from dsd_jax.attention import attention
 from dsd_jax.blocks import SingleBlock
@@ -148,3 +150,29 @@ def test_both_layouts_hold_the_same_parameters() -> None:
         per_layer |= dict.fromkeys(layers, own)
     assert per_layer == unrolled
     assert unrolled["double_blocks.1.txt_attn.qkv.kernel"] == (TINY.width, 3, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "platform", "kernel"),
+    [("splash", "tpu", r'"splash_mha_fwd_\w+"'), ("cudnn", "cuda", r"__cudnn\$fmhaSoftmax\b")],
+)
+def test_attention_that_is_kept_is_not_run_again(
+    implementation: str, platform: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient needs the sums of its rows too: without them the kernel would run twice."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+    x = jax.ShapeDtypeStruct((1, 128, 1, 128), jnp.bfloat16)
+
+    def runs(remat: str) -> int:
+        def attend(x: jax.Array) -> jax.Array:
+            return jnp.sin(attention(x, x, x, implementation=implementation))
+
+        def loss(x: jax.Array) -> jax.Array:
+            return jax.checkpoint(attend, policy=REMAT_POLICIES[remat])(x).astype("float32").sum()
+
+        program = jax.jit(jax.value_and_grad(loss)).trace(x)
+        return len(re.findall(kernel, program.lower(lowering_platforms=(platform,)).as_text()))
+
+    assert runs("full") == 2
+    assert runs("attention") == 1
