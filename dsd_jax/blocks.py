@@ -14,6 +14,7 @@ from dsd_jax.layers import (
     ModulationOut,
     RMSNorm,
     gelu_tanh,
+    gradient_apart,
     modulate,
 )
 from dsd_jax.rope import apply_rope
@@ -31,8 +32,10 @@ def _qkv_linear(config: FluxConfig, precision: Precision, rngs: nnx.Rngs) -> Lin
 def _split_qkv(
     qkv: Float[Array, "B L 3 N H"], query_norm: RMSNorm, key_norm: RMSNorm
 ) -> tuple[Array, Array, Array]:
-    qkv = checkpoint_name(qkv, "qkv")
-    return query_norm(qkv[:, :, 0]), key_norm(qkv[:, :, 1]), qkv[:, :, 2]
+    # The gradient of a split joins its parts; that of three slices would pad each and add them up.
+    parts = jnp.split(gradient_apart(checkpoint_name(qkv, "qkv")), 3, axis=2)
+    q, k, v = (jnp.squeeze(part, axis=2) for part in parts)
+    return query_norm(q), key_norm(k), v
 
 
 class SelfAttention(nnx.Module):

@@ -29,6 +29,7 @@ __all__ = [
     "ModulationOut",
     "RMSNorm",
     "gelu_tanh",
+    "gradient_apart",
     "layer_norm",
     "modulate",
     "timestep_embedding",
@@ -73,10 +74,15 @@ def _times_groups(kernel: Array, scales: Array, axes: int, precision: Precision)
     return (grouped * wide).reshape(kernel.shape)
 
 
+def _keeps_axes() -> bool:
+    """Whether products keep the axes of their arguments apart; see `_product`."""
+    return current_mesh() is not None or jax.default_backend() == "tpu"
+
+
 def _product(x: Array, kernel: Array, axes: int, precision: Precision) -> Array:
     compute = precision.compute_dtype
     x, kernel = x.astype(compute), kernel.astype(compute)
-    if current_mesh() is not None or jax.default_backend() == "tpu":
+    if _keeps_axes():
         dims = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
         return lax.dot_general(x, kernel, (dims, ((), ())), precision=precision.matmul)
     # On one device no sharding is lost by flattening, and XLA's CPU compiler transposes a whole
@@ -143,6 +149,15 @@ class Linear(nnx.Module):
         hidden = _contract(x, a, len(self.in_shape), self.precision) * self.lora_scale
         if self.fused == 1:
             return _contract(hidden, b, 1, self.precision)
+        if _keeps_axes():
+            # Joined after a product for each part, they would be joined again in every tile of the
+            # base's product, which adds them: twice its cycles on TPU.
+            compute, last = self.precision.compute_dtype, hidden.ndim - 1
+            dims = (((last,), (1,)), ((last - 1,), (0,)))
+            joined = lax.dot_general(
+                hidden, b.astype(compute), dims, precision=self.precision.matmul
+            )
+            return jnp.moveaxis(joined, 0, last - 1)
         parts = [
             _contract(hidden[..., part, :], b[part], 1, self.precision)
             for part in range(self.fused)
@@ -202,6 +217,31 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         return self.embedding[...][ids].astype(self.precision.compute_dtype)
+
+
+def _apart(x: Array) -> Array:
+    """Keeps an array out of the product that takes it, on TPU.
+
+    Fused into the product, it would be computed again for every tile of the output.
+    """
+    return lax.platform_dependent(x, tpu=lax.optimization_barrier, default=lambda x: x)
+
+
+@jax.custom_vjp
+def gradient_apart(x: Array) -> Array:
+    """Returns x. On TPU, its gradient is computed once for all products that take it."""
+    return x
+
+
+def _gradient_apart_forward(x: Array) -> tuple[Array, None]:
+    return x, None
+
+
+def _gradient_apart_backward(_: None, gradient: Array) -> tuple[Array]:
+    return (_apart(gradient),)
+
+
+gradient_apart.defvjp(_gradient_apart_forward, _gradient_apart_backward)
 
 
 def layer_norm(x: Array, eps: float = 1e-6) -> Array:
@@ -356,11 +396,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         hidden = ACTIVATIONS[self.activation](self.in_layer(x))
-        # Fused into the second product, it would be computed again for every tile of the output.
-        apart = lax.platform_dependent(
-            hidden, tpu=lax.optimization_barrier, default=lambda hidden: hidden
-        )
-        return self.out_layer(apart)
+        return self.out_layer(_apart(hidden))
 
 
 class MlpEmbedder(nnx.Module):

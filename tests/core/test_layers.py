@@ -49,10 +49,16 @@ def test_linear_maps_trailing_axes(in_shape: tuple[int, ...], out_shape: tuple[i
     ("in_shape", "out_shape", "fused"),
     [((12,), (6,), 1), ((4, 3), (6,), 1), ((12,), (6, 2), 1), ((12,), (3, 2, 5), 3)],
 )
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])  # the axes of products are flat or kept
 def test_adapter_adds_scaled_product(
-    in_shape: tuple[int, ...], out_shape: tuple[int, ...], fused: int
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    fused: int,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """y = x W + bias + scale * (x A) B, with one pair of factors per fused part."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rank, scale = 5, 0.7
     linear = Linear(in_shape, out_shape, fused=fused, precision=FLOAT32, rngs=nnx.Rngs(0))
     x = normal(2, 7, *in_shape)
