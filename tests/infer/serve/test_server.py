@@ -17,6 +17,7 @@ from dsd_jax.infer.serve.app import create_app
 from dsd_jax.infer.serve.guard import read_key
 from dsd_jax.infer.serve.runner import Runner
 from dsd_jax.infer.serve.server import listen, run
+from dsd_jax.infer.shown import Lazy
 
 
 def test_a_client_that_leaves_cancels_and_sigterm_answers_what_was_accepted(engine):
@@ -69,6 +70,15 @@ def test_an_address_in_use_is_told(engine):
 def test_a_delay_that_is_no_time_is_refused(given, capsys):
     assert main(["serve", "--toy", "--max_delay_ms", given]) != 0
     assert "max_delay_ms must be 0 or more milliseconds" in capsys.readouterr().err
+
+
+def test_a_size_is_refused_before_weights_are_read(capsys, monkeypatch):
+    def read(*arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Lazy, "use", read)
+    assert main(["serve", "--toy", "--port", "0", "--sizes", "33x32"]) != 0
+    assert "size 33x32: height and width must be positive mult" in capsys.readouterr().err
 
 
 def test_a_failure_to_compile_ends_the_server(engine):
