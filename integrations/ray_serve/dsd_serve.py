@@ -70,7 +70,7 @@ class Server:
         if self._runner.failure is not None:
             raise self._runner.failure
         if not self._runner.healthy:
-            raise RuntimeError("the device's latest steps failed")
+            raise RuntimeError("the device failed several times in a row")
 
 
 def app(given: Arguments) -> Application:
