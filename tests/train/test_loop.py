@@ -148,7 +148,7 @@ def test_a_signal_saves_and_ends_well(
     ]  # fmt: skip
     environment = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
         "PATH": "",
         "XDG_CACHE_HOME": str(world),  # the second process finds the programs of the first
     }
