@@ -86,8 +86,7 @@ def test_pooled_is_the_hidden_state_of_the_end_token() -> None:
     ids = jnp.asarray([[60, 5, 63, 9, 62, 63], [60, 62, 4, 7, 63, 63]])
     hidden, pooled = clip()(ids)  # the legacy rule: first of the largest ids
     np.testing.assert_array_equal(pooled, hidden[jnp.arange(2), jnp.asarray([2, 4])])
-    model = clip(dataclasses.replace(CLIP, eos_token_id=62))
-    hidden, pooled = jax.jit(model.__call__)(ids)
+    hidden, pooled = clip(dataclasses.replace(CLIP, eos_token_id=62))(ids)
     np.testing.assert_array_equal(pooled, hidden[jnp.arange(2), jnp.asarray([4, 1])])
 
 
