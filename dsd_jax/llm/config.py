@@ -98,7 +98,7 @@ class ProviderConfig:
             _check_url(self.base_url)
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
             raise UserError(  # the value may be the key itself, so it is not repeated
-                "the place of a key must be the name of an environment variable in capitals, such "
+                "give the name of the environment variable that holds the key, in capitals, such "
                 "as OPENAI_API_KEY, never the key itself"
             )
         if self.api_key_env is not None and self.api_key_file is not None:

@@ -176,7 +176,7 @@ def failure_of(status: int, body: bytes | str, headers: Mapping[str, str]) -> Fa
         return Failed("fatal", f"the server redirects to {where}; give that host as base_url")
     if status in {401, 403} or any(each in text for each in _BAD_KEY):
         return Failed(
-            "fatal", f"the key was refused, {said}; check the variable or file of the key"
+            "fatal", f"the key was refused, {said}; check the variable or file that holds it"
         )
     if status == 404:
         return Failed("fatal", f"no such model or address, {said}; check model and base_url")

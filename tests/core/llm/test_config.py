@@ -172,7 +172,7 @@ class TestKeys:
     def test_a_key_in_place_of_its_name_is_not_repeated(self):
         with pytest.raises(UserError) as caught:
             ProviderConfig("openai", "m", api_key_env="sk-12345")
-        assert "must be the name of an environment variable" in str(caught.value)
+        assert "name of the environment variable that holds the key" in str(caught.value)
         assert "12345" not in str(caught.value)
         with pytest.raises(UserError) as caught:
             read('kind = "openai"\nmodel = "m"\napi_key = "sk-12345"')

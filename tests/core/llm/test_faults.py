@@ -106,7 +106,7 @@ class TestOneByOne:
         [
             (
                 Status(401),
-                "the key was refused, status 401: made up; check the variable or file of",
+                "the key was refused, status 401: made up; check the variable or file that",
             ),
             (Status(403), "the key was refused, status 403"),
             (Status(404), "no such model or address, status 404: made up; check model"),
