@@ -1,14 +1,14 @@
 """Cycles of FLUX.1-dev's blocks on TPUs, as the TPU compiler estimates them, without a TPU.
 
     pip install libtpu
-    python -m benchmarks.speed.tpu_cycles [--chips v5e v6e] [--batches 4 1] [--training] [--step]
+    python -m benchmarks.speed.tpu_cycles [--chips v5e v6e] [--batches 4 1] [--tables training]
 
 Two frames of 512 x 512 (2,048 image and 512 text tokens), bfloat16. Nothing is run, so no row is a
 time: `estimated` adds up what the compiler states, `at peak` charges all that is no product at the
 peak of the chip's memory. The compiler says nothing of Pallas kernels; the cycles of attention are
 counted from the instruction bundles of its kernels, one bundle a cycle, without waits for memory.
-`floor` is the work of the products at the chip's peak. `--step` also compiles the whole scanned
-step, sharded over eight chips, whose loops contain the collectives too.
+`floor` is the work of the products at the chip's peak. `--tables step` compiles the whole scanned
+step, sharded over eight chips, whose loops contain the collectives too. Sampling is the default.
 """
 
 import argparse
@@ -70,6 +70,7 @@ in every pass.""",
 PRESETS = {"v5e": "v5e_64", "v5p": "v5p_64", "v6e": "v6e_64"}
 KINDS = tuple(PRESETS)
 BLOCKS = ("double", "single")
+TABLES = ("sampling", "training", "step")
 IMG, TXT = 2048, 512
 _MARK = re.compile(r"^\s*(0x[0-9a-f]+)\s+(LB|PF|LH|LE|PB):")
 
@@ -309,18 +310,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--chips", nargs="+", default=["v5e", "v6e"], choices=KINDS)
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 1])
-    parser.add_argument("--training", action="store_true", help="also a step of training")
-    parser.add_argument("--step", action="store_true", help="also the whole step")
+    parser.add_argument("--tables", nargs="+", default=["sampling"], choices=TABLES)
     parser.add_argument("--kernel", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.kernel is not None:
         chip, length, gradient = given.kernel
         _compile_kernel(chip, int(length), gradient=gradient == "True")
         return
-    save(__file__, rows(given.chips, given.batches, training=False))
-    if given.training:
+    if "sampling" in given.tables:
+        save(__file__, rows(given.chips, given.batches, training=False))
+    if "training" in given.tables:
         save(__file__, rows(given.chips, given.batches, training=True), "training")
-    if given.step:
+    if "step" in given.tables:
         save(__file__, step_rows(given.chips), "step")
 
 
