@@ -63,41 +63,31 @@ class Distilled:
             )
         return cls(**{**given, "steps": int(given["steps"])}, mask=mask)
 
+    @property
+    def needed(self) -> dict[str, str | int]:
+        """Settings, by name, without which a student of few steps is not what it was trained to be.
+
+        It learned along its own Euler steps, some of which run the first block alone. A student
+        without a mask learned a velocity at all times, which any steps can follow.
+        """
+        if self.mask is None:
+            return {}
+        return {"steps": self.steps, "step_mask": self.mask, "solver": "euler"}
+
     def notice(self, name: str) -> str:
         """Says how to sample with the adapter `name`."""
+        settings = {"guidance": f"{self.guidance:g}", "steps": self.steps, **self.needed}
+        words = ", ".join(f"{setting} {value}" for setting, value in settings.items())
         return (
             f"{name} is distilled: one pass holds true guidance (i_guidance {self.i_guidance:g}, "
-            f"t_guidance {self.t_guidance:g}); sample with guidance {self.guidance:g} and "
-            f"{self._steps}, without i_guidance"
+            f"t_guidance {self.t_guidance:g}); sample with {words}; leave out i_guidance"
         )
 
     @property
     def flags(self) -> str:
-        """The flags of `dsd generate` to sample with."""
+        """The flags of `dsd generate` to sample with, the solver being its default."""
         mask = f" --step_mask {self.mask}" if self.mask else ""
         return f"--guidance {self.guidance:g} --steps {self.steps}{mask}"
-
-    @property
-    def _steps(self) -> str:
-        """The steps to sample with, in words."""
-        return f"steps {self.steps}" + (f" and step_mask {self.mask}" if self.mask else "")
-
-    def check(self, name: str, *, i_guidance: float, mask: str | None) -> None:
-        """Refuses settings that the adapter `name` is not for.
-
-        Raises:
-            UserError: There is true guidance, or not the step mask that it was trained with.
-        """
-        if i_guidance > 1:
-            raise UserError(
-                f"{name} is distilled: one pass holds the guidance of i_guidance="
-                f"{self.i_guidance:g} already, got i_guidance={i_guidance:g} on top; leave it at "
-                "1, or take the LoRA that this one was distilled from"
-            )
-        if self.mask is not None and mask != self.mask:
-            raise UserError(
-                f"{name} is distilled for a step mask, got step_mask={mask}; give {self._steps}"
-            )
 
 
 def _is_number(value: Any) -> bool:

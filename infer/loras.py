@@ -58,10 +58,23 @@ def check_distilled(loras: Loras, settings: Settings) -> None:
     """Refuses settings that a distilled LoRA in use is not for.
 
     Raises:
-        UserError: there is true guidance on top, or not the step mask that it was trained with.
+        UserError: there is true guidance on top, or not the steps, step mask and solver that a
+            student of few steps was trained with.
     """
     for adapter, scale in loras.values():
-        if adapter.distilled is not None and scale:
-            adapter.distilled.check(
-                adapter.name, i_guidance=settings.i_guidance, mask=settings.step_mask
+        need, name = adapter.distilled, adapter.name
+        if need is None or not scale:
+            continue
+        if settings.true_guidance:
+            raise UserError(
+                f"{name} is distilled: one pass holds the guidance of i_guidance="
+                f"{need.i_guidance:g} already, got i_guidance={settings.i_guidance:g} on top; "
+                "leave it at 1, or take the LoRA that this one was distilled from"
+            )
+        given = {own: getattr(settings, own) for own in need.needed}
+        if wrong := [f"{own}={given[own]}" for own in given if given[own] != need.needed[own]]:
+            wanted = ", ".join(f"{own}={value}" for own, value in need.needed.items())
+            raise UserError(
+                f"{name} is distilled for few steps of its own, got {', '.join(wrong)}; "
+                f"give {wanted}"
             )

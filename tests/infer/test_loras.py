@@ -12,6 +12,7 @@ from dsd_jax.convert.lora.write import write_lora
 from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.infer import denoiser
+from dsd_jax.infer.loras import check_distilled
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.settings import Settings
 from tests.random_flux import CONDITIONAL, TEXT, picture, random_adapter, write_random_lora
@@ -96,12 +97,32 @@ def test_a_distilled_lora_takes_no_true_guidance(folder, tmp_path):
     pipe.check(Settings(height=64), two_frames=True)
     with pytest.raises(UserError, match=r"fast.safetensors is distilled: one pass holds"):
         pipe.check(Settings(height=64, i_guidance=2.0), two_frames=True)
-    masked = dataclasses.replace(need, steps=4, mask="1010")
-    with pytest.raises(UserError, match="got step_mask=None; give steps 4 and step_mask 1010"):
-        masked.check("fast", i_guidance=1.0, mask=None)
-    masked.check("fast", i_guidance=1.0, mask="1010")
+    pipe.check(
+        Settings(height=64, solver="dpmpp_2m", steps=9, step_mask="101010101"), two_frames=True
+    )
     pipe.scale_lora("fast", 0.0)
     pipe.check(Settings(height=64, i_guidance=2.0), two_frames=True)
+
+
+def test_a_student_of_few_steps_takes_its_own_alone():
+    """Its steps, its step mask and the solver that it was trained with."""
+    need = Distilled(guidance=3.5, i_guidance=1.5, t_guidance=1.0, steps=4, mask="1010")
+    own = dataclasses.replace(random_adapter(CONDITIONAL), name="few", distilled=need)
+    right = Settings(steps=4, step_mask="1010")
+    check_distilled({"few": (own, 1.0)}, right)
+    for changes, got in (
+        ({"solver": "dpmpp_2m"}, "solver=dpmpp_2m"),
+        ({"steps": 28}, "steps=28"),
+        ({"step_mask": None}, "step_mask=None"),
+        ({"steps": 5, "step_mask": "10101"}, "steps=5, step_mask=10101"),
+    ):
+        with pytest.raises(UserError) as refused:
+            check_distilled({"few": (own, 1.0)}, dataclasses.replace(right, **changes))
+        assert str(refused.value) == (
+            f"few is distilled for few steps of its own, got {got}; "
+            "give steps=4, step_mask=1010, solver=euler"
+        )
+        check_distilled({"few": (own, 0.0)}, dataclasses.replace(right, **changes))
 
 
 def test_a_change_of_scale_compiles_nothing(folder, files):
