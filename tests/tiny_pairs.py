@@ -4,7 +4,10 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import arro3.core
+import arro3.io
 import numpy as np
 from PIL import Image
 
@@ -12,7 +15,15 @@ from dsd_jax.data.pairs.record import PairRecord
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.data.pairs.writer import PairWriter
 
-__all__ = ["image_bytes", "random_pair", "write_pairs", "write_rows", "write_table"]
+__all__ = [
+    "image_bytes",
+    "random_pair",
+    "rejected",
+    "write_pairs",
+    "write_parquet",
+    "write_rows",
+    "write_table",
+]
 
 SHARD_BYTES = 20_000  # a few records of these
 
@@ -82,3 +93,30 @@ def write_table(folder: Path, count: int) -> list[dict[str, str]]:
 def write_rows(path: Path, rows: Sequence[object]) -> None:
     """A JSONL file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_parquet(path: Path, **columns: Any) -> None:
+    """Columns of bytes, text, numbers, or structs of them, as the hub has, four rows a group."""
+    arrays: dict[str, Any] = {name: _arrow(values) for name, values in columns.items()}
+    table = arro3.core.Table.from_pydict(arrays)
+    arro3.io.write_parquet(table, str(path), max_row_group_size=4, compression="snappy")
+
+
+def _arrow(values: list[Any]) -> arro3.core.Array:
+    first = next(value for value in values if value is not None)
+    if isinstance(first, dict):
+        members = {name: _arrow([value[name] for value in values]) for name in first}
+        fields = [arro3.core.Field(name, array.type) for name, array in members.items()]
+        return arro3.core.struct_array(list(members.values()), fields=fields)
+    kinds = {
+        bytes: arro3.core.DataType.binary(),
+        str: arro3.core.DataType.string(),
+        bool: arro3.core.DataType.bool(),
+        int: arro3.core.DataType.int64(),
+    }
+    return arro3.core.Array(values, type=kinds[type(first)])
+
+
+def rejected(folder: Path) -> list[dict[str, Any]]:
+    """The rows that an import into the folder has rejected."""
+    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
