@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -24,6 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.ports import held_port
 from benchmarks.results import save
 from dsd_jax.config import FluxConfig
 from dsd_jax.flow import Schedule
@@ -150,9 +150,8 @@ def two_processes(mesh: MeshConfig, steps: int, *, flags: str = "", timeout: flo
     Raises:
         RuntimeError: one of them failed.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    held = held_port()
+    address = f"localhost:{held.getsockname()[1]}"
     job = json.dumps({"mesh": dataclasses.asdict(mesh), "steps": steps, "address": address})
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}
@@ -169,6 +168,7 @@ def two_processes(mesh: MeshConfig, steps: int, *, flags: str = "", timeout: flo
     try:
         outputs = [worker.communicate(timeout=timeout) for worker in workers]
     finally:
+        held.close()
         for worker in workers:
             worker.kill()
     for worker, (_, errors) in zip(workers, outputs, strict=True):

@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.ports import held_port
 from benchmarks.results import save
 from dsd_jax.checkpoint import OrbaxSource
 from dsd_jax.data.pairs.record import PairRecord, png_bytes
@@ -79,18 +79,17 @@ class World:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         words = self.command(output, threads)
-        if processes > 1:
-            with socket.socket() as server:
-                server.bind(("localhost", 0))
-                address = f"localhost:{server.getsockname()[1]}"
-            words += ["--coordinator_address", address, "--num_processes", str(processes)]
-        with (self.folder / "log.txt").open("ab") as log:
+        with held_port() as held, (self.folder / "log.txt").open("ab") as log:
+            if processes > 1:
+                address = f"localhost:{held.getsockname()[1]}"
+                words += ["--coordinator_address", address, "--num_processes", str(processes)]
             return [
                 subprocess.Popen(
                     words if processes == 1 else [*words, "--process_id", str(number)],
                     env=environment,
                     stdout=log,
                     stderr=log,
+                    pass_fds=[held.fileno()],  # the processes hold the port as long as they live
                 )
                 for number in range(processes)
             ]

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.ports import held_port
 from dsd_jax.data.load.loader import Loader, LoaderConfig, Reading
 from tests.tiny_pairs import write_pairs
 
@@ -52,19 +52,18 @@ print(json.dumps(found))
 
 def test_two_processes_hold_the_global_batch(tmp_path: Path):
     store = write_pairs(tmp_path / "pairs", 20)
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        address = f"localhost:{server.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(store.path), address, str(number)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for number in range(2)
-    ]
-    results = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    with held_port() as held:
+        address = f"localhost:{held.getsockname()[1]}"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(store.path), address, str(number)],
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for number in range(2)
+        ]
+        results = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     config = LoaderConfig(sizes=((32, 32),))
     whole = next(iter(Loader([store], config, batch=8, start_step=3, reading=Reading(threads=0))))
     assert whole.target is not None
