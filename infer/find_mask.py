@@ -31,7 +31,8 @@ def prepare_rows(pipeline: Pipeline, rows: list[Row], count: int) -> Prepared:
         count: number of images; every device that shares the batch gets as many.
 
     Raises:
-        UserError: a row that cannot be used, rows that differ, or too few of them; or no images.
+        UserError: a row that cannot be used, rows that differ, or too few of them; no images; or a
+            LoRA that has a step mask of its own.
     """
     count = check_count("images", count)
     count = max(count // pipeline.group, 1) * pipeline.group
@@ -51,6 +52,12 @@ def prepare_rows(pipeline: Pipeline, rows: list[Row], count: int) -> Prepared:
             "a mask is found for images of equal settings, all or none with a reference; leave "
             "out the columns of the manifest that differ"
         )
+    for name, need in pipeline.distilled.items():
+        if need.mask is not None:
+            raise UserError(
+                f"{name} is distilled for the step_mask {need.mask} and samples with no other; "
+                "leave out its --lora_path, or give dsd generate this mask"
+            )
     ((settings, two_frames),) = kinds
     checked = pipeline.check(settings, two_frames=two_frames)
     height, width = checked.size

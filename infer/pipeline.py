@@ -19,6 +19,7 @@ from dsd_jax import __version__
 from dsd_jax.config import FLUX_DEV
 from dsd_jax.convert.card import public_name
 from dsd_jax.convert.open import open_flux, open_loras
+from dsd_jax.distilled import Distilled
 from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas, pack_latents
@@ -146,6 +147,12 @@ class Pipeline:
     def loras(self) -> dict[str, float]:
         """Name and scale of every LoRA in use."""
         return {name: scale for name, (_, scale) in self._loras.items()}
+
+    @property
+    def distilled(self) -> dict[str, Distilled]:
+        """Name of every LoRA that is distilled, and the sampling that it was trained for."""
+        own = {name: adapter.distilled for name, (adapter, _) in self._loras.items()}
+        return {name: need for name, need in own.items() if need is not None}
 
     def add_lora(self, path: PathLike, scale: float = 1.0, *, name: str | None = None) -> str:
         """Adds a LoRA to those in use; the base weights are not read again.
@@ -304,12 +311,20 @@ class Pipeline:
             show="all" if shown else "nothing",
         )
 
-    def check(self, settings: Settings, *, two_frames: bool) -> Settings:
+    def check(
+        self,
+        settings: Settings,
+        *,
+        two_frames: bool,
+        scales: Mapping[str, float] | None = None,
+    ) -> Settings:
         """The settings with the default size filled in.
 
         Args:
             settings: settings as given.
             two_frames: whether there is a reference.
+            scales: strengths of the LoRAs for these settings, see `scale_loras`. None: those they
+                have.
 
         Raises:
             UserError: settings that cannot be used (see `Settings.checked`), or a reference for a
@@ -320,7 +335,8 @@ class Pipeline:
                 "this transformer has no condition embedding, so it cannot take a reference image; "
                 "give the DSD transformer as model_path, or a LoRA file that carries c_embedder"
             )
-        check_distilled(self._loras, settings)
+        loras = self._loras if scales is None else rescaled(self._loras, scales)
+        check_distilled(loras, settings)
         downscale = self.autoencoder_config.downscale
         return settings.checked(two_frames=two_frames, downscale=downscale)
 

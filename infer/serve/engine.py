@@ -112,7 +112,7 @@ class PipelineEngine:
 
     Raises:
         UserError: Sizes that the pipeline cannot make, more than it keeps programs for, or a
-            pipeline whose weights do not stay in memory.
+            pipeline whose weights do not stay in memory; or a LoRA for a step mask.
     """
 
     def __init__(
@@ -123,6 +123,12 @@ class PipelineEngine:
                 "a server keeps its weights in memory; leave out --model_offload and "
                 "--sequential_offload, or spread the model over a mesh"
             )
+        for name, need in pipeline.distilled.items():
+            if need.mask is not None:
+                raise UserError(
+                    f"a server runs all blocks in every step, but {name} is distilled for the "
+                    f"step_mask {need.mask}; leave it out, or make its images with dsd batch"
+                )
         edits = pipeline.transformer_config.condition_embed
         self.offer = Offer(
             model=str(pipeline.identity["model"]),
@@ -162,7 +168,8 @@ class PipelineEngine:
 
     def lane(self, request: ImageRequest, *, edit: bool) -> Lane:
         """The lane of a request's images; raises a UserError if they cannot be made."""
-        checked = self._base.check(request.settings, two_frames=edit)
+        scales = None if self._base.options.merge_lora else request.lora
+        checked = self._base.check(request.settings, two_frames=edit, scales=scales)
         return Lane((checked.size, edit), tuple(sorted(request.lora.items())))
 
     def warm_up(self, report: Callable[[str], None]) -> None:
@@ -175,7 +182,8 @@ class PipelineEngine:
                 )
                 request = ImageRequest("warm up", (0,), size, settings, self.offer.loras)
                 frame = Frame(Image.new("RGB", size, "grey")) if edit else None
-                [state] = self.open(request, frame, [0])
+                # Not `open`: a distilled LoRA refuses guidance, but requests may turn it off.
+                [state] = self._opened(self._base, request, frame, [0])
                 guided = i_guidance > 1
                 for count in self.batches:
                     state.step = FIRST_STEP if guided else 0
@@ -196,6 +204,14 @@ class PipelineEngine:
         """
         pipeline = self._with_loras(request.lora)
         checked = pipeline.check(request.settings, two_frames=frame is not None)
+        request = dataclasses.replace(request, settings=checked)
+        return self._opened(pipeline, request, frame, rows)
+
+    def _opened(
+        self, pipeline: Pipeline, request: ImageRequest, frame: Frame | None, rows: Sequence[int]
+    ) -> list[Sampling]:
+        """Encodes images of a request whose settings were checked."""
+        checked = request.settings
         prepared = prepare(
             pipeline.tokenizers,
             [request.prompt] * len(rows),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dsd_jax import extras
+from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.flow import Schedule
 from dsd_jax.flux import Flux
@@ -23,6 +24,7 @@ from dsd_jax.infer.sampler import Method, Sampler, SamplerInputs
 from dsd_jax.infer.settings import Settings
 from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.types import Array
+from tests.random_flux import CONDITIONAL, random_adapter
 from tests.tiny_flux import CANVAS, QUICK, TINY, flux_inputs, make_flux
 
 CONFIG = dataclasses.replace(TINY, condition_embed=True, double_depth=2, single_depth=1)
@@ -202,6 +204,12 @@ def test_rows_that_make_no_batch_are_refused(pipe, here):
         prepare_rows(pipe, rows, 4)
     with pytest.raises(UserError, match="images must be at least 1, got 0"):
         prepare_rows(pipe, rows, 0)
+    need = Distilled(guidance=3.5, i_guidance=1.5, t_guidance=1.0, steps=4, mask="1010")
+    student = pipe.scaled({})
+    lora = dataclasses.replace(random_adapter(CONDITIONAL), distilled=need)
+    student._use_loras({"few": (lora, 1.0)})
+    with pytest.raises(UserError, match="few is distilled for the step_mask 1010 and samples with"):
+        prepare_rows(student, rows, 2)
 
 
 def test_a_pipeline_samples_with_the_mask_that_it_found(pipe, here, monkeypatch):

@@ -190,7 +190,7 @@ class Unfinite(Pipeline):
         self.tokenizers = Tokenizers.load(toy_flux_path())
         self.sizes: list[int] = []
 
-    def check(self, settings: Settings, *, two_frames: bool) -> Settings:
+    def check(self, settings: Settings, *, two_frames: bool, **rest: Any) -> Settings:
         return settings.checked(two_frames=two_frames, downscale=8)
 
     def run(self, prepared: Prepared, **rest: Any) -> Any:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dsd_jax.distilled import Distilled
 from dsd_jax.errors import UserError
 from dsd_jax.images import beside, open_frame
 from dsd_jax.infer.guidance import FIRST_STEP
@@ -12,7 +13,7 @@ from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.serve.engine import PipelineEngine
 from dsd_jax.infer.serve.wire import ImageRequest
 from dsd_jax.infer.settings import Settings
-from tests.random_flux import TEXT, picture
+from tests.random_flux import CONDITIONAL, TEXT, picture, random_adapter
 
 SIZE = 64, 64  # as in test_pipeline.py, whose programs of text and pictures serve here, too
 STEPS = 3
@@ -71,6 +72,39 @@ def test_what_cannot_be_served_is_refused_at_the_start(pipe: Pipeline, folder):
     swapped = Pipeline.load(folder / "flux", offload="model")
     with pytest.raises(UserError, match="keeps its weights in memory; leave out --model_offload"):
         PipelineEngine(swapped, [SIZE], 1)
+
+
+def test_a_distilled_lora_is_served_without_true_guidance(pipe: Pipeline, monkeypatch):
+    """A request that turns it off may have true guidance, so the programs of both are compiled."""
+    served = with_distilled(pipe)
+    engine = PipelineEngine(served, [SIZE], batch=1)
+    steps = []
+    monkeypatch.setattr(engine, "step", lambda states, *, guided: steps.append(guided))
+    monkeypatch.setattr(engine, "finish", lambda state: None)
+    engine.warm_up(lambda line: None)
+    assert steps == [False, False, True]
+    guided = dataclasses.replace(request(1, TEXT, 3.5, 2.0), lora={"fast": 1.0})
+    with pytest.raises(UserError, match=r"fast is distilled: .* got i_guidance=2 on top"):
+        engine.lane(guided, edit=True)
+    engine.lane(dataclasses.replace(guided, lora={}), edit=True)
+    served.scale_lora("fast", 0.0)
+    with pytest.raises(UserError, match=r"fast is distilled: .* got i_guidance=2 on top"):
+        PipelineEngine(served, [SIZE], batch=1).lane(guided, edit=True)
+
+
+def test_a_student_of_few_steps_is_refused_at_the_start(pipe: Pipeline):
+    message = "but fast is distilled for the step_mask 1010; leave it out, or make its images with"
+    with pytest.raises(UserError, match=message):
+        PipelineEngine(with_distilled(pipe, "1010"), [SIZE], batch=1)
+
+
+def with_distilled(pipe: Pipeline, mask: str | None = None) -> Pipeline:
+    """The pipeline with a distilled LoRA, named fast."""
+    need = Distilled(guidance=3.5, i_guidance=1.5, t_guidance=1.0, steps=4, mask=mask)
+    lora = dataclasses.replace(random_adapter(CONDITIONAL), name="fast", distilled=need)
+    served = pipe.scaled({})
+    served._use_loras({"fast": (lora, 1.0)})
+    return served
 
 
 def test_a_model_without_condition_offers_no_edits(plain: Pipeline):
