@@ -34,7 +34,7 @@ from dsd_jax.infer.sampler import Callback, Method, Sampler, initial_noise
 from dsd_jax.infer.settings import Settings, SettingsDict
 from dsd_jax.infer.shown import Lazy, Shown, in_notebook, shown_phase
 from dsd_jax.infer.structure import SharedStructure
-from dsd_jax.lora import check_scale
+from dsd_jax.lora import NO_MERGE, check_scale
 from dsd_jax.parts import Component, FluxParts, ScaledAdapter, with_condition
 from dsd_jax.sharding import batch_ways, on_mesh
 from dsd_jax.types import Float32
@@ -212,15 +212,17 @@ class Pipeline:
         return other
 
     def _use_loras(self, loras: dict[str, ScaledAdapter]) -> None:
+        transformer = with_condition(self.parts.transformer, [*loras.values()])
+        weights = transformer.settle(self.options.weights)
+        if loras and weights is not None and self.options.merge_lora:
+            raise UserError(NO_MERGE)
         changed = self._denoiser.value
         if changed is not None:
             changed = changed.with_adapters([*loras.values()])
         self._loras = loras
         self._denoiser = self._lazy_denoiser()  # not that of a pipeline that this is a copy of
         self._denoiser.value = changed
-        transformer = with_condition(self.parts.transformer, [*loras.values()])
         self.transformer_config = transformer.config
-        weights = transformer.settle(self.options.weights)
         self.identity: dict[str, Any] = {
             "model": _public_model(transformer.path),
             "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in loras.values()],

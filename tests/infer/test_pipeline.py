@@ -20,10 +20,12 @@ from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas
 from dsd_jax.images import read_parameters, save_image
 from dsd_jax.infer import denoiser
+from dsd_jax.infer.options import LoadOptions
 from dsd_jax.infer.pipeline import Pipeline
 from dsd_jax.infer.prepared import prepare
 from dsd_jax.infer.sampler import Sampler
 from dsd_jax.infer.settings import Settings
+from dsd_jax.quantise import QuantisedSource
 from dsd_jax.toy.making.random_pipeline import SMALL, random_tensors, write_model
 from tests.random_flux import CONDITIONAL, TEXT, picture, write_random_lora
 
@@ -288,6 +290,19 @@ class TestLoading:
     def test_a_lora_is_not_merged_into_eight_bits(self, folder):
         with pytest.raises(UserError, match="cannot be merged into int8 or int4 weights"):
             load(folder, weights="int8", merge_lora=True)
+
+    def test_nor_into_weights_that_are_kept_in_eight_bits(self, folder, lora):
+        """This is said before any model is read."""
+        parts = open_flux(folder / "flux", folder / "dsd")
+        kernels = {"double_blocks.0.img_attn.qkv.kernel": 1}
+        source = QuantisedSource(parts.transformer.source, kernels, "int8")
+        kept = dataclasses.replace(parts.transformer, source=source)
+        pipe = Pipeline(
+            dataclasses.replace(parts, transformer=kept), options=LoadOptions(merge_lora=True)
+        )
+        with pytest.raises(UserError, match="cannot be merged into int8 or int4 weights"):
+            pipe.add_lora(lora)
+        assert pipe.loras == {}
 
     def test_a_lora_can_bring_the_condition_embedding(self, folder, tmp_path):
         file = write_random_lora(tmp_path / "full.safetensors", CONDITIONAL, full=True)
