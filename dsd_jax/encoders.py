@@ -109,7 +109,6 @@ class TextEncoder:
         tokenizers: tokenisers of both encoders.
         t5, clip: models with their weights.
         mesh: devices that hold their weights; None for one device.
-        compiler_options: options for XLA.
     """
 
     def __init__(
@@ -119,7 +118,6 @@ class TextEncoder:
         clip: ClipTextEncoder,
         *,
         mesh: Mesh | None = None,
-        compiler_options: dict[str, bool | int | str] | None = None,
     ) -> None:
         self.tokenizers, self.mesh = tokenizers, mesh
         t5_graph, self._t5 = nnx.split(t5)
@@ -131,7 +129,7 @@ class TextEncoder:
             )
 
         rows = None if mesh is None else batch_sharding(mesh)
-        self._embed = jax.jit(embed, out_shardings=rows, compiler_options=compiler_options)
+        self._embed = jax.jit(embed, out_shardings=rows)
 
     @classmethod
     def load(
@@ -142,7 +140,6 @@ class TextEncoder:
         execution: Execution,
         mesh: Mesh | None = None,
         weights: WeightKind | None = None,
-        compiler_options: dict[str, bool | int | str] | None = None,
     ) -> "TextEncoder":
         """Reads the weights of both encoders onto the mesh.
 
@@ -153,7 +150,6 @@ class TextEncoder:
             mesh: devices that hold the weights.
             weights: hold the kernels of T5's blocks in int8, whatever the kind: a text is encoded
                 once, so that 4 bits would gain little. CLIP is too small to gain.
-            compiler_options: options for XLA.
 
         Raises:
             UserError: the weights do not fit, or the mesh does not divide them.
@@ -170,7 +166,6 @@ class TextEncoder:
             load(t5, parts.t5.source, mesh=mesh),
             load(clip, parts.clip.source, mesh=mesh),
             mesh=mesh,
-            compiler_options=compiler_options,
         )
 
     def embed(self, t5_ids: Int[AnyArray, "B L_t5"], clip_ids: Int[AnyArray, "B L_clip"]) -> Text:

@@ -17,7 +17,6 @@ from dsd_jax.weights import TensorSource, materialise, param_shapes
 
 __all__ = [
     "CANVAS",
-    "QUICK",
     "TINY",
     "abstract_flux",
     "call",
@@ -42,11 +41,6 @@ TINY = FluxConfig(
     axes_dim=(4, 6, 6),
 )
 CANVAS = Canvas(8, 12)  # 24 tokens, not square
-# Compiler options: these programs run once, so most of LLVM's work on them would be lost.
-QUICK: dict[str, Any] = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 
 
 def randoms(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -114,7 +108,5 @@ def flux_inputs(config: FluxConfig = TINY, batch: int = 2, txt_length: int = 8) 
 def call(model: nnx.Module) -> Callable[..., Any]:
     """The model's call, compiled; parameters are an argument, not constants."""
     graphdef, state = nnx.split(model)
-    run = jax.jit(
-        lambda state, kwargs: nnx.merge(graphdef, state)(**kwargs), compiler_options=QUICK
-    )
+    run = jax.jit(lambda state, kwargs: nnx.merge(graphdef, state)(**kwargs))
     return lambda **kwargs: run(state, kwargs)

@@ -18,7 +18,6 @@ from dsd_jax.train.loop import Outcome, train
 from dsd_jax.train.presets import tiny
 from dsd_jax.train.trainer import StepOptions, Trainer
 from tests.tiny_pairs import write_pairs
-from tests.tiny_training import FAST_COMPILE
 
 __all__ = ["RECIPE", "arrays_of", "run_training", "write_world"]
 
@@ -54,9 +53,7 @@ def run_training(
     base = open_flux(world / "flux", condition=config.condition, max_sequence_length=8)
     run = RunConfig(output_dir, **{"log_every": 1, "tensorboard": False} | settings)
     data = DataConfig((str(world / "pairs"),), threads=threads)
-    trainer = Trainer(
-        config, base, mesh, options=StepOptions(run.skip_bad_batches, compiler=FAST_COMPILE)
-    )
+    trainer = Trainer(config, base, mesh, options=StepOptions(run.skip_bad_batches))
     return train(trainer, run, open_data(data, config, mesh, base))
 
 

@@ -19,13 +19,8 @@ from dsd_jax.train.objective import EncodedBatch
 from dsd_jax.weights import TensorSource, WeightSource, param_shapes
 from tests.tiny_flux import CANVAS, TINY, abstract_flux, random_tensors, randoms
 
-__all__ = ["FAST_COMPILE", "RECIPE", "flat", "in_memory", "make_batch", "one_device", "trainee"]
+__all__ = ["RECIPE", "flat", "in_memory", "make_batch", "one_device", "trainee"]
 
-# A training step of the tiny model compiles in 1 s instead of 8 s; it runs for milliseconds.
-FAST_COMPILE: dict[str, Any] = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 RECIPE = TrainConfig(
     steps=20,
     batch_size=8,

@@ -48,7 +48,6 @@ class Encoder:
         config: dtype, seed, and whether there is a condition.
         mesh: devices.
         null: embedding of the empty prompt; None encodes it.
-        compiler_options: options for XLA.
     """
 
     def __init__(
@@ -58,16 +57,12 @@ class Encoder:
         mesh: Mesh,
         *,
         null: Embedding | None = None,
-        compiler_options: dict[str, Any] | None = None,
     ) -> None:
         self.base, self.config, self.mesh = base, config, mesh
         self._precision = PRECISIONS[config.base_dtype]
-        self._compiler_options = compiler_options
         self._rows = batch_sharding(mesh)
         self._everywhere = replicated(mesh)
-        jit = functools.partial(
-            jax.jit, out_shardings=self._rows, compiler_options=compiler_options
-        )
+        jit = functools.partial(jax.jit, out_shardings=self._rows)
         self._from_pixels = jit(self._pixels_program)
         self._from_moments = jit(self._moments_program)
         self._null = None if null is None else self._cast(*map(self._spread, null))
@@ -89,7 +84,6 @@ class Encoder:
             execution=Execution(scan_layers=self.config.scan_layers),
             mesh=self.mesh,
             weights=self.config.weights,
-            compiler_options=self._compiler_options,
         )
 
     def release_texts(self) -> None:

@@ -39,12 +39,10 @@ class StepOptions:
     Attributes:
         skip_bad: leave the state as it is after a batch whose loss is not finite.
         dump: folder for the text of compiled steps.
-        compiler: options for XLA.
     """
 
     skip_bad: bool = False
     dump: Path | None = None
-    compiler: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -86,9 +84,7 @@ class Trainer:
             jax.tree.map(jnp.copy, self.trainee.split.trained) if config.distill else None
         )
         self._teacher_sha256 = start.adapter.sha256() if config.distill and start.adapter else ""
-        self.encoder = Encoder(
-            base, config, mesh, null=null, compiler_options=dict(self.options.compiler)
-        )
+        self.encoder = Encoder(base, config, mesh, null=null)
         ema = config.optimizer.ema > 0
         self.state_shapes = train_state_shapes(self.trainee.split, self.optimizer, mesh, ema=ema)
         self._compiled: dict[tuple[Size, int], Callable[..., tuple[TrainState, Metrics]]] = {}
@@ -185,7 +181,7 @@ class Trainer:
         )
         lowered = jitted.lower(state, self.frozen, batch, self.teacher)
         with busy(f"compiling the step for frames of {size[0]}x{size[1]}"):
-            compiled = lowered.compile(dict(self.options.compiler))  # type: ignore[arg-type]
+            compiled = lowered.compile()
         if self.options.dump is not None and jax.process_index() == 0:
             self.options.dump.mkdir(parents=True, exist_ok=True)
             stem = f"step-{size[0]}x{size[1]}-{self.text_tokens}"

@@ -73,7 +73,6 @@ class SampleSheet:
         self._program = jax.jit(
             self._sample,
             out_shardings=replicated(trainer.mesh),
-            compiler_options=dict(trainer.options.compiler),
         )
 
     def draw(self, state: TrainState) -> Sheet:
@@ -130,7 +129,6 @@ class HeldOut:
         self._program = jax.jit(
             self._losses,
             out_shardings=replicated(trainer.mesh),
-            compiler_options=dict(trainer.options.compiler),
         )
 
     def loss(self, state: TrainState) -> dict[str, float]:

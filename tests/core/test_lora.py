@@ -35,7 +35,6 @@ from dsd_jax.sharding import MeshConfig, make_mesh
 from dsd_jax.stack import layer_paths
 from dsd_jax.weights import TensorSource, materialise, param_shapes
 from tests.tiny_flux import (
-    QUICK,
     TINY,
     abstract_flux,
     flux_inputs,
@@ -64,7 +63,7 @@ SOME = {
 @functools.cache
 def compiled(graphdef: nnx.GraphDef[Flux]) -> Any:
     inputs = flux_inputs()
-    return jax.jit(lambda state: nnx.merge(graphdef, state)(**inputs), compiler_options=QUICK)
+    return jax.jit(lambda state: nnx.merge(graphdef, state)(**inputs))
 
 
 def output(model: Flux) -> np.ndarray:
@@ -226,7 +225,7 @@ def test_only_factors_are_trained() -> None:
     def loss(factors: nnx.State, rest: nnx.State) -> jax.Array:
         return jnp.sin(nnx.merge(graphdef, factors, rest)(**flux_inputs())).sum()
 
-    grads = jax.jit(jax.grad(loss), compiler_options=QUICK)(factors, rest)
+    grads = jax.jit(jax.grad(loss))(factors, rest)
     flat = dict(nnx.to_flat_state(grads))
     assert len(flat) == 2 * 10 + 3  # two factors each, and three of the joined Linear
     for path, grad in flat.items():

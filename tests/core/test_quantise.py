@@ -20,7 +20,7 @@ from dsd_jax.models import abstract, load
 from dsd_jax.quantise import GROUP, QuantisedSource, WeightKind, kind_of, quantise
 from dsd_jax.sharding import MeshConfig, make_mesh, on_mesh
 from dsd_jax.weights import TensorSource, param_shapes
-from tests.tiny_flux import QUICK, TINY, flux_inputs, random_adapter, random_tensors
+from tests.tiny_flux import TINY, flux_inputs, random_adapter, random_tensors
 
 # Heads of 32 channels, so that groups divide every kernel.
 SIZE = dataclasses.replace(TINY, num_heads=4, head_dim=32, axes_dim=(8, 12, 12))
@@ -192,7 +192,7 @@ def test_a_whole_model_in_int4_predicts_alike_on_a_mesh(
     def velocity(mesh: Mesh | None) -> np.ndarray:
         model = load(empty("int4", scan_layers=True), TensorSource(tensors), mesh=mesh)
         graphdef, state = nnx.split(model)
-        run = jax.jit(lambda s: nnx.merge(graphdef, s)(**inputs), compiler_options=QUICK)
+        run = jax.jit(lambda s: nnx.merge(graphdef, s)(**inputs))
         with on_mesh(mesh):
             return np.asarray(run(state))
 

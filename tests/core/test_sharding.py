@@ -35,7 +35,7 @@ from dsd_jax.sharding import (
 )
 from dsd_jax.types import Shape
 from dsd_jax.weights import TensorSource, materialise, param_shapes
-from tests.tiny_flux import QUICK, abstract_flux, flux_inputs, random_adapter, random_tensors
+from tests.tiny_flux import abstract_flux, flux_inputs, random_adapter, random_tensors
 
 STACKS = ("double_blocks", "single_blocks")
 RANK, TARGETED = 4, (r".*\.qkv", r".*\.linear2")
@@ -346,8 +346,8 @@ def run(model: Flux, *, gradient: bool) -> tuple[jax.Array, dict[str, jax.Array]
         return jnp.sin(out).mean(), out
 
     if not gradient:
-        return jax.jit(loss, compiler_options=QUICK)(state)[1], {}
-    grads, out = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(state)
+        return jax.jit(loss)(state)[1], {}
+    grads, out = jax.jit(jax.grad(loss, has_aux=True))(state)
     return out, {".".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(grads)}
 
 

@@ -19,7 +19,7 @@ from dsd_jax.rope import embed_positions
 from dsd_jax.stack import REMAT_POLICIES, build_stack, layer_paths, run_stack
 from dsd_jax.types import Shape
 from dsd_jax.weights import param_shapes
-from tests.tiny_flux import CANVAS, QUICK, TINY, abstract_flux, call, flux_inputs, make_flux
+from tests.tiny_flux import CANVAS, TINY, abstract_flux, call, flux_inputs, make_flux
 
 STACKS = {"double_blocks": 2, "single_blocks": 3}
 
@@ -47,7 +47,7 @@ def gradients(*, scan: bool, remat: str = "none") -> tuple[jax.Array, dict[str, 
         )
         return jnp.sin(out).sum()
 
-    value, grads = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(state)
+    value, grads = jax.jit(jax.value_and_grad(loss))(state)
     found: dict[str, np.ndarray] = {}
     for parts, variable in nnx.to_flat_state(grads):
         path = ".".join(map(str, parts))

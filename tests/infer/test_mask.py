@@ -25,7 +25,7 @@ from dsd_jax.infer.settings import Settings
 from dsd_jax.infer.structure import SharedStructure
 from dsd_jax.types import Array
 from tests.random_flux import CONDITIONAL, random_adapter
-from tests.tiny_flux import CANVAS, QUICK, TINY, flux_inputs, make_flux
+from tests.tiny_flux import CANVAS, TINY, flux_inputs, make_flux
 
 CONFIG = dataclasses.replace(TINY, condition_embed=True, double_depth=2, single_depth=1)
 MASK = (True, False, True, False, True)
@@ -55,10 +55,8 @@ def by_hand() -> tuple[Array, SamplerInputs, np.ndarray, np.ndarray]:
     times = Schedule().timesteps(len(MASK), CANVAS.tokens)
 
     unrolled = make_flux(CONFIG)
-    hidden = jax.jit(
-        lambda img, t, inputs: behind_the_first(unrolled, img, t, inputs), compiler_options=QUICK
-    )
-    last = jax.jit(unrolled.final_layer.__call__, compiler_options=QUICK)
+    hidden = jax.jit(lambda img, t, inputs: behind_the_first(unrolled, img, t, inputs))
+    last = jax.jit(unrolled.final_layer.__call__)
     img, added, residual = np.asarray(arrays["img"]), np.zeros(()), np.zeros(())
     for kind, (now, following) in zip(KINDS, itertools.pairwise(times), strict=True):
         t = jnp.full(len(img), now)

@@ -25,7 +25,7 @@ from dsd_jax.infer.sampler import (
 )
 from dsd_jax.infer.solvers import EULER, Solver
 from dsd_jax.infer.structure import SharedStructure
-from tests.tiny_flux import CANVAS, QUICK, TINY, flux_inputs, make_flux
+from tests.tiny_flux import CANVAS, TINY, flux_inputs, make_flux
 
 CONFIG = dataclasses.replace(TINY, condition_embed=True, double_depth=1, single_depth=1)
 STEPS = 4
@@ -62,7 +62,7 @@ def timesteps(steps: int = STEPS) -> np.ndarray:
 @pytest.fixture(scope="module")
 def velocity(model) -> Velocity:
     """One pass of the model, compiled once for all tests."""
-    return jax.jit(lambda img, t, own: model(img, t, own, CANVAS), compiler_options=QUICK)
+    return jax.jit(lambda img, t, own: model(img, t, own, CANVAS))
 
 
 def by_hand(

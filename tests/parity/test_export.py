@@ -24,7 +24,6 @@ from tests.parity.compare import assert_close
 from tests.parity.lora_reference import AuthorsPipeline
 from tests.random_flux import compile_once
 from tests.tiny_run import RECIPE, run_training, write_world
-from tests.tiny_training import FAST_COMPILE
 
 CANVAS, TEXT, BATCH = Canvas(4, 8), 6, 2
 CONFIG = dataclasses.replace(RECIPE, lora=LoraConfig(rank=4, alpha=8.0))
@@ -52,7 +51,7 @@ def our_velocity(world: Path, state: TrainState, config: TrainConfig) -> np.ndar
         own = FluxInputs(**{name: given[name] for name in FluxInputs._fields})
         return nnx.merge(split.graphdef, params, frozen)(given["img"], given["t"], own, CANVAS)
 
-    program = jax.jit(run, compiler_options=dict(FAST_COMPILE))
+    program = jax.jit(run)
     return np.asarray(program(state.ema, split.frozen, inputs()))
 
 

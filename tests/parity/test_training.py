@@ -34,7 +34,7 @@ from dsd_jax.train.step import Metrics, make_step
 from dsd_jax.weights import WeightSource
 from tests.parity.compare import StateDict, assert_close, randomise, relative_error
 from tests.tiny_flux import CANVAS, TINY
-from tests.tiny_training import FAST_COMPILE, flat, in_memory, make_batch, one_device
+from tests.tiny_training import flat, in_memory, make_batch, one_device
 
 GRADIENT, TEN_STEPS = 1e-4, 1e-3  # relative
 CONFIG = dataclasses.replace(TINY, mlp_ratio=4.0)  # the only ratio that diffusers has
@@ -175,7 +175,7 @@ Run = Callable[..., tuple[Any, Metrics]]
 def compiled(split: Split, optimizer: optax.GradientTransformation, flow: FlowConfig) -> Run:
     config = dataclasses.replace(RECIPE, flow=flow)
     step = make_step(split.graphdef, optimizer, Customise(config.flow, Schedule(), CANVAS), config)
-    return jax.jit(step, compiler_options=FAST_COMPILE)
+    return jax.jit(step)
 
 
 def our_gradients(

@@ -14,11 +14,11 @@ from dsd_jax.frames import FluxInputs
 from dsd_jax.toy.making.inpaint import Inpaint
 from dsd_jax.train.objective import Losses, Teach
 from tests.tiny_flux import CANVAS
-from tests.tiny_training import FAST_COMPILE, RECIPE, make_batch, trainee
+from tests.tiny_training import RECIPE, make_batch, trainee
 
 
 def fast_jit(function: Any) -> Any:
-    return jax.jit(function, compiler_options=FAST_COMPILE)
+    return jax.jit(function)
 
 
 def test_a_given_frame_is_less_noisy_and_bears_no_loss() -> None:

@@ -1,7 +1,6 @@
 """Batches of the toy world, and training of its autoencoder."""
 
 import dataclasses
-import functools
 import json
 from itertools import islice
 from pathlib import Path
@@ -28,7 +27,6 @@ from dsd_jax.toy.words import describe_pair, parse_grid, parse_scene, parse_subj
 from dsd_jax.toy.world import is_held_out
 from dsd_jax.train.config import OptimizerConfig, RunConfig
 from dsd_jax.train.loop import BatchSource, Program, train
-from tests.tiny_training import FAST_COMPILE
 
 TINY = AutoencoderConfig(
     block_channels=(4, 4), layers_per_block=1, norm_groups=2, scale=1.0, shift=0.0
@@ -110,9 +108,9 @@ def test_the_loss_is_error_and_divergence():
     pictures = jnp.asarray(WorldSource(("single",), batch=2, seed=0).batch_of(0).target)
     pixels = pictures.astype(jnp.float32) / 127.5 - 1
     key = jax.random.key(1)
-    loss, numbers = jax.jit(vae_loss, compiler_options=FAST_COMPILE)(model, pictures, key)
+    loss, numbers = jax.jit(vae_loss)(model, pictures, key)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def parts(model: Autoencoder) -> tuple[jax.Array, jax.Array, jax.Array]:
         posterior = model.encode(pixels)
         return posterior.mean, posterior.logvar, model.decode(posterior.sample(key))

@@ -16,14 +16,13 @@ from dsd_jax.toy.making.vision import TEMPERATURE, Contrastive, contrastive_loss
 from dsd_jax.toy.score import make_cases
 from dsd_jax.toy.world import render
 from dsd_jax.types import Array
-from tests.tiny_training import FAST_COMPILE
 
 
 def test_views_are_pictures_of_their_own_and_the_key_decides_them():
     (drawn,) = (WorldSource(VIEWS_OF["toy_vision"], batch=8, seed=0).batch_of(0).target,)
     assert drawn is not None
     pixels = jnp.asarray(drawn, jnp.float32) / 255
-    draw = jax.jit(views, compiler_options=FAST_COMPILE)
+    draw = jax.jit(views)
     first, again, other = (np.asarray(draw(pixels, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert first.shape == pixels.shape
@@ -45,7 +44,7 @@ class Fixed(Contrastive):
 def test_the_loss_is_the_surprise_at_the_partner_among_all_other_views(partners: str):
     side = np.eye(3)
     out = np.concatenate([side, side if partners == "alike" else -side])
-    loss, numbers = jax.jit(contrastive_loss, compiler_options=FAST_COMPILE)(
+    loss, numbers = jax.jit(contrastive_loss)(
         Fixed(out), jnp.zeros((3, 4, 4, 3), jnp.uint8), jax.random.key(0)
     )
     own = np.exp((1 if partners == "alike" else -1) / TEMPERATURE)

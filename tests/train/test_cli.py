@@ -1,7 +1,6 @@
 """`dsd train` as it is typed: presets, flags, refusals, and one run from data to exported files."""
 
 import dataclasses
-import functools
 import json
 import re
 from pathlib import Path
@@ -29,7 +28,6 @@ from dsd_jax.weights import TensorSource
 from tests.random_flux import CONDITIONAL, compile_once, random_adapter
 from tests.tiny_pairs import write_pairs
 from tests.tiny_run import write_world
-from tests.tiny_training import FAST_COMPILE
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +39,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def flags(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a run on one device with short prompts."""
-    fast = functools.partial(launch.StepOptions, compiler=FAST_COMPILE)
-    monkeypatch.setattr(launch, "StepOptions", fast)
     monkeypatch.setattr(launch, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     return [
         "--data", str(world / "pairs"), "--base_path", str(world / "flux"),

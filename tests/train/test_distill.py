@@ -28,7 +28,7 @@ from dsd_jax.train.presets import preset
 from dsd_jax.train.record import Origin, check_recipe, check_teacher, record
 from dsd_jax.train.step import make_step
 from tests.tiny_flux import CANVAS, TINY, make_flux, random_adapter
-from tests.tiny_training import FAST_COMPILE, RECIPE, make_batch, one_device, trainee
+from tests.tiny_training import RECIPE, make_batch, one_device, trainee
 
 SMALL = dataclasses.replace(TINY, condition_embed=True, double_depth=1, single_depth=1)
 TEACHER = DistillConfig(i_guidance=2.5, t_guidance=1.5, steps=4)
@@ -58,7 +58,6 @@ def test_the_target_is_the_velocity_of_the_sampler():
     graphdef, state = nnx.split(model)
     target = jax.jit(
         lambda state, x, t: loss.taught(nnx.merge(graphdef, state)).target(batch, x, t),
-        compiler_options=FAST_COMPILE,
     )
     for (here, there), (now, following) in zip(
         itertools.pairwise(path), itertools.pairwise(times), strict=True
@@ -88,7 +87,6 @@ def test_a_step_of_the_mask_is_that_of_the_sampler():
     graphdef, state = nnx.split(model)
     step = jax.jit(
         lambda state, number: loss.step(nnx.merge(graphdef, state), batch, noise, number),
-        compiler_options=FAST_COMPILE,
     )
     for numbers in ([0, 2], [1, 3]):
         velocity, x_t, t = step(state, jnp.int32(numbers))
@@ -116,9 +114,7 @@ def test_a_student_comes_nearer_to_its_teacher_which_stays(mask: str | None):
     optimizer = make_optimizer(recipe.optimizer, recipe.steps)
     loss = method_of(recipe)(recipe.flow, Schedule(), CANVAS)
     assert isinstance(loss, Imitate if mask else Distill)
-    step = jax.jit(
-        make_step(split.graphdef, optimizer, loss, recipe), compiler_options=FAST_COMPILE
-    )
+    step = jax.jit(make_step(split.graphdef, optimizer, loss, recipe))
     state = first_state(split, optimizer, one_device(), ema=True)
     losses = []
     for _ in range(8):

@@ -27,7 +27,6 @@ from dsd_jax.train.presets import tiny
 from dsd_jax.weights import TensorSource
 from tests.random_flux import compile_once
 from tests.tiny_run import write_world
-from tests.tiny_training import FAST_COMPILE
 
 TEXTS = [f"a red cat, number {i}" for i in range(8)]
 ONE = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -61,7 +60,7 @@ def make_batch(**changes: Any) -> PairBatch:
 
 def encoder(base: FluxParts, mesh: Mesh = ONE, **settings: Any) -> Encoder:
     config = dataclasses.replace(tiny(), **settings.pop("config", {}))
-    return Encoder(base, config, mesh, compiler_options=dict(FAST_COMPILE), **settings)
+    return Encoder(base, config, mesh, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,6 @@ from dsd_jax.train.step import Metrics, Step, make_step
 from dsd_jax.weights import TensorSource
 from tests.tiny_flux import CANVAS, TINY, random_tensors
 from tests.tiny_training import (
-    FAST_COMPILE,
     RECIPE,
     flat,
     in_memory,
@@ -60,7 +59,7 @@ def teach(flow: FlowConfig) -> Teach:
 
 def compiled(split: Split, config: TrainConfig, optimizer: Any, **options: Any) -> Step:
     step = make_step(split.graphdef, optimizer, customise(config.flow), config)
-    return jax.jit(step, compiler_options=FAST_COMPILE, **options)
+    return jax.jit(step, **options)
 
 
 def relative(a: Any, b: Any) -> float:
@@ -98,7 +97,7 @@ def drawn_loss(
 
 
 def fast_jit(function: Any, *static: str) -> Any:
-    return jax.jit(function, static_argnames=static, compiler_options=FAST_COMPILE)
+    return jax.jit(function, static_argnames=static)
 
 
 loss_of = fast_jit(drawn_loss, "graphdef", "objective")
