@@ -15,7 +15,7 @@ from etils import epath
 from dsd_jax.distilled import Distilled
 from dsd_jax.structured import json_lines
 
-__all__ = ["Card", "last_scores", "public_name"]
+__all__ = ["Card", "last_scores", "public_model", "public_name"]
 
 _HUB_CACHE = re.compile(
     r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?(?P<inner>.*)"
@@ -44,6 +44,14 @@ def public_name(path: epath.PathLike) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists():
         return text
     return text.rpartition("/")[2]
+
+
+def public_model(path: epath.PathLike) -> str:
+    """The public name of a model; one within a pipeline is named after the pipeline's folder."""
+    root = epath.Path(path)
+    if (root.parent / "model_index.json").exists():
+        return f"{public_name(root.parent)}/{root.name}"
+    return public_name(path)
 
 
 def last_scores(run: epath.PathLike) -> dict[str, float]:

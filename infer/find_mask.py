@@ -52,12 +52,11 @@ def prepare_rows(pipeline: Pipeline, rows: list[Row], count: int) -> Prepared:
             "a mask is found for images of equal settings, all or none with a reference; leave "
             "out the columns of the manifest that differ"
         )
-    for name, need in pipeline.distilled.items():
-        if need.mask is not None:
-            raise UserError(
-                f"{name} is distilled for the step_mask {need.mask} and samples with no other; "
-                "leave out its --lora_path, or give dsd generate this mask"
-            )
+    for name, mask in pipeline.step_masks.items():
+        raise UserError(
+            f"{name} is distilled for the step_mask {mask} and samples with no other; leave out "
+            "its --lora_path, or give dsd generate this mask"
+        )
     ((settings, two_frames),) = kinds
     checked = pipeline.check(settings, two_frames=two_frames)
     height, width = checked.size

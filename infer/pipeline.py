@@ -13,13 +13,11 @@ from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from dsd_jax import __version__
 from dsd_jax.config import FLUX_DEV
-from dsd_jax.convert.card import public_name
+from dsd_jax.convert.card import public_model
 from dsd_jax.convert.open import open_flux, open_loras
-from dsd_jax.distilled import Distilled
 from dsd_jax.encoders import ImageCodec, Text, TextEncoder, in_groups
 from dsd_jax.errors import UserError
 from dsd_jax.frames import Canvas, pack_latents
@@ -149,10 +147,10 @@ class Pipeline:
         return {name: scale for name, (_, scale) in self._loras.items()}
 
     @property
-    def distilled(self) -> dict[str, Distilled]:
-        """Name of every LoRA that is distilled, and the sampling that it was trained for."""
+    def step_masks(self) -> dict[str, str]:
+        """Step mask of every LoRA that was distilled to few steps, by its name."""
         own = {name: adapter.distilled for name, (adapter, _) in self._loras.items()}
-        return {name: need for name, need in own.items() if need is not None}
+        return {name: need.mask for name, need in own.items() if need is not None and need.mask}
 
     def add_lora(self, path: PathLike, scale: float = 1.0, *, name: str | None = None) -> str:
         """Adds a LoRA to those in use; the base weights are not read again.
@@ -224,7 +222,7 @@ class Pipeline:
         self._denoiser.value = changed
         self.transformer_config = transformer.config
         self.identity: dict[str, Any] = {
-            "model": _public_model(transformer.path),
+            "model": public_model(transformer.path),
             "lora": [f"{adapter.name}:{scale:g}" for adapter, scale in loras.values()],
             "dtype": jnp.dtype(self.options.precision.compute_dtype).name,
             **({} if weights is None else {"weights": weights}),
@@ -499,11 +497,3 @@ class Pipeline:
     ) -> Float32[np.ndarray, "N H W 3"]:
         with self._codec.use(show) as codec, shown_phase("decoding", show):
             return in_groups(codec.decode, [latents], self.group)
-
-
-def _public_model(path: str) -> str:
-    """Names a transformer in public; one within a pipeline is named after the pipeline's folder."""
-    root = epath.Path(path)
-    if (root.parent / "model_index.json").exists():
-        return f"{public_name(root.parent)}/{root.name}"
-    return public_name(path)

@@ -123,12 +123,11 @@ class PipelineEngine:
                 "a server keeps its weights in memory; leave out --model_offload and "
                 "--sequential_offload, or spread the model over a mesh"
             )
-        for name, need in pipeline.distilled.items():
-            if need.mask is not None:
-                raise UserError(
-                    f"a server runs all blocks in every step, but {name} is distilled for the "
-                    f"step_mask {need.mask}; leave it out, or make its images with dsd batch"
-                )
+        for name, mask in pipeline.step_masks.items():
+            raise UserError(
+                f"a server runs all blocks in every step, but {name} is distilled for the "
+                f"step_mask {mask}; leave it out, or make its images with dsd batch"
+            )
         edits = pipeline.transformer_config.condition_embed
         self.offer = Offer(
             model=str(pipeline.identity["model"]),
