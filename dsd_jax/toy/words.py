@@ -1,6 +1,6 @@
 """The words of the toy world: exact descriptions, written and read back.
 
-    a red star with blue dots on snow at northwest small night
+    a red star with blue dots on snow at northwest small warm left hard
     a grid of the same red star with blue dots, top-left on snow at northwest, top-right on ...
     this thing on meadow at northeast tilted
 
@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from dsd_jax.toy.world import (
     BACKGROUNDS,
     COLOURS,
-    LIGHTS,
     MARKINGS,
     PLACES,
     SHAPES,
+    SIDES,
     SIZES,
+    STRENGTHS,
     TILTS,
+    TINTS,
     Scene,
     Subject,
 )
@@ -37,24 +39,26 @@ __all__ = [
     "describe_scene",
     "describe_subject",
     "parse_grid",
+    "parse_light",
     "parse_scene",
     "parse_subject",
 ]
 
-T5_LENGTH = 48  # tokens of the longest grid prompt, its end included
+T5_LENGTH = 56  # tokens of the longest grid prompt, its end included
 PANELS = ("top-left", "top-right", "bottom-left", "bottom-right")
 BESIDE = "right-hand"  # the one of two pictures that the words describe
 OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, after "a grid of"
 _UNSAID = {field.default for field in dataclasses.fields(Scene)}
 KINDS: tuple[tuple[str, ...], ...] = (
-    *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)),
+    *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS)),
+    *map(tuple, (TINTS, SIDES, STRENGTHS)),
     (*PANELS, BESIDE),
 )
 """Kinds of words that describe the contents of a picture and their places."""
 WORDS = (
     *itertools.chain(*KINDS),
     "thing", "it", "its", "put", "move", "show", "now", "make", "to", "from", "is", "but", "here",
-    "again", "place", "picture", "pictures", "of",
+    "again", "place", "picture", "pictures", "of", "light",
 )  # fmt: skip
 """Words of the toy tokenisers beside the common ones."""
 
@@ -120,8 +124,22 @@ def parse_scene(text: str) -> Scene | None:
         place,
         size=named(list(SIZES), Scene.size) or "",
         tilt=named(list(TILTS), Scene.tilt) or "",
-        light=named(list(LIGHTS), Scene.light) or "",
+        light=parse_light(text) or Scene.light,
     )
+
+
+def parse_light(text: str) -> str | None:
+    """Reads the light that a text names; None if it names none.
+
+    White light and soft light go unsaid where another word of the light is said.
+    """
+    words = re.findall(r"[a-z-]+", text.lower())
+    tint, side, strength = (
+        next((word for word in words if word in known), None) for known in (TINTS, SIDES, STRENGTHS)
+    )
+    if side is None:
+        return tint
+    return f"{tint or next(iter(TINTS))} {side} {strength or next(iter(STRENGTHS))}"
 
 
 def parse_grid(text: str) -> tuple[Subject, tuple[Scene, ...]] | None:

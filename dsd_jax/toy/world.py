@@ -5,6 +5,10 @@ place in the frame, a size, a tilt and a light. Words name all of these. Places 
 one token of the toy FLUX, so a subject that moves keeps its tokens. In FLUX, whose tokens are small
 beside subjects, this holds nearly. Horizons lie 4 pixels apart, one pixel of its latents.
 
+A picture is its albedo, drawn in white light, times the light of each pixel (`light_field`). What
+it shows lies in three layers: the subject before the ground, which reaches up to the horizon, and
+the rest behind both (`disparity`).
+
 A tenth of the subjects is held out (`is_held_out`): nothing that is trained ever sees them.
 """
 
@@ -28,14 +32,19 @@ __all__ = [
     "PANEL",
     "PLACES",
     "SHAPES",
+    "SIDES",
     "SIZES",
+    "STRENGTHS",
     "TILTS",
+    "TINTS",
     "Scene",
     "Subject",
     "backdrop",
+    "disparity",
     "grid",
     "is_held_out",
     "layers",
+    "light_field",
     "render",
     "subjects",
 ]
@@ -66,12 +75,26 @@ BACKGROUNDS = {  # colours above and below a horizon, and its row of pixels
     "city": ((215, 210, 225), (150, 150, 165), 12),
 }
 PLACES = {"northwest": (-4, -4), "northeast": (4, -4), "southwest": (-4, 4), "southeast": (4, 4)}
-SIZES = {"big": 10.5, "small": 8.5}  # radius in pixels
+SIZES = {"big": 10.5, "small": 9.0}  # radius in pixels
 TILTS = {"upright": 0.0, "tilted": 20.0}  # degrees, clockwise
-LIGHTS = {"day": (1.0, 1.0, 1.0), "night": (0.6, 0.64, 0.8)}
+TINTS = {
+    "day": (1.0, 1.0, 1.0),
+    "warm": (1.0, 0.82, 0.6),
+    "cool": (0.7, 0.87, 1.0),
+    "night": (0.66, 0.7, 0.86),
+}
+SIDES = {"left": (-1, 0), "right": (1, 0), "above": (0, -1)}  # where light comes from: right, down
+STRENGTHS = {"soft": 0.78, "hard": 0.6}  # light at the far side of the panel
+LIGHTS = {
+    **{tint: (tint, None, None) for tint in TINTS},
+    **{" ".join(parts): parts for parts in itertools.product(TINTS, SIDES, STRENGTHS)},
+}
+"""Tint, side and strength of a light; from the front, a light has no side and no strength."""
 OUTLINE = (58, 46, 52)
 
 _UNUSUAL = 1 / 8  # share of the scenes with another size, tilt or light than the usual one
+_GROUND = (0.35, 0.65)  # disparity of the ground, at the horizon and nearest
+_BEHIND, _BEFORE = 0.1, 0.95  # disparity of what lies behind the ground, and of the subject
 _STENCIL = 96  # pixels of a stencil along each side; it shows [-1.15, 1.15]
 _EXTENT = 1.15
 _FINE = 2  # samples of a pixel along each side
@@ -108,8 +131,14 @@ class Scene:
         if background is None:
             background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
         place = list(PLACES)[int(rng.integers(len(PLACES)))]
-        rest = [list(names)[int(rng.random() < _UNUSUAL)] for names in (SIZES, TILTS, LIGHTS)]
-        return cls(background, place, *rest)
+        size, tilt = (list(names)[int(rng.random() < _UNUSUAL)] for names in (SIZES, TILTS))
+        scene = cls(background, place, size, tilt)
+        return scene.relit(rng) if rng.random() < _UNUSUAL else scene
+
+    def relit(self, rng: np.random.Generator) -> "Scene":
+        """The same scene in another light."""
+        others = [light for light in LIGHTS if light != self.light]
+        return dataclasses.replace(self, light=others[int(rng.integers(len(others)))])
 
 
 @functools.cache
@@ -140,7 +169,7 @@ def render(subject: Subject, scene: Scene) -> UInt8[np.ndarray, "32 32 3"]:
         (mark, COLOURS[subject.mark]),
     ):
         picture = picture + cover[..., None] * (np.asarray(colour, np.float32) - picture)
-    picture = picture * np.asarray(LIGHTS[scene.light], np.float32)
+    picture = picture * light_field(scene.light)
     return np.rint(picture).astype(np.uint8)
 
 
@@ -180,8 +209,38 @@ def layers(
 
 
 @functools.cache
+def light_field(light: str) -> Float32[np.ndarray, "32 32 3"]:
+    """The light at each pixel, as factors of red, green and blue: 1 is white light.
+
+    Light from a side falls off evenly across the panel.
+    """
+    tint, side, strength = LIGHTS[light]
+    factor = np.ones((PANEL, PANEL), np.float32)
+    if side is not None and strength is not None:
+        down, across = (np.mgrid[:PANEL, :PANEL].astype(np.float32) + 0.5) / PANEL - 0.5
+        right, below = SIDES[side]
+        away = 0.5 - (right * across + below * down)
+        factor = 1 - (1 - np.float32(STRENGTHS[strength])) * away
+    field: np.ndarray = factor[..., None] * np.asarray(TINTS[tint], np.float32)
+    field.flags.writeable = False
+    return field
+
+
+def disparity(shape: str, scene: Scene) -> Float32[np.ndarray, "32 32"]:
+    """The inverse distance of each pixel, from 0 (far) to 1 (near)."""
+    horizon = BACKGROUNDS[scene.background][2]
+    rows = np.arange(PANEL, dtype=np.float32)
+    far, near = _GROUND
+    ground = far + (near - far) * (rows - horizon) / (PANEL - 1 - horizon)
+    behind = np.where(rows < horizon, np.float32(_BEHIND), ground)[:, None]
+    whole = layers(shape, next(iter(MARKINGS)), scene.place, scene.size, scene.tilt)[..., 0]
+    depths: np.ndarray = behind + whole * (np.float32(_BEFORE) - behind)
+    return depths
+
+
+@functools.cache
 def backdrop(background: str) -> Float32[np.ndarray, "32 32 3"]:
-    """A background in daylight without a subject."""
+    """The albedo of a background without a subject."""
     above, below, horizon = BACKGROUNDS[background]
     shown = np.empty((PANEL, PANEL, 3), np.float32)
     shown[:horizon], shown[horizon:] = above, below
@@ -290,17 +349,17 @@ def _marking(marking: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     radius = np.hypot(x, y)
     match marking:
         case "dots":
-            return np.hypot(np.abs(x) - 0.34, y) < 0.24
+            return np.hypot(np.abs(x) - 0.36, y) < 0.28
         case "stripes":
-            return np.abs(np.abs(y) - 0.34) < 0.15
+            return np.abs(np.abs(y) - 0.36) < 0.18
         case "bars":
-            return np.abs(np.abs(x) - 0.34) < 0.15
+            return np.abs(np.abs(x) - 0.36) < 0.18
         case "ring":
-            return (radius > 0.3) & (radius < 0.58)
+            return (radius > 0.28) & (radius < 0.62)
         case "spot":
             return radius < 0.42
         case "cross":
-            return (np.minimum(np.abs(x - y), np.abs(x + y)) < 0.2) & (radius < 0.75)
+            return (np.minimum(np.abs(x - y), np.abs(x + y)) < 0.28) & (radius < 0.85)
         case "half":
             return x > 0
         case "cap":

@@ -66,7 +66,7 @@ def toy() -> TrainConfig:
 def toy_vae() -> PictureConfig:
     """The autoencoder of the toy FLUX from random weights."""
     return PictureConfig(
-        steps=1600,
+        steps=2400,
         batch_size=16,
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", warmup=50, weight_decay=0.0, ema=0.995
@@ -84,7 +84,7 @@ def toy_teacher() -> TrainConfig:
     """
     return dataclasses.replace(
         toy(),
-        steps=14_000,
+        steps=18_000,
         batch_size=16,
         height=2 * PANEL,
         width=2 * PANEL,

@@ -4,7 +4,8 @@ The batch of a step is a function of (seed, step) alone, as in the loader. It sh
 that is held out.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ import numpy as np
 from dsd_jax.data.load.encoded import Embedding
 from dsd_jax.data.load.loader import PairBatch
 from dsd_jax.errors import UserError
-from dsd_jax.toy.words import OPENINGS, describe, describe_grid, describe_pair
-from dsd_jax.toy.world import PANEL, Scene, Subject, grid, render, subjects
+from dsd_jax.toy.words import OPENINGS, PANELS, describe, describe_grid, describe_pair
+from dsd_jax.toy.world import PANEL, SIZES, Scene, Subject, grid, render, subjects
 from dsd_jax.types import Int
 
 __all__ = ["SIZES_OF", "VIEWS_OF", "View", "WorldSource"]
@@ -38,6 +39,9 @@ _UNNAMED = {"single": 0.15, "canvas": 0.15, "grid": 0.3}
 """Share of the samples whose words say "this thing", as those of a pair always do. Such a text does
 not tell the subject, so the panels must tell each other, as those of FLUX do. Only so can a student
 learn to look."""
+_LOCKED = {"grid": 0.3, "pair": 0.4}
+"""Share of the samples that show one scene in several lights before a camera that stands."""
+_LIT = 0.5  # share of such lights that are not the usual one, and of single pictures and canvases
 _BLACK = 0.5  # share of canvases whose right frame is black, as a condition's is
 
 
@@ -76,7 +80,7 @@ class WorldSource:
     def identity(self) -> Mapping[str, object]:
         """Everything that decides what a step draws."""
         return {
-            "world": 5,
+            "world": 6,
             "views": list(self.views),
             "batch": self.batch,
             "seed": self.seed,
@@ -125,19 +129,31 @@ class WorldSource:
         dropped = bool(rng.random() < self.drop_text)
         known = subjects(held_out=False)
         subject, told = known[rng.integers(len(known))], Scene.draw(rng)
+        locked = rng.random() < _LOCKED.get(view, 0.0)
+        if locked:
+            usual = dataclasses.replace(told, size=_any(rng, SIZES), light=Scene.light)
+            scenes = [usual.relit(rng) if rng.random() < _LIT else usual for _ in PANELS]
+            told = scenes[0]
+        else:
+            scenes = [told, *(Scene.draw(rng) for _ in PANELS[1:])]
         if view == "pair":
-            panels = [render(subject, scene) for scene in (Scene.draw(rng), told)]
+            panels = [render(subject, scene) for scene in (scenes[1], told)]
             return np.concatenate(panels, axis=1), describe_pair(told), dropped
         named: Subject | None = None if rng.random() < _UNNAMED[view] else subject
         if view == "grid":
-            scenes = [told, *(Scene.draw(rng) for _ in range(3))]
             picture = grid(subject, scenes)
             opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
             return picture, describe_grid(named, scenes, opening), dropped
+        if rng.random() < _LIT:
+            told = told.relit(rng)
         picture = render(subject, told)
         if view == "canvas":
             other = np.zeros_like(picture)
             if rng.random() >= _BLACK:
-                other = render(subject, Scene.draw(rng))
+                other = render(subject, Scene.draw(rng).relit(rng))
             picture = np.concatenate([picture, other], axis=1)
         return picture, describe(named, told), dropped
+
+
+def _any(rng: np.random.Generator, names: Collection[str]) -> str:
+    return list(names)[int(rng.integers(len(names)))]
