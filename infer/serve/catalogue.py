@@ -12,27 +12,15 @@ from starlette.routing import BaseRoute, Route
 from dsd_jax.errors import UserError
 from dsd_jax.images import open_frame
 from dsd_jax.infer.enhance import Enhancement, enhanced
-from dsd_jax.infer.serve.examples import FLUX, Example
+from dsd_jax.infer.serve.examples import FLUX, PHOTOGRAPHIC, Example, LightMenu
 from dsd_jax.infer.serve.uploads import FORM, Reader, Uploads, parse_form
 from dsd_jax.infer.serve.wire import RefusedError, prompt_of
-from dsd_jax.lights import Light, load_lights
+from dsd_jax.lights import Light
 from dsd_jax.tasks import TASKS
 
-__all__ = ["PRESETS", "Catalogue"]
+__all__ = ["Catalogue"]
 
-PRESETS = (
-    {"direction": "left", "source": "window", "time": "morning"},
-    {"direction": "behind", "source": "sun", "time": "golden_hour"},
-    {"direction": "above", "source": "sun", "time": "noon"},
-    {"direction": "above", "source": "overcast", "contrast": "low"},
-    {"direction": "right", "source": "lamp", "temperature": "warm"},
-    {"direction": "below", "source": "candle", "time": "night"},
-    {"direction": "upper_left", "source": "moon", "time": "night"},
-    {"direction": "right", "source": "neon", "time": "night"},
-    {"direction": "front", "source": "softbox", "hardness": "soft"},
-    {"direction": "left", "source": "flash", "hardness": "hard"},
-)
-"""Lights to begin with, by names of the vocabulary."""
+_LONGEST = 500  # characters of a light in words
 _SIDE = 512  # pixels of the picture that a vision model sees
 _AT_ONCE = 2  # texts that are enhanced at the same time; the others wait
 
@@ -44,6 +32,7 @@ class Catalogue:
         examples: Examples.
         enhancement: Whether a vision model enhances texts, and which.
         uploads: Limits of requests.
+        lights: Lights.
 
     Raises:
         UserError: Enhancement was asked for, but there is no key.
@@ -54,7 +43,9 @@ class Catalogue:
         examples: tuple[Example, ...] = FLUX,
         enhancement: Enhancement = Enhancement(disable_gemini_prompt=True),
         uploads: Uploads = Uploads(),
+        lights: LightMenu = PHOTOGRAPHIC,
     ) -> None:
+        self._lights = lights
         self._examples, self._reader = examples, Reader(uploads)
         self._enhancement = dataclasses.replace(enhancement, enhance_prompt="on")
         self._enhances = enhancement.wanted
@@ -71,7 +62,7 @@ class Catalogue:
     async def catalogue(self, request: Request) -> Response:
         """`GET /v1/catalogue`: tasks, words and presets of light, examples, the vision model."""
         del request
-        lights = load_lights()
+        lights = self._lights.vocabulary
         aspects = {
             aspect: {name: entry.words.replace("{} ", "") for name, entry in entries.items()}
             for aspect, entries in lights.entries.items()
@@ -83,19 +74,31 @@ class Catalogue:
                     for task in TASKS.values()
                 ],
                 "lights": aspects,
-                "light_presets": [_light_body(lights.light(names)) for names in PRESETS],
+                "light_presets": [
+                    _light_body(lights.light(names)) for names in self._lights.presets
+                ],
                 "examples": [_example_body(example) for example in self._examples],
                 "enhanced_by": self._enhancement.provider.model if self._enhances else None,
             }
         )
 
     async def light(self, request: Request) -> Response:
-        """`GET /v1/light?direction=left&source=lamp`: a light in words and numbers."""
+        """`GET /v1/light?direction=left&source=lamp`: a light in words and numbers.
+
+        In place of names, `words=from the left with a lamp` says it.
+        """
+        names, lights = dict(request.query_params), self._lights.vocabulary
+        words = names.pop("words", None)
         try:
-            light = load_lights().light(dict(request.query_params))
+            if words is None:
+                return JSONResponse(_light_body(lights.light(names)))
+            if names:
+                raise UserError("say a light by words or by the names of its aspects, not by both")
+            if len(words) > _LONGEST:
+                raise UserError(f"words of a light have at most {_LONGEST} characters")
+            return JSONResponse(_light_body(lights.read(words)))
         except UserError as error:
             raise RefusedError(str(error)) from None
-        return JSONResponse(_light_body(light))
 
     async def enhance(self, request: Request) -> Response:
         """`POST /v1/prompts/enhance`: a text with the details of a reference.

@@ -14,7 +14,7 @@ from dsd_jax.infer.serve.app import create_app
 from dsd_jax.infer.serve.catalogue import Catalogue
 from dsd_jax.infer.serve.cli import ServeFlags
 from dsd_jax.infer.serve.engine import PipelineEngine, Sampling
-from dsd_jax.infer.serve.examples import FLUX, toy_examples
+from dsd_jax.infer.serve.examples import FLUX, PHOTOGRAPHIC, TOY_LIGHTS, toy_examples
 from dsd_jax.infer.serve.guard import Guard, read_key
 from dsd_jax.infer.serve.page import page_routes
 from dsd_jax.infer.serve.runner import Runner
@@ -49,7 +49,11 @@ class Assembly:
         )
         self._sizes = [_size(text) for text in queue.sizes or ("32x32" if toy else "512x512",)]
         self._true_guidance = queue.true_guidance
-        self._catalogue = Catalogue(toy_examples() if toy else FLUX, flags.enhance)
+        self._catalogue = Catalogue(
+            toy_examples() if toy else FLUX,
+            flags.enhance,
+            lights=TOY_LIGHTS if toy else PHOTOGRAPHIC,
+        )
         self.guard = Guard.of(read_key(server.api_key_env, server.api_key_file), server.host)
         self.model = flags.model
         if toy:

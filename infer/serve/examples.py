@@ -1,15 +1,23 @@
-"""Examples that a page offers: texts that a model knows, with a reference where one ships."""
+"""Examples and lights that a page offers, in words that a model knows.
+
+Where a reference ships, it is in the example.
+"""
 
 import dataclasses
 import functools
 import io
+from collections.abc import Mapping
+from pathlib import Path
 
 from PIL import Image
 
+from dsd_jax import toy
+from dsd_jax.lights import Lights, load_lights
+from dsd_jax.toy.score import Case
 from dsd_jax.toy.words import describe
-from dsd_jax.toy.world import Scene, Subject, render
+from dsd_jax.toy.world import Scene, Subject
 
-__all__ = ["FLUX", "Example", "toy_examples"]
+__all__ = ["FLUX", "PHOTOGRAPHIC", "TOY_LIGHTS", "Example", "LightMenu", "toy_examples"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +51,56 @@ FLUX = (
 )
 """Examples for FLUX. Those with a reference take the person's own; the last two paint one."""
 
+
+@dataclasses.dataclass(frozen=True)
+class LightMenu:
+    """The lights that a server offers.
+
+    Attributes:
+        presets: Lights to begin with, by names of the vocabulary.
+        path: File of the vocabulary. None takes the one of photography.
+    """
+
+    presets: tuple[Mapping[str, str], ...]
+    path: Path | None = None
+
+    @functools.cached_property
+    def vocabulary(self) -> Lights:
+        """The vocabulary.
+
+        Raises:
+            UserError: The file cannot be used.
+        """
+        return load_lights(self.path)
+
+
+PHOTOGRAPHIC = LightMenu(
+    (
+        {"direction": "left", "source": "window", "time": "morning"},
+        {"direction": "behind", "source": "sun", "time": "golden_hour"},
+        {"direction": "above", "source": "sun", "time": "noon"},
+        {"direction": "above", "source": "overcast", "contrast": "low"},
+        {"direction": "right", "source": "lamp", "temperature": "warm"},
+        {"direction": "below", "source": "candle", "time": "night"},
+        {"direction": "upper_left", "source": "moon", "time": "night"},
+        {"direction": "right", "source": "neon", "time": "night"},
+        {"direction": "front", "source": "softbox", "hardness": "soft"},
+        {"direction": "left", "source": "flash", "hardness": "hard"},
+    )
+)
+"""Lights for FLUX."""
+TOY_LIGHTS = LightMenu(
+    (
+        {"direction": "left_hard", "temperature": "warm"},
+        {"direction": "right_soft", "temperature": "cool"},
+        {"direction": "above_hard", "temperature": "night"},
+        {"direction": "left_hard", "temperature": "day"},
+        {"temperature": "warm"},
+        {"temperature": "night"},
+    ),
+    Path(toy.__file__).with_name("lights.toml"),
+)
+"""Lights for the toy."""
 _SUBJECTS = (
     Subject("star", "red", "white", "dots"),
     Subject("cat", "purple", "yellow", "stripes"),
@@ -65,22 +123,30 @@ _BEFORE, _AFTER = (
 
 @functools.cache
 def toy_examples() -> tuple[Example, ...]:
-    """Examples for the toy: drawn subjects to put elsewhere, and a text alone."""
-    edits = [
-        Example(
+    """Subjects to put elsewhere, one to relight, one to paint by its depth, and a text alone."""
+    moved = [
+        _edit(
             f"{subject.shape.capitalize()} to the {after.background}",
-            describe(None, after),
             "identity",
-            reference=_png(subject, before),
+            subject,
+            before,
+            after,
         )
         for subject, before, after in zip(_SUBJECTS, _BEFORE, _AFTER, strict=True)
     ]
-    first, scene = _SUBJECTS[0], _AFTER[2]
-    text = Example("Without a reference", describe(first, scene), edit=False)
-    return (*edits, text)
+    lit, before, mapped, scene = _SUBJECTS[4], _BEFORE[4], _SUBJECTS[5], _AFTER[5]
+    relit = dataclasses.replace(before, light="warm left hard")
+    others = [
+        _edit("Heart in warm light", "relight", lit, before, relit),
+        _edit("Diamond from a depth map", "depth", mapped, scene, scene),
+    ]
+    text = Example("Without a reference", describe(_SUBJECTS[0], _AFTER[2]), edit=False)
+    return (*moved, *others, text)
 
 
-def _png(subject: Subject, scene: Scene) -> bytes:
+def _edit(title: str, task: str, subject: Subject, before: Scene, after: Scene) -> Example:
+    """An example with the text and the reference of a case."""
+    case = Case(title, subject, before, after, seed=0, task=task)
     file = io.BytesIO()
-    Image.fromarray(render(subject, scene)).save(file, "PNG")
-    return file.getvalue()
+    Image.fromarray(case.reference()).save(file, "PNG")
+    return Example(title, case.text, task, reference=file.getvalue())

@@ -318,14 +318,14 @@ class Question:
         return cls(Exchange(server, "POST", "/v1/prompts/enhance", body), "prompt")
 
     @classmethod
-    def light(cls, server: Server, light: Mapping[str, str]) -> "Question":
-        """Asks for the words of a light: the order to light a picture so, and its description.
+    def light(cls, server: Server, words: str) -> "Question":
+        """Asks for the order to light a picture so, and for a description of the light.
 
         Args:
             server: The server.
-            light: Name of the value of each aspect that is said, such as `{"source": "lamp"}`.
+            words: Words of the light that the server's vocabulary has: `from the left with a lamp`.
         """
-        path = f"/v1/light?{urllib.parse.urlencode(light)}"
+        path = f"/v1/light?{urllib.parse.urlencode({'words': words})}"
         return cls(Exchange(server, "GET", path), "instruction", "description")
 
     def answer(self) -> list[str]:

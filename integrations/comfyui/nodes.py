@@ -16,14 +16,13 @@ from .client import (
     default_address,
 )
 from .following import Request, Watcher, answered, made_all
-from .lights import LIGHTS
 from .pictures import picture, reference_png, stacked
 from .replacements import REPLACEMENTS
 
 __all__ = ["Extension"]
 
 _CATEGORY = "DSD"
-_ANY = "any"
+_LIGHT = "warm light from the left"
 _PANELS = 24
 _MOST_SEED = 2**32 - 1 - _PANELS
 _API = ComfyAPI()
@@ -261,14 +260,11 @@ class Relight(io.ComfyNode):
             "model for relighting, or a LoRA with the name relight.",
             [
                 _image_input("The picture"),
-                *(
-                    io.Combo.Input(
-                        aspect,
-                        options=[_ANY, *values],
-                        default=_ANY,
-                        tooltip=f"The {aspect} of the light; '{_ANY}' says nothing about it.",
-                    )
-                    for aspect, values in LIGHTS.items()
+                io.String.Input(
+                    "light",
+                    default=_LIGHT,
+                    tooltip="The light, such as: from behind with a soft lamp at night. The server "
+                    "reads it; where it lacks a word, its message names others.",
                 ),
                 _text("scene", "What the picture shows. May be empty."),
                 _images_input(),
@@ -277,14 +273,12 @@ class Relight(io.ComfyNode):
 
     @classmethod
     async def execute(
-        cls, image: torch.Tensor, scene: str, images: int, **widgets: str
+        cls, image: torch.Tensor, light: str, scene: str, images: int, **widgets: object
     ) -> io.NodeOutput:
-        light = {aspect: widgets.pop(aspect) for aspect in LIGHTS}
-        light = {aspect: value for aspect, value in light.items() if value != _ANY}
-        if not light:
-            raise ValueError(f"say something about the light: choose one of {', '.join(LIGHTS)}")
+        if not light.strip():
+            raise ValueError(f"say something about the light, such as: {_LIGHT}")
         settings = Settings(**widgets)  # type: ignore[arg-type]
-        words = Question.light(settings.dsd_model, light)
+        words = Question.light(settings.dsd_model, light.strip())
         instruction, description = await answered(words, _WATCHER)
         prompt = f"{scene.strip()}, {description}" if scene.strip() else instruction
         request = settings.request(prompt, reference_png(image), images=images, task="relight")

@@ -5,17 +5,18 @@ import base64
 import io
 
 import httpx2
+import numpy as np
 import pytest
 from PIL import Image
 
 from dsd_jax.errors import UserError
 from dsd_jax.infer.enhance import Enhancement
 from dsd_jax.infer.serve.app import create_app
-from dsd_jax.infer.serve.catalogue import PRESETS, Catalogue
-from dsd_jax.infer.serve.examples import toy_examples
-from dsd_jax.lights import load_lights
+from dsd_jax.infer.serve.catalogue import Catalogue
+from dsd_jax.infer.serve.examples import PHOTOGRAPHIC, TOY_LIGHTS, LightMenu, toy_examples
 from dsd_jax.tasks import TASKS
-from dsd_jax.toy.words import parse_scene, parse_subject
+from dsd_jax.toy.judge import judge
+from dsd_jax.toy.words import parse_light, parse_scene, parse_subject
 from tests.core.llm.server import Server
 from tests.core.llm.wire import Question, Result, Status
 
@@ -48,19 +49,34 @@ def answer(question: Question) -> Result:
     return "a green square" if question.pictures else MERGED
 
 
-def test_tasks_lights_and_examples(runner):
+def test_tasks_and_lights(runner):
     shown = send(runner, Catalogue(toy_examples()), "GET", "/v1/catalogue").json()
     assert [task["name"] for task in shown["tasks"]] == list(TASKS)
     assert all(task["about"] for task in shown["tasks"])
     assert [task["name"] for task in shown["tasks"] if task["lights"]] == ["relight"]
     assert shown["lights"]["source"]["lamp"] == "a lamp"
-    assert [light["names"] for light in shown["light_presets"]] == list(PRESETS)
+    assert [light["names"] for light in shown["light_presets"]] == list(PHOTOGRAPHIC.presets)
     assert shown["enhanced_by"] is None
 
 
-def test_presets_of_light_fit_together():
-    lights = load_lights()
-    for names in PRESETS:
+def test_the_lights_of_the_toy_are_in_its_words(runner):
+    catalogue = Catalogue(lights=TOY_LIGHTS)
+    shown = send(runner, catalogue, "GET", "/v1/catalogue").json()
+    assert "source" not in shown["lights"]
+    assert len(shown["light_presets"]) == len(TOY_LIGHTS.presets)
+    for light in shown["light_presets"]:
+        assert parse_light(light["description"]) == parse_light(light["instruction"])
+        assert parse_light(light["description"]) is not None
+        answered = send(runner, catalogue, "GET", "/v1/light", params=light["names"]).json()
+        assert answered == light
+    refused = send(runner, catalogue, "GET", "/v1/light?source=lamp")
+    assert refused.json()["error"]["message"].startswith("there is no source 'lamp'")
+
+
+@pytest.mark.parametrize("menu", [PHOTOGRAPHIC, TOY_LIGHTS])
+def test_presets_of_light_fit_together(menu: LightMenu):
+    lights = menu.vocabulary
+    for names in menu.presets:
         for aspect, name in names.items():
             only = lights.entries[aspect][name].only
             assert all(names[other] in only.get(other, (names[other],)) for other in names)
@@ -68,14 +84,24 @@ def test_presets_of_light_fit_together():
 
 def test_examples_of_the_toy_are_in_its_words_and_have_pictures(runner):
     examples = send(runner, Catalogue(toy_examples()), "GET", "/v1/catalogue").json()["examples"]
-    assert len(examples) >= 4
+    assert {example["task"] for example in examples} == {"identity", "relight", "depth", None}
     for example in examples:
-        assert parse_scene(example["prompt"]) is not None
-        if example["edit"]:
-            picture = Image.open(io.BytesIO(base64.b64decode(example["b64_json"])))
-            assert picture.size == (32, 32)
-        else:
+        scene = parse_scene(example["prompt"])
+        assert scene is not None
+        if not example["edit"] or example["task"] == "depth":
             assert parse_subject(example["prompt"]) is not None
+        if not example["edit"]:
+            continue
+        picture = Image.open(io.BytesIO(base64.b64decode(example["b64_json"])))
+        assert picture.size == (32, 32)
+        seen = judge(np.asarray(picture))
+        if example["task"] == "depth":
+            assert picture.convert("L").convert("RGB").tobytes() == picture.tobytes()
+            assert seen.subject is None
+        else:
+            assert seen.subject is not None
+            assert seen.shows(scene) == (example["task"] == "relight")
+            assert seen.light != scene.light or example["task"] == "identity"
 
 
 def test_a_light_in_words_and_numbers(runner):
@@ -86,8 +112,27 @@ def test_a_light_in_words_and_numbers(runner):
 
 
 @pytest.mark.parametrize(
+    ("lights", "words", "description"),
+    [
+        (PHOTOGRAPHIC, "warm light from the left", "lit from the left by warm light"),
+        (TOY_LIGHTS, "warm light from the left", "warm left soft"),
+    ],
+)
+def test_a_light_is_read_from_words_of_the_vocabulary_that_is_served(
+    runner, lights, words, description
+):
+    catalogue = Catalogue(lights=lights)
+    shown = send(runner, catalogue, "GET", "/v1/light", params={"words": words}).json()
+    assert shown["description"] == description
+
+
+@pytest.mark.parametrize(
     ("query", "message"),
     [
+        ("words=from+the+leff", "there is no light 'leff' in the lights 'v1'; did you mean 'left'"),
+        ("words=+", "' ' names no light; try one such as"),
+        ("words=left&source=lamp", "say a light by words or by the names of its aspects, not by"),
+        (f"words={'left+' * 200}", "words of a light have at most 500 characters"),
         ("direction=up", "there is no direction 'up'"),
         ("mood=dark", "a light has no 'mood'"),
         ("", "a light needs a word"),

@@ -219,13 +219,12 @@ def test_a_text_is_enhanced_by_the_server(reference):
 def test_the_server_words_a_light():
     body = b'{"instruction": "light it from the left", "description": "lit from the left"}'
     with answering(200, body) as (address, asked):
-        words = Question.light(Server(address), {"direction": "left", "source": "lamp"}).answer()
+        words = Question.light(Server(address), "lamp & left").answer()
     assert words == ["light it from the left", "lit from the left"]
-    assert asked[0].startswith("GET /v1/light?direction=left&source=lamp\n")
+    assert asked[0].startswith("GET /v1/light?words=lamp+%26+left\n")
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"7", b"<html>"])
 def test_an_answer_of_something_else_is_told(body):
-    question = {"direction": "left"}
     with answering(200, body) as (address, _), pytest.raises(ServerError, match="something else"):
-        Question.light(Server(address), question).answer()
+        Question.light(Server(address), "left").answer()

@@ -150,10 +150,7 @@ def test_a_story_is_one_image_for_each_line(comfy, server, reference):
 
 def test_depth_and_relight_make_images(comfy, server, reference):
     name = comfy.upload(reference)
-    light = {
-        "direction": "left", "source": "lamp", "time": "any", "temperature": "warm",
-        "hardness": "any", "contrast": "any", "scene": "", "images": 1,
-    }  # fmt: skip
+    light = {"light": "warm light from the left", "scene": "", "images": 1}
     depth = workflow(server, name, "DSDDepth", prompt=TEXT, images=2)
     for asked, count in ((workflow(server, name, "DSDRelight", **light), 1), (depth, 2)):
         run = comfy.run(asked)

@@ -9,9 +9,8 @@ import torch
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from dsd_jax.lights import load_lights
+from dsd_jax.infer.serve.catalogue import Catalogue
 from integrations.comfyui.client import Server, ServerError
-from integrations.comfyui.lights import LIGHTS
 from integrations.comfyui.pictures import picture, reference_png, stacked
 from tests.integrations.comfyui.conftest import InterruptedByUserError
 from tests.integrations.comfyui.headless import PACK
@@ -124,28 +123,26 @@ def test_one_refused_panel_ends_the_story(comfy, serve, engine):
         make(comfy, "DSDStory", address, panels="a\nb", style="", size="1x1")
 
 
-def test_tasks_go_along(comfy, serve, engine):
-    said = []
-
-    async def words(request):
-        said.append(dict(request.query_params))
-        return JSONResponse(
-            {"instruction": "light it from the left", "description": "lit from the left"}
-        )
-
-    light = dict.fromkeys(LIGHTS, "any") | {"direction": "left"}
-    with serve(Route("/v1/light", words)) as address:
-        make(comfy, "DSDRelight", address, scene="", images=1, **light)
-        make(comfy, "DSDRelight", address, scene=" a room ", images=1, **light)
+def test_tasks_go_along_and_the_server_reads_the_light(comfy, serve, engine):
+    words = " from the left with a Lamp "
+    with serve(*Catalogue().routes()) as address:
+        make(comfy, "DSDRelight", address, light=words, scene="", images=1)
+        make(comfy, "DSDRelight", address, light=words, scene=" a room ", images=1)
         make(comfy, "DSDDepth", address, prompt="a hall", images=1)
-        with pytest.raises(ValueError, match="say something about the light"):
-            make(comfy, "DSDRelight", address, scene="", images=1, **dict.fromkeys(LIGHTS, "any"))
-    assert said == [{"direction": "left"}] * 2
     assert [(request.task, request.prompt) for request in engine.requests] == [
-        ("relight", "light it from the left"),
-        ("relight", "a room, lit from the left"),
+        ("relight", "light it from the left with a lamp"),
+        ("relight", "a room, lit from the left by a lamp"),
         ("depth", "a hall"),
     ]
+
+
+def test_a_light_that_the_server_does_not_know_is_told_in_its_words(comfy, serve, engine):
+    with serve(*Catalogue().routes()) as address:
+        with pytest.raises(ServerError, match=r"no light 'lammp' .*; did you mean 'lamp'\?"):
+            make(comfy, "DSDRelight", address, light="a lammp", scene="", images=1)
+        with pytest.raises(ValueError, match="say something about the light, such as: warm"):
+            make(comfy, "DSDRelight", address, light=" ", scene="", images=1)
+    assert engine.requests == []
 
 
 def enhance(comfy, address):
@@ -172,10 +169,6 @@ def test_an_interrupt_does_not_wait_for_the_vision_model(comfy, serve):
     route = Route("/v1/prompts/enhance", thinking, methods=["POST"])
     with serve(route) as address, pytest.raises(InterruptedByUserError):
         enhance(comfy, address)
-
-
-def test_the_names_of_lights_are_those_of_the_vocabulary():
-    assert {aspect: tuple(each) for aspect, each in load_lights().entries.items()} == LIGHTS
 
 
 def test_a_server_is_checked_before_the_workflow_runs(comfy):
