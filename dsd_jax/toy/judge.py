@@ -1,9 +1,10 @@
 """The pixel judge tells which subject and which scene a picture of the toy world shows.
 
 It compares a picture with drawings of everything that it could show. First it takes the background
-that most pixels agree with, then compares silhouettes with the pixels that differ from it, then
-tries every marking and pair of colours on the silhouettes that fit best. An attribute is unclear if
-another answer explains the picture nearly as well. All are unclear if no drawing fits.
+and the light that most pixels agree with, then compares silhouettes with the pixels that differ
+from it, then tries every marking and pair of colours, in that light, on the silhouettes that fit
+best. An attribute is unclear if another answer explains the picture nearly as well. All are unclear
+if no drawing fits.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from dsd_jax.toy.world import (
     Subject,
     backdrop,
     layers,
+    light_field,
 )
 from dsd_jax.types import Bool, Float32, UInt8
 
@@ -38,7 +40,7 @@ CALM = 0.55  # share of the pixels that must be background
 FAR = 0.25  # of the range of a colour, per channel: this far from the background is not background
 LIMIT = 0.16  # root mean square difference from the best drawing, beyond which nothing is clear
 CLOSE = 1.05  # another answer whose squared error is less than this many times the best's is close
-LEAST = 0.25  # squared error by which it must be worse at least, in pixels from black to white
+LEAST = 0.25  # squared error by which it must be worse at least, in pixels from black to white, lit
 _FLOATS = np.float32
 
 
@@ -123,9 +125,9 @@ class _Backdrops(NamedTuple):
 def _backdrops() -> _Backdrops:
     keys, pixels = [], []
     for background in BACKGROUNDS:
-        for light, factor in LIGHTS.items():
+        for light in LIGHTS:
             keys.append((background, light))
-            lit = backdrop(background) * np.asarray(factor, _FLOATS) / _FLOATS(255)
+            lit = backdrop(background) * light_field(light) / _FLOATS(255)
             pixels.append(lit.reshape(-1, 3))
     return _Backdrops(keys, np.stack(pixels))
 
@@ -137,26 +139,31 @@ def judge(picture: UInt8[np.ndarray, "32 32 3"]) -> Seen:
     away = np.abs(backdrops.pixels - pixels).mean(2)
     calm = int(CALM * PANEL**2)
     misfits = np.partition(away, calm, axis=1)[:, :calm].mean(1)
-    best = int(misfits.argmin())
+    calmest = np.argpartition(away[int(misfits.argmin())], calm)[:calm]
+    unlike = np.square(backdrops.pixels[:, calmest] - pixels[calmest]).sum((1, 2))
+    best = int(unlike.argmin())
     background, light = backdrops.keys[best]
     behind = backdrops.pixels[best]
     hypotheses = _hypotheses(pixels, behind, light)
     errors = np.asarray([h.error for h in hypotheses])
     found = hypotheses[int(errors.argmin())]
     error = float(errors.min())
+    least = LEAST * float(np.square(light_field(light)).mean())
     rms = float(np.sqrt(max(error, 0.0) / pixels.size))
     values: dict[str, str | None] = {}
     for position, name in enumerate((*SUBJECT, "place", "size", "tilt")):
         value = found.key[position]
         others = [h.error for h in hypotheses if h.key[position] != value]
         rival = min(others, default=np.inf)
-        clear = rms < LIMIT and rival > max(error * CLOSE, error + LEAST)
+        clear = rms < LIMIT and rival > max(error * CLOSE, error + least)
         values[name] = value if clear else None
     for position, (name, value) in enumerate((("background", background), ("light", light))):
-        others = [
-            m for m, key in zip(misfits, backdrops.keys, strict=True) if key[position] != value
-        ]
-        clear = misfits[best] < LIMIT / 2 and min(others) > 1.3 * misfits[best] + 0.01
+        rival = min(
+            e for e, key in zip(unlike, backdrops.keys, strict=True) if key[position] != value
+        )
+        clear = misfits[best] < LIMIT / 2 and rival > max(
+            unlike[best] * CLOSE, unlike[best] + least
+        )
         values[name] = value if clear else None
     return Seen(**values, error=rms)
 
@@ -168,25 +175,30 @@ class _Hypothesis(NamedTuple):
 
 def _hypotheses(pixels: np.ndarray, behind: np.ndarray, light: str) -> list[_Hypothesis]:
     """The best colours for every marking on the silhouettes that fit, and their runners-up."""
-    lit = np.asarray(LIGHTS[light], _FLOATS)
-    palette = np.asarray(list(COLOURS.values()), _FLOATS) / 255 * lit
+    lit = light_field(light).reshape(-1, 3)
+    palette = np.asarray(list(COLOURS.values()), _FLOATS) / 255
     names = list(COLOURS)
+    products = palette[:, None] * palette
     outline = np.asarray(OUTLINE, _FLOATS) / 255 * lit
+    unlike = np.square(pixels - behind).sum(1)
     found = []
-    for shape, place, size, tilt, down, across in _candidates(pixels, behind):
+    for shape, place, size, tilt, down, across in _candidates(pixels, behind, lit):
         cover = _markings(shape, place, size, tilt, down, across)
-        whole, inside, mark = cover[:, 0, :, None], cover[:, 1, :, None], cover[:, 2, :, None]
-        base = (behind + whole * (outline - behind)) * (1 - inside) * (1 - mark)
-        body = inside * (1 - mark)
-        rest = pixels - base
+        on = cover[0, 0] > 0  # the silhouette is the same for every marking
+        whole, inside, mark = (part[:, on, None] for part in np.moveaxis(cover, 1, 0))
+        light_on, behind_on = lit[on], behind[on]
+        base = (behind_on + whole * (outline[on] - behind_on)) * (1 - inside) * (1 - mark)
+        body, mark = inside * (1 - mark) * light_on, mark * light_on
+        rest = pixels[on] - base
         # |rest - body B - mark M|^2, for every pair of colours at once.
-        total = np.square(rest).sum((1, 2))
+        total = np.square(rest).sum((1, 2)) + unlike[~on].sum()
         of_body = (body * rest).sum(1) @ palette.T
         of_mark = (mark * rest).sum(1) @ palette.T
-        squares = np.square(palette).sum(1)
-        bodies = np.square(body).sum((1, 2))[:, None] * squares - 2 * of_body
-        marks = np.square(mark).sum((1, 2))[:, None] * squares - 2 * of_mark
-        both = 2 * (body * mark).sum((1, 2))[:, None, None] * (palette @ palette.T)
+        squares = np.square(palette).T
+        bodies = np.square(body).sum(1) @ squares - 2 * of_body
+        marks = np.square(mark).sum(1) @ squares - 2 * of_mark
+        both = 2 * (body * mark).sum(1) @ products.reshape(-1, 3).T
+        both = both.reshape(len(MARKINGS), len(names), len(names))
         errors = total[:, None, None] + bodies[:, :, None] + marks[:, None, :] + both
         diagonal = np.arange(len(names))
         errors[:, diagonal, diagonal] = np.inf
@@ -207,10 +219,10 @@ def _interesting(table: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _candidates(
-    pixels: np.ndarray, behind: np.ndarray
+    pixels: np.ndarray, behind: np.ndarray, lit: np.ndarray
 ) -> list[tuple[str, str, str, str, int, int]]:
     """The best silhouettes: six over all, and the best of every shape, place, size and tilt."""
-    away = np.minimum(np.abs(pixels - behind).max(1) / _FLOATS(FAR), 1)
+    away = np.minimum((np.abs(pixels - behind) / lit).max(1) / _FLOATS(FAR), 1)
     every = _silhouettes()
     scores = every.squares - 2 * (every.whole @ away)
     order = np.argsort(scores, kind="stable").tolist()

@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from dsd_jax.toy.judge import SCENE, SUBJECT, judge
 from dsd_jax.toy.world import (
     BACKGROUNDS,
+    LIGHTS,
     PANEL,
     Scene,
     Subject,
@@ -35,6 +38,17 @@ def test_it_sees_what_was_drawn():
     assert whole >= 38
 
 
+def test_it_sees_subject_and_light_in_every_light():
+    right = 0
+    for number, light in enumerate(LIGHTS):
+        subject, scene, _ = drawn(number)
+        scene = dataclasses.replace(scene, light=light)
+        seen = judge(render(subject, scene))
+        assert seen.light == light, (subject, scene, seen)
+        right += seen.subject == subject and seen.shows(scene)
+    assert right >= len(LIGHTS) - 1
+
+
 def test_it_sees_through_noise():
     rng = np.random.default_rng(0)
     right = 0
@@ -42,7 +56,7 @@ def test_it_sees_through_noise():
         subject, scene, picture = drawn(number)
         noisy = np.clip(picture + rng.normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
         seen = judge(noisy)
-        right += seen.subject == subject and seen.shows(scene)
+        right += seen.subject == subject and seen.shows(scene) and seen.light == scene.light
     assert right >= 14
 
 

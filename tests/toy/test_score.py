@@ -1,15 +1,110 @@
-"""Cases of the toy world told in tags."""
+"""Cases of the toy world, their scores, and cases told in tags."""
 
+import dataclasses
+import math
 import re
 
+import numpy as np
 import pytest
 
 from dsd_jax.errors import UserError
-from dsd_jax.toy.score import from_tags, make_cases
+from dsd_jax.toy.score import (
+    Guided,
+    Relit,
+    Score,
+    from_tags,
+    make_cases,
+    score,
+    summarise,
+)
+from dsd_jax.toy.world import BACKGROUNDS, LIGHTS, PANEL, render
+
+
+@pytest.mark.parametrize("task", ["identity", "relight", "depth"])
+def test_the_right_picture_is_scored_right(task: str):
+    for case in make_cases(6, task=task):
+        assert case.task == task
+        right = score(case, case.ideal())
+        if isinstance(right, Score):
+            assert right == (True, True, True, False)
+        elif isinstance(right, Relit):
+            assert right[:3] == (True, True, True)
+            assert right.drift < 0.3
+        else:
+            assert right == (True, True)
+
+
+def test_relighting_asks_for_the_same_scene_in_another_light():
+    cases = make_cases(200, task="relight")
+    for case in cases:
+        assert case.before.light != case.after.light
+        assert dataclasses.replace(case.before, light=case.after.light) == case.after
+        assert case.text.startswith("this thing on ")
+    assert {case.after.light for case in cases} == set(LIGHTS)
+    assert 0.6 < np.mean([case.before.light == "day" for case in cases]) < 0.8
+
+
+def test_a_relit_picture_is_scored_for_light_colours_and_drift():
+    case, other, *_ = make_cases(3, task="relight")
+    same = score(case, case.reference())
+    assert isinstance(same, Relit)
+    assert (same.identity, same.light, same.colours) == (True, False, True)
+    moved = score(case, np.roll(case.ideal(), 2, axis=1))
+    assert isinstance(moved, Relit)
+    assert 1.5 < moved.drift < 2.5
+    wrong = score(case, render(other.subject, case.after))
+    assert isinstance(wrong, Relit)
+    assert (wrong.identity, wrong.light, wrong.colours) == (False, True, False)
+
+
+def test_a_depth_case_shows_a_map_and_names_the_rest():
+    case, other, *_ = make_cases(3, task="depth")
+    map_ = case.reference()
+    assert map_.shape == (PANEL, PANEL, 3)
+    assert (map_ == map_[..., :1]).all()
+    assert case.subject.shape in case.text
+    assert score(case, map_) == (False, False)
+    nearer = dataclasses.replace(case.after, place=other.after.place, size="small")
+    nearer = dataclasses.replace(
+        nearer, place="southeast" if nearer == case.after else nearer.place
+    )
+    assert score(case, render(case.subject, nearer)) == Guided(order=False, prompt=True)
+    recoloured = dataclasses.replace(
+        case.subject,
+        body=next(c for c in ("red", "blue", "green") if c not in vars(case.subject).values()),
+    )
+    assert score(case, render(recoloured, case.after)) == Guided(order=True, prompt=False)
+
+
+def test_backgrounds_of_one_horizon_have_one_depth():
+    (case,) = make_cases(1, task="depth")
+    own = case.after.background
+    twin = next(
+        name
+        for name, (*_, row) in BACKGROUNDS.items()
+        if name != own and row == BACKGROUNDS[own][2]
+    )
+    seen = score(case, render(case.subject, dataclasses.replace(case.after, background=twin)))
+    assert seen == Guided(order=True, prompt=False)
+
+
+def test_drift_is_summarised_by_its_median_where_it_can_be_told():
+    scores = [Relit(True, False, True, drift) for drift in (0.1, 0.2, 9.0, math.nan)]
+    found = summarise(scores)
+    assert found["identity"].value == 1
+    assert found["drift"].value == 0.2
+    assert math.isnan(summarise(scores[3:])["drift"].value)
+
+
+def test_a_task_without_cases_is_refused():
+    with pytest.raises(UserError, match="no cases of the task 'relit'; expected identity, relight"):
+        make_cases(1, task="relit")
 
 
 def test_a_case_comes_back_from_its_tags():
-    for case in make_cases(5):
+    cases = make_cases(5)
+    lit = dataclasses.replace(cases[0].after, light="warm left hard")
+    for case in (*cases, dataclasses.replace(cases[0], after=lit)):
         assert from_tags(case.id, {"more": "x", **case.tags}, seed=case.seed) == case
 
 

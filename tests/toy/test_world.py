@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from dsd_jax.toy.words import (
     describe_pair,
     describe_scene,
     parse_grid,
+    parse_light,
     parse_scene,
     parse_subject,
 )
@@ -26,14 +28,17 @@ from dsd_jax.toy.world import (
     TILTS,
     Scene,
     Subject,
+    disparity,
     grid,
     is_held_out,
+    layers,
+    light_field,
     render,
     subjects,
 )
 
 CAT = Subject("cat", "red", "white", "dots")
-SNOW = Scene("snow", "northwest", "small", "tilted", "night")
+SNOW = Scene("snow", "northwest", "small", "tilted", "night left hard")
 SCENES = [Scene(*words) for words in itertools.product(BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)]
 
 
@@ -80,8 +85,47 @@ def test_every_word_of_a_scene_shows(name: str):
         render(CAT, Scene(**{"background": "sea", "place": "northwest", name: word})).astype(int)
         for word in choices
     ]
+    step = 15 if name == "light" else 40  # levels; lights change all pixels
     for one, other in itertools.combinations(pictures, 2):
-        assert (np.abs(one - other).max(2) > 40).sum() >= 12
+        assert (np.abs(one - other).max(2) > step).sum() >= 12
+
+
+def test_a_light_multiplies_the_albedo_of_all_pixels():
+    """So what a picture shows is known without its light, and nothing moves when it is relit."""
+    scene = Scene("room", "southeast")
+    albedo = render(CAT, scene).astype(float)
+    for light in LIGHTS:
+        lit = render(CAT, dataclasses.replace(scene, light=light))
+        assert np.abs(lit - albedo * light_field(light)).max() <= 1
+
+
+def test_light_from_a_side_falls_off_across_the_panel():
+    left, above = light_field("day left hard"), light_field("day above hard")
+    assert (np.diff(left, axis=1) < 0).all()
+    assert (np.diff(left, axis=0) == 0).all()
+    assert (np.diff(above, axis=0) < 0).all()
+    np.testing.assert_array_equal(light_field("day right hard"), left[:, ::-1])
+    assert light_field("day left soft").min() > left.min() > 0.5
+    assert (light_field("day") == 1).all()
+
+
+def test_relit_scenes_differ_in_light_alone():
+    rng = np.random.default_rng(0)
+    drawn = [SNOW.relit(rng) for _ in range(300)]
+    assert {scene.light for scene in drawn} == {*LIGHTS} - {SNOW.light}
+    assert all(dataclasses.replace(scene, light=SNOW.light) == SNOW for scene in drawn)
+
+
+def test_the_subject_is_nearest_and_the_ground_before_the_rest():
+    scene = Scene("snow", "northwest")
+    depth = disparity("square", scene)
+    horizon = BACKGROUNDS["snow"][2]
+    place = layers("square", "dots", *dataclasses.astuple(scene)[1:4])[..., 0]
+    assert depth.shape == (PANEL, PANEL)
+    assert 0 <= depth.min() < depth.max() <= 1
+    assert depth[place == 1].min() > depth[horizon:][place[horizon:] == 0].max()
+    assert depth[horizon:, -1].min() > depth[:horizon, -1].max()
+    assert (np.diff(depth[horizon:, -1]) > 0).all()
 
 
 def test_edges_are_smooth():
@@ -116,6 +160,20 @@ def test_words_are_read_back_exactly():
     for scene in SCENES:
         assert parse_scene(describe(None, scene)) == scene
         assert parse_subject(describe(None, scene)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "light"),
+    [
+        ("warm light from the left, hard", "warm left hard"),
+        ("Light it from above", "day above soft"),
+        ("hard cool light", "cool"),
+        ("a red cat on snow", None),
+        ("right-hand on snow at northwest", None),
+    ],
+)
+def test_lights_are_read_from_words(text: str, light: str | None):
+    assert parse_light(text) == light
 
 
 @pytest.mark.parametrize("opening", OPENINGS)

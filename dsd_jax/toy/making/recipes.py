@@ -84,7 +84,7 @@ def toy_teacher() -> TrainConfig:
     """
     return dataclasses.replace(
         toy(),
-        steps=18_000,
+        steps=24_000,
         batch_size=16,
         height=2 * PANEL,
         width=2 * PANEL,
