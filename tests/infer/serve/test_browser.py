@@ -275,6 +275,7 @@ def test_it_opens_on_the_weights_that_ship(browser):
             line = next(line for line in server.stdout if line.startswith("ready: "))
             tab = opened(browser, line.split()[1])
             assert tab.value("document.querySelector('#i_guidance').disabled")
+            assert tab.value("document.querySelector('.preset').innerText") == "warm left hard"
             choose(tab, "count", 1)
             choose(tab, "steps", 8)
             tab.click(".example")
