@@ -146,11 +146,14 @@ class MakeConfig:
             settings |= {"model": provider.model, "wording": self.wording(stage).id}
         lit = any(task_named(name).lit for name in self.prompts.tasks)
         if stage is PROMPTS and lit:
-            settings["relight"] = {
+            relight: dict[str, object] = {
                 "routes": dict(self.relight.routes),
                 "lights": self.relight.vocabulary().id,
                 "aspects": self.relight.aspects,
             }
+            if usual := self.relight.usual_light():
+                relight["usual"] = usual.named
+            settings["relight"] = relight
         if stage is GRIDS:
             settings["teacher"] = Path(self.base_path).name
             if lit and any(route.painted > 1 for route in self.relight.used):
@@ -198,6 +201,7 @@ def load_config(path: Path, wordings: Path | None = None) -> MakeConfig:
         for own, place in zip(given.captions.source, config.captions.source, strict=True)
     )
     config.relight.vocabulary()  # found out before anything is paid for
+    config.relight.usual_light()
     captions = dataclasses.replace(config.captions, source=sources)
     config = dataclasses.replace(config, captions=captions)
     if (path.parent / config.base_path).is_dir():

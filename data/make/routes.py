@@ -79,6 +79,9 @@ class RelightConfig:
         routes: Weight of each route; every prompt gets one of them.
         lights: TOML file with a vocabulary of light that replaces or extends ours.
         aspects: Largest number of aspects, such as direction and source, that are said of a light.
+        usual: Words of a light of the vocabulary, which one panel of every grid gets, because most
+            pictures that people bring are in it. By an exact route it is not put into the first
+            panel, because pairs lead to that one. None prefers no light.
         shared_steps: Part of the sampling steps that the panels of `shared` take together.
     """
 
@@ -87,6 +90,7 @@ class RelightConfig:
     routes: Mapping[str, float] = dataclasses.field(default_factory=lambda: {GRID.name: 1.0})
     lights: Path | None = None
     aspects: int = 2
+    usual: str | None = None
     shared_steps: float = 0.4
 
     def __post_init__(self) -> None:
@@ -115,13 +119,32 @@ class RelightConfig:
         """
         return load_lights(self.lights)
 
+    def usual_light(self) -> Light | None:
+        """The light of `usual`.
+
+        Raises:
+            UserError: The vocabulary has no such words, or cannot be used.
+        """
+        if self.usual is None:
+            return None
+        vocabulary = self.vocabulary()
+        try:
+            return vocabulary.read(self.usual)
+        except UserError as error:
+            raise UserError(f"relight.usual: {error}") from None
+
     def route_of(self, caption: CaptionId) -> Route:
         """The route of a caption, chosen by the hash of its id and the weights."""
         return ROUTES[chosen("route", caption, self.routes, ROUTES)]
 
     def lights_of(self, prompt: PromptId) -> list[Light]:
-        """The lights of the panels of a prompt, drawn by its id."""
-        return self.vocabulary().draw_different(_rng("lights", prompt), len(PANELS), self.aspects)
+        """The lights of the panels of a prompt, drawn by its id. One of them is the usual one."""
+        rng, usual = _rng("lights", prompt), self.usual_light()
+        lights = self.vocabulary().draw_different(rng, len(PANELS), self.aspects)
+        if usual is not None and usual not in lights:
+            first = int(self.route_of(prompt.caption).exact)
+            lights[int(rng.integers(first, len(PANELS)))] = usual
+        return lights
 
 
 def quarters(width: int, height: int) -> tuple[Box, ...]:

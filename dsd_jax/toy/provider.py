@@ -27,9 +27,10 @@ from dsd_jax.toy.words import (
     describe,
     describe_grid,
     describe_subject,
+    parse_light,
     parse_subject,
 )
-from dsd_jax.toy.world import BACKGROUNDS, LIGHTS, PANEL, Scene
+from dsd_jax.toy.world import BACKGROUNDS, PANEL, SIZES, Scene
 
 __all__ = ["MODEL", "ToyTransport", "answer"]
 
@@ -133,7 +134,8 @@ def _grid_prompt(request: Request) -> str:
         return "The caption names no subject of the toy world."
     rng = np.random.default_rng(int(request.key(MODEL)[:16], 16))
     if _still(request):
-        scene = dataclasses.replace(Scene.draw(rng), light=Scene.light)
+        size = list(SIZES)[int(rng.integers(len(SIZES)))]
+        scene = dataclasses.replace(Scene.draw(rng), size=size, light=Scene.light)
         if lights := _panel_lights(_said(request)):
             scenes = [dataclasses.replace(scene, light=light) for light in lights]
             return describe_grid(subject, scenes)
@@ -158,9 +160,8 @@ def _panel_lights(said: str) -> list[str]:
 
 
 def _told_light(phrase: str) -> str:
-    """The light that a phrase names; without a word of the toy world, the one that goes unsaid."""
-    words = re.findall(r"\w+", phrase)
-    return next((word for word in words if word in LIGHTS), Scene.light)
+    """The light that a phrase names; words that the toy world lacks say nothing."""
+    return parse_light(phrase) or Scene.light
 
 
 # What it sees
@@ -205,9 +206,11 @@ def _subject_words(seen: Seen) -> str:
 
 
 def _scene_words(seen: Seen) -> str:
+    """The clear words about a scene: `on snow at northwest small warm left hard`, or less."""
     words = ["on", seen.background, "at", seen.place] if seen.background and seen.place else []
-    unusual = {"small", "tilted", "night"} & {seen.size, seen.tilt, seen.light}
-    return " ".join([*map(str, words), *(x for x in ("small", "tilted", "night") if x in unusual)])
+    unsaid = (None, Scene.size, Scene.tilt, Scene.light)
+    words += [word for word in (seen.size, seen.tilt, seen.light) if word not in unsaid]
+    return " ".join(map(str, words))
 
 
 def _differences(first: Seen, second: Seen, *, still: bool = False) -> list[str]:

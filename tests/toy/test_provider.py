@@ -20,6 +20,7 @@ from dsd_jax.toy.provider import ToyTransport, answer
 from dsd_jax.toy.words import (
     PANELS,
     describe,
+    describe_scene,
     describe_subject,
     parse_grid,
     parse_scene,
@@ -30,6 +31,7 @@ from dsd_jax.toy.world import Scene, Subject, render
 CAT = Subject("cat", "red", "white", "dots")
 STAR = Subject("star", "red", "white", "dots")
 SNOW, SEA = Scene("snow", "northwest"), Scene("sea", "northeast", "small", light="night")
+LIT = dataclasses.replace(SNOW, tilt="tilted", light="warm left hard")
 
 
 def picture(pixels: np.ndarray) -> Picture:
@@ -75,19 +77,52 @@ def test_captions_with_a_toy_in_them_are_clear():
     assert not json.loads(answer(request("captions", ("Caption: a cat on a mat",))))["clear"]
 
 
-def test_a_grid_in_several_lights_is_one_scene_with_the_lights_that_the_world_has():
-    asked = f"one locked-off camera. Caption: {describe(CAT, SNOW)}"
-    lights = ("lit at night", "lit by a warm lamp", "day", "lit from behind, at night")
-    told = "; ".join(f"{panel} {light}" for panel, light in zip(PANELS, lights, strict=True))
-    read = parse_grid(answer(request("prompts", (f"{asked}\n\nKeep to these: {told}. Go on.",))))
+def still(caption: str, *lights: str) -> Request:
+    """The question for a prompt of one scene, in four lights if they are given."""
+    asked = f"one locked-off camera. Caption: {caption}"
+    if lights:
+        told = "; ".join(f"{panel} {light}" for panel, light in zip(PANELS, lights, strict=True))
+        asked += f"\n\nKeep to these: {told}. Go on."
+    return request("prompts", (asked,))
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        (
+            ("warm left hard", "day from here", "above", "night from here"),
+            ("warm left hard", "day", "day above soft", "night"),
+        ),
+        (
+            (
+                "lit from the right by a warm lamp",
+                "by a hard flash",
+                "at dawn",
+                "backlit, at night",
+            ),
+            ("warm right soft", "day", "day", "night"),
+        ),
+    ],
+)
+def test_a_grid_in_several_lights_is_one_scene_with_the_lights_that_the_world_has(
+    told: tuple[str, ...], meant: tuple[str, ...]
+):
+    read = parse_grid(answer(still(describe(CAT, SNOW), *told)))
     assert read is not None
     subject, scenes = read
     assert subject == CAT
-    assert [scene.light for scene in scenes] == ["night", "day", "day", "night"]
+    assert tuple(scene.light for scene in scenes) == meant
     assert len({dataclasses.replace(scene, light="day") for scene in scenes}) == 1
-    alone = answer(request("prompts", (asked,)))
-    assert parse_grid(alone) is None
-    assert parse_scene(alone) is not None
+
+
+def test_a_scene_for_several_lights_says_none_and_is_as_often_small_as_big():
+    captions = (f"{describe_subject(CAT)}, number {number}" for number in range(200))
+    texts = [answer(still(caption)) for caption in captions]
+    assert not any(map(parse_grid, texts))
+    scenes = [scene for text in texts if (scene := parse_scene(text))]
+    assert len(scenes) == len(texts)
+    assert {scene.light for scene in scenes} == {Scene.light}
+    assert 70 < sum(scene.size == "small" for scene in scenes) < 130
 
 
 def test_prompts_name_the_subject_in_four_scenes():
@@ -146,16 +181,19 @@ def test_scores_and_groups_follow_their_schemas():
 
 def test_marks_of_lights_say_whether_the_light_is_the_one_that_was_named():
     schema: dict[str, Any] = {"properties": {"first_light": {}, "second_light": {}}}
-    pictures = (picture(render(CAT, SNOW)), picture(render(CAT, SEA)))
 
-    def marks(first: str, second: str) -> list[int]:
+    def marks(*shown: tuple[Scene, str]) -> list[int]:
+        pictures = tuple(picture(render(CAT, scene)) for scene, _ in shown)
+        (_, first), (_, second) = shown
         question = f'the first was to be "{first}", the second "{second}"; "first_light"?'
         return list(
             json.loads(answer(request("judge", (*pictures, question), schema=schema))).values()
         )
 
-    assert marks("lit by the sun at noon", "at night by a lamp") == [10, 10]
-    assert marks("at night", "lit by the sun at noon") == [0, 0]
+    assert marks((SNOW, "lit by the sun at noon"), (SEA, "at night by a lamp")) == [10, 10]
+    assert marks((SNOW, "at night"), (SEA, "lit by the sun at noon")) == [0, 0]
+    assert marks((LIT, "warm left hard"), (SEA, "night from here")) == [10, 10]
+    assert marks((LIT, "warm left soft"), (SEA, "night above hard")) == [0, 0]
 
 
 def test_a_panel_of_another_size_is_read_all_the_same():
@@ -165,13 +203,31 @@ def test_a_panel_of_another_size_is_read_all_the_same():
     )
 
 
-def test_descriptions_and_instructions():
-    one, other = picture(render(CAT, SNOW)), picture(render(CAT, SEA))
-    description = answer(request("caption", (one, "describe it")))
-    assert description == describe(CAT, SNOW)
-    instruction = answer(request("caption", ("first", one, "second", other, "what to change?")))
-    assert parse_scene(instruction) == SEA
-    assert instruction == "this thing on sea at northeast small night"
+@pytest.mark.parametrize("scene", [SNOW, SEA, LIT])
+def test_descriptions_and_instructions_say_all_that_is_unusual(scene: Scene):
+    shown = picture(render(CAT, scene))
+    assert answer(request("caption", (shown, "describe it"))) == describe(CAT, scene)
+    one = picture(render(CAT, dataclasses.replace(SNOW, light="cool above soft")))
+    instruction = answer(request("caption", ("first", one, "second", shown, "what to change?")))
+    assert instruction == describe(None, scene)
+
+
+def test_one_scene_in_two_lights_is_the_same_but_not_another_size_of_it():
+    def told(second: Scene) -> str:
+        pictures = (picture(render(CAT, SNOW)), picture(render(CAT, second)))
+        turns = ((*pictures, "?"), ("describe it",), ("could one camera have taken both?",))
+        return answer(request("judge", *turns))
+
+    assert told(dataclasses.replace(SNOW, light="cool right hard")).endswith("Yes")
+    small = dataclasses.replace(SNOW, size="small", light="cool right hard")
+    assert told(small) == "They differ: the size is big in the first and small in the second. No"
+
+
+def test_prompts_of_a_story_keep_the_light_of_its_panels():
+    shows = "\n".join(f"{n}. {describe_scene(scene)}" for n, scene in enumerate((LIT, SEA), 1))
+    schema: dict[str, Any] = {"properties": {"prompts": {}}}
+    asked = request("story", (f"The hero: a {describe_subject(CAT)}\n{shows}",), schema=schema)
+    assert json.loads(answer(asked))["prompts"] == [describe(CAT, LIT), describe(CAT, SEA)]
 
 
 @pytest.mark.parametrize(

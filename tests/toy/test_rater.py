@@ -1,5 +1,6 @@
 """The stand-in for a vision-language model that rates images of an evaluation."""
 
+import dataclasses
 import io
 import json
 
@@ -12,6 +13,7 @@ from dsd_jax.llm.transport import Failed
 from dsd_jax.toy.provider import answer
 from dsd_jax.toy.rater import SLIPS
 from dsd_jax.toy.score import make_cases
+from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import Scene, Subject, render
 
 TASK = "Judge the picture on a scale from 0 to 4."
@@ -80,6 +82,15 @@ def test_every_wrong_attribute_costs_a_point():
 def test_words_that_the_prompt_adds_are_asked_for_too():
     assert usual("split/prompt", IDEAL, prompt=f"{CASE.text} small night") == 2  # 3 of 5
     assert usual("dreambench++/pf", IDEAL, task="Give 0 to 10 points.") == 10
+
+
+def test_a_light_that_the_prompt_names_is_right_or_wrong_as_a_whole():
+    scene = dataclasses.replace(CASE.after, size="big", tilt="upright", light="warm left hard")
+    shown = render(CASE.subject, scene)
+    right, wrong = describe(None, scene), describe(None, scene).replace("hard", "soft")
+    assert right.endswith(" warm left hard")
+    assert usual("split/prompt", shown, prompt=right) == 4
+    assert usual("split/prompt", shown, prompt=wrong) == 3  # 3 of 4
 
 
 def test_rounds_differ_by_slips_and_every_round_can_be_repeated():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dsd_jax.toy
 from dsd_jax.data.make.config import MakeConfig, load_config
 from dsd_jax.data.make.crops import panels_of
 from dsd_jax.data.make.folder import begun_settings
@@ -36,7 +37,7 @@ from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.lights import load_lights
 from dsd_jax.shares import ALL
-from dsd_jax.toy.words import parse_scene, parse_subject
+from dsd_jax.toy.words import parse_light, parse_scene, parse_subject
 from dsd_jax.toy.world import PANEL, Scene, Subject, render
 from tests.data.make.scripted import Scripted, do, in_turn, question_of
 
@@ -144,6 +145,38 @@ def test_a_scene_is_asked_for_without_light_and_fits_with_every_light(route: str
     assert row.lights is not None
     lit = [f"a fox in deep snow, {load_lights().light(each).description}" for each in row.lights]
     assert row.tokens == max(map(words, lit))
+
+
+PROMPTS_OF_MANY = [PromptId(CaptionId(f"{n:016x}"), "relight") for n in range(200)]
+
+
+def test_one_panel_of_every_grid_is_in_the_usual_light():
+    relight = RelightConfig(usual="at noon, from the front")
+    usual = relight.usual_light()
+    assert usual == load_lights().light({"direction": "front", "time": "noon"})
+    places = []
+    for prompt in PROMPTS_OF_MANY:
+        lights, others = relight.lights_of(prompt), RelightConfig().lights_of(prompt)
+        assert lights.count(usual) == 1
+        assert len(set(lights)) == len(lights) == 4
+        assert sum(one != other for one, other in zip(lights, others, strict=True)) <= 1
+        assert lights == relight.lights_of(prompt)
+        places.append(lights.index(usual))
+    assert all(30 < places.count(place) < 70 for place in range(4))
+
+
+def test_the_usual_light_is_that_of_a_picture_to_re_light_and_not_of_the_painted_one():
+    relight = RelightConfig(routes={"backward": 1.0}, usual="at noon, from the front")
+    places = [relight.lights_of(one).index(relight.usual_light()) for one in PROMPTS_OF_MANY]
+    drawn = [RelightConfig().lights_of(one)[0] for one in PROMPTS_OF_MANY]
+    assert places.count(0) == drawn.count(relight.usual_light()) < 10
+    assert all(40 < places.count(place) < 90 for place in (1, 2, 3))
+
+
+def test_a_usual_light_is_one_of_a_vocabulary_that_has_few(tmp_path: Path):
+    config = load_config(write_config(tmp_path, ('"lights.toml"', '"lights.toml"\nusual = "day"')))
+    for prompt in PROMPTS_OF_MANY[:20]:
+        assert [light.description for light in config.relight.lights_of(prompt)].count("day") == 2
 
 
 def test_captions_are_shared_out_over_the_routes_and_keep_theirs():
@@ -311,6 +344,17 @@ def test_a_grid_of_the_lights_that_were_asked_for_becomes_pairs_with_texts(tmp_p
         ('"lights.toml"', '"lights.toml"\naspects = 0', "aspects must be from 1 to 6, got 0"),
         ('"lights.toml"', '"lights.toml"\nshared_steps = 2', "shared_steps must be above 0 and"),
         (
+            '"lights.toml"',
+            '"lights.toml"\nusual = "nigth"',
+            r"relight\.usual: there is no light 'nigth' in .*; did you mean 'night'\?",
+        ),
+        ('"lights.toml"', '"lights.toml"\nusual = ""', r"relight\.usual: '' names no light; try"),
+        (
+            '"lights.toml"',
+            '"lights.toml"\nusual = "day and night"',
+            r"relight\.usual: 'day and night' names two lights by time, day and night; name one",
+        ),
+        (
             '[judge]\nprovider = "toy"\n',
             "",
             r"the task 'relight' by shared has no model in \[judge\]; give it a provider, one of",
@@ -347,6 +391,43 @@ def test_the_question_about_lights_is_a_setting_of_the_judge(tmp_path: Path):
     assert with_it.settings(JUDGEMENTS)["light"] == {"relight": 6}
     assert without.wording(JUDGEMENTS).id != with_it.wording(JUDGEMENTS).id
     assert "light.marks" not in without.wording(JUDGEMENTS).texts
+
+
+USUAL = "day from here"
+
+
+def test_a_making_of_the_toy_world_in_all_its_lights_keeps_every_pair(tmp_path: Path):
+    vocabulary = Path(dsd_jax.toy.__file__).with_name("lights.toml")
+    made = make(
+        write_config(
+            tmp_path,
+            ("{ backward = 1, shared = 1 }", "{ grid = 1 }"),
+            ("count = 6", "count = 3"),
+            ('"lights.toml"', f'"{vocabulary.as_posix()}"\nusual = "{USUAL}"'),
+            ('[judge]\nprovider = "toy"', '[judge]\nprovider = "toy"\nlight = { relight = 10 }'),
+        )
+    )
+    own = origins(made.parts)["relight by grid"]
+    assert own.pairs == own.filtered == own.judged == own.described >= 12
+    assert len(made.store) == 2 * own.pairs
+    seen = set()
+    for record in made.store:
+        way = record.provenance["words"]["way"]
+        light = "target_light" if way == "forward" else "reference_light"
+        told = load_lights(vocabulary).light(record.provenance["pair"][light]).description
+        for text in (record.caption, record.instruction):
+            assert parse_light(text or "") == (None if told == USUAL else parse_light(told))
+        seen.add(told)
+    assert USUAL in seen
+
+
+def test_the_usual_light_is_a_setting_of_the_prompts(tmp_path: Path):
+    """A work folder that was begun without it stays as it is."""
+    without = load_config(write_config(tmp_path)).settings(PROMPTS)["relight"]
+    named = ('"lights.toml"', '"lights.toml"\nusual = "in the day"')
+    with_it = load_config(write_config(tmp_path, named)).settings(PROMPTS)["relight"]
+    assert isinstance(without, dict)
+    assert with_it == {**without, "usual": {"time": "day"}}
 
 
 def test_a_vocabulary_that_is_not_there_is_named(tmp_path: Path):
