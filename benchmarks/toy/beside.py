@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.results import save
+from benchmarks.toy.study import intervals
 from dsd_jax.config import FLOAT32
 from dsd_jax.convert.open import open_flux
 from dsd_jax.data.load.loader import PairBatch
@@ -33,7 +34,7 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, judge
 from dsd_jax.toy.making.inpaint import Inpaint
 from dsd_jax.toy.making.recipes import toy_teacher
-from dsd_jax.toy.score import METRICS, Case, make_cases, score, summarise
+from dsd_jax.toy.score import Case, make_cases, score
 from dsd_jax.toy.words import describe_pair
 from dsd_jax.toy.world import PANEL
 from dsd_jax.train.encode import Encoder
@@ -114,11 +115,10 @@ def measure(flux: Path, cases: list[Case], steps: int) -> dict[str, Any]:
         name: np.mean([getattr(s, name) == getattr(wanted, name) for s, wanted in told])
         for name in SUBJECT
     }
-    found = summarise([score(case, picture) for case, picture in zip(cases, made, strict=True)])
     return {
         **losses,
         **{name: f"{share:.2f}" for name, share in parts.items()},
-        **{metric: str(found[metric]) for metric in METRICS},
+        **intervals([score(case, picture) for case, picture in zip(cases, made, strict=True)]),
     }
 
 

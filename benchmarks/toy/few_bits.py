@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.results import save
-from benchmarks.toy.study import BATCH, intervals
+from benchmarks.toy.study import BATCH, AnyScore, intervals
 from dsd_jax.config import BFLOAT16, FLOAT32
 from dsd_jax.convert.hub import TOY
 from dsd_jax.infer import Pipeline
 from dsd_jax.infer.options import LoadOptionsDict
 from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS
 from dsd_jax.toy.folder import toy_lora_path
-from dsd_jax.toy.score import Case, Score, make_cases, score
+from dsd_jax.toy.score import Case, make_cases, score
 from dsd_jax.toy.world import PANEL
 
 SECTIONS = {
@@ -56,7 +56,7 @@ def load(student: Path, kind: str) -> Pipeline:
     )
 
 
-def paint(pipe: Pipeline, cases: Sequence[Case], steps: int) -> tuple[np.ndarray, list[Score]]:
+def paint(pipe: Pipeline, cases: Sequence[Case], steps: int) -> tuple[np.ndarray, list[AnyScore]]:
     """Final latents and scores of all cases."""
     latents, scores = [], []
     for start in range(0, len(cases), BATCH):

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.results import save
-from benchmarks.toy.study import BATCH, intervals, load
+from benchmarks.toy.study import BATCH, AnyScore, intervals, load
 from dsd_jax.config import FluxConfig
 from dsd_jax.convert.lora.read import read_lora
 from dsd_jax.convert.open import open_transformer
@@ -42,7 +42,7 @@ from dsd_jax.infer.sampler import Method
 from dsd_jax.infer.settings import Settings
 from dsd_jax.quickstart.inputs import IMAGE_SCALE
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
-from dsd_jax.toy.score import Case, Score, make_cases, score
+from dsd_jax.toy.score import Case, make_cases, score
 from dsd_jax.toy.world import PANEL
 
 SECTIONS = {
@@ -140,7 +140,7 @@ def prepared(pipe: Pipeline, cases: Sequence[Case], settings: Settings) -> Prepa
 
 def paint(
     pipe: Pipeline, cases: Sequence[Case], settings: Settings
-) -> tuple[np.ndarray, list[Score], float]:
+) -> tuple[np.ndarray, list[AnyScore], float]:
     """Final latents, scores, and seconds for an image once all is compiled."""
     latents, scores, seconds = [], [], []
     for start in range(0, len(cases), BATCH):

@@ -30,12 +30,12 @@ from dsd_jax.convert.hub import TOY
 from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.stages import JUDGEMENTS
 from dsd_jax.infer import Pipeline
-from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS
+from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS, Budget
 from dsd_jax.quickstart.run import student_steps
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
-from dsd_jax.toy.score import METRICS, Case, Score, make_cases, score, summarise
+from dsd_jax.toy.score import Case, Guided, Relit, Score, make_cases, score, summarise
 from dsd_jax.toy.world import PANEL
 
 SECTIONS = {
@@ -58,6 +58,7 @@ before the judge. Goals: identity and prompt 0.80 after the quickstart, 0.95 aft
 PLOT = Path(__file__).parents[2] / "docs" / "toy_guidance.png"
 SWEEP = (1.0, 1.5, 2.0, 3.0)
 BATCH = 50
+AnyScore = Score | Relit | Guided
 
 
 def load(export: Path | None) -> Pipeline:
@@ -81,15 +82,25 @@ def scores_of(
     *,
     i_guidance: float = IMAGE_SCALE,
     t_guidance: float = 1.0,
-) -> list[Score]:
-    """Scores every case; a pipeline without condition gets the text alone, unguided."""
+    texts: Sequence[str] | None = None,
+) -> list[AnyScore]:
+    """Scores every case; a pipeline without condition gets the text alone, unguided.
+
+    Args:
+        pipe: The pipeline.
+        cases: The cases.
+        steps: Sampling steps.
+        i_guidance, t_guidance: Scales of true guidance.
+        texts: Words to ask by, in place of those of the cases.
+    """
     conditional = pipe.transformer_config.condition_embed
     scales = {"i_guidance": i_guidance, "t_guidance": t_guidance} if conditional else {}
+    words = [case.text for case in cases] if texts is None else texts
     scores = []
     for start in range(0, len(cases), BATCH):
         part = cases[start : start + BATCH]
         made = pipe(
-            [case.text for case in part],
+            words[start : start + BATCH],
             [Image.fromarray(case.reference()) for case in part] if conditional else None,
             seed=[case.seed for case in part],
             batch_size=BATCH,
@@ -102,10 +113,14 @@ def scores_of(
     return scores
 
 
-def intervals(scores: Sequence[Score]) -> dict[str, str]:
+def intervals(scores: Sequence[AnyScore]) -> dict[str, str]:
     """The metrics of a line of a table."""
-    found = summarise(scores)
-    return {metric: str(found[metric]) for metric in METRICS}
+    return {metric: str(interval) for metric, interval in summarise(scores).items()}
+
+
+def budget_of(folder: Path) -> Budget:
+    """The amounts that a quickstart made."""
+    return Budget(**json.loads((folder / "budget.json").read_text()))
 
 
 def train_uncurated(folder: Path) -> Path:
@@ -116,11 +131,10 @@ def train_uncurated(folder: Path) -> Path:
         return export
     shutil.rmtree(own, ignore_errors=True)
     shutil.copytree(folder / "making", own / "making")
-    for name in ("making.toml", "captions.csv"):
+    for name in ("making.toml", "captions.csv", "lights.toml"):
         shutil.copy(folder / name, own / name)
     for name in ("caption", "dataset"):
         shutil.rmtree(own / "making" / name)
-    settings = json.loads((folder / "budget.json").read_text())
     parts = begun_folder(own / "making")
     for part in range(parts.count):
         rows = [
@@ -133,7 +147,7 @@ def train_uncurated(folder: Path) -> Path:
         Step("Describe every pair", ["data", "caption", making]),
         Step("Pack the pairs", ["data", "pack", making]),
     ]
-    run_steps([*packing, *student_steps(own, settings["train_steps"])], dsd, print)
+    run_steps([*packing, *student_steps(own, budget_of(folder))], dsd, print)
     return export
 
 

@@ -32,7 +32,8 @@ SECTIONS = {
     "": (
         "The toy teacher",
         """Pictures painted by the shipped toy FLUX, as the pixel judge sees them; unclear answers
-count as not right. *Same*: both panels show the whole subject and agree. *Grids cut*: the check
+count as not right. *Light*: one in eight pictures is asked for in another light than the usual
+one. *Same*: both panels show the whole subject and agree. *Grids cut*: the check
 of grids finds four panels. `dsd_jax/toy/flux/README.md` says how the teacher is made.""",
     ),
 }
@@ -65,7 +66,8 @@ def paint(pipeline: Pipeline, texts: list[str], side: int, steps: int) -> list[n
 
 def _right(seen: Seen, subject: Subject, scene: Scene) -> dict[str, bool]:
     parts = {name: getattr(seen, name) == getattr(subject, name) for name in SUBJECT}
-    return {**parts, "subject": all(parts.values()), "scene": seen.shows(scene)}
+    whole = {"subject": all(parts.values()), "scene": seen.shows(scene)}
+    return {**parts, **whole, "light": seen.light == scene.light}
 
 
 def _share(values: list[bool]) -> str:

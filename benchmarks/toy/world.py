@@ -2,12 +2,13 @@
 
     python -m benchmarks.toy.world [--pictures 500] [--seed 0]
 
-Random subjects, held-out ones among them, in random scenes, drawn exactly and then spoilt by noise,
-blur, JPEG, a shift of colours, or the toy autoencoder. `wrong` matters most: the judge may find a
-picture unclear, but it should not be wrong.
+Random subjects, held-out ones among them, in random scenes, half of them in another light than the
+usual one, drawn exactly and then spoilt by noise, blur, JPEG, a shift of colours, or the toy
+autoencoder. `wrong` matters most: the judge may find a picture unclear, but it should not be wrong.
 """
 
 import argparse
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -26,14 +27,16 @@ from dsd_jax.toy.folder import toy_flux_path
 from dsd_jax.toy.judge import SUBJECT, Seen, judge
 from dsd_jax.toy.world import Scene, Subject, render, subjects
 
-__all__ = ["main"]
+__all__ = ["autoencoder", "main"]
 
 SECTIONS = {
     "": (
         "The judge of the toy world",
-        """Random subjects in random scenes, drawn and then spoilt. A subject is right if shape,
-both colours and marking are; a scene is right if background and place are. *Wrong* counts answers
-that are not so.""",
+        """Random subjects in random scenes, half of them in one of the 27 lights beside the usual
+one, drawn and then spoilt. A subject is right if shape, both colours and marking are; a scene is
+right if background and place are; a light is right if tint, side and strength are. *Wrong* counts
+answers that are not so. A shift of colours is light of another tint, so there no light is right
+for sure.""",
     ),
 }
 
@@ -66,7 +69,8 @@ def _tint(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _bytes(picture * rng.uniform(0.85, 1.15, 3))
 
 
-def _autoencoder() -> Spoil:
+def autoencoder() -> Spoil:
+    """Encodes and decodes a picture by the VAE of the toy FLUX."""
     component = open_component(toy_flux_path() / "vae")
     model = load(abstract(component.config, precision=FLOAT32), component.source)
     graphdef, state = nnx.split(model)
@@ -91,16 +95,17 @@ SPOILT: dict[str, Callable[[], Spoil]] = {
     "blur of 0.8 pixels": lambda: _blur(0.8),
     "JPEG of quality 60": lambda: _jpeg(60),
     "colours off by up to 15 %": lambda: _tint,
-    "toy autoencoder": _autoencoder,
+    "toy autoencoder": autoencoder,
 }
 
 
 def _told(seen: Seen, subject: Subject, scene: Scene) -> dict[str, str]:
-    """Subject and scene: `right`, `wrong` (something told is not so), or `unclear`."""
+    """Subject, scene and light: `right`, `wrong` (something told is not so), or `unclear`."""
     told = {}
     for name, pairs in (
         ("subject", [(getattr(seen, n), getattr(subject, n)) for n in SUBJECT]),
         ("scene", [(getattr(seen, n), getattr(scene, n)) for n in ("background", "place")]),
+        ("light", [(seen.light, scene.light)]),
     ):
         wrong = any(value not in {None, truth} for value, truth in pairs)
         right = all(value == truth for value, truth in pairs)
@@ -113,7 +118,10 @@ def _row(name: str, spoil: Spoil, pictures: int, seed: int) -> dict[str, Any]:
     counts: dict[tuple[str, str], int] = {}
     for number in range(pictures):
         rng = np.random.default_rng((seed, number))
-        subject, scene = known[rng.integers(len(known))], Scene.draw(rng)
+        subject = known[rng.integers(len(known))]
+        scene = dataclasses.replace(Scene.draw(rng), light=Scene.light)
+        if number % 2:
+            scene = scene.relit(rng)
         picture = spoil(render(subject, scene), rng)
         for what, outcome in _told(judge(picture), subject, scene).items():
             counts[what, outcome] = counts.get((what, outcome), 0) + 1
@@ -121,7 +129,7 @@ def _row(name: str, spoil: Spoil, pictures: int, seed: int) -> dict[str, Any]:
         "pictures": name,
         **{
             f"{what} {outcome}": f"{counts.get((what, outcome), 0) / pictures:.3f}"
-            for what in ("subject", "scene")
+            for what in ("subject", "scene", "light")
             for outcome in ("right", "unclear", "wrong")
         },
     }
