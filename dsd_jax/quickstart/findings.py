@@ -12,11 +12,12 @@ from dsd_jax.data.make.parts import Parts
 from dsd_jax.data.make.stages import GRIDS, JUDGEMENTS, PAIRS, Judgement, Pair
 from dsd_jax.images import open_image
 from dsd_jax.interval import Interval
-from dsd_jax.quickstart.inputs import MAKING, STUDENT, TEACHER
-from dsd_jax.toy.score import Case, score, summarise
+from dsd_jax.quickstart.inputs import MAKING, STUDENT, TEACHER, Cases
+from dsd_jax.tasks import IDENTITY, RELIGHT
+from dsd_jax.toy.score import Case, Guided, Relit, Score, score, summarise
 from dsd_jax.train.metrics import read_metrics
 
-__all__ = ["NAMES", "Example", "Findings", "Shown", "findings"]
+__all__ = ["NAMES", "Example", "Findings", "Scored", "Shown", "findings"]
 
 NAMES = {TEACHER: "teacher, text alone", STUDENT: "student, text and reference"}
 _EXAMPLES, _GRIDS, _KEPT = 12, 8, 8
@@ -38,17 +39,34 @@ class Example:
 
     Attributes:
         text: The prompt.
-        reference: The picture that shows the subject.
-        before: The teacher's image, made from the text alone.
+        reference: The picture that shows the subject, or the depth map.
+        before: The teacher's image, made from the text alone. None where it has no such image.
         after: The student's image.
-        right: Whether subject and scene of `after` are right.
+        right: Whether `after` is right in everything that its task asks for.
     """
 
     text: str
     reference: Image.Image
-    before: Image.Image
+    before: Image.Image | None
     after: Image.Image
     right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The result in one task.
+
+    Attributes:
+        task: `identity`, `relight` or `depth`.
+        cases: Number of cases.
+        scores: Intervals by model and metric.
+        examples: The first cases.
+    """
+
+    task: str
+    cases: int
+    scores: Mapping[str, Mapping[str, Interval]]
+    examples: Sequence[Example]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +74,7 @@ class Findings:
     """The contents of a report.
 
     Attributes:
-        scores: Intervals by model and metric.
-        cases: Number of cases that each is computed from.
-        examples: The first cases.
+        scored: The result in every task.
         grids: Some grids of the teacher.
         kept, rejected: Some pairs that the judge kept, and some that it or a filter rejected.
         losses: Steps and losses of the training.
@@ -67,9 +83,7 @@ class Findings:
         notes: Sentences at the end.
     """
 
-    scores: Mapping[str, Mapping[str, Interval]]
-    cases: int
-    examples: Sequence[Example]
+    scored: Sequence[Scored]
     grids: Sequence[Shown]
     kept: Sequence[Shown]
     rejected: Sequence[Shown]
@@ -81,7 +95,7 @@ class Findings:
 
 def findings(
     folder: Path,
-    cases: Sequence[Case],
+    cases: Cases,
     commands: Sequence[tuple[str, float]],
     notes: Sequence[str] = (),
 ) -> Findings:
@@ -89,18 +103,13 @@ def findings(
 
     Args:
         folder: Its folder.
-        cases: The cases that it has images of.
+        cases: The cases of each task that it has images of.
         commands: The commands, and the seconds that each took.
         notes: Sentences for the end of the report.
 
     Raises:
         UserError: A file is missing or damaged.
     """
-    made = {name: [open_image(folder / name / f"{c.id}.png") for c in cases] for name in NAMES}
-    scored = {
-        name: [score(case, np.asarray(image)) for case, image in zip(cases, images, strict=True)]
-        for name, images in made.items()
-    }
     parts = begun_folder(folder / MAKING)
     grids = list(parts.rows(GRIDS))
     pairs = {row.id: row for row in parts.rows(PAIRS) if isinstance(row, Pair)}
@@ -109,14 +118,7 @@ def findings(
     refused = [row for row in judged if not row.kept]
     filtered = [pair for pair in pairs.values() if not pair.kept]
     return Findings(
-        scores={NAMES[name]: summarise(scores) for name, scores in scored.items()},
-        cases=len(cases),
-        examples=[
-            Example(case.text, Image.fromarray(case.reference()), before, after, scores.both)
-            for case, before, after, scores in zip(
-                cases, made[TEACHER], made[STUDENT], scored[STUDENT], strict=True
-            )
-        ][:_EXAMPLES],
+        scored=[_scored(folder, task, own) for task, own in cases.items()],
         grids=[Shown([open_image(parts.picture(g.id))], g.prompt) for g in grids[:_GRIDS]],
         kept=[_shown(parts, pairs[row.id], _said(row)) for row in _spread(kept, _KEPT)],
         rejected=[
@@ -136,6 +138,39 @@ def findings(
         commands=commands,
         notes=notes,
     )
+
+
+def _scored(folder: Path, task: str, cases: Sequence[Case]) -> Scored:
+    """Scores the student, and the teacher where it was asked."""
+    names = list(NAMES) if task == IDENTITY.name else [STUDENT]
+    made = {name: [open_image(folder / name / f"{c.id}.png") for c in cases] for name in names}
+    scores = {
+        name: [score(case, np.asarray(image)) for case, image in zip(cases, images, strict=True)]
+        for name, images in made.items()
+    }
+    examples = [
+        Example(
+            text=case.text,
+            reference=Image.fromarray(case.reference()),
+            before=made[TEACHER][number] if TEACHER in made else None,
+            after=made[STUDENT][number],
+            right=_is_right(scores[STUDENT][number]),
+        )
+        for number, case in enumerate(cases[:_EXAMPLES])
+    ]
+    intervals = {NAMES[name]: summarise(own) for name, own in scores.items()}
+    return Scored(task, len(cases), intervals, examples)
+
+
+def _is_right(scores: Score | Relit | Guided) -> bool:
+    """Whether an image is right in everything; a drift that cannot be told is not."""
+    match scores:
+        case Score():
+            return scores.both
+        case Relit(identity, light, colours, drift):
+            return identity and light and colours and drift <= (RELIGHT.max_drift or 0)
+        case Guided(order, prompt):
+            return order and prompt
 
 
 def _spread(rows: Sequence, count: int) -> Sequence:

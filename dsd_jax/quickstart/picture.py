@@ -8,9 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dsd_jax.images import save_image
 from dsd_jax.marks import GENERATED
-from dsd_jax.quickstart.findings import Findings
+from dsd_jax.quickstart.findings import Example, Findings, Scored
 from dsd_jax.quickstart.report import METRIC_NAMES
-from dsd_jax.toy.score import METRICS
 from dsd_jax.toy.world import PANEL
 
 __all__ = ["write_picture"]
@@ -20,15 +19,27 @@ _WIDTH, _MARGIN = 1280, 24
 _TITLE, _TEXT = 18, 14  # font sizes
 _SIDE = 3 * PANEL  # side of a panel
 _BETWEEN = 4  # pixels between the pictures of a group
+_RIGHT = "#1a7f37"  # frame of a picture that is right
+_SHOWN = {  # title and number of the examples of each task
+    "identity": ("After training: reference, text alone, reference and text", 4),
+    "relight": ("The same customiser relights: reference, picture in the light of the text", 6),
+    "depth": ("The same customiser follows depth: map, picture", 6),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """Pictures side by side with words below; `side` is the height of each."""
+    """Pictures side by side with words below.
+
+    Attributes:
+        side: Height of each picture in pixels.
+        right: Whether the last picture gets a green frame.
+    """
 
     pictures: Sequence[Image.Image]
     words: str
     side: int = _SIDE
+    right: bool = False
 
     @property
     def width(self) -> int:
@@ -36,7 +47,7 @@ class _Group:
 
 
 def write_picture(findings: Findings, path: Path) -> None:
-    """Writes the picture: grids, pairs, cases before and after, and the scores.
+    """Writes the picture: grids, pairs, cases and scores of every task.
 
     Raises:
         UserError: It cannot be written.
@@ -49,13 +60,12 @@ def write_picture(findings: Findings, path: Path) -> None:
             *(_Group(shown.pictures, "kept") for shown in findings.kept[:4]),
             *(_Group(shown.pictures, "rejected") for shown in findings.rejected[:2]),
         ],
-        "After training: reference, text alone, reference and text; subjects never trained on": [
-            _Group([example.reference, example.before, example.after], example.text)
-            for example in findings.examples[:4]
-        ],
     }
+    for scored in findings.scored:
+        title, count = _SHOWN[scored.task]
+        bands[title] = [_example(example) for example in scored.examples[:count]]
     drawn = [_band(title, groups) for title, groups in bands.items() if groups]
-    drawn.append(_scores(findings))
+    drawn += map(_scores, findings.scored)
     sheet = Image.new("RGB", (_WIDTH, sum(band.height for band in drawn)), _PAPER)
     top = 0
     for band in drawn:
@@ -64,40 +74,66 @@ def write_picture(findings: Findings, path: Path) -> None:
     save_image(sheet, path, mark=GENERATED)
 
 
+def _example(example: Example) -> _Group:
+    pictures = [example.reference, example.before, example.after]
+    shown = [picture for picture in pictures if picture is not None]
+    return _Group(shown, example.text, right=example.right)
+
+
 def _band(title: str, groups: Sequence[_Group]) -> Image.Image:
     """The groups from margin to margin, under a title and over a line."""
     head, tallest = 2 * _TITLE + 8, max(group.side for group in groups)
-    foot = _TEXT + 12 if any(group.words for group in groups) else 0
+    words = [_lines(group) for group in groups]
+    foot = max(len(lines) for lines in words) * (_TEXT + 4) + 8
     band = Image.new("RGB", (_WIDTH, head + tallest + foot + _MARGIN // 2), _PAPER)
     draw = ImageDraw.Draw(band)
     draw.text((_MARGIN, _TITLE // 2 + 4), title, fill=_INK, font=_font(_TITLE))
     free = _WIDTH - 2 * _MARGIN - sum(group.width for group in groups)
     gap = min(free / max(1, len(groups) - 1), 80)
     left = float(_MARGIN)
-    for group in groups:
-        for number, picture in enumerate(group.pictures):
-            x = round(left) + number * (group.side + _BETWEEN)
+    for group, lines in zip(groups, words, strict=True):
+        x = round(left)
+        for picture in group.pictures:
             size = group.side, group.side
             band.paste(picture.resize(size, Image.Resampling.NEAREST), (x, head))
+            x += group.side + _BETWEEN
+        if group.right:
+            x -= group.side + _BETWEEN
+            corners = (x, head, x + group.side - 1, head + group.side - 1)
+            draw.rectangle(corners, outline=_RIGHT, width=3)
         place = round(left), head + group.side + 4
-        draw.text(place, group.words, fill=_SOFT, font=_font(_TEXT))
+        draw.multiline_text(place, "\n".join(lines), fill=_SOFT, font=_font(_TEXT), spacing=4)
         left += group.width + gap
     draw.line((_MARGIN, band.height - 1, _WIDTH - _MARGIN, band.height - 1), fill=_LINE)
     return band
 
 
-def _scores(findings: Findings) -> Image.Image:
-    """The scores as a table, a line for each model."""
+def _lines(group: _Group) -> list[str]:
+    """The words of a group in lines that are no wider than its pictures."""
+    lines: list[str] = []
+    for word in group.words.split():
+        longer = f"{lines[-1]} {word}" if lines else ""
+        if longer and _font(_TEXT).getlength(longer) <= group.width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _scores(scored: Scored) -> Image.Image:
+    """The scores of a task as a table, a line for each model."""
     line = _TITLE + 10
-    band = Image.new("RGB", (_WIDTH, (len(findings.scores) + 1) * line + _MARGIN), _PAPER)
+    band = Image.new("RGB", (_WIDTH, (len(scored.scores) + 1) * line + _MARGIN // 2), _PAPER)
     draw = ImageDraw.Draw(band)
-    first, column = _MARGIN + 280, (_WIDTH - 2 * _MARGIN - 280) // len(METRICS)
-    for number, metric in enumerate(METRICS):
+    first, column = _MARGIN + 280, (_WIDTH - 2 * _MARGIN - 280) // 4
+    head = f"{scored.task}, {scored.cases} cases"
+    draw.text((_MARGIN, 12), head, fill=_SOFT, font=_font(_TEXT))
+    for number, (metric, name) in enumerate(METRIC_NAMES[scored.task].items()):
         x = first + number * column
-        draw.text((x, 12), METRIC_NAMES[metric], fill=_SOFT, font=_font(_TEXT))
-        for row, intervals in enumerate(findings.scores.values(), start=1):
+        draw.text((x, 12), name, fill=_SOFT, font=_font(_TEXT))
+        for row, intervals in enumerate(scored.scores.values(), start=1):
             draw.text((x, 12 + row * line), str(intervals[metric]), fill=_INK, font=_font(_TEXT))
-    for row, name in enumerate(findings.scores, start=1):
+    for row, name in enumerate(scored.scores, start=1):
         draw.text((_MARGIN, 12 + row * line), name, fill=_INK, font=_font(_TEXT))
     return band
 

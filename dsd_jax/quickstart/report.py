@@ -3,22 +3,46 @@
 from pathlib import Path
 
 from dsd_jax.page import Card, Page, Picture
-from dsd_jax.quickstart.findings import Example, Findings, Shown
-from dsd_jax.toy.score import METRICS
+from dsd_jax.quickstart.findings import Example, Findings, Scored, Shown
 
 __all__ = ["METRIC_NAMES", "write_report"]
 
 METRIC_NAMES = {
-    "identity": "same subject",
-    "prompt": "scene as asked",
-    "both": "both",
-    "copied": "scene copied",
+    "identity": {
+        "identity": "same subject",
+        "prompt": "scene as asked",
+        "both": "both",
+        "copied": "scene copied",
+    },
+    "relight": {
+        "identity": "same subject",
+        "light": "light as asked",
+        "colours": "colours kept",
+        "drift": "drift in pixels",
+    },
+    "depth": {"order": "depth as asked", "prompt": "rest as asked"},
 }
-_MEANINGS = (
-    "Same subject: shape, both colours and marking are those of the reference. Scene as asked: "
-    "background and place are those of the text. Scene copied: they are those of the reference. In "
-    "brackets the 95 % interval over cases (bootstrap)."
-)
+"""Names of the metrics of each task."""
+_ABOUT = {
+    "identity": (
+        "A new scene: the reference shows a subject, and the text asks for it on another "
+        "background and in another place. The middle picture is what the teacher paints from the "
+        "text alone. Same subject: shape, both colours and marking are those of the reference. "
+        "Scene as asked: background and place are those of the text. Scene copied: they are those "
+        "of the reference."
+    ),
+    "relight": (
+        "A new light: the text asks for the scene of the reference in another light. Light as "
+        "asked: tint, side and strength are those of the text. Colours kept: under that light, "
+        "subject and background have the colours of the reference. Drift: shift of the picture "
+        "against the reference, the median over images."
+    ),
+    "depth": (
+        "A depth map: the reference shows how near everything is, and the text says what it is. "
+        "Depth as asked: shape, place, size and tilt of the subject, and the horizon, are those of "
+        "the map. Rest as asked: colours, marking and background are those of the text."
+    ),
+}
 
 
 def write_report(findings: Findings, path: Path, view: Path | None = None) -> None:
@@ -34,28 +58,14 @@ def write_report(findings: Findings, path: Path, view: Path | None = None) -> No
     """
     page = Page("dsd quickstart")
     page.text(
-        "A teacher painted grids of one subject, a judge kept the pairs that show the same "
-        "subject, and the teacher was fine-tuned on those pairs. The result is a customiser: it "
-        f"gets a reference and a text. Here are its scores on {findings.cases} subjects that "
-        "nothing was trained on, each asked for in a new scene."
+        "A teacher painted grids of one subject, a judge kept the pairs that fit, and the teacher "
+        "was fine-tuned on those pairs. The result is a customiser: it gets a reference and a "
+        "text. Below are its scores on subjects that nothing was trained on, in brackets the 95 % "
+        "interval over cases (bootstrap). A green frame means that a picture is right in "
+        "everything that was asked for."
     )
-    page.table(
-        [
-            ("", *findings.scores),
-            *(
-                (METRIC_NAMES[metric], *(str(row[metric]) for row in findings.scores.values()))
-                for metric in METRICS
-            ),
-        ]
-    )
-    page.text(_MEANINGS)
-    page.heading("Before and after")
-    page.text(
-        "Left is the reference. The middle is what the teacher paints from the text alone, right "
-        "what the customiser paints from text and reference. A green frame means that subject and "
-        "scene are both right."
-    )
-    page.cards([_example(example) for example in findings.examples])
+    for scored in findings.scored:
+        _write_task(page, scored)
     page.heading("The teacher's grids")
     page.cards([_card(shown) for shown in findings.grids])
     page.heading("Pairs that the judge kept")
@@ -79,16 +89,26 @@ def write_report(findings: Findings, path: Path, view: Path | None = None) -> No
     page.write(path)
 
 
+def _write_task(page: Page, scored: Scored) -> None:
+    page.heading(f"{scored.task.capitalize()}: {scored.cases} cases")
+    page.text(_ABOUT[scored.task])
+    rows = (
+        (name, *(str(intervals[metric]) for intervals in scored.scores.values()))
+        for metric, name in METRIC_NAMES[scored.task].items()
+    )
+    page.table([("", *scored.scores), *rows])
+    page.cards([_example(example) for example in scored.examples])
+
+
 def _card(shown: Shown) -> Card:
     return Card([Picture(picture) for picture in shown.pictures], shown.words)
 
 
 def _example(example: Example) -> Card:
-    return Card(
-        [
-            Picture(example.reference, "reference"),
-            Picture(example.before, "before"),
-            Picture(example.after, "after", marked=example.right),
-        ],
-        example.text,
-    )
+    before = [] if example.before is None else [Picture(example.before, "before")]
+    pictures = [
+        Picture(example.reference, "reference"),
+        *before,
+        Picture(example.after, "after", marked=example.right),
+    ]
+    return Card(pictures, example.text)

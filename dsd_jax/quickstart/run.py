@@ -4,22 +4,23 @@ Every command resumes when it is run again after a stop, and so does the quickst
 knows how a command works; the report reads the files that the commands write.
 """
 
+import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_jax.convert.hub import TOY
-from dsd_jax.interval import Interval
-from dsd_jax.quickstart.findings import findings
+from dsd_jax.quickstart.depths import DEPTHS, depth_table, write_depths
+from dsd_jax.quickstart.findings import Scored, findings
 from dsd_jax.quickstart.inputs import MAKING, STUDENT, TEACHER, TEXT_TOKENS, Budget, write_inputs
 from dsd_jax.quickstart.picture import write_picture
 from dsd_jax.quickstart.report import METRIC_NAMES, write_report
 from dsd_jax.quickstart.steps import Dsd, Show, Step, run_steps
 from dsd_jax.quickstart.torch_check import largest_difference
 from dsd_jax.runs import steps_of
+from dsd_jax.tasks import DEPTH, IDENTITY
 from dsd_jax.terminal import table_text
 from dsd_jax.toy.folder import toy_flux_path
-from dsd_jax.toy.score import METRICS, make_cases
 from dsd_jax.toy.world import PANEL
 
 __all__ = ["quickstart", "student_steps"]
@@ -42,14 +43,14 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
             written; or a step refuses to run.
         SystemExit: A step failed or was stopped.
     """
-    cases = make_cases(budget.cases)
+    cases = budget.make_cases()
     write_inputs(folder, budget, cases)
     timed = run_steps(_steps(folder, budget), dsd, show)
     show("\nCheck the exported weights in PyTorch")
     worst = largest_difference(
         toy_flux_path(),
         folder / "export",
-        cases[:2],
+        [own[0] for own in cases.values()],
         steps=budget.steps,
         max_sequence_length=TEXT_TOKENS,
     )
@@ -59,7 +60,7 @@ def quickstart(folder: Path, budget: Budget, dsd: Dsd, show: Show) -> str:
     page, picture = folder / "report.html", folder / "report.png"
     write_report(found, page, folder / f"{MAKING}.html")
     write_picture(found, picture)
-    return "\n".join([*found.notes, "", _summary(found.scores, found.cases), "", f"report: {page}"])
+    return "\n\n".join([*found.notes, *map(_summary, found.scored), f"report: {page}"])
 
 
 def _steps(folder: Path, budget: Budget) -> list[Step]:
@@ -75,14 +76,10 @@ def _steps(folder: Path, budget: Budget) -> list[Step]:
         Step("Describe the pairs in words", ["data", "caption", making]),
         Step("Pack the pairs into a dataset", ["data", "pack", making]),
         Step("Show all of it on a web page", ["data", "view", making, "--output_path", view]),
-        *student_steps(folder, budget.train_steps),
+        *student_steps(folder, budget),
+        *_teacher_steps(folder, budget, sampling),
         Step(
-            "Paint new scenes without the reference, for comparison",
-            ["batch", str(folder / f"{TEACHER}.jsonl"), "--output_dir", str(folder / TEACHER),
-             *sampling],
-        ),
-        Step(
-            "Put subjects that it has never seen into new scenes",
+            f"Try it on subjects that it has never seen: {', '.join(budget.tasks)}",
             ["batch", str(folder / f"{STUDENT}.jsonl"), "--output_dir", str(folder / STUDENT),
              *sampling, "--model_path", str(folder / "export" / "transformer"), "--lora_path",
              str(folder / "export"), "--max_sequence_length", str(TEXT_TOKENS)],
@@ -90,28 +87,46 @@ def _steps(folder: Path, budget: Budget) -> list[Step]:
     ]  # fmt: skip
 
 
-def student_steps(folder: Path, steps: int) -> list[Step]:
-    """Encodes the dataset in `folder/making`, trains a student on it, and exports that."""
-    dataset, encoded = str(folder / MAKING / "dataset"), str(folder / "encoded")
+def student_steps(folder: Path, budget: Budget) -> list[Step]:
+    """Encodes the datasets of `folder/making`, trains a student on them, and exports that."""
     run, export = folder / "run", folder / "export"
+    depths = folder / DEPTHS / "dataset"
+    datasets = {folder / MAKING / "dataset": folder / "encoded"}
+    steps = []
+    if DEPTH.name in budget.tasks:
+        datasets[depths] = folder / f"encoded-{DEPTHS}"
+        steps.append(
+            Step(
+                "Import depth maps of the panels",
+                ["data", "import", str(depth_table(folder)), str(depths)],
+                prepare=functools.partial(write_depths, folder, budget.maps),
+            )
+        )
     text = ["--max_sequence_length", str(TEXT_TOKENS)]
+    shares = [f"{name}={share:g}" for name, share in budget.tasks.items()]
 
     def clear_export() -> None:
         # A training that was asked to stop (SIGTERM) ends with status 0 too.
-        if steps not in steps_of(run / "checkpoints"):
+        if budget.train_steps not in steps_of(run / "checkpoints"):
             raise SystemExit("the training was stopped; the same command goes on with it")
         shutil.rmtree(export, ignore_errors=True)  # `dsd convert` never overwrites
 
     return [
-        Step(
-            "Encode the pictures and texts once",
-            ["data", "encode", dataset, encoded, "--base_path", TOY, "--sizes", str(PANEL),
-             str(PANEL), "--text", *text, "--dtype", "float32", "--batch_size", "32"],
+        *steps,
+        *(
+            Step(
+                "Encode the pictures and texts once",
+                ["data", "encode", str(dataset), str(encoded), "--base_path", TOY, "--sizes",
+                 str(PANEL), str(PANEL), "--text", *text, "--dtype", "float32", "--batch_size",
+                 "32"],
+            )
+            for dataset, encoded in datasets.items()
         ),
         Step(
             "Train the customiser",
-            ["train", "toy_student", "--data", dataset, "--encoded", encoded, "--output_dir",
-             str(run), "--steps", str(steps), "--instruction", "0.9", *text],
+            ["train", "toy_student", "--data", *map(str, datasets), "--encoded",
+             *map(str, datasets.values()), "--tasks", *shares, "--output_dir", str(run), "--steps",
+             str(budget.train_steps), "--instruction", "0.9", *text],
         ),
         Step(
             "Export it for PyTorch",
@@ -121,17 +136,30 @@ def student_steps(folder: Path, steps: int) -> list[Step]:
     ]  # fmt: skip
 
 
+def _teacher_steps(folder: Path, budget: Budget, sampling: Sequence[str]) -> list[Step]:
+    """The teacher cannot be told a light or a depth map of a given picture."""
+    if IDENTITY.name not in budget.tasks:
+        return []
+    return [
+        Step(
+            "Paint new scenes without the reference, for comparison",
+            ["batch", str(folder / f"{TEACHER}.jsonl"), "--output_dir", str(folder / TEACHER),
+             *sampling],
+        )
+    ]  # fmt: skip
+
+
 def _torch_words(worst: int | None) -> str:
     if worst is None:
         return "PyTorch is not installed, so the export was not tried there (extra: torch)."
     return f"Images of diffusers and PEFT differ from ours by at most {worst} of 255 in any pixel."
 
 
-def _summary(scores: Mapping[str, Mapping[str, Interval]], cases: int) -> str:
-    """The scores as a table, a column for each model."""
+def _summary(scored: Scored) -> str:
+    """The scores of a task as a table, a column for each model."""
     rows = [
-        (METRIC_NAMES[metric], *(str(scores[name][metric]) for name in scores))
-        for metric in METRICS
+        (name, *(str(intervals[metric]) for intervals in scored.scores.values()))
+        for metric, name in METRIC_NAMES[scored.task].items()
     ]
-    title = f"Shares of {cases} images; nothing was trained on their subjects"
-    return table_text(("", *scores), rows, title=title)
+    title = f"{scored.task}: {scored.cases} images of subjects that nothing was trained on"
+    return table_text(("", *scored.scores), rows, title=title)

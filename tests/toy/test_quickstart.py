@@ -1,5 +1,8 @@
-"""The cases and scores of the toy world, the report, and the order of a quickstart's stages."""
+"""The inputs of a quickstart, its depth maps, the report, and the order of its stages."""
 
+import csv
+import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -8,19 +11,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
 from dsd_jax.cli import main
+from dsd_jax.data.make.config import load_config
+from dsd_jax.data.make.folder import begun_folder
+from dsd_jax.data.make.ids import CaptionId, GridId, PromptId
+from dsd_jax.data.make.stages import PANELS, CutGrid
 from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
-from dsd_jax.quickstart.findings import Example, Findings, Shown
-from dsd_jax.quickstart.inputs import Budget
+from dsd_jax.images import open_image, save_image
+from dsd_jax.infer.batch import read_manifest
+from dsd_jax.infer.settings import Settings
+from dsd_jax.quickstart.depths import depth_table, write_depths
+from dsd_jax.quickstart.findings import Example, Findings, Scored, Shown
+from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS, Budget, write_inputs
 from dsd_jax.quickstart.picture import write_picture
 from dsd_jax.quickstart.report import write_report
 from dsd_jax.quickstart.run import quickstart, student_steps
 from dsd_jax.quickstart.steps import Step, run_steps
-from dsd_jax.toy.score import Score, make_cases, score, summarise
-from dsd_jax.toy.words import parse_scene, parse_subject
-from dsd_jax.toy.world import is_held_out, render
+from dsd_jax.toy.making.tokenizers import write_tiny_tokenizers
+from dsd_jax.toy.score import Case, Guided, Relit, Score, make_cases, score, summarise
+from dsd_jax.toy.words import describe, parse_light, parse_scene, parse_subject
+from dsd_jax.toy.world import LIGHTS, Scene, Subject, grid, is_held_out, render, subjects
 
 
 def test_cases_ask_for_another_scene_and_do_not_name_the_subject():
@@ -60,17 +73,171 @@ def test_budgets_that_make_no_sense(minutes: float):
         Budget.of(minutes)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (["relit=2"], "no task 'relit'; expected identity, relight, depth.*'relight'"),
+        (["expression=1"], "no task 'expression'; expected identity, relight, depth"),
+        (["depth"], "tasks take TASK=SHARE with a share above 0, got 'depth'"),
+        (["depth=0"], "tasks take TASK=SHARE with a share above 0, got 'depth=0'"),
+        (["depth=1", "depth=2"], "tasks has 'depth' twice"),
+        ([], "tasks needs one at least, such as identity=6 relight=2 depth=2"),
+    ],
+)
+def test_tasks_that_make_no_sense(tasks: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        Budget.of(10, tasks)
+
+
+def few(minutes: float = 10, tasks: Sequence[str] = ("identity=6", "relight=2", "depth=2")):
+    """The budget of so many minutes, with two cases of each task."""
+    budget = Budget.of(minutes, tasks)
+    return dataclasses.replace(budget, cases=dict.fromkeys(budget.tasks, 2))
+
+
+def written(folder: Path, budget: Budget) -> Path:
+    write_inputs(folder, budget, budget.make_cases())
+    return folder
+
+
+def test_captions_name_every_subject_before_one_comes_again(tmp_path: Path):
+    with (written(tmp_path, few(150)) / "captions.csv").open() as file:
+        captions = [row["TEXT"] for row in csv.DictReader(file)]
+    pool = subjects(held_out=False)
+    assert len(captions) == len(set(captions)) == 4500 > len(pool)
+    named = [parse_subject(caption) for caption in captions]
+    assert set(named[: len(pool)]) == set(pool)
+    assert set(named) == set(pool)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "weights"),
+    [
+        (("identity=6", "relight=2", "depth=2"), {"identity": 6, "relight": 2}),
+        (("relight=1",), {"relight": 1}),
+        (("depth=1",), {"identity": 1}),  # maps are made of panels of any grid
+    ],
+)
+def test_grids_are_divided_by_the_shares_of_the_tasks(
+    tmp_path: Path, tasks: tuple[str, ...], weights: dict[str, float]
+):
+    config = load_config(written(tmp_path, few(tasks=tasks)) / "making.toml")
+    assert config.prompts.tasks == weights
+
+
+def test_relighting_asks_for_lights_of_the_toy_world_in_one_of_them_the_usual(tmp_path: Path):
+    relight = load_config(written(tmp_path, few()) / "making.toml").relight
+    for number in range(20):
+        asked = relight.lights_of(PromptId(CaptionId.of(f"caption {number}"), "relight"))
+        lights = [parse_light(light.description) for light in asked]
+        assert len(set(lights)) == 4
+        assert Scene.light in lights
+        assert set(lights) <= {*LIGHTS}
+
+
+def test_the_student_is_asked_by_every_task_and_the_teacher_by_texts_alone(tmp_path: Path):
+    folder = written(tmp_path, few())
+    rows = read_manifest(folder / "student.jsonl", Settings())
+    assert [row.error for row in rows] == [None] * 6
+    assert [row.settings.i_guidance for row in rows] == [IMAGE_SCALE] * 2 + [1.0] * 4
+    shown = [open_image(folder / str(row.image)) for row in rows]
+    cases = few().make_cases()
+    for image, case in zip(shown, itertools.chain(*cases.values()), strict=True):
+        np.testing.assert_array_equal(np.asarray(image), case.reference())
+    teacher = read_manifest(folder / "teacher.jsonl", Settings())
+    assert [(row.text, row.image) for row in teacher] == [(c.text, None) for c in cases["identity"]]
+    alone = written(tmp_path / "alone", few(tasks=["depth=1"]))
+    assert not (alone / "teacher.jsonl").exists()
+
+
+def test_the_longest_texts_fit_into_the_tokens_of_the_student(tmp_path: Path):
+    write_tiny_tokenizers(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer_2" / "tokenizer.json"))
+    subject = Subject("star", "red", "blue", "dots")
+    longest = Scene("snow", "northwest", "small", "tilted", "warm left hard")
+    tokens = tokenizer.encode(describe(subject, longest)).ids
+    assert len(tokens) == TEXT_TOKENS  # its end included; more would only take time
+    assert 2 not in tokens  # no unknown word
+
+
+def painted(folder: Path, pictures: Sequence[np.ndarray]) -> list[CutGrid]:
+    """Writes grids and where their panels lie, as `dsd data grids` and `pairs` do."""
+    folder.mkdir()
+    (folder / "making.json").write_text('{"parts": 1}')
+    parts = begun_folder(folder)
+    boxes = ((0, 0, 32, 32), (32, 0, 64, 32), (0, 32, 32, 64), (32, 32, 64, 64))
+    rows = []
+    for number, pixels in enumerate(pictures):
+        prompt = PromptId(CaptionId.of(f"caption {number}"), "identity")
+        name = GridId(prompt, 0)
+        save_image(Image.fromarray(pixels), parts.picture(name))
+        rows.append(CutGrid(id=name, prompt_id=prompt, task="identity", status="kept", boxes=boxes))
+    uneven = GridId(PromptId(CaptionId.of("uneven"), "identity"), 0)
+    rows.append(
+        CutGrid(
+            id=uneven, prompt_id=uneven.prompt, task="identity", status="rejected", reason="uneven"
+        )
+    )
+    parts.write(PANELS, 0, rows)
+    return rows
+
+
+def test_depth_pairs_show_the_map_of_a_panel_and_words_about_all_of_it(tmp_path: Path):
+    subject, hidden = subjects(held_out=False)[700], subjects(held_out=True)[0]
+    places = ("northwest", "northeast", "southwest", "southeast")
+    scenes = [Scene("beach", p, light=x) for p, x in zip(places, [*LIGHTS][::8], strict=True)]
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    painted(tmp_path / "making", [grid(subject, scenes), noise, grid(hidden, scenes)])
+    write_depths(tmp_path, 100)
+    table, dataset = depth_table(tmp_path), tmp_path / "depths" / "dataset"
+    before = table.stat().st_mtime_ns
+    write_depths(tmp_path, 100)  # nothing is done twice
+    assert table.stat().st_mtime_ns == before
+    assert main(["data", "import", str(table), str(dataset)]) == 0
+    records = [*PairStore.open(dataset)]
+    assert {record.caption for record in records} == {describe(subject, each) for each in scenes}
+    for record in records:
+        scene = parse_scene(record.caption)
+        assert scene is not None
+        case = Case("x", subject, scene, scene, 0, "depth")
+        assert record.task == "depth"
+        np.testing.assert_array_equal(np.asarray(open_image(record.reference)), case.reference())
+        np.testing.assert_array_equal(np.asarray(open_image(record.target)), case.ideal())
+
+
+def test_depth_pairs_need_a_clear_panel(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    painted(tmp_path / "making", [noise])
+    with pytest.raises(UserError, match=r"no panel .* is clear enough .* leave depth out of"):
+        write_depths(tmp_path, 100)
+
+
 def picture(seed: int, side: int = 32) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
 
 
 def test_a_report_is_one_page_safe_against_markup_and_one_picture(tmp_path: Path):
     evil = "<script>alert(1)</script>"
-    intervals = summarise([Score(True, False, False, True)] * 3)
+    scores = {
+        "identity": Score(True, False, False, True),
+        "relight": Relit(True, True, True, 0.25),
+        "depth": Guided(True, True),
+    }
+    examples = {
+        task: Example(
+            evil,
+            picture(0),
+            picture(1) if task == "identity" else None,
+            picture(2),
+            task == "depth",
+        )
+        for task in scores
+    }
     findings = Findings(
-        scores={"teacher": intervals, "student": intervals},
-        cases=3,
-        examples=[Example(evil, picture(0), picture(1), picture(2), right=True)],
+        scored=[
+            Scored(task, 3, {"student": summarise([own] * 3)}, [examples[task]] * 2)
+            for task, own in scores.items()
+        ],
         grids=[Shown([picture(3, 64)], evil)],
         kept=[Shown([picture(4), picture(5)], evil)],
         rejected=[],
@@ -86,23 +253,36 @@ def test_a_report_is_one_page_safe_against_markup_and_one_picture(tmp_path: Path
     assert "<script" not in page
     assert "default-src 'none'" in page
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("data:image/png") == 6
+    assert page.count("data:image/png") == 3 + 2 * (3 + 2 + 2)
     assert "1.00 (1.00 to 1.00)" in page
+    assert "0.25 (0.25 to 0.25)" in page
     with Image.open(tmp_path / "report.png") as image:
         assert image.size[0] == 1280
+        green = (np.asarray(image) == (26, 127, 55)).all(2)
+    assert green.any()  # the frame of what is right
 
 
 def test_a_folder_of_another_budget_is_refused(tmp_path: Path):
     (tmp_path / "budget.json").write_text(json.dumps({"captions": 1}))
-    with pytest.raises(UserError, match="give the same --minutes, or another --output_dir"):
+    with pytest.raises(UserError, match="give the same --minutes and --tasks, or another"):
         quickstart(tmp_path, Budget.of(1), lambda words: 0, lambda line: None)
 
 
 def test_a_training_that_was_stopped_is_not_exported(tmp_path: Path):
     shown: list[str] = []
+    budget = Budget.of(1, ["identity=3", "relight=1"])
     with pytest.raises(SystemExit, match="training was stopped; the same command goes on"):
-        run_steps(student_steps(tmp_path, 7), lambda words: 0, shown.append)
+        run_steps(student_steps(tmp_path, budget), lambda words: 0, shown.append)
     assert [line.split("$ dsd ")[1].split()[0] for line in shown] == ["data", "train"]
+    assert "--tasks identity=3 relight=1 " in shown[-1]
+
+
+def test_a_student_of_three_tasks_trains_on_two_datasets(tmp_path: Path):
+    words = {step.words[0]: step.words for step in student_steps(tmp_path, Budget.of(1))}["train"]
+    assert [word.removeprefix(f"{tmp_path}/") for word in words[2:12]] == [
+        "--data", "making/dataset", "depths/dataset", "--encoded", "encoded", "encoded-depths",
+        "--tasks", "identity=6", "relight=2", "depth=2",
+    ]  # fmt: skip
 
 
 def test_a_step_that_fails_ends_the_quickstart_with_its_status():
