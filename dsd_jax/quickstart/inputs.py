@@ -41,7 +41,7 @@ Cases = Mapping[str, Sequence[Case]]
 """The cases of each task."""
 _BUDGET = "budget.json"
 _LIGHTS = Path(__file__).parents[1] / "toy" / "lights.toml"
-_GUIDED = {IDENTITY.name: IMAGE_SCALE}  # references of the other tasks already have every pixel
+_GUIDED = {IDENTITY.name: IMAGE_SCALE}  # the other tasks take one pass a step, not three
 _CASES = {IDENTITY.name: 12}  # in a minute
 _OTHER_CASES = 4
 
