@@ -44,7 +44,7 @@ from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.lights import load_lights
 from dsd_jax.quickstart.depths import DEPTHS
-from dsd_jax.quickstart.inputs import IMAGE_SCALE, MAKING, Budget, write_inputs
+from dsd_jax.quickstart.inputs import GUIDED, MAKING, Budget, write_inputs
 from dsd_jax.quickstart.run import student_steps
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.tasks import DEPTH, IDENTITY, RELIGHT
@@ -84,12 +84,12 @@ others the vocabulary words the light.""",
     "words": (
         "A light described, and a light ordered",
         """The student that ships, on the same relighting cases, asked by a description of the
-picture that is wanted and by the vocabulary's order to change the light.""",
+picture that is wanted and by the vocabulary's order to change the light, which leaves out what both
+lights have in common.""",
     ),
 }
 
 SHOWN = {IDENTITY.name: ("identity", "prompt")}  # of the other tasks, all metrics
-GUIDED = {IDENTITY.name: IMAGE_SCALE}  # references of the other tasks have every pixel already
 STAGES = ("captions", "prompts", "grids", "pairs", "judge", "caption", "pack")
 PICTURES = 32  # painted at once
 
@@ -283,12 +283,16 @@ def student_by(bench: Bench, route: str, dataset: Path, pairs: int) -> Path:
 
 
 def words_of(bench: Bench) -> dict[str, list[str]]:
-    """The texts of the relighting cases, as descriptions and as orders."""
+    """The texts of the relighting cases, as descriptions and as orders.
+
+    An order leaves out what both lights have in common, as those of the pairs do.
+    """
     lights = load_lights(bench.quickstart / "lights.toml")
     cases = bench.cases[RELIGHT.name]
+    before, after = ([lights.read(getattr(c, n).light) for c in cases] for n in ("before", "after"))
     return {
         "a description": [case.text for case in cases],
-        "an order": [lights.read(case.after.light).instruction() for case in cases],
+        "an order": [new.instruction(old) for old, new in zip(before, after, strict=True)],
     }
 
 

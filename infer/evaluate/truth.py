@@ -38,7 +38,7 @@ class TruthBackbone:
 
     name, batch, texts = _BENCH, 64, False
     family: Family = "truth"
-    digest = "toy-1"
+    digest = "toy-2"
 
     def prepare(self, given: Input, pictures: Sequence[Image.Image]) -> Prepared:
         (picture,) = pictures
