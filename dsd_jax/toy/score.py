@@ -270,13 +270,12 @@ def score_seen(case: Case, seen: Seen) -> Score:
 
 
 def _score_relit(case: Case, seen: Seen, picture: np.ndarray) -> Relit:
-    drift = measure_drift(Image.fromarray(case.reference()), Image.fromarray(picture))
-    told = drift.shift_px is not None
+    shift = measure_drift(Image.fromarray(case.reference()), Image.fromarray(picture)).shift_px
     return Relit(
         seen.subject == case.subject,
         seen.light == case.after.light,
         _colours(seen) == (case.subject.body, case.subject.mark, case.after.background),
-        math.hypot(*drift.shift_px) if told else math.nan,
+        math.nan if shift is None else math.hypot(*shift),
     )
 
 

@@ -50,10 +50,10 @@ BESIDE = "right-hand"  # the one of two pictures that the words describe
 OPENINGS = ("the same", "one", "four", "this")  # of a grid prompt, after "a grid of"
 _UNSAID = {field.default for field in dataclasses.fields(Scene)}
 KINDS: tuple[tuple[str, ...], ...] = (
-    *map(tuple, (COLOURS, SHAPES, MARKINGS, BACKGROUNDS, PLACES, SIZES, TILTS)),
-    *map(tuple, (TINTS, SIDES, STRENGTHS)),
+    tuple(COLOURS), tuple(SHAPES), tuple(MARKINGS), tuple(BACKGROUNDS), tuple(PLACES),
+    tuple(SIZES), tuple(TILTS), tuple(TINTS), tuple(SIDES), tuple(STRENGTHS),
     (*PANELS, BESIDE),
-)
+)  # fmt: skip
 """Kinds of words that describe the contents of a picture and their places."""
 WORDS = (
     *itertools.chain(*KINDS),
