@@ -92,6 +92,7 @@ def student_steps(folder: Path, budget: Budget) -> list[Step]:
     run, export = folder / "run", folder / "export"
     depths = folder / DEPTHS / "dataset"
     datasets = {folder / MAKING / "dataset": folder / "encoded"}
+    titles = ["Encode the pictures and texts once", "Encode the depth pairs, too"]
     steps = []
     if DEPTH.name in budget.tasks:
         datasets[depths] = folder / f"encoded-{DEPTHS}"
@@ -115,12 +116,12 @@ def student_steps(folder: Path, budget: Budget) -> list[Step]:
         *steps,
         *(
             Step(
-                "Encode the pictures and texts once",
+                title,
                 ["data", "encode", str(dataset), str(encoded), "--base_path", TOY, "--sizes",
                  str(PANEL), str(PANEL), "--text", *text, "--dtype", "float32", "--batch_size",
                  "32"],
             )
-            for dataset, encoded in datasets.items()
+            for title, (dataset, encoded) in zip(titles, datasets.items(), strict=False)
         ),
         Step(
             "Train the customiser",
