@@ -295,10 +295,8 @@ def _horizon(background: str | None) -> int | None:
     return None if background is None else BACKGROUNDS[background][2]
 
 
-def summarise(
-    scores: Sequence[Score] | Sequence[Relit] | Sequence[Guided], *, seed: int = 0
-) -> Mapping[str, Interval]:
-    """Computes mean and 95 % interval of every metric, by a bootstrap over cases.
+def summarise(scores: Sequence[Score | Relit | Guided], *, seed: int = 0) -> Mapping[str, Interval]:
+    """Computes mean and 95 % interval of every metric of a task, by a bootstrap over cases.
 
     Of `drift` it is the median over the cases where it can be told.
     """

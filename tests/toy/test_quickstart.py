@@ -218,7 +218,7 @@ def picture(seed: int, side: int = 32) -> Image.Image:
 
 def test_a_report_is_one_page_safe_against_markup_and_one_picture(tmp_path: Path):
     evil = "<script>alert(1)</script>"
-    scores = {
+    scores: dict[str, Score | Relit | Guided] = {
         "identity": Score(True, False, False, True),
         "relight": Relit(True, True, True, 0.25),
         "depth": Guided(True, True),
