@@ -168,7 +168,7 @@ def test_only_variables_for_this_purpose_are_sent_and_a_key_is_never_repeated(na
 def test_what_is_no_key_is_not_repeated(key, monkeypatch):
     monkeypatch.setenv("DSD_API_KEY", key)
     with pytest.raises(ServerError, match="DSD_API_KEY must have no spaces") as caught:
-        Question.light(Server(), {"source": "lamp"}).answer()
+        Question.light(Server(), "with a lamp").answer()
     assert key not in str(caught.value)
 
 
