@@ -1,7 +1,7 @@
 """Compares students on the three tasks of the toy world: identity, relighting and depth.
 
     dsd quickstart --output_dir outputs/quickstart
-    python -m benchmarks.toy.tasks outputs/quickstart [--student FOLDER] [--cases 300]
+    python -m benchmarks.toy.tasks outputs/quickstart [--student FILE] [--cases 300]
         [--steps 2000] [--captions 300]
 
 It asks four questions. How good is the student that ships at relighting and at depth? Does one
@@ -145,33 +145,29 @@ class Bench:
         print(row, flush=True)
         return row
 
-    def scored(
-        self, model: Path, task: str, asked: str = "", texts: Sequence[str] | None = None
-    ) -> Row:
+    def scored(self, model: Path, task: str, orders: Sequence[str] | None = None) -> Row:
         """The scores of a student in a task.
 
         Args:
-            model: Its folder.
+            model: Its folder, or its file.
             task: The task.
-            asked: Name of the kind of words that it is asked by, if not by those of the cases.
-            texts: These words.
+            orders: Texts to ask by, in place of those of the cases.
         """
         cases = self.cases[task]
-        student = digest(model)
 
         def make() -> Row:
             scale = GUIDED.get(task, 1.0)
             return intervals(
-                scores_of(load(model), cases, self.sampling_steps, i_guidance=scale, texts=texts)
+                scores_of(load(model), cases, self.sampling_steps, i_guidance=scale, texts=orders)
             )
 
-        name = "-".join(filter(None, (student[:16], task, asked)))
+        name = f"{digest(model)[:16]}-{task}" + ("" if orders is None else "-ordered")
         return self.kept(name, make, cases=len(cases), sampling_steps=self.sampling_steps)
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 of all files in a folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def digest(model: Path) -> str:
+    """SHA-256 of a file, or of all files in a folder."""
+    paths = sorted(path for path in (model, *model.rglob("*")) if path.is_file())
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     return hashlib.sha256("".join(files).encode()).hexdigest()
 
@@ -282,25 +278,22 @@ def student_by(bench: Bench, route: str, dataset: Path, pairs: int) -> Path:
 # Tables
 
 
-def words_of(bench: Bench) -> dict[str, list[str]]:
-    """The texts of the relighting cases, as descriptions and as orders.
+def orders_of(bench: Bench) -> list[str]:
+    """Orders in place of the descriptions of the relighting cases: `make the light left hard`.
 
-    An order leaves out what both lights have in common, as those of the pairs do.
+    They leave out what both lights have in common, as those of the pairs do.
     """
     lights = load_lights(bench.quickstart / "lights.toml")
-    cases = bench.cases[RELIGHT.name]
-    before, after = ([lights.read(getattr(c, n).light) for c in cases] for n in ("before", "after"))
-    return {
-        "a description": [case.text for case in cases],
-        "an order": [new.instruction(old) for old, new in zip(before, after, strict=True)],
-    }
+    return [
+        lights.read(case.after.light).instruction(lights.read(case.before.light))
+        for case in bench.cases[RELIGHT.name]
+    ]
 
 
 def asked_both_ways(bench: Bench, model: Path) -> Iterator[Row]:
     """The scores of a student in relighting, by the words that it is asked by."""
-    for asked, texts in words_of(bench).items():
-        name = asked.replace(" ", "-")
-        yield {"asked by": asked, **bench.scored(model, RELIGHT.name, name, texts)}
+    yield {"asked by": "a description", **bench.scored(model, RELIGHT.name)}
+    yield {"asked by": "an order", **bench.scored(model, RELIGHT.name, orders_of(bench))}
 
 
 def ceiling(bench: Bench) -> Row:
