@@ -24,6 +24,7 @@ from dsd_jax.config import (
     FLOAT32,
     AutoencoderConfig,
     ClipConfig,
+    DepthConfig,
     T5Config,
     VisionConfig,
     flux_dev,
@@ -65,8 +66,8 @@ VISION = {
 }  # fmt: skip
 
 
-def vision_reference(config: VisionConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that transformers writes for a vision transformer."""
+def vision_reference(config: VisionConfig | DepthConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that transformers writes for a vision transformer, and for one of depth."""
     json: dict[str, Any] = config_to_json(config)
     (architecture,) = json.pop("architectures")
     options = {"add_pooling_layer": False} if architecture == "ViTModel" else {}
@@ -94,7 +95,7 @@ def reference(config: Config) -> dict[str, tuple[int, ...]]:
                 module = T5EncoderModel(TorchT5Config(**json))
             case ClipConfig():
                 module = CLIPTextModel(CLIPTextConfig(**json))
-            case VisionConfig():
+            case VisionConfig() | DepthConfig():
                 return vision_reference(config)
             case _:
                 module = FluxTransformer2DModel(**json)
@@ -117,6 +118,7 @@ def main() -> None:
         "T5-v1.1-XXL encoder": T5Config(),
         "CLIP-L text encoder": ClipConfig(),
         **VISION,
+        "Depth Anything V2 Small": DepthConfig(),
     }
     rows = []
     for title, config in models.items():
