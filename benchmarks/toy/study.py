@@ -30,7 +30,8 @@ from dsd_jax.convert.hub import TOY
 from dsd_jax.data.make.folder import begun_folder
 from dsd_jax.data.make.stages import JUDGEMENTS
 from dsd_jax.infer import Pipeline
-from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS, Budget
+from dsd_jax.quickstart.depths import DEPTHS
+from dsd_jax.quickstart.inputs import IMAGE_SCALE, MAKING, TEXT_TOKENS, Budget
 from dsd_jax.quickstart.run import student_steps
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.quickstart.torch_check import largest_difference
@@ -123,6 +124,23 @@ def budget_of(folder: Path) -> Budget:
     return Budget(**json.loads((folder / "budget.json").read_text()))
 
 
+def with_datasets(quickstart: Path, folder: Path) -> Path:
+    """Makes a folder for another student of the quickstart's datasets, which it links to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in (MAKING, "encoded", DEPTHS, f"encoded-{DEPTHS}"):
+        if not (folder / made).is_symlink():
+            (folder / made).symlink_to((quickstart / made).resolve())
+    return folder
+
+
+def train(folder: Path, budget: Budget, *flags: str) -> Path:
+    """Trains a student on the datasets in a folder, as the quickstart does; returns its export."""
+    export = folder / "export"
+    if not export.exists():
+        run_steps(student_steps(folder, budget, flags), dsd, print)
+    return export
+
+
 def train_uncurated(folder: Path) -> Path:
     """Trains a student on the quickstart's grids without the judge; returns its export."""
     own = folder / "uncurated"
@@ -147,8 +165,8 @@ def train_uncurated(folder: Path) -> Path:
         Step("Describe every pair", ["data", "caption", making]),
         Step("Pack the pairs", ["data", "pack", making]),
     ]
-    run_steps([*packing, *student_steps(own, budget_of(folder))], dsd, print)
-    return export
+    run_steps(packing, dsd, print)
+    return train(own, budget_of(folder))
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> None:

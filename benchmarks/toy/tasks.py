@@ -29,7 +29,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import save
-from benchmarks.toy.study import AnyScore, budget_of, intervals, load, scores_of
+from benchmarks.toy.study import (
+    AnyScore,
+    budget_of,
+    intervals,
+    load,
+    scores_of,
+    train,
+    with_datasets,
+)
 from benchmarks.toy.world import autoencoder
 from dsd_jax.cli import main as dsd
 from dsd_jax.data.make.folder import begun_folder
@@ -43,9 +51,7 @@ from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.lights import load_lights
-from dsd_jax.quickstart.depths import DEPTHS
 from dsd_jax.quickstart.inputs import GUIDED, MAKING, Budget, write_inputs
-from dsd_jax.quickstart.run import student_steps
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.tasks import DEPTH, IDENTITY, RELIGHT
 from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
@@ -191,21 +197,9 @@ def right_drawings(cases: Sequence[Case]) -> list[AnyScore]:
 # Students
 
 
-def train(folder: Path, budget: Budget) -> Path:
-    """Trains a student on the datasets in a folder, as the quickstart does; returns its export."""
-    export = folder / "export"
-    if not export.exists():
-        run_steps(student_steps(folder, budget), dsd, print)
-    return export
-
-
 def student_of(bench: Bench, name: str, tasks: Mapping[str, float]) -> Path:
     """Trains a student from the datasets of the quickstart, with these shares of the tasks."""
-    folder = bench.work / f"{name}-{bench.steps}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in (MAKING, "encoded", DEPTHS, f"encoded-{DEPTHS}"):
-        if not (folder / made).is_symlink():
-            (folder / made).symlink_to((bench.quickstart / made).resolve())
+    folder = with_datasets(bench.quickstart, bench.work / f"{name}-{bench.steps}")
     budget = dataclasses.replace(bench.budget, tasks=tasks, train_steps=bench.steps)
     return train(folder, budget)
 

@@ -87,8 +87,14 @@ def _steps(folder: Path, budget: Budget) -> list[Step]:
     ]  # fmt: skip
 
 
-def student_steps(folder: Path, budget: Budget) -> list[Step]:
-    """Encodes the datasets of `folder/making`, trains a student on them, and exports that."""
+def student_steps(folder: Path, budget: Budget, flags: Sequence[str] = ()) -> list[Step]:
+    """Encodes the datasets of a quickstart, trains a student on them, and exports that.
+
+    Args:
+        folder: Folder with `making`, and with `depths` if depth is among the tasks.
+        budget: Tasks and training steps.
+        flags: Further flags of the training.
+    """
     run, export = folder / "run", folder / "export"
     depths = folder / DEPTHS / "dataset"
     datasets = {folder / MAKING / "dataset": folder / "encoded"}
@@ -127,7 +133,7 @@ def student_steps(folder: Path, budget: Budget) -> list[Step]:
             "Train the customiser",
             ["train", "toy_student", "--data", *map(str, datasets), "--encoded",
              *map(str, datasets.values()), "--tasks", *shares, "--output_dir", str(run), "--steps",
-             str(budget.train_steps), "--instruction", "0.9", *text],
+             str(budget.train_steps), "--instruction", "0.9", *text, *flags],
         ),
         Step(
             "Export it for PyTorch",
