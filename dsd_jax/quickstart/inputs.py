@@ -15,6 +15,7 @@ from dsd_jax.errors import UserError, did_you_mean
 from dsd_jax.files import begin_folder, write_file
 from dsd_jax.images import save_image
 from dsd_jax.tasks import DEPTH, IDENTITY, RELIGHT, task_named
+from dsd_jax.toy.folder import toy_lights_path
 from dsd_jax.toy.score import METRICS_OF, Case, make_cases
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene, subjects
@@ -43,7 +44,6 @@ GUIDED = {IDENTITY.name: IMAGE_SCALE}
 Cases = Mapping[str, Sequence[Case]]
 """The cases of each task."""
 _BUDGET = "budget.json"
-_LIGHTS = Path(__file__).parents[1] / "toy" / "lights.toml"
 _CASES = {IDENTITY.name: 12}  # in a minute
 _OTHER_CASES = 4
 
@@ -135,7 +135,7 @@ def write_inputs(folder: Path, budget: Budget, cases: Cases) -> None:
     )
     begin_folder(folder, _BUDGET, json.dumps(dataclasses.asdict(budget)), other)
     write_file(folder / "captions.csv", _captions(budget.captions))
-    write_file(folder / "lights.toml", _LIGHTS.read_text(encoding="utf-8"))
+    write_file(folder / "lights.toml", toy_lights_path().read_text(encoding="utf-8"))
     write_file(folder / f"{MAKING}.toml", _configuration(budget))
     _write_manifests(folder, cases, budget.steps)
 

@@ -1,10 +1,10 @@
-"""Finds the models of the toy world that ship with the package."""
+"""Finds the models and the lights of the toy world that ship with the package."""
 
 from pathlib import Path
 
 from dsd_jax.errors import UserError
 
-__all__ = ["toy_flux_path", "toy_lora_path", "toy_vision_path"]
+__all__ = ["toy_flux_path", "toy_lights_path", "toy_lora_path", "toy_vision_path"]
 
 
 def toy_flux_path() -> Path:
@@ -32,6 +32,11 @@ def toy_vision_path() -> Path:
         UserError: This installation lacks it.
     """
     return _shipped("vision", "model.safetensors", "make toy-vision")
+
+
+def toy_lights_path() -> Path:
+    """Returns the vocabulary of light that names the lights of the toy world."""
+    return Path(__file__).with_name("lights.toml")
 
 
 def _shipped(name: str, file: str, command: str) -> Path:

@@ -75,7 +75,7 @@ class Catalogue:
                 ],
                 "lights": aspects,
                 "light_presets": [
-                    _light_body(lights.light(names)) for names in self._lights.presets
+                    self._light_body(lights.light(names)) for names in self._lights.presets
                 ],
                 "examples": [_example_body(example) for example in self._examples],
                 "enhanced_by": self._enhancement.provider.model if self._enhances else None,
@@ -91,12 +91,12 @@ class Catalogue:
         words = names.pop("words", None)
         try:
             if words is None:
-                return JSONResponse(_light_body(lights.light(names)))
+                return JSONResponse(self._light_body(lights.light(names)))
             if names:
                 raise UserError("say a light by words or by the names of its aspects, not by both")
             if len(words) > _LONGEST:
                 raise UserError(f"words of a light have at most {_LONGEST} characters")
-            return JSONResponse(_light_body(lights.read(words)))
+            return JSONResponse(self._light_body(lights.read(words)))
         except UserError as error:
             raise RefusedError(str(error)) from None
 
@@ -122,14 +122,14 @@ class Catalogue:
             text, notice = await asyncio.to_thread(enhanced, prompt, frame.image, self._enhancement)
         return JSONResponse({"prompt": text, "notice": notice})
 
-
-def _light_body(light: Light) -> dict[str, object]:
-    return {
-        "names": light.named,
-        "instruction": light.instruction(),
-        "description": light.description,
-        "look": dataclasses.asdict(light.look),
-    }
+    def _light_body(self, light: Light) -> dict[str, object]:
+        return {
+            "names": light.named,
+            "instruction": light.instruction(),
+            "description": light.description,
+            "addition": f"{self._lights.joint}{light.description}",
+            "look": dataclasses.asdict(light.look),
+        }
 
 
 def _example_body(example: Example) -> dict[str, object]:

@@ -1,7 +1,4 @@
-"""Examples and lights that a page offers, in words that a model knows.
-
-Where a reference ships, it is in the example.
-"""
+"""Examples and lights that a page offers, in words that a model knows."""
 
 import dataclasses
 import functools
@@ -11,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dsd_jax import toy
 from dsd_jax.lights import Lights, load_lights
+from dsd_jax.toy.folder import toy_lights_path
 from dsd_jax.toy.score import Case
 from dsd_jax.toy.words import describe
 from dsd_jax.toy.world import Scene, Subject
@@ -59,10 +56,12 @@ class LightMenu:
     Attributes:
         presets: Lights to begin with, by names of the vocabulary.
         path: File of the vocabulary. None takes the one of photography.
+        joint: Stands between a text and the light, as in the captions that the model knows.
     """
 
     presets: tuple[Mapping[str, str], ...]
     path: Path | None = None
+    joint: str = ", "
 
     @functools.cached_property
     def vocabulary(self) -> Lights:
@@ -98,7 +97,8 @@ TOY_LIGHTS = LightMenu(
         {"temperature": "warm"},
         {"temperature": "night"},
     ),
-    Path(toy.__file__).with_name("lights.toml"),
+    toy_lights_path(),
+    joint=" ",
 )
 """Lights for the toy."""
 _SUBJECTS = (

@@ -319,14 +319,14 @@ class Question:
 
     @classmethod
     def light(cls, server: Server, words: str) -> "Question":
-        """Asks for the order to light a picture so, and for a description of the light.
+        """Asks for the order to light a picture so, and for the light as an addition to a text.
 
         Args:
             server: The server.
             words: Words of the light that the server's vocabulary has: `from the left with a lamp`.
         """
         path = f"/v1/light?{urllib.parse.urlencode({'words': words})}"
-        return cls(Exchange(server, "GET", path), "instruction", "description")
+        return cls(Exchange(server, "GET", path), "instruction", "addition")
 
     def answer(self) -> list[str]:
         """The texts. Blocks.

@@ -263,8 +263,8 @@ class Relight(io.ComfyNode):
                 io.String.Input(
                     "light",
                     default=_LIGHT,
-                    tooltip="The light, such as: from behind with a soft lamp at night. The server "
-                    "reads it; where it lacks a word, its message names others.",
+                    tooltip="The light, such as: from behind with a soft lamp at night. If the "
+                    "server does not know a word, its message names others.",
                 ),
                 _text("scene", "What the picture shows. May be empty."),
                 _images_input(),
@@ -279,8 +279,8 @@ class Relight(io.ComfyNode):
             raise ValueError(f"say something about the light, such as: {_LIGHT}")
         settings = Settings(**widgets)  # type: ignore[arg-type]
         words = Question.light(settings.dsd_model, light.strip())
-        instruction, description = await answered(words, _WATCHER)
-        prompt = f"{scene.strip()}, {description}" if scene.strip() else instruction
+        instruction, addition = await answered(words, _WATCHER)
+        prompt = scene.strip() + addition if scene.strip() else instruction
         request = settings.request(prompt, reference_png(image), images=images, task="relight")
         return await _made(image, settings, [request])
 

@@ -1,18 +1,16 @@
 """The toy's vocabulary of light names the lights of its world."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-import dsd_jax.toy
 from dsd_jax.lights import Light, load_lights
 from dsd_jax.relighting import relit
+from dsd_jax.toy.folder import toy_lights_path
 from dsd_jax.toy.making.tokenizers import clip_ids, t5_ids
 from dsd_jax.toy.words import parse_light
 from dsd_jax.toy.world import LIGHTS, SIDES, STRENGTHS, TINTS, Scene, Subject, light_field, render
 
-VOCABULARY = load_lights(Path(dsd_jax.toy.__file__).with_name("lights.toml"))
+VOCABULARY = load_lights(toy_lights_path())
 SUBJECT = Subject("cat", "red", "white", "dots")
 
 

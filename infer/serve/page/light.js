@@ -72,6 +72,6 @@ export class LightChoice {
   // A light alone is an order; beside a text it describes the picture.
   added(text) {
     if (this.light === null) return text;
-    return text ? `${text}, ${this.light.description}` : this.light.instruction;
+    return text ? text + this.light.addition : this.light.instruction;
   }
 }

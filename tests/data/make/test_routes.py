@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dsd_jax.toy
 from dsd_jax.data.make.config import MakeConfig, load_config
 from dsd_jax.data.make.crops import panels_of
 from dsd_jax.data.make.folder import begun_settings
@@ -37,6 +36,7 @@ from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.errors import UserError
 from dsd_jax.lights import load_lights
 from dsd_jax.shares import ALL
+from dsd_jax.toy.folder import toy_lights_path
 from dsd_jax.toy.words import parse_light, parse_scene, parse_subject
 from dsd_jax.toy.world import PANEL, Scene, Subject, render
 from tests.data.make.scripted import Scripted, do, in_turn, question_of
@@ -398,7 +398,7 @@ USUAL = "day from here"
 
 
 def test_a_making_of_the_toy_world_in_all_its_lights_keeps_every_pair(tmp_path: Path):
-    vocabulary = Path(dsd_jax.toy.__file__).with_name("lights.toml")
+    vocabulary = toy_lights_path()
     made = make(
         write_config(
             tmp_path,

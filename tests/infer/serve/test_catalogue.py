@@ -16,7 +16,8 @@ from dsd_jax.infer.serve.catalogue import Catalogue
 from dsd_jax.infer.serve.examples import PHOTOGRAPHIC, TOY_LIGHTS, LightMenu, toy_examples
 from dsd_jax.tasks import TASKS
 from dsd_jax.toy.judge import judge
-from dsd_jax.toy.words import parse_light, parse_scene, parse_subject
+from dsd_jax.toy.words import describe, parse_light, parse_scene, parse_subject
+from dsd_jax.toy.world import Scene
 from tests.core.llm.server import Server
 from tests.core.llm.wire import Question, Result, Status
 
@@ -112,18 +113,25 @@ def test_a_light_in_words_and_numbers(runner):
 
 
 @pytest.mark.parametrize(
-    ("lights", "words", "description"),
+    ("lights", "description", "addition"),
     [
-        (PHOTOGRAPHIC, "warm light from the left", "lit from the left by warm light"),
-        (TOY_LIGHTS, "warm light from the left", "warm left soft"),
+        (PHOTOGRAPHIC, "lit from the left by warm light", ", lit from the left by warm light"),
+        (TOY_LIGHTS, "warm left soft", " warm left soft"),
     ],
 )
 def test_a_light_is_read_from_words_of_the_vocabulary_that_is_served(
-    runner, lights, words, description
+    runner, lights, description, addition
 ):
-    catalogue = Catalogue(lights=lights)
-    shown = send(runner, catalogue, "GET", "/v1/light", params={"words": words}).json()
-    assert shown["description"] == description
+    asked = {"words": "warm light from the left"}
+    shown = send(runner, Catalogue(lights=lights), "GET", "/v1/light", params=asked).json()
+    assert (shown["description"], shown["addition"]) == (description, addition)
+
+
+def test_a_text_and_a_light_of_the_toy_are_what_its_student_is_trained_on(runner):
+    for names in TOY_LIGHTS.presets:
+        light = send(runner, Catalogue(lights=TOY_LIGHTS), "GET", "/v1/light", params=names).json()
+        scene = Scene("snow", "northwest", light=parse_light(light["description"]))
+        assert "this thing on snow at northwest" + light["addition"] == describe(None, scene)
 
 
 @pytest.mark.parametrize(

@@ -217,10 +217,10 @@ def test_a_text_is_enhanced_by_the_server(reference):
 
 
 def test_the_server_words_a_light():
-    body = b'{"instruction": "light it from the left", "description": "lit from the left"}'
+    body = b'{"instruction": "light it from the left", "addition": ", lit from the left"}'
     with answering(200, body) as (address, asked):
         words = Question.light(Server(address), "lamp & left").answer()
-    assert words == ["light it from the left", "lit from the left"]
+    assert words == ["light it from the left", ", lit from the left"]
     assert asked[0].startswith("GET /v1/light?words=lamp+%26+left\n")
 
 
