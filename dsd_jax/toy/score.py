@@ -218,7 +218,8 @@ _KNOWN: Mapping[str, Collection[str]] = {
     "shape": SHAPES, "body": COLOURS, "mark": COLOURS, "marking": MARKINGS
 }  # fmt: skip
 _SCENE: Sequence[Collection[str]] = (BACKGROUNDS, PLACES, SIZES, TILTS, LIGHTS)
-_EXAMPLE = "expected a scene such as `beach northwest big upright day`"
+_BEFORE_LIGHT = len(_SCENE) - 1  # words of one word each; a light may have three
+_EXAMPLE = "expected a scene such as `beach northwest big upright warm left hard`"
 
 
 def from_tags(name: str, tags: Mapping[str, str], *, seed: int = 0) -> Case:
@@ -237,7 +238,8 @@ def from_tags(name: str, tags: Mapping[str, str], *, seed: int = 0) -> Case:
             raise UserError(_wrong(name, tag, tags, f"expected one of {', '.join(known)}"))
     scenes = []
     for tag in ("before", "after"):
-        words = tags.get(tag, "").split(maxsplit=len(_SCENE) - 1)  # a light has several words
+        given = tags.get(tag, "").split()
+        words = [*given[:_BEFORE_LIGHT], " ".join(given[_BEFORE_LIGHT:])]
         if len(words) != len(_SCENE) or not all(
             word in known for word, known in zip(words, _SCENE, strict=True)
         ):

@@ -131,7 +131,7 @@ def parse_scene(text: str) -> Scene | None:
 def parse_light(text: str) -> str | None:
     """Reads the light that a text names; None if it names none.
 
-    White light and soft light go unsaid where another word of the light is said.
+    A light from a side is white and soft where the text says nothing else.
     """
     words = re.findall(r"[a-z-]+", text.lower())
     tint, side, strength = (
