@@ -50,12 +50,13 @@ from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.lights import load_lights
+from dsd_jax.lights import Light, load_lights
 from dsd_jax.quickstart.inputs import GUIDED, MAKING, Budget, write_inputs
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.tasks import DEPTH, IDENTITY, RELIGHT
-from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lights_path, toy_lora_path
 from dsd_jax.toy.score import Case, make_cases, score
+from dsd_jax.toy.world import TINTS
 
 SECTIONS = {
     "": (
@@ -64,9 +65,9 @@ SECTIONS = {
 if shape, both colours and the marking are, light if tint, side and strength are, colours if body,
 marking and background have the reference's; *drift* is the median shift in pixels. *Depth* asks
 for a picture by a depth map and words: order is right if subject, ground and background lie where
-the map has them, prompt if all that the words say is there. Means with 95 % bootstrap intervals
-over cases. *Right drawings* went through the VAE alone: no student can do better. The student of
-*identity alone* never saw a pair of another task.""",
+the map has them, prompt if colours, marking and background are those of the words. Means with 95 %
+bootstrap intervals over cases. *Right drawings* went through the VAE alone: no student can do
+better. The student of *identity alone* never saw a pair of another task.""",
     ),
     "models": (
         "One model for three tasks, or one for each",
@@ -275,11 +276,16 @@ def student_by(bench: Bench, route: str, dataset: Path, pairs: int) -> Path:
 def orders_of(bench: Bench) -> list[str]:
     """Orders in place of the descriptions of the relighting cases: `make the light left hard`.
 
-    They leave out what both lights have in common, as those of the pairs do.
+    They leave out what both lights have in common, and say so where the light is to come from the
+    front, as those of the pairs do.
     """
-    lights = load_lights(bench.quickstart / "lights.toml")
+    lights = load_lights(toy_lights_path())
+
+    def light(name: str) -> Light:
+        return lights.read(f"{name} from here" if name in TINTS else name)
+
     return [
-        lights.read(case.after.light).instruction(lights.read(case.before.light))
+        light(case.after.light).instruction(light(case.before.light))
         for case in bench.cases[RELIGHT.name]
     ]
 
