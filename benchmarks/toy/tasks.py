@@ -51,7 +51,7 @@ from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.lights import Light, load_lights
-from dsd_jax.quickstart.inputs import GUIDED, MAKING, Budget, write_inputs
+from dsd_jax.quickstart.inputs import IMAGE_SCALES, MAKING, Budget, write_inputs
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.tasks import DEPTH, IDENTITY, RELIGHT
 from dsd_jax.toy.folder import toy_flux_path, toy_lights_path, toy_lora_path
@@ -163,7 +163,7 @@ class Bench:
         cases = self.cases[task]
 
         def make() -> Row:
-            scale = GUIDED.get(task, 1.0)
+            scale = IMAGE_SCALES[task]
             return intervals(
                 scores_of(load(model), cases, self.sampling_steps, i_guidance=scale, texts=orders)
             )

@@ -22,8 +22,8 @@ from dsd_jax.toy.world import BACKGROUNDS, PANEL, Scene, subjects
 from dsd_jax.train.config import task_shares
 
 __all__ = [
-    "GUIDED",
     "IMAGE_SCALE",
+    "IMAGE_SCALES",
     "MAKING",
     "STUDENT",
     "TASKS",
@@ -39,8 +39,8 @@ STUDENT, TEACHER = "student", "teacher"
 TASKS = (f"{IDENTITY.name}=6", f"{RELIGHT.name}=2", f"{DEPTH.name}=2")
 IMAGE_SCALE = 2.0  # true guidance: it strengthens the effect of the reference
 TEXT_TOKENS = 16  # T5 tokens: texts about one picture are short, and fewer tokens take less time
-GUIDED = {IDENTITY.name: IMAGE_SCALE}
-"""Image guidance by task. Without it, a step takes one pass of the model, not three."""
+IMAGE_SCALES = {IDENTITY.name: IMAGE_SCALE, RELIGHT.name: 1.0, DEPTH.name: 1.0}
+"""Image guidance by task. At 1, a step takes one pass of the model, not three."""
 Cases = Mapping[str, Sequence[Case]]
 """The cases of each task."""
 _BUDGET = "budget.json"
@@ -215,7 +215,7 @@ def _write_manifests(folder: Path, cases: Cases, steps: int) -> None:
         if not reference.exists():
             save_image(Image.fromarray(case.reference()), reference)
         row = {"id": case.id, "text": case.text, "seed": case.seed, "steps": steps, "height": PANEL}
-        given = {"image": str(reference.relative_to(folder)), "i_guidance": GUIDED.get(task, 1.0)}
+        given = {"image": str(reference.relative_to(folder)), "i_guidance": IMAGE_SCALES[task]}
         rows[STUDENT].append(json.dumps({**row, **given, "width": 2 * PANEL}) + "\n")
         if task == IDENTITY.name:
             rows[TEACHER].append(json.dumps({**row, "width": PANEL}) + "\n")

@@ -56,7 +56,7 @@ def write_picture(findings: Findings, path: Path) -> None:
         "The teacher paints grids of one subject": [
             _Group(shown.pictures, "", 4 * PANEL) for shown in findings.grids[:8]
         ],
-        "A judge keeps the pairs that show the same subject": [
+        "A judge keeps the pairs that fit": [
             *(_Group(shown.pictures, "kept") for shown in findings.kept[:4]),
             *(_Group(shown.pictures, "rejected") for shown in findings.rejected[:2]),
         ],

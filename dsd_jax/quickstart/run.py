@@ -69,10 +69,10 @@ def _steps(folder: Path, budget: Budget) -> list[Step]:
     sampling = ["--base_path", TOY, "--dtype", "float32"]
     return [
         Step("Sample captions that name subjects", ["data", "captions", making]),
-        Step("Write a prompt for a grid of four per caption", ["data", "prompts", making]),
+        Step("Write one four-panel grid prompt per caption", ["data", "prompts", making]),
         Step("Paint the grids", ["data", "grids", making, "--batch_size", "32"]),
         Step("Cut the grids into pairs of panels", ["data", "pairs", making]),
-        Step("Judge whether both panels show the same subject", ["data", "judge", making]),
+        Step("Judge whether each pair fits its task", ["data", "judge", making]),
         Step("Describe the pairs in words", ["data", "caption", making]),
         Step("Pack the pairs into a dataset", ["data", "pack", making]),
         Step("Show all of it on a web page", ["data", "view", making, "--output_path", view]),
@@ -144,7 +144,7 @@ def student_steps(folder: Path, budget: Budget, flags: Sequence[str] = ()) -> li
 
 
 def _teacher_steps(folder: Path, budget: Budget, sampling: Sequence[str]) -> list[Step]:
-    """The teacher cannot be told a light or a depth map of a given picture."""
+    """Asks the teacher for the identity cases. It can take no picture to relight, and no map."""
     if IDENTITY.name not in budget.tasks:
         return []
     return [

@@ -25,7 +25,7 @@ from dsd_jax.infer.batch import read_manifest
 from dsd_jax.infer.settings import Settings
 from dsd_jax.quickstart.depths import depth_table, write_depths
 from dsd_jax.quickstart.findings import Example, Findings, Scored, Shown
-from dsd_jax.quickstart.inputs import IMAGE_SCALE, TEXT_TOKENS, Budget, write_inputs
+from dsd_jax.quickstart.inputs import IMAGE_SCALE, TASKS, TEXT_TOKENS, Budget, write_inputs
 from dsd_jax.quickstart.picture import write_picture
 from dsd_jax.quickstart.report import write_report
 from dsd_jax.quickstart.run import quickstart, student_steps
@@ -89,7 +89,7 @@ def test_tasks_that_make_no_sense(tasks: list[str], message: str):
         Budget.of(10, tasks)
 
 
-def few(minutes: float = 10, tasks: Sequence[str] = ("identity=6", "relight=2", "depth=2")):
+def few(minutes: float = 10, tasks: Sequence[str] = TASKS) -> Budget:
     """The budget of so many minutes, with two cases of each task."""
     budget = Budget.of(minutes, tasks)
     return dataclasses.replace(budget, cases=dict.fromkeys(budget.tasks, 2))
