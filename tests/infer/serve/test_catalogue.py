@@ -130,7 +130,7 @@ def test_a_light_is_read_from_words_of_the_vocabulary_that_is_served(
 def test_a_text_and_a_light_of_the_toy_are_what_its_student_is_trained_on(runner):
     for names in TOY_LIGHTS.presets:
         light = send(runner, Catalogue(lights=TOY_LIGHTS), "GET", "/v1/light", params=names).json()
-        scene = Scene("snow", "northwest", light=parse_light(light["description"]))
+        scene = Scene("snow", "northwest", light=parse_light(light["description"]) or Scene.light)
         assert "this thing on snow at northwest" + light["addition"] == describe(None, scene)
 
 
