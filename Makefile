@@ -22,7 +22,8 @@ toy-lora: $(RUN)/installed
 	$(RUN)/bin/dsd quickstart --output_dir outputs/toy/lora --minutes 90 \
 	  --tasks identity=10 relight=7 depth=3
 	rm -f outputs/toy/lora/small.safetensors
-	$(RUN)/bin/dsd convert lora outputs/toy/lora/run outputs/toy/lora/small.safetensors --single_file --dtype bfloat16
+	$(RUN)/bin/dsd convert lora outputs/toy/lora/run outputs/toy/lora/small.safetensors --single_file \
+	  --dtype bfloat16 --rank 30
 
 # Makes the image encoder in dsd_jax/toy/vision.
 toy-vision: $(RUN)/installed

@@ -46,11 +46,14 @@ class LoraFlags(HubFlags):
         dtype: Dtype to cast to; by default every tensor keeps its own.
         single_file: Keep the condition embedding in the LoRA file, which dsd reads and other
             programs refuse or drop, and write no transformer/.
+        rank: Largest rank of a layer; what has more is cut to the nearest product of that rank, by
+            its largest singular values. The note says how much is kept.
     """
 
     layout: Literal["peft", "kohya"] = "peft"
     dtype: Dtype | None = None
     single_file: bool = False
+    rank: int | None = None
 
 
 def _say(notices: Iterable[str]) -> None:
@@ -160,7 +163,7 @@ def lora(
             file.
     """
     publisher = _publisher(output, target)
-    form = LoraForm(output.layout, output.dtype, output.single_file)
+    form = LoraForm(output.layout, output.dtype, output.single_file, output.rank)
     base = None if base_path is None else resolve(base_path)
     checkpoints = find_checkpoints(source)
     if checkpoints is not None:

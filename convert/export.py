@@ -20,6 +20,7 @@ from dsd_jax.convert.hub import resolve
 from dsd_jax.convert.jobs import to_torch
 from dsd_jax.convert.lora.edits import Mergeable
 from dsd_jax.convert.lora.read import read_lora
+from dsd_jax.convert.lora.resize import resized
 from dsd_jax.convert.lora.write import layers_of, write_lora
 from dsd_jax.convert.open import open_transformer, transformer_folder
 from dsd_jax.convert.readers import lora_notices, model_notices
@@ -42,11 +43,17 @@ class LoraForm:
         dtype: dtype of the written tensors; by default each keeps its own, so what was trained in
             float32 stays in float32.
         single_file: keep the condition embedding in the LoRA file, and write no `transformer/`.
+        rank: largest rank of a layer; what has more is cut to the nearest product of that rank.
     """
 
     layout: str = "peft"
     dtype: DTypeLike | None = None
     single_file: bool = False
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise UserError(f"rank must be at least 1, got {self.rank}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +125,7 @@ def export_run(
     root = base if base is not None else resolve(run["base"]["path"])
     component = with_condition(_base_of(run, root), [(adapter, 1.0)])
     whole = not adapter.factors
-    flag = "--single_file" if form.single_file else f"--layout {form.layout}"
-    if (form.single_file or form.layout != "peft") and (merge or whole):
+    if (merge or whole) and (flag := _flag_of_lora(form)):
         what = "--merge" if merge else "a run of all parameters"
         raise UserError(f"{flag} writes a LoRA; {what} gives a transformer without one")
     told = Card(
@@ -173,6 +179,15 @@ def export_weights(
     return Exported((target,), tuple(notices))
 
 
+def _flag_of_lora(form: LoraForm) -> str:
+    """A flag of the form that makes sense for a LoRA alone; empty if there is none."""
+    if form.single_file:
+        return "--single_file"
+    if form.rank is not None:
+        return f"--rank {form.rank}"
+    return "" if form.layout == "peft" else f"--layout {form.layout}"
+
+
 def _command(
     source: epath.PathLike,
     target: str,
@@ -186,6 +201,7 @@ def _command(
         "--layout": form.layout if form.layout != "peft" else None,
         "--dtype": form.dtype and np.dtype(form.dtype).name,
         "--single_file": "" if form.single_file else None,
+        "--rank": form.rank,
         "--step": step,
         "--merge": "" if merge else None,
     }
@@ -258,6 +274,9 @@ def _write(
             f"{adapter.name} holds a condition embedding, which other programs read from a "
             f"transformer/ beside the LoRA: {way}; or --single_file keeps it in the LoRA file"
         )
+    if form.rank is not None:
+        adapter, share = resized(adapter, form.rank)
+        notices.append(f"rank {form.rank} keeps {share:.2%} of the LoRA's squared norm")
     if single:
         file = write_lora(target, adapter, config, form.layout, form.dtype)
         return Exported((str(file),), tuple(notices))

@@ -338,6 +338,8 @@ def test_from_data_to_files(
     capsys.readouterr()
     other = ["convert", "lora", str(run), str(tmp_path / "x.safetensors")]
     assert "step 2 of run holds a condition embedding, which other" in refused(other, capsys)
+    other = ["convert", "lora", str(run), str(tmp_path / "x"), "--merge", "--rank", "2"]
+    assert "--rank 2 writes a LoRA; --merge gives a transformer without" in refused(other, capsys)
     lora = str(tmp_path / "out" / "pytorch_lora_weights.safetensors")
     other = ["convert", "lora", lora, str(tmp_path / "y"), "--merge"]
     assert "--step and --merge are for the folder of a training run" in refused(other, capsys)
