@@ -131,7 +131,12 @@ def toy_student() -> TrainConfig:
         lora=LoraConfig(rank=32, targets="all"),
         flow=FlowConfig(t_sampling="shifted"),
         optimizer=OptimizerConfig(
-            learning_rate=3e-3, schedule="cosine", warmup=50, weight_decay=0.0, b2=0.99, clip=0.2,
+            learning_rate=3e-3,
+            schedule="cosine",
+            warmup=50,
+            weight_decay=0.0,
+            b2=0.99,
+            clip=0.2,
             ema=0.99,
         ),
-    )  # fmt: skip
+    )
