@@ -30,7 +30,8 @@ def resized(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
     for path, factor in adapter.factors.items():
         layer, _, name = path.rpartition(".")
         held[layer][name] = factor
-    factors, kept, whole = {}, 0.0, 0.0
+    factors: Factors = {}
+    kept = whole = 0.0
     for layer, own in held.items():
         cut, squares = _cut_fused(own, rank) if is_fused(layer) else _cut(own, rank)
         factors |= {f"{layer}.{name}": factor for name, factor in cut.items()}
