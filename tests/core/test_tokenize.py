@@ -13,6 +13,7 @@ import transformers
 from dsd_jax.errors import UserError
 from dsd_jax.text.tokenize import Tokenizers, clean_prompt
 from dsd_jax.toy.folder import toy_flux_path
+from dsd_jax.toy.words import T5_LENGTH
 from dsd_jax.toy.making.tokenizers import CLIP_VOCAB, T5_VOCAB, WORDS, write_tiny_tokenizers
 
 PROMPTS = [
@@ -67,8 +68,10 @@ def test_no_more_tokens_than_the_tokeniser_states_and_room_for_a_word(folder: Pa
     assert Tokenizers.load(folder, t5_length=512).t5_length == 512
     with pytest.raises(UserError, match="max_sequence_length 4000 is more than the 512 tokens"):
         Tokenizers.load(folder, t5_length=4000)
-    assert Tokenizers.load(toy_flux_path(), t5_length=512).t5_length == 48  # the default
-    with pytest.raises(UserError, match="max_sequence_length 77 is more than the 48 tokens"):
+    assert Tokenizers.load(toy_flux_path(), t5_length=512).t5_length == T5_LENGTH  # the default
+    with pytest.raises(
+        UserError, match=f"max_sequence_length 77 is more than the {T5_LENGTH} tokens"
+    ):
         Tokenizers.load(toy_flux_path(), t5_length=77)
     with pytest.raises(UserError, match="max_sequence_length must be at least 2, got 0"):
         Tokenizers.load(folder, t5_length=0)
