@@ -13,8 +13,8 @@ import transformers
 from dsd_jax.errors import UserError
 from dsd_jax.text.tokenize import Tokenizers, clean_prompt
 from dsd_jax.toy.folder import toy_flux_path
-from dsd_jax.toy.words import T5_LENGTH
 from dsd_jax.toy.making.tokenizers import CLIP_VOCAB, T5_VOCAB, WORDS, write_tiny_tokenizers
+from dsd_jax.toy.words import T5_LENGTH
 
 PROMPTS = [
     "a photo of the red cat, sitting on a table",
