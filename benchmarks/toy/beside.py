@@ -47,8 +47,7 @@ SECTIONS = {
         """The cases of the study, painted by the teacher itself: the left half is the reference,
 clean at every step, and the words do not name the subject. A student of this teacher can build on
 that. *Loss* is that of the right half's velocity at one time, for the right drawing. *Shape* to
-*marking* are shares of pictures in which the judge sees the reference's. The rows
-are of the toy world of before 2026-11-30, without its lights.""",
+*marking* are shares of pictures in which the judge sees the reference's.""",
     ),
 }
 

@@ -30,8 +30,7 @@ SECTIONS = {
     "": (
         "When the toy text decides",
         """Latents of two pictures that differ in one word, and the time above which x_t no longer
-tells them apart (d' = 2: right in 84 % of the cases), so that the text has to. The rows
-are of the toy world of before 2026-11-30, without its lights.""",
+tells them apart (d' = 2: right in 84 % of the cases), so that the text has to.""",
     ),
 }
 

@@ -34,8 +34,7 @@ SECTIONS = {
         """Pictures painted by the shipped toy FLUX, as the pixel judge sees them; unclear answers
 count as not right. *Light*: one in eight pictures is asked for in another light than the usual
 one. *Same*: both panels show the whole subject and agree. *Grids cut*: the check
-of grids finds four panels. `dsd_jax/toy/flux/README.md` says how the teacher is made. The rows
-are of the toy world of before 2026-11-30, without its lights.""",
+of grids finds four panels. `dsd_jax/toy/flux/README.md` says how the teacher is made.""",
     ),
 }
 

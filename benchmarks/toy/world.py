@@ -36,7 +36,7 @@ SECTIONS = {
 one, drawn and then spoilt. A subject is right if shape, both colours and marking are; a scene is
 right if background and place are; a light is right if tint, side and strength are. *Wrong* counts
 answers that are not so. A shift of colours is light of another tint, so there no light is right
-for sure. The rows are of the toy world of before 2026-11-30, whose lights were day and night.""",
+for sure.""",
     ),
 }
 
