@@ -11,6 +11,7 @@ on the way in, and found to be common again on the way out; if the factors diffe
 by side (A stacked, B block-diagonal, as kohya's `split_qkv` does), and come back separate.
 """
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -26,7 +27,7 @@ from dsd_jax.convert.table.rules import Piece, Rule, expand
 from dsd_jax.lora import FACTOR_OF, is_fused
 from dsd_jax.types import Shape
 
-__all__ = ["XLABS", "Dense", "Factors", "Slot", "common_dtype", "dense_layers"]
+__all__ = ["XLABS", "Dense", "Factors", "Slot", "by_layer", "common_dtype", "dense_layers"]
 
 Slot: TypeAlias = tuple[str, int | None]
 """Path of one of our Linears, and the number of q, k or v if it holds all three."""
@@ -175,6 +176,15 @@ class Dense:
             b[part.rows, start : start + len(down)] = up
             start += 0 if common else len(down)
         return a, b
+
+
+def by_layer(factors: Mapping[str, np.ndarray]) -> dict[str, Factors]:
+    """The factors of an adapter, by the path of their layer and their name in it."""
+    held: dict[str, Factors] = collections.defaultdict(dict)
+    for path, factor in factors.items():
+        layer, _, name = path.rpartition(".")
+        held[layer][name] = factor
+    return held
 
 
 def common_dtype(arrays: Iterable[np.ndarray]) -> np.dtype:

@@ -1,11 +1,10 @@
 """Cuts the rank of adapters: smaller files for sharing."""
 
-import collections
 import dataclasses
 
 import numpy as np
 
-from dsd_jax.convert.lora.layout import Factors
+from dsd_jax.convert.lora.layout import Factors, by_layer
 from dsd_jax.lora import Adapter, is_fused
 
 __all__ = ["resized"]
@@ -26,13 +25,9 @@ def resized(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
         The adapter, in the same dtypes, and the share of the squared norm of all products that it
         keeps: 1 if nothing was cut.
     """
-    held: dict[str, Factors] = collections.defaultdict(dict)
-    for path, factor in adapter.factors.items():
-        layer, _, name = path.rpartition(".")
-        held[layer][name] = factor
     factors: Factors = {}
     kept = whole = 0.0
-    for layer, own in held.items():
+    for layer, own in by_layer(adapter.factors).items():
         cut, squares = _cut_fused(own, rank) if is_fused(layer) else _cut(own, rank)
         factors |= {f"{layer}.{name}": factor for name, factor in cut.items()}
         kept, whole = kept + squares[0], whole + squares[1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from dsd_jax.condition import CANVAS
 from dsd_jax.config import FluxConfig
-from dsd_jax.convert.lora.layout import Factors, Slot
+from dsd_jax.convert.lora.layout import Factors, Slot, by_layer
 from dsd_jax.convert.lora.names import Vocabulary, vocabulary
 from dsd_jax.convert.lora.read import DIFFUSERS_FILE, PEFT_FILE
 from dsd_jax.convert.lora.report import LETTERS
@@ -151,11 +151,6 @@ def _split(adapter: Adapter, names: Vocabulary) -> dict[Slot, Factors]:
     slots_of: dict[str, list[Slot]] = collections.defaultdict(list)
     for slot in dense_of:
         slots_of[slot[0]].append(slot)
-    held: dict[str, Factors] = collections.defaultdict(dict)
-    for path, factor in adapter.factors.items():
-        layer, _, name = path.rpartition(".")
-        held[layer][name] = factor
-
     slots: dict[Slot, Factors] = {}
     shapes = {
         piece.ours: tuple(side.stop for side in piece.our_box) for piece in names.condition.values()
@@ -167,7 +162,7 @@ def _split(adapter: Adapter, names: Vocabulary) -> dict[Slot, Factors]:
         for path, tensor in adapter.full.items()
         if tensor.shape != shapes.get(path)
     ]
-    for layer, factors in held.items():
+    for layer, factors in by_layer(adapter.factors).items():
         if layer not in slots_of:
             wrong.append(f"the model has no {layer}")
             continue
