@@ -19,7 +19,7 @@ toy-flux: $(RUN)/installed
 
 # Makes the student in dsd_jax/toy/lora by a longer quickstart.
 toy-lora: $(RUN)/installed
-	$(RUN)/bin/dsd quickstart --output_dir outputs/toy/lora --minutes 50 \
+	$(RUN)/bin/dsd quickstart --output_dir outputs/toy/lora --minutes 60 \
 	  --tasks identity=10 relight=7 depth=3
 	rm -f outputs/toy/lora/small.safetensors
 	$(RUN)/bin/dsd convert lora outputs/toy/lora/run outputs/toy/lora/small.safetensors --single_file \

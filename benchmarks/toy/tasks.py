@@ -50,13 +50,12 @@ from dsd_jax.data.pairs.store import PairStore
 from dsd_jax.data.pairs.writer import PairWriter
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
-from dsd_jax.lights import Light, load_lights
 from dsd_jax.quickstart.inputs import IMAGE_SCALES, MAKING, Budget, write_inputs
 from dsd_jax.quickstart.steps import Step, run_steps
 from dsd_jax.tasks import DEPTH, IDENTITY, RELIGHT
-from dsd_jax.toy.folder import toy_flux_path, toy_lights_path, toy_lora_path
+from dsd_jax.toy.folder import toy_flux_path, toy_lora_path
 from dsd_jax.toy.score import Case, make_cases, score
-from dsd_jax.toy.world import TINTS
+from dsd_jax.toy.words import describe_order
 
 SECTIONS = {
     "": (
@@ -279,14 +278,8 @@ def orders_of(bench: Bench) -> list[str]:
     They leave out what both lights have in common, and say so where the light is to come from the
     front, as those of the pairs do.
     """
-    lights = load_lights(toy_lights_path())
-
-    def light(name: str) -> Light:
-        return lights.read(f"{name} from here" if name in TINTS else name)
-
     return [
-        light(case.after.light).instruction(light(case.before.light))
-        for case in bench.cases[RELIGHT.name]
+        describe_order(case.before.light, case.after.light) for case in bench.cases[RELIGHT.name]
     ]
 
 

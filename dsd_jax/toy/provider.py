@@ -26,6 +26,7 @@ from dsd_jax.toy.words import (
     PANELS,
     describe,
     describe_grid,
+    describe_order,
     describe_subject,
     parse_light,
     parse_subject,
@@ -297,7 +298,20 @@ def _caption(request: Request) -> str:
     seen = _pictures(request, 2 if len(_shown(request)) > 1 else 1)
     if len(seen) == 1:
         return f"a {_subject_words(seen[0])} {_scene_words(seen[0])}".strip()
+    before, after = (one.light for one in seen)
+    # Of two lights it says half the time what is to change, and half the time what is to be seen.
+    # So a student can be asked by either.
+    if _in_two_lights(request) and before and after and before != after and _coin(request):
+        return describe_order(before, after)
     return f"this thing {_scene_words(seen[1]) or 'here'}"
+
+
+def _in_two_lights(request: Request) -> bool:
+    return re.search(r"\blights?\b", _texts(request)[-1].lower()) is not None
+
+
+def _coin(request: Request) -> bool:
+    return int(request.key(MODEL), 16) % 2 == 0
 
 
 # The rater

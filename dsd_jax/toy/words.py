@@ -3,15 +3,19 @@
     a red star with blue dots on snow at northwest small warm left hard
     a grid of the same red star with blue dots, top-left on snow at northwest, top-right on ...
     this thing on meadow at northeast tilted
+    make the light warm left hard
 
 One word is one token of the toy tokenisers, and a whole grid prompt fits `T5_LENGTH` of them.
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Sequence
 
+from dsd_jax.lights import Light, Lights, load_lights
+from dsd_jax.toy.folder import toy_lights_path
 from dsd_jax.toy.world import (
     BACKGROUNDS,
     COLOURS,
@@ -35,6 +39,7 @@ __all__ = [
     "WORDS",
     "describe",
     "describe_grid",
+    "describe_order",
     "describe_pair",
     "describe_scene",
     "describe_subject",
@@ -92,6 +97,21 @@ def describe_grid(
 def describe_pair(scene: Scene) -> str:
     """Describes two pictures of one subject by the right-hand scene, as for a customiser."""
     return f"two pictures of this thing, {BESIDE} {describe_scene(scene)}"
+
+
+def describe_order(before: str, after: str) -> str:
+    """`make the light warm left hard`; what both lights have in common goes unsaid."""
+    return _light(after).instruction(_light(before))
+
+
+def _light(name: str) -> Light:
+    """The light of the vocabulary that a light of the world is."""
+    return _vocabulary().read(f"{name} from here" if name in TINTS else name)
+
+
+@functools.cache
+def _vocabulary() -> Lights:
+    return load_lights(toy_lights_path())
 
 
 def parse_subject(text: str) -> Subject | None:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,20 @@ def test_descriptions_and_instructions_say_all_that_is_unusual(scene: Scene):
     one = picture(render(CAT, dataclasses.replace(SNOW, light="cool above soft")))
     instruction = answer(request("caption", ("first", one, "second", shown, "what to change?")))
     assert instruction == describe(None, scene)
+
+
+def test_an_edit_of_the_light_is_ordered_as_often_as_described():
+    """A student that never saw an order would paint anything when it gets one."""
+    one, other = picture(render(CAT, LIT)), picture(render(CAT, SNOW))
+    asked = ("first", one, "second", other, "They show one scene in two lights. What to order?")
+    told = Counter(
+        answer(dataclasses.replace(request("caption", asked), item=str(number)))
+        for number in range(200)
+    )
+    assert set(told) == {"make the light day from here", describe(None, SNOW)}
+    assert min(told.values()) > 60
+    both = ("first", one, "second", one, "They show one scene in two lights. What to order?")
+    assert answer(request("caption", both)) == describe(None, LIT)
 
 
 def test_one_scene_in_two_lights_is_the_same_but_not_another_size_of_it():
