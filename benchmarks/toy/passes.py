@@ -11,7 +11,7 @@ Masks are searched on cases that are not scored. `--distilled` and `--few_steps`
 that distil the student, on pairs such as those of the quickstart:
 
     dsd train distill --base_path toy --lora_path dsd_jax/toy/lora --data PAIRS --output_dir RUN
-        --lora.rank 32 --lora.targets all --height 32 --width 64 --batch_size 16 --steps 1500
+        --lora.rank 30 --lora.targets all --height 32 --width 64 --batch_size 16 --steps 1500
         --base_dtype float32 --remat none --no_scan_layers --max_sequence_length 16
         --mesh.data -1 --mesh.fsdp 1 --distill.i_guidance 2 --optimizer.learning_rate 5e-4
         --optimizer.schedule cosine [--distill.mask 10101010]
