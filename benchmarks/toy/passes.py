@@ -8,13 +8,14 @@ true guidance from the third step on. `passes` counts passes of the whole transf
 a step of a mask that runs the first block alone counts as the share of the blocks that it runs.
 `latent error` is the distance of the final latents, both frames, from those of the first row.
 Masks are searched on cases that are not scored. `--distilled` and `--few_steps` are exports of runs
-that distil the student, on pairs such as those of the quickstart:
+that distil the student, on the quickstart's pairs of the one task that is guided:
 
-    dsd train distill --base_path toy --lora_path dsd_jax/toy/lora --data PAIRS --output_dir RUN
-        --lora.rank 30 --lora.targets all --height 32 --width 64 --batch_size 16 --steps 1500
-        --base_dtype float32 --remat none --no_scan_layers --max_sequence_length 16
-        --mesh.data -1 --mesh.fsdp 1 --distill.i_guidance 2 --optimizer.learning_rate 5e-4
-        --optimizer.schedule cosine [--distill.mask 10101010]
+    dsd train distill --base_path toy --lora_path dsd_jax/toy/lora --output_dir RUN
+        --data QUICKSTART/making/dataset --tasks identity=1 --height 32 --width 64
+        --lora.rank 30 --lora.targets all --batch_size 16 --steps 1500 --base_dtype float32
+        --remat none --no_scan_layers --max_sequence_length 16 --mesh.data -1 --mesh.fsdp 1
+        --distill.i_guidance 2 --optimizer.learning_rate 5e-4 --optimizer.schedule cosine
+        [--distill.mask 10101010]
     dsd convert lora RUN FOLDER
 """
 
