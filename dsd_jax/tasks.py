@@ -174,7 +174,7 @@ DEPTH = Task(
     question=None,
     frame_weights=FrameWeights(reference=0.0),  # the map is given, so only the target counts
     metric="depth-order",
-    about="a photograph for a depth map",
+    about="a photograph that follows a depth map",
 )
 INSTRUCTION = Task("instruction", about="the picture that an instruction makes of the reference")
 

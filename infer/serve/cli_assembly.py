@@ -48,6 +48,7 @@ class Assembly:
             delay=_delay(queue.max_delay_ms) / 1000,
         )
         self._sizes = [_size(text) for text in queue.sizes or ("32x32" if toy else "512x512",)]
+        self._public_name = TOY if toy and flags.model.model_path is None else None
         self._true_guidance = queue.true_guidance
         self._catalogue = Catalogue(
             toy_examples() if toy else FLUX,
@@ -76,7 +77,11 @@ class Assembly:
             UserError: The pipeline cannot make images of these sizes, or cannot be served.
         """
         engine = PipelineEngine(
-            pipeline, self._sizes, self._capacity.batch, true_guidance=self._true_guidance
+            pipeline,
+            self._sizes,
+            self._capacity.batch,
+            true_guidance=self._true_guidance,
+            model=self._public_name,
         )
         runner = Runner(engine, self._capacity, report)
         routes = (*page_routes(), *self._catalogue.routes())

@@ -109,6 +109,7 @@ class PipelineEngine:
         sizes: Sizes of images to compile programs for.
         batch: Most images that take a step together.
         true_guidance: Also compile programs of true guidance.
+        model: Name that clients see. Default: that of the weights.
 
     Raises:
         UserError: Sizes that the pipeline cannot make, more than it keeps programs for, or a
@@ -116,7 +117,13 @@ class PipelineEngine:
     """
 
     def __init__(
-        self, pipeline: Pipeline, sizes: Sequence[Size], batch: int, *, true_guidance: bool = True
+        self,
+        pipeline: Pipeline,
+        sizes: Sequence[Size],
+        batch: int,
+        *,
+        true_guidance: bool = True,
+        model: str | None = None,
     ) -> None:
         if not pipeline.options.stays:
             raise UserError(
@@ -130,7 +137,7 @@ class PipelineEngine:
             )
         edits = pipeline.transformer_config.condition_embed
         self.offer = Offer(
-            model=str(pipeline.identity["model"]),
+            model=model or str(pipeline.identity["model"]),
             sizes=tuple(dict.fromkeys(sizes)),
             loras={} if pipeline.options.merge_lora else pipeline.loras,
             edits=edits,

@@ -25,6 +25,7 @@ class Example:
         title: A few words about it.
         prompt: Its text.
         task: Its task.
+        light: Light beside the text, by names of the vocabulary.
         edit: Whether it needs a reference. The others leave the LoRAs out.
         reference: File of the reference. None takes the picture that the person has given.
     """
@@ -32,6 +33,7 @@ class Example:
     title: str
     prompt: str
     task: str | None = None
+    light: Mapping[str, str] = dataclasses.field(default_factory=dict)
     edit: bool = True
     reference: bytes | None = dataclasses.field(default=None, repr=False)
 
@@ -135,18 +137,24 @@ def toy_examples() -> tuple[Example, ...]:
         for subject, before, after in zip(_SUBJECTS, _BEFORE, _AFTER, strict=True)
     ]
     lit, before, mapped, scene = _SUBJECTS[4], _BEFORE[4], _SUBJECTS[5], _AFTER[5]
-    relit = dataclasses.replace(before, light="warm left hard")
     others = [
-        _edit("Heart in warm light", "relight", lit, before, relit),
+        _edit("Heart in warm light", "relight", lit, before, before, TOY_LIGHTS.presets[0]),
         _edit("Diamond from a depth map", "depth", mapped, scene, scene),
     ]
     text = Example("Without a reference", describe(_SUBJECTS[0], _AFTER[2]), edit=False)
     return (*moved, *others, text)
 
 
-def _edit(title: str, task: str, subject: Subject, before: Scene, after: Scene) -> Example:
+def _edit(
+    title: str,
+    task: str,
+    subject: Subject,
+    before: Scene,
+    after: Scene,
+    light: Mapping[str, str] | None = None,
+) -> Example:
     """An example with the text and the reference of a case."""
     case = Case(title, subject, before, after, seed=0, task=task)
     file = io.BytesIO()
     Image.fromarray(case.reference()).save(file, "PNG")
-    return Example(title, case.text, task, reference=file.getvalue())
+    return Example(title, case.text, task, light or {}, reference=file.getvalue())

@@ -32,6 +32,7 @@ function busy(now) {
   byId("cancel").hidden = now === null;
   byId("run").disabled = now !== null;
   document.body.classList.toggle("busy", now !== null);
+  for (const made of document.querySelectorAll(".entry, .example")) made.ariaDisabled = String(now !== null);
 }
 
 const titleOf = (error) => ({
@@ -47,7 +48,8 @@ function sentence(words) {
 function fail(error) {
   if (!(error instanceof Refused)) console.error(error);
   const words = error instanceof Refused ? form.worded(error.message, error.param) : "The page made a mistake; reload it.";
-  showError(titleOf(error), sentence(words), error.status === 409 ? null : run);
+  const final = [400, 409, 413].includes(error.status); // the same request would be refused again
+  showError(titleOf(error), sentence(words), final ? null : run);
   if (error.param) form.wrong(error.param);
 }
 
@@ -86,11 +88,12 @@ async function follow(answer, running, format) {
 
 async function run() {
   if (request !== null || byId("run").disabled) return;
-  const settings = form.read();
   const stop = new AbortController();
   const over = new AbortController();
   const began = performance.now();
   busy({ stop, job: null });
+  await form.light.settled;
+  const settings = form.read();
   const count = Math.min(settings.count || 1, form.model.max_images); // the server refuses more
   const running = new Running(count, settings.size, form.prompt());
   byId("stage").scrollIntoView();
@@ -127,6 +130,14 @@ function cancel() {
   if (request === null) return;
   if (request.job) ask(`/v1/jobs/${request.job}`, { method: "DELETE" }).catch(() => {});
   request.stop.abort();
+}
+
+async function clear() {
+  const count = store.entries.length;
+  if (!confirm(count === 1 ? "Delete the entry?" : `Delete all ${count} entries?`)) return;
+  await store.clear();
+  if (request === null) show(null);
+  else showHistory();
 }
 
 const actions = {
@@ -173,7 +184,7 @@ function showExamples(examples) {
       reference ? "" : element("small", {}, example.prompt));
     made.onclick = async () => {
       if (request !== null) return;
-      const own = { text: example.prompt, task: example.task ?? "", light: {}, loras: example.edit ? {} : null };
+      const own = { text: example.prompt, task: example.task ?? "", light: example.light, loras: example.edit ? {} : null };
       await form.write({ ...form.read(), ...own }, reference ?? (example.edit ? form.reference : null));
       if (example.edit && form.reference === null) byId("file").focus();
       else run();
@@ -191,7 +202,8 @@ async function start() {
   showHistory();
   byId("form").addEventListener("submit", (event) => { event.preventDefault(); run(); });
   byId("cancel").addEventListener("click", cancel);
-  byId("clear").addEventListener("click", async () => { await store.clear(); show(null); });
+  byId("form").addEventListener("input", () => { if (request === null) say(""); });
+  byId("clear").addEventListener("click", clear);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); }
     if (event.key === "Escape" && !byId("key-box").open) cancel();

@@ -17,6 +17,7 @@ export class Form {
     this.form = byId("form");
     this.catalogue = catalogue;
     this.light = new LightChoice(catalogue, () => this.#show());
+    byId("text").placeholder = catalogue.examples[0]?.prompt ?? "";
     byId("task").append(...catalogue.tasks.map(({ name }) => new Option(name, name)));
     const enhance = byId("enhance");
     enhance.disabled = catalogue.enhanced_by === null;
@@ -82,6 +83,7 @@ export class Form {
     byId("remove").hidden = shown.hidden = blob === null;
     byId("drop").classList.toggle("filled", blob !== null);
     byId("file").value = "";
+    byId("file").ariaInvalid = null;
     if (blob !== null) {
       const made = picture(blob, shown.alt);
       made.id = shown.id;
@@ -141,10 +143,12 @@ export class Form {
     field.addEventListener("input", () => { field.ariaInvalid = null; }, { once: true });
   }
 
+  get #task() {
+    return this.catalogue.tasks.find(({ name }) => name === byId("task").value);
+  }
+
   #openLight() {
-    const task = this.catalogue.tasks.find(({ name }) => name === byId("task").value);
-    if (task?.lights) byId("light").open = true;
-    byId("task-note").textContent = task ? `${task.about.replace(/^./, (x) => x.toUpperCase())}.` : "";
+    if (this.#task?.lights) byId("light").open = true;
   }
 
   #show() {
@@ -161,6 +165,8 @@ export class Form {
       : !edit ? "Image and text guidance need a reference."
         : byId("i_guidance").value > 1 ? "An image guidance above 1 takes about three times as long."
           : "Text guidance counts once image guidance is above 1.";
+    const about = this.#task ? `${this.#task.about.replace(/^./, (x) => x.toUpperCase())}.` : "";
+    byId("task-note").textContent = about && !edit ? `${about} It needs a reference.` : about;
     const sent = byId("sent");
     sent.hidden = this.light.light === null;
     sent.textContent = `Sent: ${this.prompt()}`;

@@ -2,6 +2,7 @@
 
 import { json } from "./api.js";
 import { byId, element } from "./dom.js";
+import { say } from "./stage.js";
 
 const TITLES = { temperature: "colour" };
 
@@ -28,6 +29,7 @@ function ball(look) {
 export class LightChoice {
   names = {};
   light = null; // the light in words and numbers, as the server has it
+  settled = Promise.resolve(); // once `light` is that of `names`
 
   constructor(catalogue, onChange) {
     this.onChange = onChange;
@@ -55,13 +57,26 @@ export class LightChoice {
     this.set(Object.fromEntries(chosen.map(([aspect, select]) => [aspect, select.value])));
   }
 
-  async set(names) {
+  set(names) {
+    this.settled = this.#set(names);
+    return this.settled;
+  }
+
+  // A light that the server does not tell is not chosen.
+  async #set(names) {
     this.names = names;
     for (const [aspect, select] of this.selects) select.value = names[aspect] ?? "";
     const key = JSON.stringify(Object.entries(names).sort());
     for (const [own, made] of this.presets) made.ariaPressed = String(own === key);
     const empty = Object.keys(names).length === 0;
-    const found = empty ? null : await json(`/v1/light?${new URLSearchParams(names)}`);
+    let found = null;
+    try {
+      if (!empty) found = await json(`/v1/light?${new URLSearchParams(names)}`);
+    } catch (error) {
+      if (this.names === names) await this.#set({});
+      say(error.message, true);
+      return;
+    }
     if (this.names !== names) return; // another choice was made meanwhile
     this.light = found;
     byId("light-words").replaceChildren(...(found ? [ball(found.look)] : []));

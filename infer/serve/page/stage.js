@@ -7,7 +7,7 @@ const UNITS = { s: 1, min: 60, h: 3600 };
 
 function lasting(seconds) {
   const [unit, size] = Object.entries(UNITS).findLast(([, size]) => seconds >= size) ?? ["s", 1];
-  return `${Math.max(1, Math.round(seconds / size))} ${unit}`;
+  return `${Math.max(1, Math.round(seconds / size))}\u00a0${unit}`;
 }
 
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
@@ -16,8 +16,7 @@ export function showIdle() {
   byId("stage").replaceChildren(element("div", { className: "idle" },
     element("i", { className: "logo big", ariaHidden: "true" }),
     element("h2", {}, "This subject, in that scene"),
-    element("p", {}, "Give a picture of a person, a toy, a product or a room, and say where it should be. "
-      + "Or pick an example.")));
+    element("p", {}, "Choose a picture of a subject and say where it should be, or pick an example.")));
 }
 
 // The line beside the button, which is always in sight. Steps are not read out, mistakes are.
@@ -161,7 +160,7 @@ export function showEntry(entry, actions, number = 0) {
     entry.images.length > 1 ? strip : "",
     element("p", { className: "buttons" },
       saved("Download", image.blob, nameOf(entry, image, ""), "main"),
-      image.frames ? saved("Both frames", image.frames, nameOf(entry, image, "-frames")) : "",
+      image.frames ? saved("Download both frames", image.frames, nameOf(entry, image, "-frames")) : "",
       button("Reuse settings", () => actions.reuse(entry, image)),
       button("Use as reference", () => actions.refer(entry, image)),
       button("Delete", () => actions.remove(entry), "plain")),

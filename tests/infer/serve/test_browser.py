@@ -17,7 +17,7 @@ from dsd_jax.images import read_parameters
 from dsd_jax.infer.enhance import Enhancement
 from dsd_jax.infer.serve.app import create_app
 from dsd_jax.infer.serve.catalogue import Catalogue
-from dsd_jax.infer.serve.examples import toy_examples
+from dsd_jax.infer.serve.examples import TOY_LIGHTS, toy_examples
 from dsd_jax.infer.serve.guard import Guard
 from dsd_jax.infer.serve.page import page_routes
 from dsd_jax.infer.serve.server import listen
@@ -167,6 +167,66 @@ def test_an_example_runs_at_once_and_escape_stops_it(browser, runner, engine, ad
     assert tab.value("document.querySelector('#history').hidden")
 
 
+def test_another_light_takes_the_place_of_that_of_an_example(browser, runner, engine):
+    with serving(runner, catalogue=Catalogue(toy_examples(), lights=TOY_LIGHTS)) as address:
+        tab = opened(browser, address)
+        tab.click(".example:nth-of-type(7)")
+        tab.wait(DONE)
+        tab.wait(READY)
+        assert tab.value("document.querySelector('.preset').ariaPressed") == "true"
+        tab.value(
+            "const plain = fetch; window.fetch = async (...asked) => { "
+            "await new Promise((next) => { setTimeout(next, 300); }); return plain(...asked); }"
+        )
+        tab.click(".preset:nth-of-type(2)")
+        tab.press("Enter", ctrl=True)  # before the server has told the light
+        tab.wait("document.querySelectorAll('.entry').length === 2")
+    text = "this thing on beach at southeast"
+    sent = [request.prompt for request in engine.requests]
+    assert sent == [f"{text} warm left hard", f"{text} cool right soft"]
+
+
+def test_a_light_that_the_server_does_not_tell_is_not_chosen(browser, runner, address):
+    tab = opened(browser, address)
+    tab.click("#light summary")
+    tab.value("window.fetch = () => Promise.reject(new TypeError())")
+    tab.click(".preset")
+    tab.wait("document.querySelector('#say').innerText.includes('does not answer')")
+    assert tab.value("document.querySelector('.preset').ariaPressed") == "false"
+    assert tab.value("document.querySelector('#sent').hidden")
+
+
+def test_a_task_that_has_no_reference_says_so(browser, address):
+    tab = opened(browser, address)
+    choose(tab, "task", "depth")
+    note = "document.querySelector('#task-note').innerText"
+    assert tab.value(note).endswith("It needs a reference.")
+    tab.click(".example:nth-of-type(8)")
+    tab.wait(DONE)
+    assert "reference" not in tab.value(note)
+
+
+def test_clearing_the_history_is_asked_about_and_leaves_what_is_under_way(browser, engine, address):
+    tab = opened(browser, address)
+    tab.value("window.confirm = (words) => { window.asked = words; return window.agreed; }")
+    tab.click(".example:last-child")
+    tab.wait(DONE)
+    tab.wait(READY)
+    tab.click("#clear")
+    assert tab.value("window.asked") == "Delete the entry?"
+    assert tab.value("document.querySelectorAll('.entry').length") == 1
+    engine.gate = threading.Semaphore(0)
+    tab.click("#run")
+    tab.wait("document.querySelector('.running')")
+    tab.value("window.agreed = true")
+    tab.click("#clear")
+    tab.wait("document.querySelector('#history').hidden")
+    assert tab.value("Boolean(document.querySelector('.running'))")
+    engine.gate.release(100)
+    tab.wait(DONE)
+    assert tab.value("document.querySelectorAll('.entry').length") == 1
+
+
 def test_a_text_alone_needs_no_reference(browser, engine, address):
     tab = opened(browser, address)
     tab.click(".example:last-child")
@@ -181,7 +241,9 @@ def test_mistakes_and_failures_are_told_in_words(browser, engine, address, tmp_p
     tab.click("#run")
     tab.wait(f"{SHOWN}.includes('Text is missing or empty; describe the image that is wanted.')")
     assert tab.value("document.activeElement.id") == "text"
+    assert not tab.value("Boolean(document.querySelector('#stage button'))")  # to fail once more
     tab.type("#text", "a cat")
+    tab.wait("document.querySelector('#say').innerText === ''")
     choose(tab, "count", 10**9)
     tab.click("#run")
     tab.wait(f"{SHOWN}.includes('Number must be a whole number from 1 to 10')")
@@ -192,7 +254,9 @@ def test_mistakes_and_failures_are_told_in_words(browser, engine, address, tmp_p
     tab.type("#text", "<img src=x onerror=alert(1)>")
     tab.click("#run")
     tab.wait(f"{SHOWN}.includes('This cannot be made')")
+    tab.wait("document.querySelector('#file').ariaInvalid === 'true'")
     tab.click("#remove")
+    assert tab.value("document.querySelector('#file').ariaInvalid") is None
     engine.fail_step = RuntimeError("/secret/place")
     tab.click("#run")
     tab.wait(f"{SHOWN}.includes('The device failed while it made this image; try again.')")

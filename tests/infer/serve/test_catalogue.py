@@ -84,10 +84,17 @@ def test_presets_of_light_fit_together(menu: LightMenu):
 
 
 def test_examples_of_the_toy_are_in_its_words_and_have_pictures(runner):
-    examples = send(runner, Catalogue(toy_examples()), "GET", "/v1/catalogue").json()["examples"]
+    catalogue = Catalogue(toy_examples(), lights=TOY_LIGHTS)
+    examples = send(runner, catalogue, "GET", "/v1/catalogue").json()["examples"]
     assert {example["task"] for example in examples} == {"identity", "relight", "depth", None}
     for example in examples:
-        scene = parse_scene(example["prompt"])
+        text = example["prompt"]
+        assert parse_light(text) is None  # the person may choose another
+        assert bool(example["light"]) == (example["task"] == "relight")
+        if example["light"]:
+            light = send(runner, catalogue, "GET", "/v1/light", params=example["light"]).json()
+            text += light["addition"]
+        scene = parse_scene(text)
         assert scene is not None
         if not example["edit"] or example["task"] == "depth":
             assert parse_subject(example["prompt"]) is not None
