@@ -53,6 +53,14 @@ class WeightSource(Protocol):
         """One slice of one parameter, in the dtype of the source; may be a strided view."""
 
 
+@runtime_checkable
+class Filling(Protocol):
+    """A source that can read into memory at hand."""
+
+    def fill(self, path: str, index: Index, out: np.ndarray) -> None:
+        """Reads one slice into an array of its shape, cast to its dtype."""
+
+
 class TensorSource:
     """Parameters in memory. Nothing may change them: CPU devices may share the memory."""
 
@@ -102,6 +110,17 @@ class Layered:
 
     def read(self, path: str, index: Index) -> np.ndarray:
         return self._owner[path].read(path, index)
+
+    def fill(self, path: str, index: Index, out: np.ndarray) -> None:
+        _fill(self._owner[path], path, index, out)
+
+
+def _fill(source: WeightSource, path: str, index: Index, out: np.ndarray) -> None:
+    """Reads one slice into an array of its shape, cast to its dtype."""
+    if isinstance(source, Filling):
+        source.fill(path, index, out)
+    else:
+        out[...] = source.read(path, index)
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
@@ -183,7 +202,7 @@ def materialise(
             sizes = [len(range(n)[s]) for n, s in zip(shape[1:], rest, strict=True)]
             out = empty((len(kept), *sizes), dtype)
             for row, layer in zip(out, kept, strict=True):
-                row[...] = source.read(names[layer], rest)
+                _fill(source, names[layer], rest, row)
             return out
 
         held: dict[str, np.ndarray] = {}

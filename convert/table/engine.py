@@ -207,21 +207,32 @@ class Source:
         Args:
             index: a slice of step 1 per axis; axes left out are read in full.
         """
-        shape = self.shapes[path]
-        index = (*index, *(slice(None) for _ in shape[len(index) :]))
-        wanted = tuple(_bounds(side, size) for side, size in zip(index, shape, strict=True))
+        wanted = self._wanted(path, index)
         result = empty([side.stop - side.start for side in wanted], self.dtypes[path])
+        self.fill(path, wanted, result)
+        return result
+
+    def fill(self, path: str, index: Sequence[slice], out: np.ndarray) -> None:
+        """Reads as `read` does, into an array of that shape, and casts to its dtype."""
+        if out.dtype != self.dtypes[path]:
+            out[...] = self.read(path, index)
+            return
+        wanted = self._wanted(path, index)
         for piece in self.table.by_ours[path]:
             shared = _intersect(wanted, piece.our_box)
             if volume(shared) == 0:
                 continue
-            row = math.prod(piece.their_shape[1:]) * result.itemsize
+            row = math.prod(piece.their_shape[1:]) * out.itemsize
             most = max(_STRIP, _READ_BYTES // max(row, 1))
             for rows, block in piece.blocks(_shift(shared, piece.our_box, -1), most):
                 tensor = self.weights.read(self.found[piece.theirs], rows)
                 place = _shift(_shift(block, piece.our_box), wanted, -1)
-                _move(result[place], piece.take(tensor, block))
-        return result
+                _move(out[place], piece.take(tensor, block))
+
+    def _wanted(self, path: str, index: Sequence[slice]) -> Box:
+        shape = self.shapes[path]
+        index = (*index, *(slice(None) for _ in shape[len(index) :]))
+        return tuple(_bounds(side, size) for side, size in zip(index, shape, strict=True))
 
     def iter_ours(self, dtype: DTypeLike | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """Each of our parameters with its path, in the order of the file, one at a time.

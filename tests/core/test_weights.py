@@ -91,6 +91,24 @@ def test_every_value_arrives_on_a_mesh(mesh: str, scan_layers: bool) -> None:
         np.testing.assert_array_equal(counts, 1, err_msg=path)
 
 
+def test_layers_are_read_straight_into_their_stack() -> None:
+    """A copy of each layer would cost memory and time; adapters before the base change nothing."""
+
+    class Direct(Recorder):
+        def read(self, path: str, index: Index) -> np.ndarray:
+            assert "_blocks." not in path, path
+            return super().read(path, index)
+
+        def fill(self, path: str, index: Index, out: np.ndarray) -> None:
+            out[...] = super().read(path, index)
+
+    base = Direct(random_tensors())
+    own = {"single_blocks.1.mlp_in.bias": np.full(128, 7, np.float32)}
+    model = abstract_flux(scan_layers=True)
+    model = materialise(model, Layered(TensorSource(own), base), stacks=model.stacks)
+    assert_same(per_layer(model), base.source.tensors | own)
+
+
 def test_cast_to_the_dtype_of_the_model() -> None:
     tensors = random_tensors()
     model = abstract(TINY, precision=BFLOAT16, execution=Execution(scan_layers=True))

@@ -132,6 +132,10 @@ def test_slices_equal_slices_of_the_whole() -> None:
             ends = [sorted(rng.choice(size + 1, 2, replace=False)) for size in shape]
             index = tuple(slice(int(start), int(stop)) for start, stop in ends)
             np.testing.assert_array_equal(source.read(path, index), whole[index])
+            for dtype in (np.float32, np.float16):  # the dtype of the file, and another one
+                out = np.full([i.stop - i.start for i in index], np.nan, dtype)
+                source.fill(path, index, out)
+                np.testing.assert_array_equal(out, whole[index].astype(dtype))
         np.testing.assert_array_equal(source.read(path, (slice(1, None),)), whole[1:])
 
 
