@@ -30,6 +30,7 @@ __all__ = [
     "encoded",
     "kind_of",
     "log_ticks",
+    "safe",
     "ticks",
 ]
 
@@ -78,7 +79,7 @@ class Page:
     """
 
     def __init__(self, title: str, *, contents: bool = False) -> None:
-        self._title = _safe(title)
+        self._title = safe(title)
         self._blocks: list[str] = []
         self._numbers = itertools.count()
         self._contents = contents
@@ -89,20 +90,20 @@ class Page:
         place = ""
         if level == 2:
             place = f' id="section-{len(self._sections)}"'
-            self._sections.append(_safe(words))
-        self._blocks.append(f"<h{level}{place}>{_safe(words)}</h{level}>")
+            self._sections.append(safe(words))
+        self._blocks.append(f"<h{level}{place}>{safe(words)}</h{level}>")
 
     def text(self, words: str, *, dim: bool = False) -> None:
         """Adds a paragraph, or a note in smaller and paler letters."""
-        self._blocks.append(f"<p{_DIM * dim}>{_safe(words)}</p>")
+        self._blocks.append(f"<p{_DIM * dim}>{safe(words)}</p>")
 
     def link(self, words: str, path: str) -> None:
         """Adds a link to a file beside the page."""
-        self._blocks.append(f'<p><a href="{_safe(path)}">{_safe(words)}</a></p>')
+        self._blocks.append(f'<p><a href="{safe(path)}">{safe(words)}</a></p>')
 
     def code(self, lines: Sequence[str]) -> None:
         """Adds lines as they are typed."""
-        self._blocks.append("<pre>" + _safe("\n".join(lines)) + "</pre>")
+        self._blocks.append("<pre>" + safe("\n".join(lines)) + "</pre>")
 
     def table(
         self,
@@ -119,7 +120,7 @@ class Page:
             folded: Break long cells into lines.
         """
         head, *rest = rows
-        over = "".join(f'<th colspan="{count}">{_safe(title)}</th>' for title, count in blocks)
+        over = "".join(f'<th colspan="{count}">{safe(title)}</th>' for title, count in blocks)
         lines = [_line(head, "th"), *(_line(row, "td") for row in rest)]
         kind = "" if folded else ' class="unfolded"'
         top = f'<tr class="blocks">{over}</tr>' if over else ""
@@ -179,13 +180,13 @@ class Page:
 
 
 def _line(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{safe(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _card(card: Card, number: int) -> str:
     figures = "".join(_figure(picture, card.words) for picture in card.pictures)
     shown = f'<a class="pictures" href="#card-{number}">{figures}</a>' if figures else ""
-    words = f"<p>{_safe(card.words)}</p>" if card.words else ""
+    words = f"<p>{safe(card.words)}</p>" if card.words else ""
     return (
         f'<article class="card" id="card-{number}" style="--count: {len(card.pictures)}">'
         f'{shown}{words}{_facts(card.facts)}<a class="close" href="#closed">close</a></article>'
@@ -193,15 +194,15 @@ def _card(card: Card, number: int) -> str:
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    lines = (f'<dt>{_safe(name)}</dt><dd dir="auto">{_safe(text)}</dd>' for name, text in facts)
+    lines = (f'<dt>{safe(name)}</dt><dd dir="auto">{safe(text)}</dd>' for name, text in facts)
     return f"<dl>{''.join(lines)}</dl>" if facts else ""
 
 
 def _figure(picture: Picture, words: str) -> str:
     kinds = ("marked" * picture.marked, "small" * (max(picture.image.size) <= SMALL))
-    name = f"<figcaption>{_safe(picture.name)}</figcaption>" if picture.name else ""
+    name = f"<figcaption>{safe(picture.name)}</figcaption>" if picture.name else ""
     return (
-        f'<figure><img class="{" ".join(filter(None, kinds))}" alt="{_safe(picture.name or words)}"'
+        f'<figure><img class="{" ".join(filter(None, kinds))}" alt="{safe(picture.name or words)}"'
         f' src="{data_uri(picture.image)}">{name}</figure>'
     )
 
@@ -236,9 +237,9 @@ def encoded(image: Image.Image, largest: int = _LARGEST, quality: int = _QUALITY
     return file.getvalue()
 
 
-def _safe(text: str) -> str:
-    """Foreign text within HTML, in an element or a quoted attribute."""
-    shown = "".join(x if x.isprintable() or x == "\n" else "\ufffd" for x in text)
+def safe(text: object) -> str:
+    """Returns foreign text within HTML, for an element or a quoted attribute."""
+    shown = "".join(x if x.isprintable() or x.isspace() else "\ufffd" for x in str(text))
     return html.escape(shown)
 
 
@@ -270,7 +271,7 @@ def _curve(points: Sequence[tuple[float, float]], x: str, y: str) -> str:
             if tick >= positions[0]:
                 yield f'<span class="along" style="left: {place(tick):.2f}%">{tick:g}</span>'
 
-    name = _safe(f"{y} by {x}, from {values[0]:.3g} to {values[-1]:.3g}")
+    name = safe(f"{y} by {x}, from {values[0]:.3g} to {values[-1]:.3g}")
     return (
         f'<div class="chart"><div class="plot" role="img" aria-label="{name}">'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(pieces())}'
@@ -309,9 +310,9 @@ def _scatter(points: Sequence[Dot], x: str, y: str) -> str:
         for dot, level in zip(points, _apart([height(dot.y.value) for dot in points]), strict=True):
             here = place(dot.x.value)
             side = f"right: {100 - here:.2f}%" if here > 50 else f"left: {here:.2f}%"
-            yield f'<span class="name" style="{side}; top: {level:.2f}%">{_safe(dot.name)}</span>'
+            yield f'<span class="name" style="{side}; top: {level:.2f}%">{safe(dot.name)}</span>'
 
-    words = _safe(f"{y} (upwards) by {x} (to the right), with intervals")
+    words = safe(f"{y} (upwards) by {x} (to the right), with intervals")
     return (
         f'<div class="chart"><div class="plot" role="img" aria-label="{words}">'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(pieces())}'

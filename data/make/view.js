@@ -3,6 +3,7 @@ const PER_PAGE = 20;
 const cards = [...document.querySelectorAll("article")];
 const element = (id) => document.getElementById(id);
 const texts = new Map(cards.map((card) => [card, card.textContent.toLowerCase()]));
+const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 let page = 0;
 
 function show() {
@@ -26,7 +27,7 @@ function show() {
   const visible = new Set(fitting.slice(page * PER_PAGE, (page + 1) * PER_PAGE));
   for (const card of cards) card.hidden = !visible.has(card);
   element("none").hidden = fitting.length > 0;
-  element("shown").textContent = `${fitting.length} grids, ${pairs} rows`;
+  element("shown").textContent = `${count(fitting.length, "grid")}, ${count(pairs, "row")}`;
   element("page").textContent = `page ${page + 1} of ${pages}`;
   element("before").disabled = page === 0;
   element("after").disabled = page === pages - 1;

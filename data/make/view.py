@@ -7,7 +7,6 @@ page's own policy allows no script but its own.
 import base64
 import hashlib
 import heapq
-import html
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from dsd_jax.data.make.stages import (
 from dsd_jax.errors import UserError
 from dsd_jax.files import write_file
 from dsd_jax.images import open_image
-from dsd_jax.page import SMALL, STYLE, data_uri
+from dsd_jax.page import SMALL, STYLE, data_uri, safe
 
 __all__ = ["write_page"]
 
@@ -107,7 +106,7 @@ def write_page(parts: Parts, output: Path, limit: int, title: str) -> tuple[int,
     page = template.substitute(
         style=STYLE,
         policy=_policy(script),
-        title=html.escape(title),
+        title=safe(title),
         note=f"{what}; rows with every status, kept and rejected.",
         tasks=_options(tasks),
         verdicts=_options(verdicts),
@@ -203,11 +202,14 @@ def _card(card: _Card, number: int, size: tuple[int, int], pairs: Iterable[str])
         width, height = size
         boxes = "".join(_outline(n, box, size) for n, box in sorted(_boxes(card).items()))
         ratio = f"aspect-ratio: {width} / {height}"
-        picture = f'<a class="grid g{number}" href="#grid-{number}" style="{ratio}">{boxes}</a>'
+        picture = (
+            f'<a class="grid g{number}" href="#grid-{number}" style="{ratio}" '
+            f'aria-label="Enlarge the grid">{boxes}</a>'
+        )
     return (
-        f'<article data-task="{_safe(card.grid.task)}">'
+        f'<article data-task="{safe(card.grid.task)}">'
         f'<figure id="grid-{number}" style="--ratio: {size[0] / max(1, size[1]):.3f}">{picture}'
-        f"<figcaption>{_safe(card.grid.id)}</figcaption>"
+        f"<figcaption>{safe(card.grid.id)}</figcaption>"
         '<a class="close" href="#closed">close</a></figure>'
         f"<div>{_facts(facts)}{''.join(pairs)}</div></article>"
     )
@@ -233,7 +235,7 @@ def _outline(number: int, box: Box, size: tuple[int, int]) -> str:
         "height": (bottom - top) / height,
     }
     style = "; ".join(f"{name}: {100 * share:.3f}%" for name, share in place.items())
-    return f'<i data-n="{_safe(number)}" style="{style}"></i>'
+    return f'<i data-n="{safe(number)}" style="{style}"></i>'
 
 
 def _pair(shown: _Shown, number: int, size: tuple[int, int]) -> tuple[str, str, str]:
@@ -252,13 +254,14 @@ def _pair(shown: _Shown, number: int, size: tuple[int, int]) -> tuple[str, str, 
             panels = "".join(
                 _panel(box, size, number) for box in (row.reference_box, row.target_box)
             )
-    badge = f'<span class="badge {_safe(last.status)}">{_safe(verdict)}</span>'
-    told = " · ".join(filter(None, (reason, last.detail, _scores(judged))))
-    where = f'<span class="where">{_safe(ends)} {_safe(told)}</span>'
+    badge = f'<span class="badge {safe(last.status)}">{safe(verdict)}</span>'
+    why = "" if reason == verdict else reason
+    told = " · ".join(filter(None, (why, last.detail, _scores(judged))))
+    where = f'<span class="where">{safe(ends)} {safe(told)}</span>'
     words = _words(shown.description)
     text = (
-        f'<div class="pair" data-verdict="{_safe(verdict)}" data-reason="{_safe(reason)}">'
-        f'<a class="panels" href="#grid-{number}">{panels}</a>'
+        f'<div class="pair" data-verdict="{safe(verdict)}" data-reason="{safe(reason)}">'
+        f'<a class="panels" href="#grid-{number}" aria-label="Enlarge the grid">{panels}</a>'
         f"<div>{badge}{where}{words}{_turns(judged)}</div></div>"
     )
     return text, verdict, reason
@@ -286,7 +289,7 @@ def _panel(box: Box, size: tuple[int, int], number: int) -> str:
 
 def _scores(judged: Judgement | None) -> str:
     scores = (judged and judged.scores) or {}
-    return ", ".join(f"{aspect} {mark}" for aspect, mark in scores.items())
+    return ", ".join(f"{aspect.replace('_', ' ')} {mark}" for aspect, mark in scores.items())
 
 
 def _words(description: Description | None) -> str:
@@ -294,7 +297,7 @@ def _words(description: Description | None) -> str:
     if description is None:
         return ""
     return "".join(
-        f'<p class="words"><b>{arrow} {kind}</b> {_safe(text)}</p>'
+        f'<p class="words"><b>{arrow} {kind}</b> {safe(text)}</p>'
         for words, arrow in ((description.forward, "→"), (description.reverse, "←"))
         if words is not None
         for kind, text in (("caption", words.caption), ("instruction", words.instruction))
@@ -307,7 +310,7 @@ def _turns(judged: Judgement | None) -> str:
         return ""
     model = judged.model or ""
     return (
-        f"<details><summary>{len(judged.turns)} answers of the judge {_safe(model)}</summary>"
+        f"<details><summary>{len(judged.turns)} answers of the judge {safe(model)}</summary>"
         f"{_facts([_turn(turn) for turn in judged.turns])}</details>"
     )
 
@@ -321,7 +324,7 @@ def _turn(turn: Turn) -> tuple[str, str]:
 def _facts(facts: Mapping[str, object] | Sequence[tuple[str, object]]) -> str:
     pairs = facts.items() if isinstance(facts, Mapping) else facts
     lines = (
-        f'<dt>{_safe(name)}</dt><dd dir="auto">{_safe(value)}</dd>'
+        f'<dt>{safe(name)}</dt><dd dir="auto">{safe(value)}</dd>'
         for name, value in pairs
         if value not in (None, "")
     )
@@ -330,12 +333,6 @@ def _facts(facts: Mapping[str, object] | Sequence[tuple[str, object]]) -> str:
 
 def _options(counts: Counter[str]) -> str:
     return "".join(
-        f'<option value="{_safe(name)}">{_safe(name)} ({count:,})</option>'
+        f'<option value="{safe(name)}">{safe(name)} ({count:,})</option>'
         for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     )
-
-
-def _safe(text: object) -> str:
-    """Foreign text within HTML, in an element or a quoted attribute."""
-    shown = "".join(x if x.isprintable() or x == "\n" else "\ufffd" for x in str(text))
-    return html.escape(shown)

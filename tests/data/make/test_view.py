@@ -58,6 +58,8 @@ def test_every_grid_pair_and_word_is_there(tmp_path: Path):
         "rejected before the judge",
     }
     assert {pair["data-reason"] for pair in pairs} >= {"near_copy", "neither_yes_nor_no", ""}
+    assert "no1 → 3 " in found.text  # once
+    assert "1 → 3 no" not in found.text
     boxes = [attributes["style"] for tag, attributes in found.tags if tag == "i"]
     assert len(boxes) == 24
     assert "left: 51.562%; top: 1.562%; width: 46.875%; height: 46.875%" in boxes
@@ -73,6 +75,10 @@ def test_what_a_model_said_cannot_become_markup(tmp_path: Path):
     assert "document.title='owned'" in Elements(evil).text
     assert "<script>document" not in evil
     assert "\u202e" not in evil
+
+
+def test_spaces_of_other_scripts_stay_as_they_are(tmp_path: Path):
+    assert "赤い\u3000狐\u00a0!" in Elements(page(tmp_path, said="赤い\u3000狐\u00a0!")).text
 
 
 def test_the_policy_lets_no_script_run_but_ours(tmp_path: Path):
@@ -101,6 +107,8 @@ def test_every_grid_can_be_shown_large_and_closed_again(tmp_path: Path):
     links = {str(attributes["href"]) for _, attributes in found.tags if "href" in attributes}
     assert links == {"#closed", *(f"#{place}" for place in places)}
     assert len(places) == 2
+    pictures = [names for _, names in found.tags if str(names.get("href")).startswith("#grid-")]
+    assert {names.get("aria-label") for names in pictures} == {"Enlarge the grid"}
 
 
 def test_of_many_grids_a_sample_is_shown(tmp_path: Path):
@@ -142,13 +150,15 @@ def test_a_pair_shows_its_lights_and_the_steps_of_its_task(tmp_path: Path):
     }
     parts.write(PAIRS, 0, [dataclasses.replace(row, **lit) for row in pairs])  # type: ignore[arg-type]
     turn = Turn(step="relight.step_2", sample=0, finish="stop", model="m", answer="Nothing moved.")
-    judged = [dataclasses.replace(row, turns=(turn,)) for row in parts.read(JUDGEMENTS, 0)]
+    answered = {"turns": (turn,), "scores": {"first_light": 9, "second_light": 7}}
+    judged = [dataclasses.replace(row, **answered) for row in parts.read(JUDGEMENTS, 0)]  # type: ignore[arg-type]
     parts.write(JUDGEMENTS, 0, judged)
     grids = [dataclasses.replace(row, route="shared") for row in parts.read(GRIDS, 0)]
     parts.write(GRIDS, 0, grids)
     write_page(parts, tmp_path / "page.html", 10, "foxes")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "1 → 2 left, lamp → night" in Elements(text).text
+    assert "first light 9, second light 7" in Elements(text).text
     assert '<dt>described</dt><dd dir="auto">Nothing moved.' in text
     assert '<dt>route</dt><dd dir="auto">shared' in text
 
