@@ -3,19 +3,23 @@
     python -m benchmarks.speed.load_time [--double 4 --single 8] [--folder DIR]
 
 Random bfloat16 weights of FLUX.1-dev's width (fewer blocks by default), in diffusers layout and as
-Orbax. `read` reads the same files sequentially into memory and forgets them. Files are in the page
-cache for all rows alike, unless --cold drops it before each (needs root).
+Orbax. `read` reads the same files sequentially into memory and forgets them; `fill` writes as many
+bytes into new memory, as loading must in the end. A virtual machine whose host takes back unused
+memory pays more for that than for the rest. Files are in the page cache for all rows alike, unless
+--cold drops it before each (needs root).
 """
 
 import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.results import save
 from benchmarks.speed.convert_full_size import write_random
@@ -23,15 +27,18 @@ from dsd_jax.config import BFLOAT16, Execution
 from dsd_jax.convert.jobs import to_jax
 from dsd_jax.convert.open import open_component
 from dsd_jax.models import abstract, load
+from dsd_jax.weights import READERS, empty
 
 SECTIONS = {
     "": (
         "Loading",
-        "Seconds from a checkpoint to arrays on the device, against reading the same bytes.",
+        """Seconds from a checkpoint to arrays on the device, against reading the same bytes, and
+against writing as many into new memory (fill).""",
     ),
 }
 
 CHUNK = 2**24
+FILLED = 2**26  # bytes of an array; kernels have 18 to 132 MB
 
 
 def read_all(folder: Path) -> int:
@@ -43,6 +50,13 @@ def read_all(folder: Path) -> int:
                 while chunk := file.read(CHUNK):
                     total += len(chunk)
     return total
+
+
+def fill_new(size: int) -> None:
+    """Writes bytes into new arrays, in as many threads as loading."""
+    parts = [empty((FILLED,), np.uint8) for _ in range(size // FILLED)]
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(lambda part: part.fill(1), parts))
 
 
 def load_model(folder: Path, execution: Execution) -> None:
@@ -80,13 +94,14 @@ def main() -> None:
         write_random(torch_folder, arguments.double, arguments.single)
         to_jax(torch_folder, jax_folder)
         for layout, folder in (("safetensors", torch_folder), ("orbax", jax_folder)):
-            size = read_all(folder) / 1e9
+            nbytes = read_all(folder)
+            size = nbytes / 1e9
 
             def timed(run: Callable[[], Any]) -> float:
                 return seconds_of(run, cold=arguments.cold, repeats=arguments.repeats)
 
             base = timed(lambda folder=folder: read_all(folder))
-            cases = {"read": base}
+            cases = {"read": base, "fill": timed(lambda nbytes=nbytes: fill_new(nbytes))}
             for scan in (False, True):
                 execution = Execution(scan_layers=scan)
                 label = "load, scanned" if scan else "load, unrolled"
