@@ -39,7 +39,7 @@ STUDENT, TEACHER = "student", "teacher"
 TASKS = (f"{IDENTITY.name}=6", f"{RELIGHT.name}=2", f"{DEPTH.name}=2")
 IMAGE_SCALE = 2.0  # true guidance: it strengthens the effect of the reference
 TEXT_TOKENS = 16  # T5 tokens: texts about one picture are short, and fewer tokens take less time
-IMAGE_SCALES = {IDENTITY.name: IMAGE_SCALE, RELIGHT.name: 1.0, DEPTH.name: 1.0}
+IMAGE_SCALES = {IDENTITY.name: IMAGE_SCALE, RELIGHT.name: IMAGE_SCALE, DEPTH.name: 1.0}
 """Image guidance by task. At 1, a step takes one pass of the model, not three."""
 Cases = Mapping[str, Sequence[Case]]
 """The cases of each task."""
