@@ -169,7 +169,12 @@ function showHistory() {
       picture(entry.images[0].blob, ""), element("span", {}, entry.prompt),
       entry.images.length > 1 ? element("b", {}, String(entry.images.length)) : "");
     made.ariaCurrent = String(entry === shown);
-    made.onclick = () => { if (request === null) show(entry); };
+    made.onclick = () => {
+      if (request !== null) return;
+      show(entry);
+      byId("stage").focus({ preventScroll: true });
+      byId("stage").scrollIntoView();
+    };
     return made;
   }));
 }

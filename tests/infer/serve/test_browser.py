@@ -138,6 +138,7 @@ def test_from_an_upload_to_images_a_download_and_their_settings_again(
     tab.wait(READY)
     tab.click(".entry")
     tab.wait(DONE)
+    assert 0 < tab.value("document.querySelector('#stage').getBoundingClientRect().top") < 100
     tab.click(".strip label:nth-child(2)")
     tab.click(".buttons button")
     tab.wait("document.querySelector('#seed').value === '6'")
@@ -339,7 +340,7 @@ def test_it_opens_on_the_weights_that_ship(browser):
             line = next(line for line in server.stdout if line.startswith("ready: "))
             tab = opened(browser, line.split()[1])
             assert tab.value("document.querySelector('#i_guidance').disabled")
-            assert tab.value("document.querySelector('.preset').innerText") == "warm left hard"
+            assert tab.value("document.querySelector('.preset').textContent") == "warm left hard"
             choose(tab, "count", 1)
             choose(tab, "steps", 8)
             tab.click(".example")
