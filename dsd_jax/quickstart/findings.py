@@ -179,7 +179,10 @@ def _spread(rows: Sequence, count: int) -> Sequence:
 
 
 def _said(row: Judgement) -> str:
-    """The judge's last words about a pair."""
+    """The judge's marks of a pair, or else its last words about it."""
+    if row.scores:
+        marks = (f"{aspect.replace('_', ' ')} {mark}" for aspect, mark in row.scores.items())
+        return f"the judge's marks, of 10: {', '.join(marks)}"
     return f"the judge: {row.turns[-1].answer if row.turns else row.reason}"
 
 

@@ -26,10 +26,9 @@ METRIC_NAMES = {
 _ABOUT = {
     "identity": (
         "A new scene: the reference shows a subject, and the text asks for it on another "
-        "background and in another place. The middle picture is what the teacher paints from the "
-        "text alone. Same subject: shape, both colours and marking are those of the reference. "
-        "Scene as asked: background and place are those of the text. Scene copied: they are those "
-        "of the reference."
+        "background and in another place. The teacher paints from the text alone. Same subject: "
+        "shape, both colours and marking are those of the reference. Scene as asked: background "
+        "and place are those of the text. Scene copied: they are those of the reference."
     ),
     "relight": (
         "A new light: the text asks for the scene of the reference in another light. Light as "
@@ -61,8 +60,8 @@ def write_report(findings: Findings, path: Path, view: Path | None = None) -> No
         "A teacher painted grids of one subject, a judge kept the pairs that fit, and the teacher "
         "was fine-tuned on those pairs. The result is a customiser: it gets a reference and a "
         "text. Below are its scores on subjects that nothing was trained on, in brackets the 95 % "
-        "interval over cases (bootstrap). A green frame means that a picture is right in "
-        "everything that was asked for."
+        "interval over cases (bootstrap). A green frame marks a picture of the student that is "
+        "right in everything that was asked for."
     )
     for scored in findings.scored:
         _write_task(page, scored)
@@ -105,10 +104,10 @@ def _card(shown: Shown) -> Card:
 
 
 def _example(example: Example) -> Card:
-    before = [] if example.before is None else [Picture(example.before, "before")]
+    teacher = [] if example.before is None else [Picture(example.before, "teacher")]
     pictures = [
         Picture(example.reference, "reference"),
-        *before,
-        Picture(example.after, "after", marked=example.right),
+        *teacher,
+        Picture(example.after, "student", marked=example.right),
     ]
     return Card(pictures, example.text)

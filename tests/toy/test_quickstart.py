@@ -139,7 +139,7 @@ def test_the_student_is_asked_by_every_task_and_the_teacher_by_texts_alone(tmp_p
     folder = written(tmp_path, few())
     rows = read_manifest(folder / "student.jsonl", Settings())
     assert [row.error for row in rows] == [None] * 6
-    assert [row.settings.i_guidance for row in rows] == [IMAGE_SCALE] * 2 + [1.0] * 4
+    assert [row.settings.i_guidance for row in rows] == [IMAGE_SCALE] * 4 + [1.0] * 2
     shown = [open_image(folder / str(row.image)) for row in rows]
     cases = few().make_cases()
     for image, case in zip(shown, itertools.chain(*cases.values()), strict=True):
@@ -254,6 +254,8 @@ def test_a_report_is_one_page_safe_against_markup_and_one_picture(tmp_path: Path
     assert "default-src 'none'" in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png") == 3 + 2 * (3 + 2 + 2)
+    names = [page.count(f"<figcaption>{name}<") for name in ("reference", "teacher", "student")]
+    assert names == [6, 2, 6]
     assert "1.00 (1.00 to 1.00)" in page
     assert "0.25 (0.25 to 0.25)" in page
     with Image.open(tmp_path / "report.png") as image:
@@ -333,8 +335,10 @@ def test_the_smallest_quickstart_goes_the_whole_way(
     assert [line for line in shown.split("$ dsd")[0].splitlines() if len(line) > 80] == []
     assert max(map(len, shown.split("Check the exported weights")[1].splitlines())) <= 80
     assert "/dsd_jax/toy" not in shown  # the commands work on any machine
+    report = (folder / "report.html").read_text()
     for words in ("student, text and reference", "teacher, text alone", "kept"):
-        assert words in (folder / "report.html").read_text()
+        assert words in report
+    assert "the judge&#x27;s marks, of 10: first light 10, second light 10" in report
     assert (folder / "making.html").exists()  # which the report links to
     assert [path.name for path in shared(folder) if b"bluebeard" in path.read_bytes()] == []
     dataset = PairStore.open(folder / "making" / "dataset")
