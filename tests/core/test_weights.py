@@ -106,7 +106,7 @@ def test_layers_are_read_straight_into_their_stack() -> None:
     own = {"single_blocks.1.mlp_in.bias": np.full(128, 7, np.float32)}
     model = abstract_flux(scan_layers=True)
     model = materialise(model, Layered(TensorSource(own), base), stacks=model.stacks)
-    assert_same(per_layer(model), base.source.tensors | own)
+    assert_same(per_layer(model), {**base.source.tensors, **own})
 
 
 def test_cast_to_the_dtype_of_the_model() -> None:
