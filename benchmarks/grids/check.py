@@ -50,6 +50,7 @@ accepted falsely; over all sizes, both are missed.""",
 
 PHOTO_SIDE = 1024  # pixels of the shorter side of a photograph
 SIZES = (64, 128, 256, 512, 768, 1024)
+LARGE = 512
 
 
 def drawn(
@@ -149,6 +150,8 @@ def _source_rows(of_drawings: list[Any], of_photos: list[Any]) -> list[dict[str,
     for name, own in (("drawn", of_drawings), ("photographs", of_photos)):
         rows.append(_judged(name, own))
         rows += [_judged(f"{name}, {s} pixels", [r for r in own if r[0] == s]) for s in SIZES]
+        large = [r for r in own if r[0] >= LARGE]
+        rows.append(_judged(f"{name}, {LARGE} pixels and more", large))
         rows.append(_judged(f"{name}, shared ground", [r for r in own if r[1] == "paper"]))
     return rows
 

@@ -4,9 +4,10 @@ import numpy as np
 
 from dsd_jax.data.make.grid_check import GridCheck
 
-__all__ = ["ENDS", "LEVELS", "Lines"]
+__all__ = ["ENDS", "FINE_BINS", "LEVELS", "Lines"]
 
 BINS = 32  # bins along half a separator, each the mean of its pixels
+FINE_BINS = 64  # the same in full size
 ENDS = 0.05  # part of the side that is left out at both ends of a line and where separators cross
 NEAR = 5  # reduced pixels on each side that a step is compared with
 BROAD = 4  # columns whose mean is compared, for borders of patterns
@@ -17,22 +18,25 @@ LEVELS = 12.0  # of 255, by which one colour may vary in a gutter
 
 
 class Lines:
-    """The support of vertical lines from the top to the bottom of a reduced picture."""
+    """The support of vertical lines from the top to the bottom of a picture.
 
-    def __init__(self, small: np.ndarray, check: GridCheck) -> None:
+    `bins` is the number of parts of each half, in which rows are averaged.
+    """
+
+    def __init__(self, small: np.ndarray, check: GridCheck, bins: int = BINS) -> None:
         height, self.width = small.shape[:2]
         skip = max(1, round(ENDS * height))
         halves = [
-            np.array_split(rows, min(BINS, len(rows)))
+            np.array_split(rows, min(bins, len(rows)))
             for rows in (
                 np.arange(skip, height // 2 - skip),
                 np.arange(height // 2 + skip, height - skip),
             )
         ]
         self._top = len(halves[0])
-        bins = [*halves[0], *halves[1]]
-        self._places = np.array([(rows[0] + rows[-1]) / 2 / height - 0.5 for rows in bins])
-        self._bins = np.stack([small[rows].sum(0) / len(rows) for rows in bins])
+        parts = [*halves[0], *halves[1]]
+        self._places = np.array([(rows[0] + rows[-1]) / 2 / height - 0.5 for rows in parts])
+        self._bins = np.stack([small[rows[0] : rows[-1] + 1].sum(0) / len(rows) for rows in parts])
         clear = _steps(self._bins, 1, check) | _steps(self._bins, BROAD, check)
         # Whole numbers, so that sums are exact.
         self._weights = np.stack([clear * len(OTHERS), _ranks(self._bins)]).astype(np.int32)

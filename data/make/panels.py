@@ -4,9 +4,10 @@ A separator is a straight line from edge to edge across which the picture change
 panels touch, two with one colour between them where there is a gutter. The picture is reduced until
 its longer side has at most 256 pixels. Then, for every line, we measure the part of its length
 along which the step across it stands out from the steps beside it or, where contrast is low, its
-mean rank among these; both panels beside a separator must agree. Panels whose ground has the colour
-of the gutter show no border; there, nothing may cross the middle. The arithmetic is exact up to
-divisions, so every machine finds the same boxes.
+mean rank among these; both panels beside a separator must agree. Where that leaves a doubt, the
+same is measured in full size near the middle. Panels whose ground has the colour of the gutter show
+no border; there, nothing may cross the middle. The arithmetic is exact up to divisions, so every
+machine finds the same boxes.
 """
 
 from typing import NamedTuple
@@ -47,8 +48,16 @@ def find_panels(image: Image.Image, check: GridCheck = GridCheck()) -> Panels:
         return Panels((), "too_small", f"{width}x{height} pixels")
     pixels = np.asarray(image)
     small = _reduced(pixels, factor) / np.float64(factor**2)
-    across = find_separator(small, check, upright=True)
-    down = find_separator(small.transpose(1, 0, 2), check, upright=False)
+    across, down = (
+        find_separator(
+            pixels.transpose(axes),
+            small.transpose(axes),
+            check,
+            factor=factor,
+            upright=axes == (0, 1, 2),
+        )
+        for axes in ((0, 1, 2), (1, 0, 2))
+    )
     if reason := _reason({across.state, down.state}):
         return Panels((), reason, f"vertical: {across.state}, horizontal: {down.state}")
     if across.lean * down.lean == -1:  # patterns may look so, but not by chance in both directions

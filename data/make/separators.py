@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dsd_jax.data.make.grid_check import STEEPEST, WIDEST, GridCheck
-from dsd_jax.data.make.lines import ENDS, LEVELS, Lines
+from dsd_jax.data.make.lines import ENDS, FINE_BINS, LEVELS, Lines
 
 __all__ = ["Separator", "State", "find_separator"]
 
@@ -15,9 +15,11 @@ State = Literal["good", "none", "half", "crooked", "uneven", "wide", "many"]
 
 OFF_MIDDLE = 0.1  # part of the side; a line beyond it is not an uneven separator but another line
 ALIKE = 0.08  # difference of support that does not count
+ROOM = 8  # columns beside those looked at in full size, so that each step has others around it
 LEAN = 2  # columns beside a separator that tell whether it leans
 DOUBT = 0.2  # support that the mean of both halves needs beyond what the lesser half needs
 BLURRED = 0.75  # support of the neighbours of a blurred step, as a part of its own
+CROWDED = 0.1  # share of the columns looked at in full size that no separator fills
 CLEAR = 0.75  # support along one half that cannot be content
 GREY = 40.0  # of 255, by which the channels of a ground that panels share may differ
 CROSSED = 0.01  # share of a column with another colour that is still no content
@@ -56,8 +58,15 @@ class _Found(NamedTuple):
     width: int
 
 
-def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Separator:
-    """The vertical separator of a reduced picture; `upright` unless the picture was transposed."""
+def find_separator(
+    pixels: np.ndarray, small: np.ndarray, check: GridCheck, *, factor: int, upright: bool
+) -> Separator:
+    """The vertical separator of a picture; `upright` unless it was transposed.
+
+    Args:
+        pixels: [height, width, 3] in full size.
+        small: the same, reduced by `factor`.
+    """
     lines = Lines(small, check)
     width = lines.width
     zone = slice(round(OFF_MIDDLE * width), round((1 - OFF_MIDDLE) * width) + 1)
@@ -66,7 +75,8 @@ def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Sep
     tilt = _tilt(supports, straight, check)
     if abs(tilt) > straight:
         return Separator("crooked")
-    support = supports[tilt]
+    coarse = supports[tilt]
+    support = _settled(coarse, tilt, pixels, check, factor)
     touching, gutters = _found(lines, support, zone, check)
     off = {one: abs((one.start + one.stop) / 2 / width - 0.5) for one in [*touching, *gutters]}
     middle = {one: one.support - 2 * off[one] for one in off if off[one] <= OFF_MIDDLE}
@@ -78,16 +88,26 @@ def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Sep
     # makes the panels less even than the border does.
     even = {one for one in gutters if _unevenness(one, width) <= check.max_uneven}
     separator = max(middle, key=lambda one: middle[one] + 2 * ALIKE * (one in even))
+    if separator in touching:  # it may be the clearer border of a gutter
+        whole = [
+            one
+            for one in even
+            if one in middle
+            and one.width <= check.max_gutter * width
+            and (one.start == separator.start or one.stop == separator.stop)
+        ]
+        separator = max(whole, key=lambda one: middle[one], default=separator)
     if separator.width > check.max_gutter * width:
         faint = support[:, separator.start : separator.stop + 1].max() < CLEAR
         ground = _ground(small, lines, check) if faint else None
         return ground or Separator("wide")
-    if _divided(separator, touching, gutters, width, upright=upright):
+    if _divided(separator, gutters, supports[0], upright=upright):
         return Separator("many")
     start, stop = separator.start, separator.stop
-    half = abs((start + stop) / 2 - width / 2)
-    low, high = round(width / 2 - half), round(width / 2 + half)
-    if separator in touching and low < high and lines.uniform(low, high):
+    inner = start if start + stop > width else stop  # the side of it towards the middle
+    low, high = min(inner, width - inner), max(inner, width - inner)
+    blur = 1 if high - low > 2 else 0
+    if separator in touching and low < high and lines.uniform(low + blur, high - blur):
         start, stop = min(start, low), max(stop, high)  # its other border is lost in a ground
     elif separator in touching:  # one of its borders may be lost in a texture
         most = round(check.max_gutter * width)
@@ -96,7 +116,7 @@ def find_separator(small: np.ndarray, check: GridCheck, *, upright: bool) -> Sep
         if longer <= 0.02 * width:  # a true border makes panels no less even
             start, stop = start - before, stop + after
     left, right = _rim(lines, support, check)
-    lean = _lean(support[:, separator.start - LEAN : separator.stop + LEAN + 1])
+    lean = _lean(coarse, separator)
     return Separator("good", start - abs(tilt) / 2, stop + abs(tilt) / 2, left, right, lean)
 
 
@@ -119,6 +139,37 @@ def _tilt(supports: Mapping[int, np.ndarray], straight: int, check: GridCheck) -
     # Halves may see one border each of a gutter, which looks like one tilted line.
     apart = np.max([s[:, near].max(1) for t, s in supports.items() if t in means], 0)
     return tilt if apart.min() >= steep[steepest] else steepest
+
+
+def _settled(
+    coarse: np.ndarray, tilt: int, pixels: np.ndarray, check: GridCheck, factor: int
+) -> np.ndarray:
+    """[2, width + 1]: support, from full size near the middle where the reduced one is in doubt.
+
+    Neighbouring pixels of a photograph are alike in full size, whatever its texture, while those on
+    both sides of a border are not. And an edge within a panel is seldom sharp all along. A half
+    with many such lines shows a pattern, such as the blocks of a compressed picture, and stays in
+    doubt.
+    """
+    width = coarse.shape[1] - 1
+    low, high = (round((0.5 + sign * OFF_MIDDLE) * width) for sign in (-1, 1))
+    if factor == 1 or coarse[:, low : high + 1].min(0).max() >= CLEAR:
+        return coarse
+    room = min(ROOM, low, width - high)
+    strip = pixels[:, (low - room) * factor : (high + room) * factor]
+    lines = Lines(strip, check, FINE_BINS)
+    every = [lines.support(t + tilt * factor) for t in range(-(factor // 2), factor // 2 + 1)]
+    inner = slice(room * factor, (high - low + room) * factor)
+    best = max(every, key=lambda one: float(one[:, inner].mean(0).max()))
+    # A reduced step x has the pixels whose step is nearest to it.
+    start = room * factor - factor // 2
+    fine = best[:, start : start + (high - low + 1) * factor]
+    fine = fine.reshape(2, high - low + 1, factor).max(2)
+    settled = coarse.copy()
+    near = settled[:, low : high + 1]
+    pattern = (fine >= check.min_support).mean(1, keepdims=True) > CROWDED
+    near[:] = np.where((near >= CLEAR) | pattern, near, fine)
+    return settled
 
 
 def _found(
@@ -173,8 +224,24 @@ def _narrowed(run: slice, lesser: np.ndarray, check: GridCheck) -> slice:
     return slice(run.start + low, run.start + high)
 
 
-def _lean(support: np.ndarray) -> int:
-    """1 or -1 if the halves see a blurred separator on opposite sides of its middle, or 0."""
+def _lean(support: np.ndarray, separator: _Found) -> int:
+    """1 or -1 if the halves see a blurred separator on opposite sides of its middle, or 0.
+
+    Both borders of a gutter must lean to one side.
+    """
+    start, stop = separator.start, separator.stop
+    first, last = start - LEAN, stop + LEAN + 1
+    if separator.width > 1:
+        middle = (start + stop) // 2
+        parts = [support[:, first : middle + 1], support[:, middle:last]]
+    else:
+        parts = [support[:, first:last]]
+    leans = {_leans(part) for part in parts}
+    return leans.pop() if len(leans) == 1 else 0
+
+
+def _leans(support: np.ndarray) -> int:
+    """The same of the support around one border."""
     peak = int(support.min(0).argmax())
     difference = support[0] - support[1]
     for sign in (1, -1):
@@ -191,28 +258,30 @@ def _unevenness(one: _Found, width: int) -> float:
 
 
 def _divided(
-    separator: _Found, touching: list[_Found], gutters: list[_Found], width: int, *, upright: bool
+    separator: _Found, gutters: list[_Found], straight: np.ndarray, *, upright: bool
 ) -> bool:
     """Whether the halves are divided again.
 
-    A second gutter shows that. If panels touch, steps at both quarters show it, except horizontal
-    ones, since four views of one scene may have a horizon.
+    A second gutter shows that. If panels touch, `straight` steps at both quarters or both thirds
+    show it, except horizontal ones, since four views of one scene may have a horizon.
     """
     if any(
         one.support >= CLEAR and (one.stop < separator.start or one.start > separator.stop)
         for one in gutters
     ):
         return True
-    places = np.array(
-        [(one.start + one.stop) / 2 / width for one in touching if one.support >= CLEAR]
+    places = np.flatnonzero(straight.min(0) >= CLEAR) / (straight.shape[1] - 1)
+    return upright and any(
+        all((np.abs(places - at) <= 0.02).any() for at in pair)
+        for pair in ((1 / 4, 3 / 4), (1 / 3, 2 / 3))
     )
-    return upright and all((np.abs(places - at) <= 0.02).any() for at in (0.25, 0.75))
 
 
 def _rim(lines: Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]:
     """Inner borders of a rim of one colour around the grid; the picture's own if there is none.
 
-    A rim that only one side shows is as wide on the other, if it has one colour there.
+    A rim that only one side shows is as wide on the other, if it has one colour there; else it is
+    the ground of a panel.
     """
     width, seen = lines.width, support.max(0)
     widest = range(1, round(RIM * width) + 1)
@@ -224,10 +293,12 @@ def _rim(lines: Lines, support: np.ndarray, check: GridCheck) -> tuple[int, int]
     ]
     left = max(lefts, default=0, key=lambda x: seen[x])
     right = max(rights, default=0, key=lambda x: seen[width - x])
-    if right and not left and lines.uniform(0, right):
-        left = right
-    elif left and not right and lines.uniform(width - left, width):
+    if right and not left:
+        left = right if lines.uniform(0, right) else 0
         right = left
+    elif left and not right:
+        right = left if lines.uniform(width - left, width) else 0
+        left = right
     return left, width - right
 
 
@@ -251,7 +322,8 @@ def _ground(small: np.ndarray, lines: Lines, check: GridCheck) -> Separator | No
     seen = [
         own
         for own, border in zip(widths, (middle - widths[0], middle + widths[1]), strict=True)
-        if own <= check.max_gutter / 2 * width and support[:, border].max() >= check.min_support
+        if own <= check.max_gutter / 2 * width
+        and support[:, max(0, border - 1) : border + 2].max() >= check.min_support  # it is blurred
     ]
     if widths.count(0) > seen.count(0) or not any(widths):
         return None

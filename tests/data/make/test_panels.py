@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.grids.check import drawn, fits, named_rightly
 from benchmarks.grids.scenes import FAULTS, GOOD
@@ -40,6 +40,13 @@ def cells(
     columns: list[tuple[int, int]], rows: list[tuple[int, int]]
 ) -> list[tuple[int, int, int, int]]:
     return [(a, c, b, d) for (c, d), (a, b) in itertools.product(rows, columns)]
+
+
+def spots(seed: int, side: int, grain: int) -> Image.Image:
+    """A square of strong texture in spots of `grain` pixels."""
+    cells = np.random.default_rng(seed).normal(120, 40, (side // grain, side // grain, 3))
+    image = Image.fromarray(cells.clip(0, 255).astype(np.uint8))
+    return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def test_drawn_grids():
@@ -154,6 +161,25 @@ class TestGood:
         for box, true in zip(found.boxes, cells(sides, sides), strict=True):
             assert max(np.abs(np.subtract(box, true))) <= 2
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_busy_panels_that_touch(self, seed):
+        """Spots near the size of a reduced pixel hide the border there, but not in full size."""
+        image, sides = Image.new("RGB", (1024, 1024)), [(0, 512), (512, 1024)]
+        for number, box in enumerate(itertools.product((0, 512), repeat=2)):
+            image.paste(spots(4 * seed + number, 512, 6), box)
+        found = find_panels(image.filter(ImageFilter.GaussianBlur(0.6)))
+        for box, true in zip(found.boxes, cells(sides, sides), strict=True):
+            assert max(np.abs(np.subtract(box, true))) <= 12
+
+    def test_a_ground_below_both_lower_panels_is_no_rim(self):
+        """The upper panels reach the edge of the picture, so the white below is the panels' own."""
+        image = grid(256, 256, cells([(0, 123), (133, 256)], [(0, 123)]))
+        for x in (5, 138):
+            image.paste("#b03020", (x, 150, x + 113, 242))
+        boxes = find_panels(image).boxes
+        assert boxes[0][1] <= 2
+        assert boxes[2][3] >= 254
+
     def test_each_half_sees_another_border_of_the_gutter(self):
         """Two panels have the ground of the gutter, diagonally; no line is tilted."""
         image = grid(128, 128, cells([(0, 62), (66, 128)], [(0, 62), (66, 128)]))
@@ -239,6 +265,22 @@ class TestFaults:
                 tile = grid(own, own, [(0, 0, own, own)], COLOURS[number % 4])
                 image.paste(tile.point([(v + 37 * number) % 200 for v in range(256)] * 3), box[:2])
             assert self.reason(image) in reasons
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_six_panels_that_touch(self, seed):
+        """A slanted line near the middle of two of them does not make four of six."""
+        image, borders = Image.new("RGB", (512, 512)), [0, 170, 341, 512]
+        for number, (column, row) in enumerate(itertools.product(range(3), range(2))):
+            size = borders[column + 1] - borders[column], 256
+            panel = spots(6 * seed + number, 256, 24).crop((0, 0, *size))
+            image.paste(panel, (borders[column], 256 * row))
+        ImageDraw.Draw(image).line((250, 0, 258, 512), fill="#e0e0e0", width=3)
+        assert self.reason(image) == "too_many"
+
+    @pytest.mark.parametrize("grain", [8, 12, 16])
+    def test_spots_in_rows_are_no_borders(self, grain):
+        """Their lines are straight and sharp, but there are many, as between blocks of a JPEG."""
+        assert self.reason(spots(5, 1024, grain)) in {"no_separator", "merged", "uneven"}
 
     def test_one_blank_panel_is_named(self):
         boxes = cells([(0, 64), (64, 128)], [(0, 64), (64, 128)])
