@@ -165,8 +165,8 @@ class TestGood:
     def test_busy_panels_that_touch(self, seed):
         """Spots near the size of a reduced pixel hide the border there, but not in full size."""
         image, sides = Image.new("RGB", (1024, 1024)), [(0, 512), (512, 1024)]
-        for number, box in enumerate(itertools.product((0, 512), repeat=2)):
-            image.paste(spots(4 * seed + number, 512, 6), box)
+        for number, (x, y) in enumerate(itertools.product((0, 512), repeat=2)):
+            image.paste(spots(4 * seed + number, 512, 6), (x, y))
         found = find_panels(image.filter(ImageFilter.GaussianBlur(0.6)))
         for box, true in zip(found.boxes, cells(sides, sides), strict=True):
             assert max(np.abs(np.subtract(box, true))) <= 12
