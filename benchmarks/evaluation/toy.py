@@ -42,15 +42,14 @@ the right scene with another subject. The truth is what the pixel judge measures
 share of images whose subject and scene are right. CP·PF is the product of means. *Lowest of three*
 is the mean, over images, of the lowest of `split`'s identity, novelty and prompt. DINO is
 `dino@toy-vit`, the similarity to the reference. All from 0 to 1, with 95 % bootstrap intervals over
-subjects. The rows are of the toy world of before 2026-11-30, without its lights.""",
+subjects.""",
     ),
     "metrics": (
         "Metrics beside the exact truth",
         """Spearman's rank correlation of every metric with the truth, with 95 % bootstrap intervals
 over subjects. *Identity*, *prompt* and *copied* are over the images of all five methods; *identity,
 students* is over those of the two students alone, which all follow the prompt, so nothing but the
-subject can be wrong. With so few of them wrong, a correlation of 0.43 would be perfect. The rows
-are of the toy world of before 2026-11-30, without its lights.""",
+subject can be wrong. With so few of them wrong, a correlation of about 0.2 would be perfect.""",
     ),
 }
 WEAK = "student, unguided"
