@@ -322,6 +322,7 @@ class Weights:
             self._hashing_error = error
 
     def close(self) -> None:
+        self._reach(sys.maxsize)  # nothing more is read, and hashing would wait for ever
         for shard in self._shards:
             shard.close()
 

@@ -113,6 +113,19 @@ def test_hashing_stays_near_what_is_read(tmp_path: Path, monkeypatch: pytest.Mon
         assert set(weights.fingerprint().files) == {file.name for file in files[:-1]}
 
 
+def test_hashing_ends_when_the_files_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(io, "_HASHED", 10)
+    monkeypatch.setattr(io, "_AHEAD", 0)
+    tensors = random_tensors()
+    write_weights(tmp_path, specs_of(tensors), tensors.items())
+    with open_weights(tmp_path, fingerprint=True):
+        (thread,) = [each for each in threading.enumerate() if each.name == "sha256"]
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
