@@ -131,6 +131,8 @@ def _content(panel: np.ndarray) -> float:
     background = sums.mean((0, 1))
     for curve in (y, x, y * x, *curves):  # orthogonal to each other
         wave = curve + np.zeros_like(sums[..., :1])
-        background = background + wave * ((sums * wave).sum((0, 1)) / (wave**2).sum())
+        # A panel of few pixels has no room for some of them.
+        norm = max((wave**2).sum(), 1)
+        background = background + wave * ((sums * wave).sum((0, 1)) / norm)
     away = np.abs(sums - background).max(2) / factor**2
     return float((away > FLAT).mean())
