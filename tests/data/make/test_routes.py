@@ -411,14 +411,21 @@ def test_a_making_of_the_toy_world_in_all_its_lights_keeps_every_pair(tmp_path: 
     own = origins(made.parts)["relight by grid"]
     assert own.pairs == own.filtered == own.judged == own.described >= 12
     assert len(made.store) == 2 * own.pairs
-    seen = set()
+    seen, orders, lights = set(), 0, load_lights(vocabulary)
     for record in made.store:
-        way = record.provenance["words"]["way"]
-        light = "target_light" if way == "forward" else "reference_light"
-        told = load_lights(vocabulary).light(record.provenance["pair"][light]).description
-        for text in (record.caption, record.instruction):
-            assert parse_light(text or "") == (None if told == USUAL else parse_light(told))
+        ends = ["reference_light", "target_light"]
+        if record.provenance["words"]["way"] != "forward":
+            ends.reverse()
+        before, after = (lights.light(record.provenance["pair"][end]) for end in ends)
+        told = after.description
+        said = None if told == USUAL else parse_light(told)
+        assert parse_light(record.caption or "") == said
+        if record.instruction == after.instruction(before):
+            orders += 1
+        else:
+            assert parse_light(record.instruction or "") == said
         seen.add(told)
+    assert 0 < orders < len(made.store)
     assert USUAL in seen
 
 
