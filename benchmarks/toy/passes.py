@@ -8,7 +8,7 @@ true guidance from the third step on. `passes` counts passes of the whole transf
 a step of a mask that runs the first block alone counts as the share of the blocks that it runs.
 `latent error` is the distance of the final latents, both frames, from those of the first row.
 Masks are searched on cases that are not scored. `--distilled` and `--few_steps` are exports of runs
-that distil the student, on the quickstart's pairs of the one task that is guided:
+that distil the student, on the quickstart's pairs of the task that is scored here:
 
     dsd train distill --base_path toy --lora_path dsd_jax/toy/lora --output_dir RUN
         --data QUICKSTART/making/dataset --tasks identity=1 --height 32 --width 64
@@ -53,10 +53,10 @@ SECTIONS = {
         """The student that ships, with true guidance except where it is distilled or not guided.
 *Passes* of the whole transformer for an image, seconds for an image on this processor, which had
 other work, too, distance of the final latents from those of the first row, and scores with 95 %
-bootstrap intervals over cases.
-A *mask* was searched on other cases. *Distilled*: one pass makes what guidance makes of three. The
-toy's pictures are so small that a few plain steps do for them, too: the error of the latents tells
-the choices apart, their scores hardly do. The plot: [toy_passes.png](toy_passes.png).""",
+bootstrap intervals over cases. A *mask* was searched on other cases. *Distilled*: one pass makes
+what guidance makes of three. The toy's pictures are so small that a few plain steps do for them,
+too: the error of the latents tells the choices apart, their scores hardly do. The plot:
+[toy_passes.png](toy_passes.png).""",
     ),
 }
 
