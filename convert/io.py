@@ -13,7 +13,6 @@ import math
 import os
 import re
 import struct
-import sys
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -60,10 +59,6 @@ _MAX_NAME = 1_000
 _MAX_FILE_NAME = 255  # bytes, the limit of file systems
 _MAX_AXES = 8
 _INDEX = Limits(size=50_000_000, depth=8)
-_HASHED = 1 << 20  # bytes that are hashed at once
-# Hashing stays within an eighth of the memory of what is read, so that the pages that one of them
-# has read from the disk are still there for the other.
-_AHEAD = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
 _MAX_TRANSFER = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
 _STEMS = ("diffusion_pytorch_model", "model")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
@@ -262,17 +257,11 @@ class Weights:
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         self._home: dict[str, SafetensorsFile] = {}
-        self._end: dict[str, int] = {}  # of each tensor, counted over all files
-        before = 0
         for shard in self._shards:
             for name in sorted(shard.tensors, key=lambda name: shard.tensors[name].offset):
                 self._home[name] = shard
-                info = self.tensors[name] = shard.tensors[name]
-                self._end[name] = before + info.offset + info.nbytes
+                self.tensors[name] = shard.tensors[name]
             self.metadata |= shard.metadata
-            before += shard.path.stat().st_size
-        self._moved = threading.Condition()
-        self._reached = 0  # how far the files are read
         self._hashing: threading.Thread | None = None
         self._digests: dict[str, str] = {}
         self._hashing_error: OSError | None = None
@@ -281,19 +270,11 @@ class Weights:
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """The tensor, or the given range of its leading axis, as a fresh array."""
-        self._reach(self._end[name])
         return self._home[name].read(name, rows)
-
-    def _reach(self, position: int) -> None:
-        if position > self._reached:
-            with self._moved:
-                self._reached = max(position, self._reached)
-                self._moved.notify_all()
 
     def fingerprint(self) -> Fingerprint:
         """SHA-256 of every file; waits for the background thread that computes it."""
         thread = self._hashing or self._start_hashing()
-        self._reach(sys.maxsize)  # somebody waits
         thread.join()
         if self._hashing_error is not None:
             raise self._hashing_error
@@ -306,23 +287,14 @@ class Weights:
         return self._hashing
 
     def _hash(self) -> None:
-        done = 0
         try:
             for path in self.files:
-                digest = hashlib.sha256()
-                with path.open("rb", buffering=0) as file:
-                    while part := file.read(_HASHED):
-                        digest.update(part)
-                        done += len(part)
-                        with self._moved:
-                            while self._reached < done - _AHEAD:
-                                self._moved.wait()
-                self._digests[path.name] = digest.hexdigest()
+                with path.open("rb") as file:
+                    self._digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             self._hashing_error = error
 
     def close(self) -> None:
-        self._reach(sys.maxsize)  # nothing more is read, and hashing would wait for ever
         for shard in self._shards:
             shard.close()
 

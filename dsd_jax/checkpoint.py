@@ -218,7 +218,7 @@ class OrbaxSource:
         info = {".".join(str(key.key) for key in keys): leaf for keys, leaf in leaves}
         self.shapes: dict[str, Shape] = {p: tuple(i.shape) for p, i in info.items()}
         self.dtypes = {path: np.dtype(leaf.dtype) for path, leaf in info.items()}
-        self._open: dict[str, ts.TensorStore] = {}
+        self._last: tuple[str, ts.TensorStore] | None = None
         if digests is not None and (odd := sorted(digests.keys() ^ self.shapes.keys())):
             raise UserError(
                 f"{self.path} is damaged: it and its digests do not name the same parameters, such "
@@ -239,12 +239,15 @@ class OrbaxSource:
         return whole[index]
 
     def _read(self, path: str, index: Index) -> np.ndarray:
-        if path not in self._open:
+        last = self._last
+        if last is None or last[0] != path:
             base = str(self.path / _ITEM)
             store = base if "://" in base else f"file://{base}"
             spec = {
                 "driver": "zarr3",
                 "kvstore": {"driver": "ocdbt", "base": f"{store}/", "path": f"{path}/"},
             }
-            self._open[path] = ts.open(spec, open=True, read=True).result()
-        return self._open[path][index].read().result()
+            # Slices of one parameter follow each other. Stores of all of them, kept open, would lie
+            # between the freed tensors and keep their memory from the system: 2 GB for FLUX.
+            last = self._last = path, ts.open(spec, open=True, read=True).result()
+        return last[1][index].read().result()

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from dsd_jax.convert import io, writer
+from dsd_jax.convert import writer
 from dsd_jax.convert.io import SafetensorsFile, open_weights
 from dsd_jax.convert.writer import write_weights
 from dsd_jax.errors import UserError
@@ -94,36 +93,6 @@ def test_fingerprint_is_sha256_of_each_file(tmp_path: Path) -> None:
     (tmp_path / files[0].name).write_bytes(files[0].read_bytes()[:-1] + b"\x07")
     with open_weights(tmp_path) as weights:
         assert weights.fingerprint().combined != fingerprint.combined
-
-
-def test_hashing_stays_near_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Far ahead, it would read from the disk what has to be read again."""
-    monkeypatch.setattr(io, "_HASHED", 10)
-    monkeypatch.setattr(io, "_AHEAD", 0)
-    tensors = random_tensors()
-    files = write_weights(tmp_path, specs_of(tensors), tensors.items(), max_shard_bytes=150)
-    with open_weights(tmp_path, fingerprint=True) as weights:
-        (thread,) = [each for each in threading.enumerate() if each.name == "sha256"]
-        thread.join(0.2)
-        assert thread.is_alive()
-        for name in weights.tensors:
-            weights.read(name)
-        thread.join(10)
-        assert not thread.is_alive()
-        assert set(weights.fingerprint().files) == {file.name for file in files[:-1]}
-
-
-def test_hashing_ends_when_the_files_are_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(io, "_HASHED", 10)
-    monkeypatch.setattr(io, "_AHEAD", 0)
-    tensors = random_tensors()
-    write_weights(tmp_path, specs_of(tensors), tensors.items())
-    with open_weights(tmp_path, fingerprint=True):
-        (thread,) = [each for each in threading.enumerate() if each.name == "sha256"]
-    thread.join(10)
-    assert not thread.is_alive()
 
 
 def _truncate(path: Path) -> None:
