@@ -48,8 +48,7 @@ one scene and asked for in another. *Identity*: shape, both colours and marking 
 reference were kept. Means with 95 % bootstrap intervals over cases. The teacher gets the text
 alone, which does not name the subject. *Not curated*: the same budget on every pair that was put
 before the judge. Goals: identity and prompt 0.80 after the quickstart, 0.95 after the longer run
-(285 of 300), with at most 0.02 copied; subjects seen and held out within 0.05. The rows
-are of the toy world of before 2026-11-30, without its lights.""",
+(285 of 300), with at most 0.02 copied; subjects seen and held out within 0.05.""",
     ),
     "guidance": (
         "True guidance on the toy world",
