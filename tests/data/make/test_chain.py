@@ -39,10 +39,8 @@ dtype = "float32"
 [pairs]
 max_similarity = 1.0
 
-[pairs.check] # noise of random weights is no grid
-min_support = 0.0
-min_step = 0.0
-min_contrast = 0.0
+[pairs.check] # noise of random weights is hardly a grid
+min_support = 0.1
 max_uneven = 1.0
 min_panel = 8
 

@@ -35,10 +35,19 @@ SHOWN = "document.querySelector('#stage').innerText"
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     assert PROGRAM is not None
     with Browser(PROGRAM, tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+@pytest.fixture
+def browser(program: Browser) -> Iterator[Browser]:
+    """The browser of all tests, without tabs and complaints of the test before."""
+    program.requests.clear()
+    program.problems.clear()
+    yield program
+    program.close_tabs()
 
 
 @contextlib.contextmanager
@@ -64,8 +73,6 @@ def address(runner) -> Iterator[str]:
 
 
 def opened(browser: Browser, address: str, width: int = 1280) -> Tab:
-    browser.requests.clear()
-    browser.problems.clear()
     tab = browser.tab(address, width)
     tab.wait(READY)
     return tab
@@ -314,7 +321,6 @@ def test_a_server_that_ends_is_told(browser, runner):
     tab.click("#run")
     tab.wait(f"{SHOWN}.includes('The server does not answer. Is it still running?')")
     tab.wait("document.querySelector('#state').innerText === 'not reachable'")
-    tab.call("Page.navigate", url="about:blank")  # it would go on asking
 
 
 def test_pictures_of_other_kinds_are_uploaded_too(browser, engine, address, tmp_path):
