@@ -25,9 +25,7 @@ SECTIONS = {
     "tpu": (
         "The paper's recipe on slices of TPUs",
         """`dsd plan` for rank 512 and batch 160: memory in GiB per chip, with VAE and text
-encoders beside the step. Rows by `compiler` are its own account. The row of v5e:8x8 is of before
-2026-11-29; now the preset also keeps the outputs of attention, as that of v6e:8x8 does, with 2.1
-GiB more of activations.""",
+encoders beside the step. Rows by `compiler` are its own account.""",
     ),
     "gpu": (
         "The paper's recipe on hosts of GPUs",

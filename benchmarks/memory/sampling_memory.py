@@ -36,8 +36,7 @@ SECTIONS = {
     "": (
         "The sampling step on TPU slices",
         """FLUX.1-dev, two frames of 512 x 512, compiled by the TPU compiler on a machine without
-a TPU; memory per chip. Rows of before 2026-11-29 hold the weights of the modulations too, which
-sampling now drops before its first step.""",
+a TPU; memory per chip. The weights of the modulations are dropped before the first step.""",
     ),
 }
 

@@ -110,13 +110,16 @@ blocks = {{kind: block_cycles(kind, {chip!r}, 1) for kind in ("double", "single"
 cycles = {{kind: sum(each.parts.values()) for kind, each in blocks.items()}}
 print(json.dumps(cycles | {{"attention": kernel_cycles({chip!r}, 2560)["fwd"]}}))
 """
+    # The compiler for TPUs knows none of the flags that tests give to that for CPUs.
+    others = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     ran = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=others | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
     for kind, most in KNOWN[chip].items():
         assert found[kind] < 1.03e6 * most

@@ -286,8 +286,8 @@ def test_the_compiler_for_gpus_says_what_a_step_needs(kind, job):
     """Needs the compiler, not a GPU: `pip install 'dsd-jax[plan-gpu]'`."""
     if not topology.gpu_compiler():
         pytest.skip(advice("plan-gpu"))
-    for chips in (1, 8):
-        config = tiny_config(mesh=MeshConfig(data=1, fsdp=chips))
+    for chips in (1, 8):  # of a size that shows in hundredths of a GiB
+        config = tiny_config(height=512, width=1024, mesh=MeshConfig(data=1, fsdp=chips))
         plan = make_plan(Question(Topology(kind, (chips,)), config, job), TINY)
         assert plan.source == "compiler"
         assert plan.fits
