@@ -218,7 +218,7 @@ class OrbaxSource:
         info = {".".join(str(key.key) for key in keys): leaf for keys, leaf in leaves}
         self.shapes: dict[str, Shape] = {p: tuple(i.shape) for p, i in info.items()}
         self.dtypes = {path: np.dtype(leaf.dtype) for path, leaf in info.items()}
-        self._last: tuple[str, ts.TensorStore] | None = None
+        self._open: dict[str, ts.TensorStore] = {}
         if digests is not None and (odd := sorted(digests.keys() ^ self.shapes.keys())):
             raise UserError(
                 f"{self.path} is damaged: it and its digests do not name the same parameters, such "
@@ -239,15 +239,18 @@ class OrbaxSource:
         return whole[index]
 
     def _read(self, path: str, index: Index) -> np.ndarray:
-        last = self._last
-        if last is None or last[0] != path:
+        store = self._open.pop(path, None)
+        if store is None:
             base = str(self.path / _ITEM)
-            store = base if "://" in base else f"file://{base}"
+            root = base if "://" in base else f"file://{base}"
             spec = {
                 "driver": "zarr3",
-                "kvstore": {"driver": "ocdbt", "base": f"{store}/", "path": f"{path}/"},
+                "kvstore": {"driver": "ocdbt", "base": f"{root}/", "path": f"{path}/"},
             }
-            # Slices of one parameter follow each other. Stores of all of them, kept open, would lie
-            # between the freed tensors and keep their memory from the system: 2 GB for FLUX.
-            last = self._last = path, ts.open(spec, open=True, read=True).result()
-        return last[1][index].read().result()
+            store = ts.open(spec, open=True, read=True).result()
+        part = store[index]
+        # A store serves the next slice. Once all of a parameter is read it is dropped: kept stores
+        # lie between freed tensors and withhold their memory from the system, 2 GB for FLUX.
+        if part.shape != store.shape:
+            self._open[path] = store
+        return part.read().result()
